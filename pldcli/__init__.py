@@ -1,0 +1,5 @@
+"""Pre-train BERT-style encoders with Progressive Layer Dropping."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,57 @@
+"""`pld doctor`: what this machine offers for training, what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pldcli.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from pldcli.engine.doctor import Check
+
+__all__ = ["doctor"]
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def doctor(
+    path: Annotated[Path, typer.Option("--path", metavar="DIR", help="Where data and runs are to lie.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Check Python, torch, devices, precision, compilation, threads and the disk, and say how to mend what is wrong."""
+    from rich.console import Console
+
+    from pldcli.engine import doctor as engine
+
+    if not path.is_dir():
+        raise UsageError("is no directory", where=f"--path {path}")
+    found = []
+    with Console(stderr=True).status("") as status:
+        for name, check in engine.checks(path.absolute()):
+            status.update(f"checking {name} ...")
+            found.append(check())
+    failed = [check.name for check in found if check.status == "fail"]
+    if as_json:
+        typer.echo(json.dumps({"ok": not failed, "checks": [asdict(check) for check in found]}, indent=2))
+    else:
+        _print(found)
+    if failed:
+        raise DeviceError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+
+
+def _print(found: list[Check]) -> None:
+    from rich.markup import escape
+
+    from pldcli.commands.screen import screen, table
+
+    rows = []
+    for check in found:
+        colour = _COLOURS[check.status]
+        hint = f"\n[{colour}]→ {escape(check.hint)}[/]" if check.hint else ""
+        rows.append((f"[{colour}]{check.status}[/]", check.name, escape(check.detail) + hint))
+    screen().print(table(("", "check", "found"), rows, fold=("found",)))

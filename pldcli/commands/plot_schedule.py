@@ -1,0 +1,168 @@
+"""`pld plot-schedule`: what a schedule does over a run, before any of it is run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pldcli import presets
+from pldcli.commands.config import Overrides, complete_preset
+from pldcli.errors import UsageError
+from pldcli.plotting import NamedSchedule, block_chart, check_picture_path, evenly_spaced, plot_schedules, sparkline
+
+__all__ = ["plot_schedule"]
+
+DEFAULT_POINTS = {"json": 401, "csv": 401, "table": 21}
+"""Steps listed per schedule when `--points` does not say."""
+
+
+def plot_schedule(
+    overrides: Overrides = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option("--preset", help="Preset to draw; several overlay. bert-base-pld by default.", autocompletion=complete_preset),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Picture to write, .png or .svg; schedule.png by default.")
+    ] = None,
+    output: Annotated[
+        Literal["picture", "table", "json", "csv"],
+        typer.Option("--format", help="The last three print numbers, and draw only where --out says."),
+    ] = "picture",
+    points: Annotated[
+        int | None, typer.Option("--points", metavar="N", help="Steps listed, evenly chosen with the first and the last.")
+    ] = None,
+) -> None:
+    """Draw theta, keep probabilities, expected kept blocks and the saving of a schedule."""
+    if out is not None:
+        check_picture_path(out)
+    if points is not None and points < 2:
+        raise UsageError(f"must be at least 2 (the first and the last step), not {points}", where="--points")
+    schedules = [_named(name, overrides or []) for name in preset or ["bert-base-pld"]]
+    if output == "picture":
+        _print_picture(schedules)
+    else:
+        {"json": _print_json, "csv": _print_csv, "table": _print_table}[output](schedules, points or DEFAULT_POINTS[output])
+    if out is not None or output == "picture":
+        picture = out or Path("schedule.png")
+        plot_schedules(schedules, picture)
+        typer.echo(f"picture written to {picture}", err=output != "picture")
+
+
+def _named(preset: str, overrides: list[str]) -> NamedSchedule:
+    config = presets.resolve(preset, overrides).config
+    return NamedSchedule(preset, config.pld_schedule, config.flops)
+
+
+def _summary(named: NamedSchedule) -> dict[str, Any]:
+    """Describe a schedule in a few numbers; fractions are averages over the run."""
+    schedule = named.schedule
+    kept = schedule.mean_kept_fraction
+    return {
+        "preset": named.name,
+        "total_steps": schedule.total_steps,
+        "num_blocks": schedule.num_blocks,
+        "mean_kept_fraction": kept,
+        "block_flops_saved": 1.0 - kept,
+        "total_flops_saved": named.flops.total_saved(kept),
+        "step_half_on": schedule.first_step_dropping(0.5),
+        "step_99_on": schedule.first_step_dropping(0.99),
+    }
+
+
+def _rows(named: NamedSchedule, points: int) -> list[dict[str, Any]]:
+    schedule = named.schedule
+    return [
+        {
+            "step": step,
+            "theta": schedule.theta(step),
+            "keep_probs": list(schedule.keep_probs(step)),
+            "expected_kept_blocks": schedule.expected_kept_blocks(step),
+        }
+        for step in evenly_spaced(schedule.total_steps, points)
+    ]
+
+
+def _print_json(schedules: list[NamedSchedule], points: int) -> None:
+    typer.echo(json.dumps({"schedules": [{**_summary(named), "steps": _rows(named, points)} for named in schedules]}))
+
+
+def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
+    """Print one row per step, a column per block; the columns of blocks that a schedule does not have are empty."""
+    deepest = max(named.schedule.num_blocks for named in schedules)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["preset", "step", "theta", "expected_kept_blocks", *(f"keep_prob_{block + 1}" for block in range(deepest))])
+    for named in schedules:
+        for row in _rows(named, points):
+            missing = [""] * (deepest - named.schedule.num_blocks)
+            writer.writerow([named.name, row["step"], row["theta"], row["expected_kept_blocks"], *row["keep_probs"], *missing])
+
+
+def _print_table(schedules: list[NamedSchedule], points: int) -> None:
+    from pldcli.commands.screen import screen, table
+
+    console = screen()
+    headings = ("step", "theta", "keep prob., first block", "last block", "blocks run", "saved so far")
+    for named in schedules:
+        rows = [
+            (
+                f"{row['step']:,}",
+                f"{row['theta']:.4f}",
+                f"{row['keep_probs'][0]:.4f}",
+                f"{row['keep_probs'][-1]:.4f}",
+                f"{row['expected_kept_blocks']:.2f}",
+                f"{named.saved_until(row['step'] + 1):.1%}",
+            )
+            for row in _rows(named, points)
+        ]
+        console.print("\n".join(_sentences(named)), markup=False)
+        console.print(table(headings, rows, right=headings))
+        console.print()
+
+
+def _print_picture(schedules: list[NamedSchedule]) -> None:
+    """Draw in the terminal: two charts for one schedule, a row each for several."""
+    from pldcli.commands.screen import PICTURE_COLUMNS, screen
+
+    width = min(screen().width, PICTURE_COLUMNS)
+    for named in schedules:
+        schedule = named.schedule
+        steps = evenly_spaced(schedule.total_steps, 2 * width)
+        theta = [schedule.theta(step) for step in steps]
+        kept = [schedule.expected_kept_blocks(step) for step in steps]
+        for sentence in _sentences(named):
+            typer.echo(sentence)
+        if len(schedules) > 1:
+            space = width - len("  blocks run  ")
+            typer.echo("  theta       " + sparkline(theta, low=0, high=1, width=space))
+            typer.echo("  blocks run  " + sparkline(kept, low=0, high=schedule.num_blocks, width=space) + "\n")
+            continue
+        ends = {"left": "step 0", "right": f"{schedule.total_steps - 1:,}"}
+        for line in block_chart(theta, low=0, high=1, height=6, width=width, title="\ntheta", **ends):
+            typer.echo(line)
+        for line in block_chart(kept, low=0, high=schedule.num_blocks, height=6, width=width, title="\nexpected blocks that run", **ends):
+            typer.echo(line)
+        typer.echo()
+
+
+def _sentences(named: NamedSchedule) -> list[str]:
+    """Say what the pictures show, in lines of less than 80 columns."""
+    summary, schedule = _summary(named), named.schedule
+    blocks = summary["num_blocks"]
+    times = [
+        f"{label} at step {step:,} ({step / schedule.total_steps:.2%})"
+        for label, step in (("half on", summary["step_half_on"]), ("99 % on", summary["step_99_on"]))
+        if step is not None
+    ]
+    return [
+        f"{named.name}: {summary['total_steps']:,} steps, {blocks} blocks, theta {schedule.theta(0):g} to "
+        f"{schedule.theta(schedule.total_steps - 1):.4g}",
+        *([f"  dropping is {', '.join(times)}"] if times else []),
+        f"  {summary['mean_kept_fraction'] * blocks:.2f} of {blocks} blocks run on average, which saves "
+        f"{summary['total_flops_saved']:.1%} of all FLOPs",
+    ]

@@ -1,0 +1,101 @@
+"""`pld prepare-data`: from raw text to a prepared directory."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pldcli.data.prepare import Prepared
+
+__all__ = ["DocumentPer", "ModelType", "prepare_data"]
+
+
+class DocumentPer(StrEnum):
+    """What ends a document in a text file."""
+
+    BLANK_LINE = "blank-line"
+    LINE = "line"
+    FILE = "file"
+
+
+class ModelType(StrEnum):
+    """What tokenizer to train."""
+
+    BPE = "bpe"
+    UNIGRAM = "unigram"
+
+
+def prepare_data(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CORPUS...", help="Text or JSON-lines files, plain, .gz or .zst, or directories of them.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("data"),
+    document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = DocumentPer.BLANK_LINE,
+    text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.")] = "text",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Use this vocab.txt, tokenizer.json or SentencePiece .model instead of training.", show_default="train one"),
+    ] = None,
+    model_type: Annotated[ModelType, typer.Option(help="What tokenizer to train.")] = ModelType.BPE,
+    cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
+    vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary to train.")] = 30528,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode.", show_default="one per processor")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not UTF-8, instead of replacing it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
+) -> None:
+    """Turn raw text into token ids, with a tokenizer trained on it.
+
+    Example: pld prepare-data corpus.txt --out data --vocab-size 8192
+    """
+    from pldcli.data.prepare import prepare
+
+    prepared = prepare(
+        inputs,
+        out,
+        document_per=document_per.value,
+        text_field=text_field,
+        tokenizer=tokenizer,
+        model_type=model_type.value,
+        cased=cased,
+        vocab_size=vocab_size,
+        processes=processes,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    _show(prepared)
+
+
+def _show(prepared: Prepared) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest, console = prepared.manifest, Console(soft_wrap=True, highlight=False, markup=False)
+    train, validation, tokenizer = manifest["counts"]["train"], manifest["counts"]["validation"], manifest["tokenizer"]
+    words, tokens = train["words"] + validation["words"], train["tokens"] + validation["tokens"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "documents": f"{train['documents']:,} train, {validation['documents']:,} validation",
+        "tokens": f"{train['tokens']:,} train, {validation['tokens']:,} validation",
+        "tokens per word": f"{tokens / words:.2f}" if words else "no words",
+        "vocabulary": f"{tokenizer['vocab_size']:,} entries ({tokenizer['model_type']}, {tokenizer['normaliser']})",
+        "skipped": ", ".join(f"{count:,} x {reason}" for reason, count in manifest["skipped"].items()) or "nothing",
+        "replaced": f"{manifest['replaced_bytes']:,} bytes that were not UTF-8",
+        "read": f"{prepared.num_bytes / 1e6:,.1f} MB in {prepared.seconds:,.1f} s, {prepared.num_bytes / 1e6 / prepared.seconds:.1f} MB/s",
+        "written": str(prepared.path),
+    }
+    for name, value in rows.items():
+        if name != "replaced" or manifest["replaced_bytes"]:
+            table.add_row(name, value)
+    console.print(table)
+    for note in prepared.notes:
+        console.print(f"Note: {note}")
+    console.print(f"Next: pld pretrain --preset bert-small-pld --data {prepared.path}")

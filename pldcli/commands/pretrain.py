@@ -1,0 +1,99 @@
+"""`pld pretrain`: train an encoder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pldcli.commands.config import complete_preset
+
+if TYPE_CHECKING:
+    from pldcli.engine.pretrain import DryRun, PretrainResult
+
+__all__ = ["pretrain"]
+
+
+def pretrain(
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the preset.", show_default=False)
+    ] = None,
+    preset: Annotated[str, typer.Option(help="A shipped preset or a YAML file.", autocompletion=complete_preset)] = "bert-base-pld",
+    data: Annotated[Path, typer.Option(help="The prepared directory.")] = Path("data"),
+    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/PRESET")] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or the path of a checkpoint.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take and stop.")] = False,
+) -> None:
+    """Pre-train an encoder with layer dropping; a run that was stopped goes on.
+
+    Several GPUs: torchrun --nproc-per-node 8 -m pldcli pretrain ...
+    """
+    from pldcli.presets import resolve
+
+    wanted = [*(changes or []), *([f"runtime.device={device}"] if device else [])]
+    resolve(preset, wanted)  # what is wrong without the data shows before it is read
+    from pldcli.data.shards import read_manifest
+
+    config = resolve(preset, wanted, from_data={"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}).config
+    from pldcli.engine import pretrain as engine
+
+    if dry_run:
+        dry = engine.dry_run(config, data=data)
+        if dry.is_main:
+            _show_dry_run(dry)
+        return
+    place = out or Path("runs") / Path(preset).stem
+    command = shlex.join(["pld", *sys.argv[1:]])
+    result = engine.pretrain(config, data=data, out=place, resume=resume, command=command)
+    if result.is_main:
+        _show(result)
+
+
+def _show(result: PretrainResult) -> None:
+    from pldcli.engine.display import duration, quantity
+
+    run, position = result.run, result.position
+    if result.was_finished:
+        typer.echo(f"{run.path} is finished: {position.step:,} steps, model in {run.model}; next: pld evaluate {run.path}")
+        return
+    typer.echo(f"finished {position.step:,} steps, {quantity(position.tokens)} tokens in {duration(position.train_seconds)} of training")
+    if result.score is not None:
+        typer.echo(
+            f"validation loss {result.score.mlm_loss:.4f}, perplexity {result.score.perplexity:.2f}, accuracy {result.score.mlm_accuracy:.3f}"
+        )
+    check = (
+        "not read back: transformers is not installed"
+        if result.reload_difference is None
+        else f"read back with transformers, logits differ by at most {result.reload_difference:.1g}"
+    )
+    typer.echo(f"model {run.model} ({check})")
+    typer.echo(f"card {run.card}\nnext: pld evaluate {run.path}")
+
+
+def _show_dry_run(dry: DryRun) -> None:
+    from pldcli.engine.display import duration, quantity
+    from pldcli.presets import dump
+
+    estimated = dry.estimate
+    saved = 1.0 - estimated.flops_per_token_scheduled / estimated.flops_per_token_dense
+    rows = {
+        "parameters": f"{estimated.num_parameters:,}",
+        "FLOP per token, dense": quantity(estimated.flops_per_token_dense),
+        "FLOP per token, scheduled": f"{quantity(estimated.flops_per_token_scheduled)} (mean over the run, {saved:.1%} saved)",
+        "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences",
+        "passes over the text": f"{estimated.passes:.2f}",
+        "device": f"{dry.device}, {dry.precision}, {dry.world_size} process(es)",
+        "one step": f"{dry.config.pld.draws_per_step} gate group(s) x {dry.micro_steps} forward(s) x {dry.micro_batch_size} sequences per process",
+        "memory": f"about {estimated.memory_bytes / 1e9:.1f} GB per process",
+        "disk": f"about {estimated.disk_bytes / 1e9:.2f} GB, a checkpoint {estimated.checkpoint_bytes / 1e9:.2f} GB",
+        "time": f"about {duration(estimated.seconds or 0.0)} on this machine, from measured steps",
+    }
+    typer.echo(dump(dry.config))
+    for name, value in rows.items():
+        typer.echo(f"{name:<26}{value}")
+    for warning in dry.warnings:
+        typer.echo(f"warning: {warning}")

@@ -1,0 +1,160 @@
+"""Encode text in several processes, results in order.
+
+Each worker is a fresh interpreter behind two pipes, served by a thread of this process. Unlike `multiprocessing` it never
+imports the caller's main module, so that any script may use it; its own session keeps Ctrl-C away from it, and it ends when
+its pipe closes, even if this process was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
+from pldcli.errors import DeviceError
+
+__all__ = ["Encoded", "Encoder"]
+
+_TASKS_IN_FLIGHT_PER_WORKER = 2
+_COUNT = np.dtype("<u8")
+_TOKEN = np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What came out of a list of texts: ids one after the other, and how many of them and of words each text has."""
+
+    ids: npt.NDArray[np.uint32]
+    num_tokens: npt.NDArray[np.uint64]
+    num_words: npt.NDArray[np.uint64]
+
+
+class Encoder:
+    """A pool of worker processes, as a context manager.
+
+    Args:
+        tokenizer_directory: Where `Tokenizer.save` wrote.
+        processes: Number of workers; 1 encodes in this process.
+    """
+
+    def __init__(self, tokenizer_directory: Path, *, processes: int) -> None:
+        self._directory = tokenizer_directory
+        self._processes = processes
+        self._local = threading.local()
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Encoder:
+        if self._processes > 1:
+            self._workers = [_start_worker(self._directory) for _ in range(self._processes)]
+            idle = deque(self._workers)
+            self._threads = ThreadPoolExecutor(self._processes, initializer=lambda: setattr(self._local, "worker", idle.popleft()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.wait()
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    _close(pipe)
+
+    def encode(self, tasks: Iterable[list[str]]) -> Iterator[Encoded]:
+        """Encode each list of texts; at most a few lists are read ahead.
+
+        Raises:
+            DeviceError: A worker died.
+        """
+        if self._threads is None:
+            tokenizer = load_prepared_tokenizer(self._directory)
+            yield from (_encode(tokenizer, texts) for texts in tasks)
+            return
+        futures: deque[Future[Encoded]] = deque()
+        for texts in tasks:
+            futures.append(self._threads.submit(self._ask, texts))
+            if len(futures) > _TASKS_IN_FLIGHT_PER_WORKER * self._processes:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+
+    def _ask(self, texts: list[str]) -> Encoded:
+        worker: subprocess.Popen[bytes] = self._local.worker
+        assert worker.stdin is not None and worker.stdout is not None
+        try:
+            _write(worker.stdin, [text.encode() for text in texts])
+            counts, words, ids = _read(worker.stdout)
+        except (OSError, EOFError, ValueError) as error:
+            raise DeviceError("a process that encodes text died", hint="if memory ran out, try fewer --processes") from error
+        return Encoded(np.frombuffer(ids, _TOKEN), np.frombuffer(counts, _COUNT), np.frombuffer(words, _COUNT))
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    encoded = [np.array(tokenizer.encode_document_lines(text.split("\n")), dtype=_TOKEN) for text in texts]
+    return Encoded(
+        ids=np.concatenate(encoded) if encoded else np.empty(0, _TOKEN),
+        num_tokens=np.array([len(ids) for ids in encoded], dtype=_COUNT),
+        num_words=np.array([len(text.split()) for text in texts], dtype=_COUNT),
+    )
+
+
+def _start_worker(directory: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", "from pldcli.data.encoding import serve; serve()", str(directory)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+
+
+def serve() -> None:
+    """Answer tasks on standard input until it closes: the main function of a worker."""
+    tokenizer = load_prepared_tokenizer(Path(sys.argv[1]))
+    while True:
+        try:
+            encoded = _encode(tokenizer, [text.decode() for text in _read(sys.stdin.buffer)])
+            _write(sys.stdout.buffer, [encoded.num_tokens.tobytes(), encoded.num_words.tobytes(), encoded.ids.tobytes()])
+        except (EOFError, BrokenPipeError):
+            os._exit(0)
+
+
+def _write(pipe: IO[bytes], parts: list[bytes]) -> None:
+    sizes = np.array([len(parts), *map(len, parts)], dtype=_COUNT)
+    pipe.write(sizes.tobytes() + b"".join(parts))
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> list[bytes]:
+    count = int(np.frombuffer(_exactly(pipe, _COUNT.itemsize), _COUNT)[0])
+    sizes = np.frombuffer(_exactly(pipe, count * _COUNT.itemsize), _COUNT)
+    return [_exactly(pipe, int(size)) for size in sizes]
+
+
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _close(pipe: IO[bytes]) -> None:
+    try:
+        pipe.close()
+    except OSError:
+        return  # what was left to flush went to a worker that is gone

@@ -1,0 +1,272 @@
+"""Cut training sequences from the token stream, mask them, and serve the batches of each step.
+
+A sample is a function of (seed, epoch, index); a step's batches are a function of (step, rank, number of ranks), and the
+union over ranks does not depend on their number.
+
+Shapes: B batch, T tokens, M masked positions of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pldcli.data.masking import Masking
+from pldcli.data.order import UInt64s, hashes, key, permute
+from pldcli.data.shards import TokenStream
+from pldcli.data.tokenizer import SpecialTokens
+from pldcli.errors import DataError
+
+__all__ = ["Batch", "PairSamples", "Rows", "Samples", "SpanSamples", "StepBatches", "to_batch", "validation_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass reads, as tensors."""
+
+    input_ids: Tensor
+    """[B, T], after masking."""
+    token_type_ids: Tensor | None
+    """[B, T]; None when every token has type 0."""
+    attention_mask: Tensor | None
+    """[B, T], True at real tokens; None when there is no padding."""
+    positions: Tensor
+    """[M], targets as indices into the flattened [B x T]."""
+    target_ids: Tensor
+    """[M], what stood there."""
+    next_sentence_labels: Tensor | None
+    """[B], 0 where the second segment continues the first."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device; asynchronously from pinned memory."""
+        if device.type == "cpu":
+            return self
+        moved: dict[str, Any] = {
+            name: value if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences before masking, as arrays."""
+
+    input_ids: npt.NDArray[np.int64]
+    token_type_ids: npt.NDArray[np.int64] | None
+    attention_mask: npt.NDArray[np.bool_] | None
+    next_sentence_labels: npt.NDArray[np.int64] | None
+    keys: UInt64s
+    """[B], one key per sample for everything drawn later."""
+
+
+class Samples(Protocol):
+    """Sequences addressed by a running index over epochs."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Count the sequences of one epoch."""
+        ...
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
+        """Build the sequences with these running indices."""
+        ...
+
+
+class SpanSamples:
+    """Full rows: [CLS], a contiguous span of the stream, [SEP].
+
+    Each epoch cuts the stream, closed to a ring, at another offset. In order and from the start when not shuffled; then
+    the last row may be short and padded.
+
+    Args:
+        stream: The tokens of one split.
+        special: Ids of the special tokens.
+        seq_len: Tokens per row with [CLS] and [SEP].
+        seed: Seed of order, cuts and masks.
+        shuffle: Off for validation.
+
+    Raises:
+        DataError: The stream is shorter than one row.
+    """
+
+    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
+        self._stream, self._special, self._seed, self._shuffle = stream, special, seed, shuffle
+        self._span = seq_len - 2
+        if shuffle and stream.num_tokens < self._span:
+            raise DataError(
+                f"the training text has {stream.num_tokens} tokens, fewer than one sequence of {seq_len}",
+                hint="add text, or lower data.seq_len",
+            )
+        self.num_sequences = stream.num_tokens // self._span if shuffle else -(-stream.num_tokens // self._span)
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
+        """Build the sequences with these running indices."""
+        epochs, within = np.divmod(indices, self.num_sequences)
+        ids = np.full((len(indices), self._span + 2), self._special.pad_id, np.int64)
+        ids[:, 0] = self._special.cls_id
+        keys = np.empty(len(indices), np.uint64)
+        mask = None
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            keys[chosen] = hashes(key(self._seed, "sample", int(epoch)), within[chosen])
+            if self._shuffle:
+                ids[chosen, 1:-1] = self._ring(within[chosen], int(epoch))
+                ids[chosen, -1] = self._special.sep_id
+            else:
+                mask = self._in_order(ids, np.flatnonzero(chosen), within[chosen])
+        return Rows(ids, None, mask, None, keys)
+
+    def _ring(self, within: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """Cut shuffled spans from the stream closed to a ring."""
+        total = self._stream.num_tokens
+        offset = int(hashes(key(self._seed, "offset", epoch), np.zeros(1, np.int64))[0] % np.uint64(total)) if epoch else 0
+        starts = (permute(within, self.num_sequences, key(self._seed, "order", epoch)) * self._span + offset) % total
+        inside = starts + self._span <= total
+        spans = np.empty((len(starts), self._span), np.int64)
+        spans[inside] = self._stream.take(starts[inside], self._span)
+        for row in np.flatnonzero(~inside):
+            start = int(starts[row])
+            head = self._stream.slice(start, total)
+            spans[row] = np.concatenate([head, self._stream.slice(0, self._span - len(head))])
+        return spans
+
+    def _in_order(
+        self, ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], within: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Fill rows from the start of the stream; return a mask when the last one is short."""
+        mask = np.ones(ids.shape, bool)
+        for row, place in zip(rows, within, strict=True):
+            span = self._stream.slice(int(place) * self._span, min(int(place + 1) * self._span, self._stream.num_tokens))
+            ids[row, 1 : len(span) + 1] = span
+            ids[row, len(span) + 1] = self._special.sep_id
+            mask[row, len(span) + 2 :] = False
+        return None if mask.all() else mask
+
+
+class PairSamples:
+    """BERT's pairs: [CLS] A [SEP] B [SEP], where B continues A half of the time and comes from another document otherwise.
+
+    Documents are cut into chunks of seq_len - 3 tokens; a chunk is cut at a random place into A and B.
+
+    Args:
+        stream: The tokens of one split.
+        special: Ids of the special tokens.
+        seq_len: Tokens per row with [CLS] and two [SEP].
+        seed: Seed of order, pairs and masks.
+        shuffle: Off for validation.
+
+    Raises:
+        DataError: No document has two tokens.
+    """
+
+    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
+        self._stream, self._special, self._seed, self._shuffle, self._seq_len = stream, special, seed, shuffle, seq_len
+        ends = np.asarray(stream.document_ends, np.int64)
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        texts = ends - starts - 1  # without the mark at the document's end
+        span = seq_len - 3
+        chunks = -(-texts // span)
+        self._documents = np.repeat(np.arange(len(ends)), chunks)
+        first = np.repeat(np.cumsum(chunks) - chunks, chunks)
+        begin = (np.arange(len(self._documents)) - first) * span
+        self._starts = starts[self._documents] + begin
+        self._lengths = np.minimum(texts[self._documents] - begin, span)
+        usable = self._lengths >= 2
+        self._documents, self._starts, self._lengths = (array[usable] for array in (self._documents, self._starts, self._lengths))
+        self.num_sequences = len(self._starts)
+        if self.num_sequences == 0:
+            raise DataError("no document has the two tokens that a pair needs", hint="use data.layout=spans")
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
+        """Build the sequences with these running indices."""
+        epochs, within = np.divmod(indices, self.num_sequences)
+        shape = (len(indices), self._seq_len)
+        ids, types, mask = np.full(shape, self._special.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        labels, keys = np.zeros(len(indices), np.int64), np.empty(len(indices), np.uint64)
+        for row, (epoch, place) in enumerate(zip(epochs.tolist(), within.tolist(), strict=True)):
+            keys[row] = hashes(key(self._seed, "sample", epoch), np.array([place]))[0]
+            order_key = key(self._seed, "order", epoch)
+            chunk = int(permute(np.array([place]), self.num_sequences, order_key)[0]) if self._shuffle else place
+            first, second, labels[row] = self._pair(chunk, keys[row])
+            filled = 1 + len(first) + 1
+            ids[row, 0], ids[row, 1 : filled - 1], ids[row, filled - 1] = self._special.cls_id, first, self._special.sep_id
+            ids[row, filled : filled + len(second)], ids[row, filled + len(second)] = second, self._special.sep_id
+            types[row, filled : filled + len(second) + 1] = 1
+            mask[row, : filled + len(second) + 1] = True
+        return Rows(ids, types, None if mask.all() else mask, labels, keys)
+
+    def _pair(self, chunk: int, row_key: np.uint64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+        draws = hashes(row_key ^ np.uint64(4 << 32), np.arange(12))
+        start, length = int(self._starts[chunk]), int(self._lengths[chunk])
+        cut = 1 + int(draws[0] % np.uint64(length - 1))
+        first = self._stream.slice(start, start + cut)
+        if draws[1] >> np.uint64(63):
+            for draw in draws[2:]:
+                other = int(draw % np.uint64(self.num_sequences))
+                if self._documents[other] != self._documents[chunk]:
+                    begin = int(self._starts[other])
+                    size = min(int(self._lengths[other]), self._seq_len - 3 - cut)
+                    return first, self._stream.slice(begin, begin + size), 1
+        return first, self._stream.slice(start + cut, start + length), 0
+
+
+def to_batch(rows: Rows, masking: Masking) -> Batch:
+    """Mask rows and make tensors of them."""
+    masked = masking(rows.input_ids, rows.keys)
+    optional = (rows.token_type_ids, rows.attention_mask, rows.next_sentence_labels)
+    types, mask, labels = (None if array is None else torch.from_numpy(array) for array in optional)
+    ids, positions, targets = (torch.from_numpy(array) for array in (masked.input_ids, masked.positions, masked.target_ids))
+    return Batch(ids, types, mask, positions, targets, labels)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The batches of one process, step by step: gate groups of micro-batches."""
+
+    samples: Samples
+    masking: Masking
+    global_batch_size: int
+    num_groups: int
+    micro_steps: int
+    """Forward passes per gate group on one process."""
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def step(self, step: int) -> list[list[Batch]]:
+        """Build the batches of a step: per gate group, per micro-step."""
+        group_size = self.global_batch_size // self.num_groups
+        share = group_size // self.world_size
+        groups = []
+        for group in range(self.num_groups):
+            first = step * self.global_batch_size + group * group_size + self.rank * share
+            starts = range(first, first + share, self.micro_batch_size)
+            groups.append([self._batch(start, self.micro_batch_size) for start in starts])
+        return groups
+
+    def from_step(self, first: int, stop: int, *, ahead: int = 2) -> Iterator[list[list[Batch]]]:
+        """Yield the batches of steps first..stop-1, built ahead in a thread."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as builder:
+            pending = [builder.submit(self.step, step) for step in range(first, min(first + ahead, stop))]
+            for step in range(first, stop):
+                batches = pending.pop(0).result()
+                if step + ahead < stop:
+                    pending.append(builder.submit(self.step, step + ahead))
+                yield batches
+
+    def _batch(self, start: int, size: int) -> Batch:
+        return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking)
+
+
+def validation_batches(samples: Samples, masking: Masking, *, batch_size: int, max_sequences: int | None = None) -> Iterator[Batch]:
+    """Yield the validation split in order, under masks that never change."""
+    total = samples.num_sequences if max_sequences is None else min(max_sequences, samples.num_sequences)
+    for start in range(0, total, batch_size):
+        yield to_batch(samples.rows(np.arange(start, min(start + batch_size, total))), masking)

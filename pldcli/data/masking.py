@@ -1,0 +1,71 @@
+"""Choose masked-LM targets and replace them, vectorised over a batch.
+
+Shapes: B batch, T tokens, M masked positions of the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli.data.order import UInt64s, hashes
+
+__all__ = ["Masked", "Masking"]
+
+_CHOOSE, _REPLACE, _RANDOM = (np.uint64(tag << 32) for tag in (1, 2, 3))
+"""Keys apart: which positions, what happens there, which random token."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A batch after masking."""
+
+    input_ids: npt.NDArray[np.int64]
+    """[B, T], with the replacements."""
+    positions: npt.NDArray[np.int64]
+    """[M], targets as indices into the flattened [B x T]."""
+    target_ids: npt.NDArray[np.int64]
+    """[M], what stood there."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """BERT's dynamic masking: a fixed number of targets per sequence; of these 80 % [MASK], 10 % random, 10 % kept.
+
+    Source: Devlin et al. 2019, section 3.1.
+    """
+
+    probability: float
+    mask_id: int
+    special_ids: tuple[int, ...]
+    vocab_size: int
+
+    def ordinary_ids(self) -> npt.NDArray[np.int64]:
+        """List the ids that random replacement draws from."""
+        return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
+
+    def __call__(self, input_ids: npt.NDArray[np.int64], row_keys: UInt64s) -> Masked:
+        """Mask a batch.
+
+        Args:
+            input_ids: [B, T]; special tokens, padding among them, are never targets.
+            row_keys: [B], one key per sequence; equal keys and ids give equal masks.
+        """
+        places = np.arange(input_ids.shape[1])
+        maskable = ~np.isin(input_ids, self.special_ids)
+        available = maskable.sum(1)
+        wanted = np.minimum(available, np.maximum(1, np.rint(self.probability * available).astype(np.int64)))
+        order = hashes(row_keys[:, None] ^ _CHOOSE, places)
+        order[~maskable] = np.iinfo(np.uint64).max
+        ranks = order.argsort(axis=1).argsort(axis=1)
+        rows, columns = np.nonzero((ranks < wanted[:, None]) & maskable)
+
+        fate = hashes(row_keys[rows] ^ _REPLACE, columns) % np.uint64(10)
+        ordinary = self.ordinary_ids()
+        random_ids = ordinary[(hashes(row_keys[rows] ^ _RANDOM, columns) % np.uint64(len(ordinary))).astype(np.int64)]
+        target_ids = input_ids[rows, columns]
+        masked_ids = input_ids.copy()
+        masked_ids[rows, columns] = np.where(fate < 8, self.mask_id, np.where(fate == 8, random_ids, target_ids))
+        return Masked(masked_ids, rows * input_ids.shape[1] + columns, target_ids)

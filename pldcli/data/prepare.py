@@ -1,0 +1,426 @@
+"""From raw text to a prepared directory, in two passes over the corpus.
+
+The first pass hashes every document and samples text; then the tokenizer is trained, and the second pass encodes. Nothing
+of the result depends on the number of processes, and the split does not depend on the order of the documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pldcli import __version__, atomic
+from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
+from pldcli.data.encoding import Encoded, Encoder
+from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256
+from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
+from pldcli.progress import Progress
+
+__all__ = ["Prepared", "available_processes", "prepare", "validation_limit"]
+
+VALIDATION_PARTS = 301
+"""One document of so many is for validation: 300 to 1."""
+
+SAMPLE_BYTES = 32 << 20
+"""Text for training the tokenizer, at most; above half of it for any larger corpus."""
+
+_SAMPLE_CHARACTERS = 4000
+_TASK_CHARACTERS = 1 << 20
+_CHECKED_LINES = 2000
+_SMALL_CORPUS_BYTES = 4 << 20
+_MIN_VOCAB_SIZE = 6
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preparing came to."""
+
+    path: Path
+    manifest: dict[str, Any]
+    seconds: float
+    notes: tuple[str, ...]
+    """Lines that the user should read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the source files."""
+        return sum(source["bytes"] for source in self.manifest["sources"])
+
+
+def prepare(
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    document_per: DocumentPer = "blank-line",
+    text_field: str = "text",
+    tokenizer: Path | None = None,
+    model_type: ModelType = "bpe",
+    cased: bool = False,
+    vocab_size: int = 30528,
+    processes: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Prepared:
+    """Turn text into a prepared directory.
+
+    Args:
+        inputs: Text or JSON-lines files, plain, .gz or .zst, and directories of them.
+        out: The directory to make.
+        document_per: What ends a document in a text file.
+        text_field: The field of a JSON object that holds the text.
+        tokenizer: An existing tokenizer; without it one is trained.
+        model_type: What to train.
+        cased: Keep upper and lower case apart.
+        vocab_size: Entries wanted when training.
+        processes: Workers that encode; None for as many as there are processors.
+        strict: Make a byte that is not UTF-8 an error.
+        overwrite: Replace `out`.
+        quiet: Show no progress.
+
+    Raises:
+        DataError: The corpus or the tokenizer cannot be used.
+        OutputError: `out` exists, or cannot be written.
+        UsageError: A setting makes no sense.
+        StoppedError: Ctrl-C; nothing is left behind.
+        PreemptedError: SIGTERM; nothing is left behind.
+    """
+    began = time.monotonic()
+    if vocab_size < _MIN_VOCAB_SIZE:
+        raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
+    if processes is not None and processes < 1:
+        raise UsageError("must be at least 1", where="--processes")
+    with _signals_as_errors():
+        _check_place(out, inputs, overwrite=overwrite)
+        existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
+        sources, skipped = find_sources(inputs, exclude=out)
+        with atomic.directory(out, overwrite=overwrite) as directory:
+            corpus = _Corpus(sources, document_per, text_field, strict, quiet)
+            scan = _scan(corpus, sample_bytes=0 if existing else SAMPLE_BYTES)
+            chosen, notes = existing, []
+            if chosen is None:
+                chosen = _train(scan.sample, vocab_size=vocab_size, model_type=model_type, cased=cased, quiet=quiet)
+                notes = _training_notes(chosen, scan.sample, vocab_size)
+            scan.sample.clear()
+            chosen.save(directory)
+            if processes is None:
+                processes = available_processes() if corpus.num_bytes > _SMALL_CORPUS_BYTES else 1
+            with Encoder(directory, processes=processes) as encoder:
+                counts, shards = _encode(corpus, scan, chosen, encoder, directory)
+            manifest = {
+                "version": MANIFEST_VERSION,
+                "pldcli_version": __version__,
+                "sources": scan.sources,
+                "counts": counts,
+                "tokenizer": _describe(chosen, directory / "tokenizer.json"),
+                "document_end": "[SEP]",
+                "document_per": document_per,
+                "shards": shards,
+                "skipped": dict(sorted((skipped + scan.skipped).items())),
+                "replaced_bytes": scan.replaced_bytes,
+            }
+            atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts)))
+
+
+def available_processes() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def validation_limit(hashes: Sequence[int]) -> int | None:
+    """Give the hash below which documents are for validation.
+
+    Args:
+        hashes: The 64-bit hashes of all documents' texts.
+
+    Returns:
+        The limit; None when all documents have the same text, so that a part of one has to do.
+    """
+    lowest, highest, limit = min(hashes), max(hashes), 2**64 // VALIDATION_PARTS
+    if lowest == highest:
+        return None
+    return limit if lowest < limit <= highest else lowest + 1
+
+
+def validation_tail(num_tokens: int) -> int:
+    """Give the tokens at the end of a single document that are for validation."""
+    return max(1, num_tokens // VALIDATION_PARTS, min(128, num_tokens // 10))
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    sources: list[Source]
+    document_per: DocumentPer
+    text_field: str
+    strict: bool
+    quiet: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(source.num_bytes for source in self.sources)
+
+    def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[tuple[str, bool], None, None]:
+        """Read everything once, and call `done` behind each source."""
+        earlier = 0
+        with Progress(description, total=self.num_bytes, unit="bytes", quiet=self.quiet) as progress:
+            for source in self.sources:
+                reader = Reader(source, document_per=self.document_per, text_field=self.text_field, strict=self.strict)
+                for piece in reader.pieces():
+                    yield piece
+                    progress.update(earlier + reader.raw_bytes)
+                earlier += source.num_bytes
+                done(source, reader)
+
+
+@dataclass
+class _Scan:
+    """What the first pass found."""
+
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    replaced_bytes: int = 0
+    sample: list[str] = field(default_factory=list)
+
+
+class _Sampler:
+    """A sample of the corpus that does not depend on the order of its documents: the parts with the lowest hashes.
+
+    Args:
+        limit_bytes: Half of what is kept goes when it exceeds this.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._threshold = 1 << 64
+        self._kept: list[tuple[int, str]] = []
+        self._kept_bytes = 0
+        self._rest = ""
+
+    def add(self, text: str, *, last: bool) -> None:
+        text = self._rest + text
+        start = 0
+        while len(text) - start > _SAMPLE_CHARACTERS or (last and start < len(text)):
+            window = text[start : start + _SAMPLE_CHARACTERS]
+            size = len(window) if window.isascii() else _SAMPLE_CHARACTERS // 4
+            window, _ = next(cut_at_whitespace(window, size)) if len(text) - start > size else (window, True)
+            start += len(window)
+            self._offer(window)
+        self._rest = "" if last else text[start:]
+
+    def sample(self) -> list[str]:
+        """List what was kept, in an order of its own."""
+        return [text for _, text in sorted(self._kept)]
+
+    def _offer(self, text: str) -> None:
+        content = text.encode()
+        digest = _hash64(hashlib.blake2b(content, digest_size=8))
+        if digest >= self._threshold:
+            return
+        self._kept.append((digest, text.replace("\n", " ")))
+        self._kept_bytes += len(content)
+        while self._kept_bytes > self._limit_bytes:
+            self._threshold //= 2
+            self._kept = [one for one in self._kept if one[0] < self._threshold]
+            self._kept_bytes = sum(len(text.encode()) for _, text in self._kept)
+
+
+def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
+    scan, sampler = _Scan(), _Sampler(sample_bytes)
+    documents_before = 0
+
+    def done(source: Source, reader: Reader) -> None:
+        nonlocal documents_before
+        documents = len(scan.hashes) - documents_before
+        documents_before = len(scan.hashes)
+        scan.sources.append({"name": str(source.path), "bytes": reader.raw_bytes, "sha256": reader.sha256, "documents": documents})
+        scan.skipped.update(reader.skipped)
+        scan.replaced_bytes += reader.replaced_bytes
+
+    document = hashlib.blake2b(digest_size=8)
+    with closing(corpus.pieces("Reading", done=done)) as pieces:
+        for text, last in pieces:
+            document.update(text.encode())
+            if sample_bytes:
+                sampler.add(text, last=last)
+            if last:
+                scan.hashes.append(_hash64(document))
+                document = hashlib.blake2b(digest_size=8)
+    if not scan.hashes:
+        where = ", ".join(str(source.path) for source in corpus.sources[:3])
+        raise DataError("holds no documents", where=where, hint="; ".join(f"{reason}: {count:,}" for reason, count in scan.skipped.items()))
+    scan.sample = sampler.sample()
+    return scan
+
+
+def _train(sample: list[str], *, vocab_size: int, model_type: ModelType, cased: bool, quiet: bool) -> Tokenizer:
+    with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
+        return train_tokenizer(sample, vocab_size=vocab_size, model_type=model_type, cased=cased)
+
+
+def _training_notes(tokenizer: Tokenizer, sample: list[str], vocab_size: int) -> list[str]:
+    notes = []
+    if tokenizer.vocab_size < vocab_size:
+        notes.append(f"The corpus supports a vocabulary of {tokenizer.vocab_size:,} only; {vocab_size:,} were asked for.")
+    lines = sample[:: len(sample) // _CHECKED_LINES + 1]
+    if different := tokenizer.count_conversion_differences(lines):
+        notes.append(f"tokenizer.json and sentencepiece.model differ on {different} of {len(lines):,} pieces of text.")
+    return notes
+
+
+def _encode(
+    corpus: _Corpus, scan: _Scan, tokenizer: Tokenizer, encoder: Encoder, directory: Path
+) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
+    """Make the second pass."""
+    sizes = {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.special.sep_id}
+    limit = validation_limit(scan.hashes)
+    words, num_bytes = Counter[str](), Counter[str]()
+    document = num_tokens = open_tokens = 0
+    with (
+        ShardWriter(directory, "train", **sizes) as train,
+        ShardWriter(directory, "validation", **sizes) as validation,
+        closing(_encoded(corpus, scan, encoder)) as batches,
+    ):
+        for (texts, ends), encoded in batches:
+            start = 0
+            for text, last, count, num_words in zip(texts, ends, encoded.num_tokens.tolist(), encoded.num_words.tolist(), strict=True):
+                if document >= len(scan.hashes):
+                    raise _changed(corpus.sources[-1])
+                is_validation = limit is not None and scan.hashes[document] < limit
+                writer, name = (validation, "validation") if is_validation else (train, "train")
+                writer.add(encoded.ids[start : start + count])
+                start += count
+                open_tokens += count
+                words[name] += num_words
+                num_bytes[name] += len(text.encode())
+                if last:
+                    document += 1
+                    if limit is None and document == len(scan.hashes):
+                        validation.add(train.take_back(validation_tail(open_tokens)))
+                        validation.end_document()
+                    writer.end_document()
+                    num_tokens += open_tokens
+                    open_tokens = 0
+        if num_tokens < 2:
+            raise DataError("holds less than two tokens of text", where=str(corpus.sources[0].path), hint="add text")
+        if document != len(scan.hashes):
+            raise _changed(corpus.sources[-1])
+    counts = {
+        name: {"documents": writer.num_documents, "tokens": writer.num_tokens, "words": words[name], "bytes": num_bytes[name]}
+        for name, writer in (("train", train), ("validation", validation))
+    }
+    return counts, {**train.shards, **validation.shards}
+
+
+def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[tuple[list[str], list[bool]], Encoded], None, None]:
+    """Pair each batch of pieces with its ids, holding only the batches that are in flight."""
+    hashes = {source["name"]: source["sha256"] for source in scan.sources}
+    flying: list[tuple[list[str], list[bool]]] = []
+
+    def done(source: Source, reader: Reader) -> None:
+        if reader.sha256 != hashes[str(source.path)]:
+            raise _changed(source)
+
+    def tasks() -> Iterator[list[str]]:
+        texts: list[str] = []
+        ends: list[bool] = []
+        characters = 0
+        for text, last in corpus.pieces("Encoding", done=done):
+            texts.append(text)
+            ends.append(last)
+            characters += len(text)
+            if characters >= _TASK_CHARACTERS:
+                flying.append((texts, ends))
+                yield texts
+                texts, ends, characters = [], [], 0
+        if texts:
+            flying.append((texts, ends))
+            yield texts
+
+    for encoded in encoder.encode(tasks()):
+        yield flying.pop(0), encoded
+
+
+def _describe(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    special = tokenizer.special
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "sha256": file_sha256(path),
+        "vocab_size": tokenizer.vocab_size,
+        "model_type": tokenizer.model_type,
+        "normaliser": tokenizer.normaliser,
+        "special_tokens": {
+            "pad_id": special.pad_id,
+            "unk_id": special.unk_id,
+            "cls_id": special.cls_id,
+            "sep_id": special.sep_id,
+            "mask_id": special.mask_id,
+            "other_ids": list(special.other_ids),
+        },
+    }
+
+
+def _split_notes(counts: dict[str, dict[str, int]]) -> list[str]:
+    validation, train = counts["validation"]["tokens"], counts["train"]["tokens"]
+    if validation > 0.2 * (validation + train) and train + validation > 1000:
+        share = 100 * validation / (validation + train)
+        return [f"Validation holds {share:.0f} % of the tokens: there are few documents; --document-per line would split more finely."]
+    return []
+
+
+def _changed(source: Source) -> DataError:
+    return DataError("changed while it was being read", where=str(source.path), hint="run the same command again when it is complete")
+
+
+def _hash64(digest: Any) -> int:
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse a place that could not be taken in the end, before any work is done."""
+    if out.exists() and not overwrite:
+        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
+    if out.exists() and not out.is_dir():
+        raise OutputError("is a file, not a directory", where=str(out), hint="choose another place with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise OutputError("is not prepared data, so --overwrite leaves it alone", where=str(out), hint="choose another place with --out")
+    for given in inputs:
+        if out.resolve() == given.resolve() or out.resolve() in given.resolve().parents:
+            raise OutputError("holds the corpus itself", where=str(out), hint="choose another place with --out")
+
+
+@contextmanager
+def _signals_as_errors() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into errors, so that everything on the way out is cleaned up; once, then both are ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for one in earlier:
+            signal.signal(one, signal.SIG_IGN)
+        what = "stopped; nothing is left behind"
+        raise StoppedError(what) if number == signal.SIGINT else PreemptedError(what)
+
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in earlier:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,1 @@
+"""The one engine: runtime, precision, optimizers, objectives, trainer, checkpoints, metrics."""

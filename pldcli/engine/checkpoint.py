@@ -1,0 +1,249 @@
+"""Checkpoints that are there whole or not at all, and that notice a flipped bit.
+
+checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors, state.json, config.yaml and SHA256SUMS. It is
+written to a temporary sibling, flushed, renamed, and only then are older ones removed. Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from pldcli import atomic, presets
+from pldcli.config import RUN_CONTROL, Config, flatten
+from pldcli.errors import CheckpointError, PldError
+
+__all__ = [
+    "Position",
+    "Snapshot",
+    "check_same_run",
+    "list_checkpoints",
+    "newest_valid",
+    "read",
+    "read_position",
+    "restore_optimizer",
+    "verify",
+    "write",
+]
+
+_SUMS = "SHA256SUMS"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come. Everything random is a function of `step`."""
+
+    step: int = 0
+    """Completed optimizer steps."""
+    sequences: int = 0
+    tokens: int = 0
+    """Tokens seen, padding not counted."""
+    train_seconds: float = 0.0
+    """Without validation, saving and compilation."""
+    wall_seconds: float = 0.0
+    """With everything, over all resumes."""
+    executed_flops: float = 0.0
+    """Of blocks that ran; forward and backward."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, in memory."""
+
+    path: Path
+    position: Position
+    config: Config
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """`<entry>/<parameter>` to its tensor."""
+    scaler: dict[str, Any]
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+
+
+def write(
+    directory: Path,
+    *,
+    position: Position,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any],
+    data_fingerprint: str,
+    tokenizer_fingerprint: str,
+    keep: int,
+) -> Path:
+    """Save the state of a run; keep it and the `keep` - 1 before it.
+
+    Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
+    The caller holds the run directory's lock, so every temporary sibling here was left by a process that was killed.
+
+    Raises:
+        OutputError: The disk is full or not writable; what was there before is still there.
+    """
+    path = directory / f"step-{position.step:08d}"
+    state = {
+        "version": _VERSION,
+        "position": asdict(position),
+        "scaler": scaler,
+        "data_fingerprint": data_fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint,
+    }
+    for leftover in directory.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with atomic.directory(path, overwrite=True) as place:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, place / "model.safetensors"
+            )
+            save_file(_optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
+        except SafetensorError as error:
+            raise OSError(_errno_of(error), str(error)) from error
+        (place / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        (place / "config.yaml").write_text(presets.dump(config), encoding="utf-8")
+        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(place.iterdir()))
+        (place / _SUMS).write_text(sums, encoding="utf-8")
+    there = list_checkpoints(directory)
+    here = there.index(path)
+    for other in [*there[: max(0, here + 1 - keep)], *there[here + 1 :]]:
+        shutil.rmtree(other, ignore_errors=True)
+    return path
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first, verified or not."""
+    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with its checksum.
+
+    Raises:
+        CheckpointError: A file is missing or changed.
+    """
+    try:
+        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
+        expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        damaged = [name for name, digest in expected.items() if _sha256(path / name) != digest]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"is no whole checkpoint ({error})", where=str(path)) from error
+    needed = {"model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"}
+    if damaged or not needed <= expected.keys():
+        names = ", ".join(damaged or sorted(needed - expected.keys()))
+        raise CheckpointError(f"is damaged: {names} differs from its checksum", where=str(path), hint="use an older one")
+
+
+def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint that verifies.
+
+    Returns:
+        Its path or None, and a line on each newer one that does not verify.
+    """
+    complaints = []
+    for path in reversed(list_checkpoints(directory)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            complaints.append(str(error))
+            continue
+        return path, complaints
+    return None, complaints
+
+
+def read(path: Path) -> Snapshot:
+    """Read a checkpoint after verifying it.
+
+    Raises:
+        CheckpointError: It is damaged or of another version.
+    """
+    verify(path)
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state["version"] != _VERSION:
+            raise CheckpointError(f"has version {state['version']}, this program reads {_VERSION}", where=str(path))
+        weights, optimizer = (load((path / f"{name}.safetensors").read_bytes()) for name in ("model", "optimizer"))
+        config = presets.load(path / "config.yaml")
+        position, fingerprints = Position(**state["position"]), (state["data_fingerprint"], state["tokenizer_fingerprint"])
+        return Snapshot(path, position, config, weights, optimizer, state["scaler"], *fingerprints)
+    except PldError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
+
+
+def read_position(path: Path) -> Position:
+    """Read how far a checkpoint is, without its tensors.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return Position(**json.loads((path / "state.json").read_text(encoding="utf-8"))["position"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
+
+
+def restore_optimizer(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the saved state of every parameter back; a parameter that was never updated has none."""
+    device_state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in snapshot.optimizer.items():
+        entry, _, name = key.partition("/")
+        device_state.setdefault(name, {})[entry] = tensor
+    on_device = bool(optimizer.defaults.get("fused"))
+    for name, parameter in model.named_parameters():
+        if name in device_state:
+            optimizer.state[parameter] = {
+                entry: tensor.to(parameter.device) if tensor.ndim or on_device else tensor for entry, tensor in device_state[name].items()
+            }
+
+
+def check_same_run(snapshot: Snapshot, config: Config, data_fingerprint: str) -> None:
+    """Refuse to go on from the checkpoint of another run.
+
+    Raises:
+        CheckpointError: A setting that makes the run, or the data, differs.
+    """
+    old, new = flatten(snapshot.config), flatten(config)
+    changed = [f"{key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key] and key not in RUN_CONTROL]
+    if changed:
+        raise CheckpointError(
+            f"belongs to another configuration ({', '.join(changed)})",
+            where=str(snapshot.path),
+            hint="undo the change, choose another place with --out, or start over with --resume never",
+        )
+    if snapshot.data_fingerprint != data_fingerprint:
+        raise CheckpointError(
+            "was trained on other prepared data",
+            where=str(snapshot.path),
+            hint="point --data at the same data, or choose another place with --out",
+        )
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{entry}/{name}": tensor.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for entry, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _errno_of(error: SafetensorError) -> int:
+    """Find the system's error number in safetensors' text, for example "No space left on device (os error 28)"."""
+    _, _, tail = str(error).partition("os error ")
+    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
+    return int(digits) if digits else 5

@@ -1,0 +1,135 @@
+"""What a run will take: parameters, operations, memory, disk and time."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pldcli.config import Config
+from pldcli.data.loader import StepBatches
+from pldcli.engine.trainer import Trainer
+from pldcli.model import StBert
+from pldcli.pld import Plan
+
+__all__ = ["Estimate", "device_memory_bytes", "estimate", "fitting_micro_batch", "measure_step_seconds", "warnings"]
+
+_LONG_RUN_SECONDS = 24 * 3600
+_MANY_PASSES = 40
+_TRAINING_STATE_BYTES = 16
+"""Per parameter: weight, gradient and two moments in float32."""
+_CPU_TOKENS_PER_FORWARD = 4096
+_CUDA_TOKENS_PER_FORWARD = 65536
+_MEMORY_SHARE = 0.6
+_MEASURE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run before it starts."""
+
+    num_parameters: int
+    flops_per_token_dense: float
+    flops_per_token_scheduled: float
+    """Mean over the run, blocks that are dropped not counted."""
+    num_tokens: int
+    num_sequences: int
+    passes: float
+    """Over the training text."""
+    memory_bytes: int
+    """Of one process on its device, roughly."""
+    checkpoint_bytes: int
+    """Of one checkpoint."""
+    disk_bytes: int
+    """Of the whole run directory, roughly."""
+    seconds: float | None
+    """For the whole run on this machine, from measured steps."""
+
+
+def estimate(config: Config, model: StBert, batches: StepBatches, *, seconds: float | None = None) -> Estimate:
+    """Work out what a run will take."""
+    schedule, flops, train = config.pld_schedule, config.flops, config.train
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    sequences = train.total_steps * train.global_batch_size
+    checkpoint = 12 * num_parameters
+    return Estimate(
+        num_parameters=num_parameters,
+        flops_per_token_dense=flops.dense,
+        flops_per_token_scheduled=flops.executed(schedule.mean_kept_fraction * schedule.num_blocks),
+        num_tokens=sequences * config.data.seq_len,
+        num_sequences=sequences,
+        passes=sequences / batches.samples.num_sequences,
+        memory_bytes=_TRAINING_STATE_BYTES * num_parameters + batches.micro_batch_size * _activation_bytes_per_sequence(config),
+        checkpoint_bytes=checkpoint,
+        disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * num_parameters,
+        seconds=seconds,
+    )
+
+
+def fitting_micro_batch(config: Config, num_parameters: int, device: torch.device) -> int:
+    """Guess how many sequences fit into one forward pass.
+
+    A function of the machine and the configuration alone, so that equal runs stay equal.
+    """
+    left = _MEMORY_SHARE * device_memory_bytes(device) - _TRAINING_STATE_BYTES * num_parameters
+    most_tokens = _CUDA_TOKENS_PER_FORWARD if device.type == "cuda" else _CPU_TOKENS_PER_FORWARD
+    by_memory = int(left / _activation_bytes_per_sequence(config))
+    return max(1, min(by_memory, most_tokens // config.data.seq_len))
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """Read the size of the device's memory, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def measure_step_seconds(trainer: Trainer, config: Config) -> float:
+    """Time forward and backward on real batches, with all blocks and with half, and weigh them by the schedule.
+
+    A few sequences stand for a micro-batch on a CPU. The model is left as it was.
+    """
+    batches, num_blocks = trainer.batches, config.model.num_hidden_layers
+    on_cpu = trainer.runtime.device.type == "cpu"
+    sequences = min(batches.micro_batch_size, max(1, 1024 // config.data.seq_len)) if on_cpu else batches.micro_batch_size
+    probe = StepBatches(batches.samples, batches.masking, sequences, 1, 1, sequences)
+    batch = probe.step(0)[0][0]
+    counts = [float(n) for n in trainer.objective.num_targets(batch)]
+    half = num_blocks // 2
+    seconds = {}
+    for kept in (num_blocks, half):
+        plan = Plan(tuple(i < kept for i in range(num_blocks)), (1.0,) * num_blocks, (1.0,) * num_blocks)
+        trainer.forward_backward(batch, plan, counts)
+        trainer.runtime.synchronize()
+        started, repeats = time.perf_counter(), 0
+        while repeats == 0 or (repeats < 5 and time.perf_counter() - started < _MEASURE_SECONDS):
+            trainer.forward_backward(batch, plan, counts)
+            trainer.runtime.synchronize()
+            repeats += 1
+        seconds[kept] = (time.perf_counter() - started) / repeats
+    trainer.optimizer.zero_grad(set_to_none=True)
+    schedule = config.pld_schedule
+    per_block = (seconds[num_blocks] - seconds[half]) / (num_blocks - half)
+    mean = seconds[num_blocks] - per_block * num_blocks * (1.0 - schedule.mean_kept_fraction)
+    return mean * config.train.global_batch_size / (sequences * trainer.runtime.world_size)
+
+
+def warnings(estimated: Estimate) -> list[str]:
+    """Say what a user would want to know before the start."""
+    found = []
+    if estimated.seconds is not None and estimated.seconds > _LONG_RUN_SECONDS:
+        days = estimated.seconds / 86400
+        found.append(f"this run would take about {days:,.1f} days here; a smaller preset or train.total_steps is quicker")
+    if estimated.passes > _MANY_PASSES:
+        found.append(f"this run passes over the text {estimated.passes:,.0f} times; more text or fewer steps would serve it better")
+    return found
+
+
+def _activation_bytes_per_sequence(config: Config) -> int:
+    """Guess what one sequence keeps for the backward pass, in bytes: measured shapes of autocast runs, rounded up."""
+    model, length = config.model, config.data.seq_len
+    block = length * (40 * model.hidden_size + 8 * model.intermediate_size) + 6 * model.num_attention_heads * length**2
+    head = int(config.objective.mask_probability * length + 1) * model.vocab_size * 16
+    return model.num_hidden_layers * block + head

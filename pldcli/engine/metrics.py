@@ -1,0 +1,77 @@
+"""What a run writes down: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pldcli import atomic
+
+__all__ = ["MetricsLog", "read_metrics"]
+
+
+class MetricsLog:
+    """Append rows to metrics.jsonl and TensorBoard.
+
+    Rows after `from_step` are dropped first: after a crash they belong to steps that will be done again.
+
+    Args:
+        directory: The run directory.
+        from_step: The step at which the run goes on.
+
+    Raises:
+        OutputError: The directory is not writable.
+    """
+
+    def __init__(self, directory: Path, *, from_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = directory / "metrics.jsonl"
+        kept = [row for row in read_metrics(path) if row["step"] <= from_step]
+        atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        with atomic.output_errors(path):
+            self._path = path
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=from_step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it must have `step`."""
+        with atomic.output_errors(self._path):
+            self._file.write(json.dumps({name: _json_number(value) for name, value in row.items()}) + "\n")
+            self._file.flush()
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, row["step"])
+
+    def __enter__(self) -> MetricsLog:
+        """Open."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics.jsonl; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _json_number(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,119 @@
+"""The model card of a finished run, with its curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pldcli import __version__, atomic
+from pldcli.config import Config
+from pldcli.data.shards import PreparedData
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.display import duration, quantity
+from pldcli.engine.environment import read_starts
+from pldcli.engine.metrics import read_metrics
+from pldcli.engine.run_directory import RunDirectory
+from pldcli.plotting import Curve, plot_curves
+
+__all__ = ["write"]
+
+
+def write(run: RunDirectory, config: Config, prepared: PreparedData, position: Position, command: str) -> None:
+    """Draw the curves and write runs/NAME/README.md."""
+    rows = read_metrics(run.metrics)
+    _plot(run, rows)
+    start = next(iter(read_starts(run.environment)), {})
+    atomic.write_text(run.card, _card(run, config, prepared, position, start.get("command") or command, rows, start))
+
+
+def _plot(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
+    training = [row for row in rows if row.get("train/loss") is not None]
+    validation = [row for row in rows if row.get("eval/mlm_loss") is not None]
+    steps = [row["step"] for row in training]
+    losses = [
+        Curve("training, kept blocks only", steps, [row["train/loss"] for row in training]),
+        Curve("validation, full depth", [row["step"] for row in validation], [row["eval/mlm_loss"] for row in validation], "points"),
+    ]
+    plot_curves(losses, run.plots / "loss.png", title=run.path.name, x_label="step", y_label="loss (nats)")
+    for name, file, label in (
+        ("pld/kept_blocks", "kept_blocks.png", "blocks that ran"),
+        ("speed/tokens_per_second", "tokens_per_second.png", "tokens per second"),
+        ("optim/learning_rate", "learning_rate.png", "learning rate"),
+    ):
+        curve = Curve(label, steps, [row[name] for row in training])
+        plot_curves([curve], run.plots / file, title=run.path.name, x_label="step", y_label=label)
+
+
+def _card(
+    run: RunDirectory,
+    config: Config,
+    prepared: PreparedData,
+    position: Position,
+    command: str,
+    rows: list[dict[str, Any]],
+    start: dict[str, Any],
+) -> str:
+    evaluation: dict[str, Any] = next((row for row in reversed(rows) if row.get("eval/mlm_loss") is not None), {})
+    training: dict[str, Any] = next((row for row in reversed(rows) if row.get("train/loss") is not None), {})
+    schedule, counts, pld = config.pld_schedule, prepared.manifest["counts"], config.pld
+    dropping = (
+        "nothing was dropped (theta_bar 1)"
+        if pld.theta_bar == 1.0
+        else f"{pld.schedule} schedule to theta_bar {pld.theta_bar:g}, depth rule `{pld.depth_rule}`, {pld.draw} draws, "
+        f"{pld.draws_per_step} per step; on average {schedule.mean_kept_fraction:.1%} of the blocks ran in training"
+    )
+    sources = ", ".join(str(source["name"]) for source in prepared.manifest["sources"][:8])
+    nsp = "\nIt was trained with a next-sentence head, which is left out of `model/`.\n" if config.objective.next_sentence else ""
+    norm = "Pre-LN (`roberta-prelayernorm`)" if config.model.norm == "pre" else "Post-LN (`bert`)"
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [pldcli, progressive-layer-dropping, masked-lm]
+---
+
+# {run.path.name}
+
+A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
+Progressive layer dropping: {dropping}. All blocks run when the model is used.
+{nsp}
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{run.model}")
+tokenizer = AutoTokenizer.from_pretrained("{run.model}")
+```
+
+## How it was made
+
+    {command}
+
+| | |
+|---|---|
+| data | {sources or prepared.path}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
+| vocabulary | {prepared.vocab_size:,} entries |
+| seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {config.data.seq_len}, {position.step:,} steps |
+| objective | masked LM, {config.objective.mask_probability:.0%} of the tokens{" + next sentence" if config.objective.next_sentence else ""} |
+| executed | {quantity(position.executed_flops)}FLOP, forward and backward, dropped blocks not counted |
+| training time | {duration(position.train_seconds)} ({duration(position.wall_seconds)} with validation and saving) |
+| hardware | {start.get("hardware", "unknown")}, {start.get("precision", "")}, {start.get("processes", 1)} process(es), {start.get("threads", "?")} thread(s) |
+| seed | {config.train.seed} |
+
+## Results
+
+| | |
+|---|---|
+| training loss of the last step | {_number(training.get("train/loss"))} |
+| validation masked-LM loss (full depth, fixed masks) | {_number(evaluation.get("eval/mlm_loss"))} |
+| validation perplexity | {_number(evaluation.get("eval/perplexity"))} |
+| validation accuracy on masked tokens | {_number(evaluation.get("eval/mlm_accuracy"))} |
+
+![loss](plots/loss.png)
+![blocks that ran](plots/kept_blocks.png)
+![learning rate](plots/learning_rate.png)
+![tokens per second](plots/tokens_per_second.png)
+
+The full configuration is in `config.yaml`, versions and hardware in `environment.json`, every logged step in `metrics.jsonl`.
+"""
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

@@ -1,0 +1,69 @@
+"""Number formats: what `auto` means here, autocast and loss scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["Precision", "PrecisionName", "bf16_in_hardware", "resolve_precision"]
+
+PrecisionName = Literal["bf16", "fp16", "fp32"]
+
+_LARGEST_GROWTH_STEPS = 2000
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Autocast in one format on one device; weights and optimizer state stay float32."""
+
+    name: PrecisionName
+    device: torch.device
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run a forward pass in this format."""
+        if self.name == "fp32":
+            yield
+            return
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        with torch.autocast(self.device.type, dtype), self._attention():
+            yield
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Choose the attention kernel: on CPU in bf16 the plain one beats torch's fused one by 2.5x (forward and backward)."""
+        if self.device.type != "cpu" or self.name != "bf16":
+            yield
+            return
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Make the loss scaler; outside fp16 it passes everything through."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_LARGEST_GROWTH_STEPS)
+
+
+def resolve_precision(choice: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device) -> Precision:
+    """Turn `auto` into the fastest format that the device has in hardware: bf16, else fp16 on CUDA and fp32 on CPU."""
+    if choice != "auto":
+        return Precision(choice, device)
+    if bf16_in_hardware(device):
+        return Precision("bf16", device)
+    return Precision("fp16" if device.type == "cuda" else "fp32", device)
+
+
+def bf16_in_hardware(device: torch.device) -> bool:
+    """Tell whether the device multiplies bf16 matrices itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,183 @@
+"""A run's place on the disk: what lies where, who is using it, and what state it is in."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pldcli import atomic, presets
+from pldcli.engine.metrics import read_metrics
+from pldcli.errors import OutputError, PldError
+
+__all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "summarise"]
+
+RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """runs/NAME and what is in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, command."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The finished model as a Hugging Face directory."""
+        return self.path / "model"
+
+    @property
+    def plots(self) -> Path:
+        """Curves."""
+        return self.path / "plots"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
+
+    def check_usable(self) -> None:
+        """Refuse a directory that holds something else.
+
+        Raises:
+            OutputError: It is a file, or a non-empty directory that is no run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError("is a file", where=str(self.path), hint="choose another place with --out")
+        ours = (".lock", f".{self.config.name}.")  # all that there is when a process was killed before it wrote config.yaml
+        if self.path.is_dir() and not self.config.is_file() and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
+            raise OutputError("holds something that is no run", where=str(self.path), hint="choose another place with --out")
+
+    def set_aside(self) -> Path | None:
+        """Rename an earlier run to NAME.1, NAME.2, ...; return its new place, or None where there was none.
+
+        Raises:
+            OutputError: A process is training there, or it cannot be renamed.
+        """
+        if not self.config.is_file():
+            return None
+        number = 1
+        while (place := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        with self.lock(), atomic.output_errors(self.path):
+            self.path.rename(place)
+        return place
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory against a second trainer.
+
+        Raises:
+            OutputError: Another process holds it, or it is not writable.
+        """
+        with atomic.output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a")
+        with file:
+            if not _take(file):
+                raise OutputError("another process is training here", where=str(self.path), hint="wait for it, or choose another --out")
+            yield
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether a run has come to its end here: the card is written last."""
+        return (self.model / "config.json").is_file() and self.card.is_file()
+
+    @property
+    def is_locked(self) -> bool:
+        """Tell whether a process is training here now."""
+        lock = self.path / ".lock"
+        if not lock.is_file():
+            return False
+        try:
+            with lock.open("r") as file:
+                return not _take(file)
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in one line."""
+
+    path: Path
+    state: RunState
+    step: int
+    total_steps: int
+    train_loss: float | None
+    eval_loss: float | None
+    train_seconds: float
+    next_action: str
+    """What to type next."""
+
+
+def list_runs(directory: Path) -> list[RunSummary]:
+    """Summarise every run below a directory, by name."""
+    if not directory.is_dir():
+        return []
+    places = sorted(path.parent for path in directory.glob("*/config.yaml"))
+    return [summarise(RunDirectory(place)) for place in places]
+
+
+def summarise(run: RunDirectory) -> RunSummary:
+    """Read the state of one run."""
+    try:
+        config = presets.load(run.config)
+    except PldError as error:
+        return RunSummary(run.path, "unreadable", 0, 0, None, None, 0.0, str(error))
+    rows = read_metrics(run.metrics)
+    step = max((row["step"] for row in rows), default=0)
+    finished = run.is_finished and step >= config.train.total_steps
+    started = run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
+    state: RunState = "running" if run.is_locked else "finished" if finished else "stopped" if started or step else "not started"
+    actions = {
+        "running": "wait",
+        "finished": f"pld evaluate {run.path}",
+        "stopped": f"run the same `pld pretrain` line again; it goes on from the newest checkpoint in {run.checkpoints}",
+        "not started": "run the `pld pretrain` line again",
+    }
+    return RunSummary(
+        run.path,
+        state,
+        step,
+        config.train.total_steps,
+        _last(rows, "train/loss"),
+        _last(rows, "eval/mlm_loss"),
+        _last(rows, "progress/train_seconds") or 0.0,
+        actions[state],
+    )
+
+
+def _last(rows: list[dict[str, Any]], name: str) -> float | None:
+    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+
+
+def _take(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,126 @@
+"""Devices and processes: the only module that talks to torch.distributed.
+
+One process is the plain case. Under torchrun each process holds a replica; gradients are summed by one flat all-reduce per
+unit of the model that ran. A block that no gate group ran communicates nothing and keeps its gradients None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pldcli.errors import DeviceError, UsageError
+
+__all__ = ["Runtime", "launch"]
+
+
+@dataclass
+class Runtime:
+    """Where this process runs and how it speaks with the others."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    _units: list[list[nn.Parameter]] = field(default_factory=list)
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def replicate(self, units: Sequence[nn.Module]) -> None:
+        """Name the modules whose gradients are summed together; every parameter belongs to one of them."""
+        self._units = [list(unit.parameters()) for unit in units]
+
+    def begin(self, last: bool) -> None:
+        """Say that a micro-step's backward follows, `last` in its step.
+
+        Replicas need not know; a sharded runtime turns its reductions on at the last one.
+        """
+
+    def finish(self) -> None:
+        """Sum the gradients of all processes, after the last backward of a step."""
+        if self.world_size == 1:
+            return
+        for parameters in self._units:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if gradients:
+                flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+                dist.all_reduce(flat)
+                parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+                torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+
+    def sum_on_host(self, values: Sequence[float]) -> list[float]:
+        """Add up numbers of all processes without touching the accelerator's queue."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor of all processes."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait_for_all(self) -> None:
+        """Go on when every process is here."""
+        self.sum_on_host([0.0])
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@contextmanager
+def launch(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Runtime]:
+    """Choose the device and, under torchrun, join the other processes.
+
+    Args:
+        device: `auto` takes CUDA when there is any.
+
+    Raises:
+        DeviceError: CUDA was asked for and is not there, or there are more processes than devices.
+    """
+    rank, local_rank, world_size = (_environment(name, default) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    if rank >= world_size:
+        raise UsageError(f"{rank} is no process of {world_size}", where="environment variable RANK", hint="start with torchrun, or unset it")
+    chosen = _device(device, local_rank)
+    if world_size == 1:
+        yield Runtime(chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Runtime(chosen, rank, world_size)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(device: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if device == "cpu" or (device == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise DeviceError("no CUDA device here", where="runtime.device", hint="use runtime.device=auto; `pld doctor` says what is wrong")
+    if local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise DeviceError(f"process {local_rank} has no device, there are {count}", hint=f"use torchrun --nproc-per-node {count}")
+    return torch.device("cuda", local_rank)
+
+
+def _environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise UsageError(f"{value!r} is not a number", where=f"environment variable {name}", hint="start with torchrun, or unset it")
+    return int(value)

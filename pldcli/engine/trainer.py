@@ -1,0 +1,236 @@
+"""The training loop. Pre-training and fine-tuning differ in objective and batches, not here."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pldcli.data.loader import Batch, StepBatches
+from pldcli.data.order import key
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.evaluation import count_tokens
+from pldcli.engine.objectives import Objective
+from pldcli.engine.optim import clip_gradients, set_learning_rate
+from pldcli.engine.precision import Precision
+from pldcli.engine.runtime import Runtime
+from pldcli.engine.signals import StopRequest
+from pldcli.errors import DivergedError
+from pldcli.flops import Flops
+from pldcli.model import StBert
+from pldcli.pld import Plan, Schedule
+
+__all__ = ["Observation", "Trainer"]
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What can be seen of a run after a step at which the caller wanted to look."""
+
+    position: Position
+    losses: dict[str, float]
+    """Of the step: each loss, and their `loss` in sum. Empty when stopped in the middle of a step."""
+    learning_rate: float
+    grad_norm: float
+    theta: float
+    kept_blocks: float
+    """Mean over the step's gate groups."""
+    data_wait_seconds: float
+    """Since the last observation."""
+    stop_signal: int
+    """The signal on which the loop ends with this observation, or 0."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step's outcome, still on the device."""
+
+    loss_sums: Tensor
+    num_targets: list[float]
+    grad_norm: Tensor
+    plans: list[Plan]
+    group_tokens: list[float]
+
+
+class Trainer:
+    """Take optimizer steps.
+
+    Args:
+        model: On its device, in training mode.
+        objective: Sums of losses for a batch.
+        schedule: Which blocks run.
+        batches: What this process reads in each step.
+        learning_rate: Rate of the update after so many completed steps.
+        max_grad_norm: Global norm to clip to; 0 clips nothing.
+        flops: Counts executed work.
+        seed: Seed of gates and dropout.
+    """
+
+    def __init__(
+        self,
+        model: StBert,
+        *,
+        objective: Objective,
+        schedule: Schedule,
+        optimizer: torch.optim.Optimizer,
+        batches: StepBatches,
+        learning_rate: Callable[[int], float],
+        max_grad_norm: float,
+        precision: Precision,
+        runtime: Runtime,
+        flops: Flops,
+        seed: int,
+    ) -> None:
+        self.model, self.objective, self.schedule, self.optimizer = model, objective, schedule, optimizer
+        self.batches, self.learning_rate, self.max_grad_norm = batches, learning_rate, max_grad_norm
+        self.precision, self.runtime, self.flops, self.seed = precision, runtime, flops, seed
+        self.scaler = precision.scaler()
+        heads = [model.embeddings, model.final_norm, model.mlm_head, *([model.nsp_head] if model.nsp_head else [])]
+        runtime.replicate([*heads, *model.blocks])
+
+    def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Iterator[Observation]:
+        """Train to the end of the schedule.
+
+        The clock of `train_seconds` stands still while the caller holds an observation.
+
+        Args:
+            position: Where the run is.
+            observe: Whether to yield after this many completed steps; the device is waited for only then.
+            stop: Looked at before every forward pass; the step under way is given up.
+
+        Raises:
+            DivergedError: A loss or a gradient norm is not finite.
+        """
+        total_steps, wait_seconds = self.schedule.total_steps, 0.0
+        finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
+        clock = time.perf_counter()
+        batches = self.batches.from_step(position.step, total_steps)
+        for step in range(position.step, total_steps):
+            asked = time.perf_counter()
+            groups = next(batches)
+            wait_seconds += time.perf_counter() - asked
+            set_learning_rate(self.optimizer, self.learning_rate(step))
+            outcome = self._step(step, groups, stop)
+            if isinstance(outcome, int):
+                _check_finite(finite, position.step)
+                position = self._advance(position, None, clock)
+                yield self._observation(position, None, wait_seconds, outcome)
+                return
+            finite = finite & outcome.loss_sums.isfinite().all()
+            if not self.scaler.is_enabled():  # loss scaling overflows by design and skips the update
+                finite = finite & outcome.grad_norm.isfinite()
+            position = self._advance(position, outcome, None)
+            if observe(position.step) or position.step == total_steps:
+                self.runtime.synchronize()
+                _check_finite(finite, position.step)
+                position = self._advance(position, None, clock)
+                yield self._observation(position, outcome, wait_seconds, 0)
+                wait_seconds, clock = 0.0, time.perf_counter()
+
+    def warm_up(self) -> None:
+        """Run every block forward and backward once and forget the result, so that compilation is out of the way."""
+        plan = self.schedule.plan(0, 0, seed=self.seed)
+        batch = self.batches.step(0)[0][0]
+        everything = Plan((True,) * len(plan.gates), plan.keep_probs, plan.residual_scales)
+        self.forward_backward(batch, everything, [float(n) for n in self.objective.num_targets(batch)])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.runtime.synchronize()
+
+    def forward_backward(self, host_batch: Batch, plan: Plan, num_targets: Sequence[float]) -> Tensor:
+        """Add one micro-batch's gradients; return its sums of losses.
+
+        Args:
+            host_batch: The micro-batch.
+            plan: Its group's gates and residual scales.
+            num_targets: Targets of each loss in the whole step, over all processes.
+        """
+        batch, device = host_batch.to(self.runtime.device), self.runtime.device
+        scales_L = torch.tensor(plan.residual_scales, device=device)
+        with self.precision.autocast():
+            loss_sums = self.objective.loss_sums(self.model, batch, plan.gates, scales_L)
+        loss = (loss_sums / torch.tensor(num_targets, device=device)).sum()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss_sums.detach()
+
+    def _step(self, step: int, groups: list[list[Batch]], stop: StopRequest) -> _Step | int:
+        """Take one step, or return the signal that stopped it."""
+        plans = [self.schedule.plan(step, group, seed=self.seed) for group in range(len(groups))]
+        num_targets, group_tokens = self._agree(groups, plans)
+        loss_sums = torch.zeros(len(num_targets), device=self.runtime.device)
+        micro_step, last = 0, sum(map(len, groups)) - 1
+        for plan, micro_batches in zip(plans, groups, strict=True):
+            for batch in micro_batches:
+                if signal_number := self._agreed_stop(stop):
+                    self.optimizer.zero_grad(set_to_none=True)
+                    return signal_number
+                torch.manual_seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
+                self.runtime.begin(micro_step == last)
+                loss_sums += self.forward_backward(batch, plan, num_targets)
+                micro_step += 1
+        self.runtime.finish()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return _Step(loss_sums, num_targets, grad_norm, plans, group_tokens)
+
+    def _agree(self, groups: list[list[Batch]], plans: list[Plan]) -> tuple[list[float], list[float]]:
+        """Count the step's targets and tokens over all processes, and make sure that all drew the same gates."""
+        counts = [self.objective.num_targets(batch) for micro_batches in groups for batch in micro_batches]
+        targets = [float(sum(column)) for column in zip(*counts, strict=True)]
+        tokens = [float(sum(map(count_tokens, micro_batches))) for micro_batches in groups]
+        gates = [float(gate) for plan in plans for gate in plan.gates]
+        summed = self.runtime.sum_on_host([*targets, *tokens, *gates])
+        agreed = summed[len(targets) + len(tokens) :]
+        assert all(ours * self.runtime.world_size == everyone for ours, everyone in zip(gates, agreed, strict=True)), "gates differ"
+        return summed[: len(targets)], summed[len(targets) : len(targets) + len(tokens)]
+
+    def _agreed_stop(self, stop: StopRequest) -> int:
+        """Return the signal that any process has received, the same answer on all of them."""
+        asked = self.runtime.sum_on_host([float(stop.signal_number == number) for number in _STOP_SIGNALS])
+        return next((int(number) for number, count in zip(_STOP_SIGNALS, asked, strict=True) if count), 0)
+
+    def _advance(self, position: Position, outcome: _Step | None, clock: float | None) -> Position:
+        """Move a position by a step's work, or by the time since `clock`."""
+        if clock is not None:
+            position = replace(position, train_seconds=position.train_seconds + time.perf_counter() - clock)
+        if outcome is None:
+            return position
+        flops = [tokens * self.flops.executed(plan.kept_blocks) for plan, tokens in zip(outcome.plans, outcome.group_tokens, strict=True)]
+        return replace(
+            position,
+            step=position.step + 1,
+            sequences=position.sequences + self.batches.global_batch_size,
+            tokens=position.tokens + int(sum(outcome.group_tokens)),
+            executed_flops=position.executed_flops + sum(flops),
+        )
+
+    def _observation(self, position: Position, outcome: _Step | None, wait_seconds: float, stop_signal: int) -> Observation:
+        """Read a step's numbers off the device."""
+        step = max(0, position.step - 1)
+        losses, grad_norm, kept = {}, 0.0, 0.0
+        if outcome is not None:
+            sums = self.runtime.sum(outcome.loss_sums.double()).tolist()
+            means = [total / count for total, count in zip(sums, outcome.num_targets, strict=True)]
+            losses = {"loss": sum(means)} | dict(zip(self.objective.names, means, strict=True))
+            grad_norm = float(outcome.grad_norm)
+            kept = sum(plan.kept_blocks for plan in outcome.plans) / len(outcome.plans)
+        return Observation(
+            position, losses, self.learning_rate(step), grad_norm, self.schedule.theta(step), kept, wait_seconds, stop_signal
+        )
+
+
+def _check_finite(finite: Tensor, step: int) -> None:
+    if not bool(finite):
+        raise DivergedError(
+            "training diverged: the loss or its gradient is not finite",
+            where=f"step {step}",
+            hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint is sound",
+        )

@@ -1,0 +1,95 @@
+"""What can go wrong because of the outside world, with the exit code of each.
+
+    PldError                    1   a bug, when raised bare
+    ├── UsageError              2   wrong command line or configuration
+    ├── DataError               3   a corpus, a prepared directory or a task file
+    ├── CheckpointError         4   a checkpoint or a model directory
+    ├── DeviceError             5   no such device, or out of memory
+    ├── DivergedError           6   training produced no finite numbers any more
+    ├── OutputError             7   disk full, or not writable
+    ├── PreemptedError         75   SIGTERM, with the state saved
+    └── StoppedError          130   Ctrl-C
+
+Each is one line: what is wrong, where, what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "DivergedError",
+    "OutputError",
+    "PldError",
+    "PreemptedError",
+    "StoppedError",
+    "UsageError",
+]
+
+
+class PldError(Exception):
+    """An error that the user sees as one line.
+
+    Args:
+        what: What is wrong, without a full stop.
+        where: A dotted key, a path with a line, or a step.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        line = f"{where}: {what}" if where else what
+        super().__init__(" ".join(f"{line}; {hint}".split()) if hint else " ".join(line.split()))
+
+
+class UsageError(PldError):
+    """A wrong command line or configuration."""
+
+    exit_code = 2
+
+
+class DataError(PldError):
+    """A corpus, prepared directory or task file that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(PldError):
+    """A checkpoint or model directory that cannot be used."""
+
+    exit_code = 4
+
+
+class DeviceError(PldError):
+    """A device that is not there, or whose memory is too small."""
+
+    exit_code = 5
+
+
+class DivergedError(PldError):
+    """Training that produces no finite numbers any more."""
+
+    exit_code = 6
+
+
+class OutputError(PldError):
+    """An output that cannot be written."""
+
+    exit_code = 7
+
+
+class PreemptedError(PldError):
+    """SIGTERM arrived; whatever can be kept is kept."""
+
+    exit_code = 75
+
+
+class StoppedError(PldError):
+    """Ctrl-C arrived; whatever can be kept is kept."""
+
+    exit_code = 130

@@ -1,0 +1,74 @@
+"""Floating-point operations and parameters of an encoder, by one stated convention.
+
+Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D T for full attention, and the head's
+6 (D^2 + V D) x mask rate because it runs at masked positions only. Look-ups, norms and biases are not counted, dropped
+blocks never are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Flops", "count_parameters"]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations per token of one forward and backward pass."""
+
+    per_block: float
+    head: float
+    num_blocks: int
+
+    @classmethod
+    def of_encoder(
+        cls, *, num_blocks: int, hidden_size: int, intermediate_size: int, vocab_size: int, seq_len: int, mask_rate: float
+    ) -> Flops:
+        """Count for an encoder with a tied masked-LM head on rows of `seq_len` tokens."""
+        matrices = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
+        head = 6.0 * (hidden_size**2 + vocab_size * hidden_size) * mask_rate
+        return cls(6.0 * matrices + 12.0 * hidden_size * seq_len, head, num_blocks)
+
+    @property
+    def dense(self) -> float:
+        """Count with every block running."""
+        return self.executed(self.num_blocks)
+
+    def executed(self, kept_blocks: float) -> float:
+        """Count with `kept_blocks` of the blocks running."""
+        return self.per_block * kept_blocks + self.head
+
+    def total_saved(self, kept_fraction: float) -> float:
+        """Compute the fraction of all operations saved when `kept_fraction` of the blocks run."""
+        return 1.0 - self.executed(kept_fraction * self.num_blocks) / self.dense
+
+
+def count_parameters(
+    *,
+    num_blocks: int,
+    hidden_size: int,
+    intermediate_size: int,
+    vocab_size: int,
+    num_positions: int,
+    num_token_types: int,
+    final_norm: bool,
+    next_sentence: bool,
+) -> int:
+    """Count the trainable numbers of an encoder with its heads; the tied decoder counts once.
+
+    Args:
+        num_blocks: L.
+        hidden_size: D.
+        intermediate_size: F.
+        vocab_size: V.
+        num_positions: Rows of the position table.
+        num_token_types: Rows of the token-type table.
+        final_norm: A LayerNorm follows the last block (Pre-LN).
+        next_sentence: There is a pooler with a two-way classifier.
+    """
+    width, norm = hidden_size, 2 * hidden_size
+    embeddings = (vocab_size + num_positions + num_token_types) * width + norm
+    block = 4 * (width + 1) * width + (width + 1) * intermediate_size + (intermediate_size + 1) * width + 2 * norm
+    masked_head = (width + 1) * width + norm + vocab_size
+    sentence_head = (width + 1) * width + 2 * (width + 1)
+    return embeddings + num_blocks * block + final_norm * norm + masked_head + next_sentence * sentence_head

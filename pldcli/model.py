@@ -1,0 +1,228 @@
+"""ST-BERT: a BERT encoder of switchable transformer blocks, with its heads.
+
+Shapes: B batch, T tokens, D hidden, H heads, K head size, F feed-forward, V vocabulary, M masked positions, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "StBert"]
+
+
+class Embeddings(nn.Module):
+    """Words, positions and token types, summed, normalised."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        max_position_embeddings: int,
+        type_vocab_size: int,
+        dropout: float,
+        layer_norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, hidden_size)
+        self.position = nn.Embedding(max_position_embeddings, hidden_size)
+        self.token_type = nn.Embedding(type_vocab_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None) -> Tensor:
+        """Look up and sum; without token types every token has type 0."""
+        types = self.token_type.weight[0] if token_type_ids_BT is None else self.token_type(token_type_ids_BT)
+        x_BTD = self.word(input_ids_BT) + (self.position.weight[: input_ids_BT.shape[1]] + types)
+        x_BTD = self.dropout(self.norm(x_BTD))
+        return x_BTD  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A transformer block whose two sublayers share one residual scale.
+
+    Pre-LN is the paper's ST block; Post-LN is its failing control. Skipping is the encoder's loop: a block knows no gate.
+
+    Source: Zhang & He 2020, section 4.1, equations 4 and 5.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        norm: Literal["pre", "post"],
+        dropout: float,
+        layer_norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_attention_heads
+        self.pre_norm = norm == "pre"
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.attention_output = nn.Linear(hidden_size, hidden_size)
+        self.ffn_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.ffn_input = nn.Linear(hidden_size, intermediate_size)
+        self.ffn_output = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None, residual_scale: Tensor) -> Tensor:
+        """Run both sublayers.
+
+        Args:
+            x_BTD: The residual stream.
+            attention_mask_B11T: True where attention may look; None when there is no padding.
+            residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a number would recompile).
+        """
+        if self.pre_norm:
+            h_BTD = x_BTD + residual_scale * self._attention(self.attention_norm(x_BTD), attention_mask_B11T)
+            return h_BTD + residual_scale * self._ffn(self.ffn_norm(h_BTD))
+        h_BTD = self.attention_norm(x_BTD + residual_scale * self._attention(x_BTD, attention_mask_B11T))
+        return self.ffn_norm(h_BTD + residual_scale * self._ffn(h_BTD))  # type: ignore[no-any-return]
+
+    def _attention(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None) -> Tensor:
+        B, T, D = x_BTD.shape
+        qkv_3BHTK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK, v_BHTK = qkv_3BHTK.unbind(0)
+        dropout = self.dropout.p if self.training else 0.0
+        mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attention_mask_B11T, dropout)
+        return self.dropout(self.attention_output(mixed_BHTK.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
+
+    def _ffn(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
+
+
+class MaskedLmHead(nn.Module):
+    """BERT's masked-LM head; the decoder is the word embedding, handed in at the call."""
+
+    def __init__(self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden_MD: Tensor, word_embeddings_VD: Tensor) -> Tensor:
+        """Score the vocabulary for each position given, [M, V]."""
+        return functional.linear(self.norm(functional.gelu(self.dense(hidden_MD))), word_embeddings_VD, self.bias)
+
+
+class NextSentenceHead(nn.Module):
+    """BERT's pooler and two-way classifier."""
+
+    def __init__(self, *, hidden_size: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(hidden_size, hidden_size)
+        self.classifier = nn.Linear(hidden_size, 2)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Score "continues" (0) against "random" (1) from the first token, [B, 2]."""
+        return self.classifier(torch.tanh(self.pooler(hidden_BTD[:, 0])))  # type: ignore[no-any-return]
+
+
+class StBert(nn.Module):
+    """The encoder with its heads.
+
+    Args:
+        norm: `pre` for ST blocks and a final LayerNorm, `post` for BERT's order.
+        next_sentence: Have a next-sentence head.
+        seed: Seed of the initial weights.
+
+    The other arguments are those of `ModelConfig`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_hidden_layers: int,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        vocab_size: int,
+        max_position_embeddings: int,
+        type_vocab_size: int = 2,
+        norm: Literal["pre", "post"] = "pre",
+        dropout: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+        initializer_range: float = 0.02,
+        next_sentence: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            max_position_embeddings=max_position_embeddings,
+            type_vocab_size=type_vocab_size,
+            dropout=dropout,
+            layer_norm_eps=layer_norm_eps,
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                hidden_size=hidden_size,
+                num_attention_heads=num_attention_heads,
+                intermediate_size=intermediate_size,
+                norm=norm,
+                dropout=dropout,
+                layer_norm_eps=layer_norm_eps,
+            )
+            for _ in range(num_hidden_layers)
+        )
+        self.final_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps) if norm == "pre" else nn.Identity()
+        self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps)
+        self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
+        self.initialize(initializer_range, seed=seed)
+
+    @torch.no_grad()
+    def initialize(self, initializer_range: float, *, seed: int) -> None:
+        """Set every weight: the one table of initial values.
+
+        Source: Devlin et al. 2019 (normal weights, zero biases, unit norms).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, initializer_range, generator=generator)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        token_type_ids_BT: Tensor | None = None,
+        attention_mask_BT: Tensor | None = None,
+        gates: Sequence[bool] | None = None,
+        residual_scales_L: Tensor | None = None,
+    ) -> Tensor:
+        """Encode.
+
+        Args:
+            input_ids_BT: Token ids.
+            token_type_ids_BT: Segment of each token; None for all 0.
+            attention_mask_BT: True at real tokens; None when there is no padding.
+            gates: Which blocks run; None for all. A block that does not run costs nothing.
+            residual_scales_L: Per block, the factor of its sublayers' outputs; None for 1.
+
+        Returns:
+            Hidden states, [B, T, D].
+        """
+        mask_B11T = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
+        x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT)
+        scales = x_BTD.new_ones(len(self.blocks)) if residual_scales_L is None else residual_scales_L
+        for index, block in enumerate(self.blocks):
+            if gates is None or gates[index]:
+                x_BTD = block(x_BTD, mask_B11T, scales[index])
+        x_BTD = self.final_norm(x_BTD)
+        return x_BTD  # type: ignore[no-any-return]
+
+    def mlm_logits(self, hidden_MD: Tensor) -> Tensor:
+        """Score the vocabulary at the hidden states given, [M, V]."""
+        return self.mlm_head(hidden_MD, self.embeddings.word.weight)  # type: ignore[no-any-return]

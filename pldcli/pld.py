@@ -1,0 +1,179 @@
+"""Progressive Layer Dropping as a value: schedules, keep probabilities and gates.
+
+Pure functions of the step. No state, no torch: every rank, every resumed run, the trainer and the plot call the same
+object and get the same answer. Blocks are numbered 1..L as in the paper, steps t = 0..T-1.
+
+Source: Zhang & He, "Accelerating Training of Transformer-Based Language Models with Progressive Layer Dropping",
+NeurIPS 2020, arXiv 2010.13369.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["DepthRule", "Draw", "Plan", "Schedule", "TimeSchedule"]
+
+TimeSchedule = Literal["exponential", "constant", "linear", "growing"]
+DepthRule = Literal["paper", "algorithm1", "uniform"]
+Draw = Literal["bernoulli", "fixed-depth"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one gate group does in one step: which blocks run, and what their residuals are multiplied by.
+
+    Gates and scales come from the same probabilities, so drawing with one and scaling with another cannot be written.
+    """
+
+    gates: tuple[bool, ...]
+    """Per block: does it run."""
+    keep_probs: tuple[float, ...]
+    """Per block: the probability with which its gate was drawn."""
+    residual_scales: tuple[float, ...]
+    """Per block: the factor of a sublayer's output, 1 / keep probability (1 with scaling off)."""
+
+    @property
+    def kept_blocks(self) -> int:
+        """Count the blocks that run."""
+        return sum(self.gates)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The keep probabilities of every block over a run, and the gates drawn from them."""
+
+    num_blocks: int
+    total_steps: int
+    time: TimeSchedule = "exponential"
+    theta_bar: float = 0.5
+    gamma: float | Literal["auto"] = "auto"
+    depth_rule: DepthRule = "paper"
+    draw: Draw = "bernoulli"
+    recovery_fraction: float = 0.1
+    scale_residual: bool = True
+
+    @property
+    def gamma_per_step(self) -> float:
+        """Resolve gamma, in 1/steps; `auto` is the paper's 100 / T."""
+        return 100.0 / self.total_steps if self.gamma == "auto" else self.gamma
+
+    def theta(self, step: int) -> float:
+        """Compute the keep ratio of the deepest block after `step` completed updates.
+
+        Source: paper, equation 6 for `exponential`; section 5's "Rand" for `constant`.
+        """
+        dropped = 1.0 - self.theta_bar
+        if self.time == "exponential":
+            return dropped * math.exp(-self.gamma_per_step * step) + self.theta_bar
+        if self.time == "constant":
+            return self.theta_bar
+        if self.time == "linear":
+            return 1.0 - dropped * step / self.total_steps
+        return 1.0 if step >= self.rising_steps else self.theta_bar + dropped * step / self.rising_steps
+
+    @property
+    def rising_steps(self) -> int:
+        """Count the steps before `growing` has every block running; rounded first, since 0.1 x 70 is a little over 7."""
+        return self.total_steps - math.ceil(round(self.recovery_fraction * self.total_steps, 6))
+
+    def keep_probs_at(self, theta: float) -> tuple[float, ...]:
+        """Spread `theta` over the depth: the keep probability of each block.
+
+        Source: `paper` is the paper's equation in section 4.2, `algorithm1` the loop of its released code.
+        """
+        blocks = self.num_blocks
+        if self.depth_rule == "uniform":
+            return (theta,) * blocks
+        first = 1 if self.depth_rule == "paper" else 0
+        depths = [(i + first) / blocks for i in range(blocks)]
+        # 1 - depth (1 - theta), rearranged: exactly 1 at theta = 1 and exactly theta at full depth, never 0 for a tiny theta.
+        return tuple((1.0 - depth) + depth * theta for depth in depths)
+
+    def keep_probs(self, step: int) -> tuple[float, ...]:
+        """Compute the keep probability of each block at `step`."""
+        return self.keep_probs_at(self.theta(step))
+
+    def expected_kept_blocks(self, step: int) -> float:
+        """Compute the mean number of blocks that run at `step`."""
+        return math.fsum(self.keep_probs(step))
+
+    def plan(self, step: int, group: int, *, seed: int) -> Plan:
+        """Draw the gates of one gate group.
+
+        Args:
+            step: Completed updates, 0..T-1.
+            group: Which equal slice of the global batch.
+            seed: The run's seed.
+        """
+        probs = self.keep_probs(step)
+        rng = _generator(seed, step, group)
+        gates = _fixed_depth(probs, rng) if self.draw == "fixed-depth" else tuple(rng.random() < p for p in probs)
+        return Plan(gates, probs, tuple(1.0 / p for p in probs) if self.scale_residual else (1.0,) * self.num_blocks)
+
+    def mean_theta(self, steps: int) -> float:
+        """Average theta over the first `steps` steps (1..T), in closed form: a run may have any length."""
+        dropped = 1.0 - self.theta_bar
+        if self.time == "exponential":
+            gamma = self.gamma_per_step
+            return self.theta_bar + dropped * (math.expm1(-gamma * steps) / math.expm1(-gamma) / steps if gamma else 1.0)
+        if self.time == "constant":
+            return self.theta_bar
+        if self.time == "linear":
+            return 1.0 - dropped * (steps - 1) / 2 / self.total_steps
+        rising = min(steps, self.rising_steps)
+        missing = dropped * (rising - rising * (rising - 1) / 2 / self.rising_steps) if rising else 0.0
+        return 1.0 - missing / steps
+
+    def mean_kept_fraction_until(self, steps: int) -> float:
+        """Average the expected fraction of blocks that run over the first `steps` steps (keep probabilities are linear in theta)."""
+        return math.fsum(self.keep_probs_at(self.mean_theta(steps))) / self.num_blocks
+
+    @property
+    def mean_kept_fraction(self) -> float:
+        """Average the expected fraction of blocks that run over the run."""
+        return self.mean_kept_fraction_until(self.total_steps)
+
+    def first_step_dropping(self, fraction: float) -> int | None:
+        """Find the first step with 1 - theta >= fraction x (1 - theta_bar).
+
+        Returns:
+            The step, or None where nothing is dropped, the run ends earlier, or theta grows.
+        """
+        if self.theta_bar == 1.0 or self.time == "growing":
+            return None
+        # Less a rounding error, so that `linear` is half on exactly halfway.
+        wanted = fraction * (1.0 - self.theta_bar) - 1e-12
+        step = bisect.bisect_left(range(self.total_steps), True, key=lambda step: 1.0 - self.theta(step) >= wanted)
+        return step if step < self.total_steps else None
+
+
+def _generator(seed: int, step: int, group: int) -> random.Random:
+    """Seed a generator with the position of the draw; Mersenne Twister's random() is stable across Python versions."""
+    key = hashlib.blake2b(f"gates/{seed}/{step}/{group}".encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(key, "little"))
+
+
+def _fixed_depth(probs: Sequence[float], rng: random.Random) -> tuple[bool, ...]:
+    """Draw gates with exactly these probabilities whose number is the floor or the ceiling of their sum.
+
+    Systematic sampling: the probabilities laid end to end in a random order, one uniform offset, and every block in
+    whose stretch a point offset + k falls is kept. Source: Madow, Annals of Mathematical Statistics 20 (1949).
+    """
+    gates = [p >= 1.0 for p in probs]
+    order = [block for block, kept in enumerate(gates) if not kept]
+    for last in range(len(order) - 1, 0, -1):
+        other = int(rng.random() * (last + 1))
+        order[last], order[other] = order[other], order[last]
+    point, end = rng.random(), 0.0
+    for block in order:
+        end += probs[block]
+        if point < end:
+            gates[block] = True
+            point += 1.0
+    return tuple(gates)

@@ -1,0 +1,347 @@
+"""Schedules, runs and comparisons as pictures: matplotlib for files, block characters for terminals.
+
+Matplotlib is imported inside the functions that draw, always as a bare Figure with the Agg or SVG backend: no window,
+no pyplot, no state shared with the caller. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pldcli import atomic
+from pldcli.errors import UsageError
+from pldcli.flops import Flops
+from pldcli.pld import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Curve", "NamedSchedule", "block_chart", "check_picture_path", "evenly_spaced", "plot_curves", "plot_schedules", "sparkline"]
+
+PICTURES = (".png", ".svg")
+"""Endings of the files that can be drawn."""
+
+_COLOURS = ("#1f6fb4", "#d1602a", "#2a8a57", "#8a4fb0", "#b8930b", "#c03a6b", "#4d7f8f", "#6b6b6b")
+"""Told apart on paper and by most colour-blind readers."""
+
+_STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "pldcli",
+    "svg.fonttype": "none",
+}
+
+_MAX_HEAT_MAPS = 6
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Literal["line", "points"] = "line"
+
+
+@dataclass(frozen=True)
+class NamedSchedule:
+    """A schedule with what a picture says about it."""
+
+    name: str
+    schedule: Schedule
+    flops: Flops
+
+    def saved_until(self, steps: int) -> float:
+        """Compute the share of the dense run's operations that the first `steps` steps save."""
+        saved = self.flops.total_saved(self.schedule.mean_kept_fraction_until(steps))
+        return saved * steps / self.schedule.total_steps
+
+
+def evenly_spaced(total: int, points: int) -> list[int]:
+    """Choose `points` of the steps 0..total-1, evenly, the first and the last among them; all when there are fewer."""
+    if points >= total:
+        return list(range(total))
+    return [i * (total - 1) // (points - 1) for i in range(points)]
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a file name that cannot become a picture.
+
+    Raises:
+        UsageError: The ending is neither .png nor .svg.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UsageError(f"a picture's name must end in {' or '.join(PICTURES)}", where=str(path))
+
+
+def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
+    """Draw theta, keep probabilities, expected kept blocks and the saving of one or more schedules.
+
+    Raises:
+        UsageError: The ending is neither .png nor .svg.
+        OutputError: The file cannot be written.
+    """
+    check_picture_path(path)
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(width=11.5, height=7.8)
+        if len(schedules) == 1:
+            steps, blocks = schedules[0].schedule.total_steps, schedules[0].schedule.num_blocks
+            figure.suptitle(f"{schedules[0].name}: {blocks} blocks, {steps:,} steps", fontsize=12)
+        areas: Any = figure.subfigures(2, 2, hspace=0.04, wspace=0.03)
+        theta, heat, kept, saving = areas.flat
+        _draw_theta(theta, schedules)
+        _draw_heat_maps(heat, schedules)
+        _draw_kept_blocks(kept, schedules)
+        _draw_saving(saving, schedules)
+        _save(figure, path)
+
+
+def plot_curves(series: Sequence[Curve], path: Path, *, title: str, x_label: str, y_label: str) -> None:
+    """Draw curves of runs over one another.
+
+    Args:
+        series: The curves; an empty one is left out, and values that are not finite leave gaps.
+        path: A .png or .svg file.
+        title: What the picture shows.
+        x_label: Meaning and unit of x.
+        y_label: Meaning and unit of y.
+
+    Raises:
+        UsageError: The ending is neither .png nor .svg.
+        OutputError: The file cannot be written.
+    """
+    check_picture_path(path)
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(width=8.0, height=4.8)
+        axes = figure.subplots()
+        for curve, colour in zip(series, _endless_colours(), strict=False):
+            y = [value if math.isfinite(value) else math.nan for value in curve.y]
+            if curve.style == "points" or len(curve.x) == 1:
+                axes.plot(curve.x, y, "o-", color=colour, markersize=4, linewidth=0.9, label=curve.label)
+            else:
+                axes.plot(curve.x, y, color=colour, linewidth=1.5, label=curve.label)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        axes.xaxis.set_major_formatter(_thousands)
+        if any(len(curve.x) for curve in series):
+            axes.legend()
+        else:
+            axes.text(0.5, 0.5, "nothing was recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
+        _save(figure, path)
+
+
+def block_chart(
+    values: Sequence[float], *, low: float, high: float, height: int, width: int, title: str, left: str, right: str
+) -> list[str]:
+    """Draw values as bars of block characters with an axis.
+
+    Args:
+        values: At least one, evenly spaced over the run.
+        low: Value at the foot of the chart.
+        high: Value at its top.
+        height: Rows of the bars.
+        width: Columns of everything.
+        title: Line above.
+        left: Label under the first value.
+        right: Label under the last.
+
+    Returns:
+        Lines of at most `width` characters.
+    """
+    margin = max(len(f"{low:g}"), len(f"{high:g}"))
+    columns = max(1, width - margin - 2)
+    picked = [values[i * (len(values) - 1) // max(1, columns - 1)] for i in range(columns)]
+    eighths = [round(8 * height * min(1.0, max(0.0, (value - low) / (high - low)))) for value in picked]
+    lines = [title]
+    for row in reversed(range(height)):
+        label = f"{high:g}" if row == height - 1 else f"{low:g}" if row == 0 else ""
+        lines.append(f"{label:>{margin}} │" + "".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths).rstrip())
+    lines.append(" " * margin + " └" + "─" * columns)
+    lines.append(" " * (margin + 2) + left + right.rjust(columns - len(left)))
+    return lines
+
+
+def sparkline(values: Sequence[float], *, low: float, high: float, width: int) -> str:
+    """Draw values as one row of block characters; the lowest is a thin line, so that it is seen."""
+    picked = [values[i * (len(values) - 1) // max(1, width - 1)] for i in range(width)]
+    return "".join(_BLOCKS[1 + round(7 * min(1.0, max(0.0, (value - low) / (high - low))))] for value in picked)
+
+
+def _draw_theta(area: Any, schedules: Sequence[NamedSchedule]) -> None:
+    axes = area.subplots()
+    _prepare(axes, schedules, "Keep ratio of the deepest block, θ(t)", y_label="θ")
+    _overlay(axes, schedules, lambda named, step: named.schedule.theta(step))
+    axes.set_ylim(0.0, 1.05)
+    settled = [named.schedule.first_step_dropping(0.99) for named in schedules]
+    parts = [step / named.schedule.total_steps for step, named in zip(settled, schedules, strict=True) if step]
+    if parts and max(parts) <= 0.1:
+        _draw_first_part(axes, schedules, until=1.5 * max(parts))
+    if len(schedules) > 1:
+        area.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(schedules)), fontsize=8.5)
+
+
+def _draw_first_part(axes: Axes, schedules: Sequence[NamedSchedule], *, until: float) -> None:
+    """Show the fall at the start larger, in the half of the panel that the curves leave free."""
+    mixed = _mixed(schedules)
+    lowest = min(named.schedule.theta_bar for named in schedules)
+    inset = axes.inset_axes((0.42, 0.56 if lowest <= 0.55 else 0.12, 0.52, 0.27))
+    _overlay(inset, schedules, lambda named, step: named.schedule.theta(step), until=until)
+    inset.set_title(f"the first {until:.0%} of the run", fontsize=8.5, fontweight="normal")
+    inset.set_xlim(0, until * (1.0 if mixed else schedules[0].schedule.total_steps))
+    inset.tick_params(labelsize=7.5)
+    inset.xaxis.set_major_formatter(_percent if mixed else _thousands)
+    inset.locator_params(nbins=5)
+    inset.patch.set_facecolor("#fafafa")
+
+
+def _draw_heat_maps(area: Any, schedules: Sequence[NamedSchedule]) -> None:
+    """Draw block against time, coloured by keep probability: one map per schedule."""
+    shown = schedules[:_MAX_HEAT_MAPS]
+    columns = 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3
+    rows = math.ceil(len(shown) / columns)
+    grid = area.subplots(rows, columns, squeeze=False)
+    picture = None
+    for axes, named in zip(grid.flat, shown, strict=False):
+        schedule = named.schedule
+        steps = evenly_spaced(schedule.total_steps, 600)
+        table = list(zip(*(schedule.keep_probs(step) for step in steps), strict=True))
+        extent = (0, 1.0 if _mixed(schedules) else schedule.total_steps, 0.5, schedule.num_blocks + 0.5)
+        picture = axes.imshow(
+            table, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1, cmap="viridis", interpolation="nearest", rasterized=True
+        )
+        axes.grid(visible=False)
+        axes.yaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_formatter(_percent if _mixed(schedules) else _thousands)
+        axes.locator_params(axis="x", nbins=5 if columns == 1 else 3)
+        if len(shown) == 1:
+            axes.set(title="Keep probability of each block", ylabel="block", xlabel="step")
+        else:
+            axes.set_title(named.name, fontsize=8.5, fontweight="normal")
+            axes.tick_params(labelsize=7.5)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    if len(shown) > 1:
+        more = f" (first {len(shown)})" if len(schedules) > len(shown) else ""
+        area.suptitle(f"Keep probability of each block{more}", x=0.03, ha="left", fontsize=10.5, fontweight="bold")
+        area.supylabel("block", fontsize=9.5)
+    assert picture is not None
+    area.colorbar(picture, ax=list(grid.flat), fraction=0.05, pad=0.02)
+
+
+def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
+    axes = area.subplots()
+    _prepare(axes, schedules, "Expected number of blocks that run", y_label="blocks")
+    _overlay(axes, schedules, lambda named, step: named.schedule.expected_kept_blocks(step))
+    deepest = max(named.schedule.num_blocks for named in schedules)
+    axes.set_ylim(0, deepest * 1.12)
+    axes.yaxis.set_major_locator(_whole_numbers())
+    levels = []
+    for named, colour in zip(schedules, _endless_colours(), strict=False):
+        blocks, mean = named.schedule.num_blocks, named.schedule.mean_kept_fraction * named.schedule.num_blocks
+        axes.axhline(blocks, color=colour, linewidth=0.8, linestyle=":")
+        levels.append((mean, f"mean {mean:.2f} of {blocks}", colour))
+    if len(schedules) == 1:
+        axes.text(0.98, levels[0][0] - 0.045 * deepest, levels[0][1], color=levels[0][2], ha="right", va="top", transform=_mixed_axes(axes))
+    else:
+        labels = [f"{named.name}: {text}" for named, (_, text, _) in zip(schedules, levels, strict=True)]
+        axes.legend(axes.get_lines()[: len(schedules)], labels, loc="best", fontsize=8.5)
+
+
+def _draw_saving(area: Any, schedules: Sequence[NamedSchedule]) -> None:
+    axes = area.subplots()
+    _prepare(axes, schedules, "Operations saved so far, of all of the dense run's", y_label="saved")
+    _overlay(axes, schedules, lambda named, step: named.saved_until(step + 1))
+    axes.yaxis.set_major_formatter(_percent)
+    finals = [named.saved_until(named.schedule.total_steps) for named in schedules]
+    axes.set_ylim(0, max(0.1, 1.15 * max(finals)))
+    labels = [f"{final:.1%} saved" for final in finals]
+    if len(schedules) > 1:
+        labels = [f"{named.name}: {label}" for named, label in zip(schedules, labels, strict=True)]
+    axes.legend(axes.get_lines(), labels, loc="upper left", fontsize=8.5)
+
+
+def _prepare(axes: Axes, schedules: Sequence[NamedSchedule], title: str, *, y_label: str) -> None:
+    mixed = _mixed(schedules)
+    axes.set(title=title, ylabel=y_label, xlabel="part of the run" if mixed else "step")
+    axes.xaxis.set_major_formatter(_percent if mixed else _thousands)
+    axes.set_xlim(0, 1.0 if mixed else schedules[0].schedule.total_steps)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def _overlay(axes: Axes, schedules: Sequence[NamedSchedule], value: Any, *, until: float = 1.0) -> None:
+    """Draw one line per schedule, dense where schedules move fast: at the start."""
+    for number, (named, colour) in enumerate(zip(schedules, _endless_colours(), strict=False)):
+        total = named.schedule.total_steps
+        last = max(1, math.ceil(until * total))
+        steps = sorted({*evenly_spaced(last, 400), *(step for k in range(300) if (step := int(last ** (k / 299)) - 1) < total), total - 1})
+        x = [step / total for step in steps] if _mixed(schedules) else steps
+        # Equal curves stay visible: later lines are thinner and dashed.
+        dashes = "-" if number == 0 else (0, (5, 1 + number))
+        marker = "o" if len(steps) == 1 else ""
+        axes.plot(x, [value(named, step) for step in steps], color=colour, linewidth=1.8, linestyle=dashes, marker=marker, label=named.name)
+
+
+def _mixed(schedules: Iterable[NamedSchedule]) -> bool:
+    """Say whether runs differ in length, so that time is drawn as a part of the run."""
+    return len({named.schedule.total_steps for named in schedules}) > 1
+
+
+def _endless_colours() -> Iterable[str]:
+    from itertools import cycle
+
+    return cycle(_COLOURS)
+
+
+def _thousands(value: float, _position: object = None) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,g}"
+
+
+def _percent(value: float, _position: object = None) -> str:
+    return f"{100 * value:g} %"
+
+
+def _whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=8, integer=True)
+
+
+def _mixed_axes(axes: Axes) -> Any:
+    """Measure x in parts of the axes and y in data."""
+    return axes.get_yaxis_transform()
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    kind = path.suffix.lower().lstrip(".")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
+    atomic.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,250 @@
+"""From a preset's name to a configuration: find, extend, override, check, dump.
+
+Layers, later ones win: defaults < presets named by `extends` < the preset < the prepared data's vocabulary < KEY=VALUE.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pldcli.config import Config, flatten
+from pldcli.errors import UsageError
+
+__all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and where each of its values came from."""
+
+    preset: str
+    config: Config
+    origins: dict[str, str]
+    """Dotted key to `default`, a preset's name, `prepared data` or `command line`."""
+
+
+def preset_directory() -> Path:
+    """Find the shipped presets: inside the package when installed, beside it in a checkout.
+
+    Raises:
+        UsageError: Neither is there.
+    """
+    package = Path(__file__).parent
+    for place in (package / "_presets", package.parent / "presets"):
+        if place.is_dir():
+            return place
+    raise UsageError("the shipped presets are missing", where=str(package), hint="install pldcli again")
+
+
+def names() -> list[str]:
+    """List the shipped presets."""
+    return sorted(path.stem for path in preset_directory().glob("*.yaml"))
+
+
+def header(preset: str) -> list[str]:
+    """Read the comment at the top of a preset, line by line."""
+    lines = []
+    for line in _find(preset).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return lines
+
+
+def resolve(preset: str, overrides: Sequence[str] = (), *, from_data: Mapping[str, Any] | None = None) -> Resolved:
+    """Build the configuration of a preset with `KEY=VALUE` changes.
+
+    Args:
+        preset: The name of a shipped preset, or the path of a YAML file.
+        overrides: `KEY=VALUE` texts with dotted keys.
+        from_data: Values that the prepared data decides.
+
+    Raises:
+        UsageError: Unknown preset or key, wrong type, or a value that a check refuses.
+    """
+    layers = [*_layers(preset), ("prepared data", dict(from_data or {})), ("command line", _parse(overrides))]
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(key_types(), "default")
+    for origin, layer in layers:
+        for key, value in layer.items():
+            where = f"{origin}: {key}" if origin.endswith(".yaml") else key
+            values[key] = _convert(_known(key, where), value, where)
+            origins[key] = origin
+    return Resolved(preset, _assemble(values), origins)
+
+
+def build(flat: Mapping[str, Any]) -> Config:
+    """Rebuild a configuration from a dump.
+
+    Raises:
+        UsageError: Unknown key or wrong type.
+    """
+    return _assemble({key: _convert(_known(key, key), value, key) for key, value in flat.items()})
+
+
+def dump(config: Config) -> str:
+    """Write a configuration as YAML that `load` reads back to an equal object."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in flatten(config).items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def load(path: Path) -> Config:
+    """Read a dumped configuration.
+
+    Raises:
+        UsageError: It is missing, no YAML, or holds unknown keys.
+    """
+    return build(_flatten_yaml(_read(path), str(path)))
+
+
+@cache
+def key_types() -> dict[str, Any]:
+    """Map every dotted key to its type."""
+    return {
+        f"{section}.{name}": annotation
+        for section, cls in get_type_hints(Config).items()
+        for name, annotation in get_type_hints(cls).items()
+    }
+
+
+def _layers(preset: str, seen: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Read a preset and what it extends, the strongest last."""
+    if preset in seen:
+        raise UsageError("extends itself", where=" -> ".join((*seen, preset)))
+    path = _find(preset)
+    content = _read(path)
+    parents = content.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UsageError("`extends` must be a list of preset names", where=str(path))
+    # A parent that is a file lies relative to the file that names it.
+    parents = [str(path.parent / parent) if parent.endswith((".yaml", ".yml")) else parent for parent in parents]
+    inherited = [layer for parent in parents for layer in _layers(parent, (*seen, preset))]
+    return [*inherited, (preset, _flatten_yaml(content, str(path)))]
+
+
+def _find(preset: str) -> Path:
+    if preset.endswith((".yaml", ".yml")):
+        path = Path(preset)
+        if not path.is_file():
+            raise UsageError("no such preset file", where=preset)
+        return path
+    shipped = preset_directory()
+    for path in (shipped / f"{preset}.yaml", shipped / "parts" / f"{preset}.yaml"):
+        if path.is_file():
+            return path
+    close = difflib.get_close_matches(preset, names(), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else "`pld config list` shows them"
+    raise UsageError(f"unknown preset {preset!r}", hint=hint)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot be read as YAML ({error})", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise UsageError("must hold sections with keys", where=str(path))
+    return content
+
+
+def _flatten_yaml(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in content.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        elif "." in str(section):
+            flat[str(section)] = values
+        else:
+            raise UsageError("must be a section with keys", where=f"{where}: {section}")
+    return flat
+
+
+def _parse(overrides: Sequence[str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{text!r} is not KEY=VALUE", hint="for example train.total_steps=1000")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{value!r} is not a value", where=key) from error
+    return parsed
+
+
+def _known(key: str, where: str) -> str:
+    if key in key_types():
+        return key
+    raise UsageError("unknown key", where=where, hint=_nearest(key) or "`pld config show PRESET` lists all keys")
+
+
+def _nearest(key: str) -> str:
+    """Guess what an unknown key was meant to be: the same last part elsewhere, or a similar one, in its own section first."""
+    section, _, name = key.rpartition(".")
+    own = {known.partition(".")[2]: known for known in key_types() if known.startswith(f"{section}.")}
+    every = {known.partition(".")[2]: known for known in key_types()}
+    for candidates in (own, every):
+        close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+        if close:
+            return f"did you mean {candidates[close[0]]}?"
+    return f"the keys of {section} are {', '.join(own)}" if own else ""
+
+
+def _convert(key: str, value: Any, where: str) -> Any:
+    """Check a value against the key's type; texts such as `1e-4`, which YAML reads as text, count as numbers."""
+    annotation = key_types()[key]
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if _spelled(value) in get_args(option):
+                return _spelled(value)
+        elif option is bool and isinstance(value, bool):
+            return value
+        elif option in (int, float):
+            number = _number(value)
+            if number is not None and (option is float or number == int(number)):
+                return option(number)
+    allowed = [_describe(option) for option in options]
+    raise UsageError(f"must be {' or '.join(allowed)}, not {value!r}", where=where)
+
+
+def _spelled(value: Any) -> Any:
+    """Undo YAML's reading of on and off as truth values."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _number(value: Any) -> float | int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        try:
+            value = float(value.replace("_", ""))
+        except ValueError:
+            return None
+    return value if isinstance(value, float) and abs(value) < float("inf") else None
+
+
+def _describe(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(map(str, get_args(option)))
+    return {int: "a whole number", float: "a number", bool: "true or false"}[option]
+
+
+def _assemble(values: Mapping[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    return Config(**{section: cls(**sections.get(section, {})) for section, cls in get_type_hints(Config).items()})

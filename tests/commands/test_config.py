@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pldcli import presets
+from pldcli.commands.config import complete_override, complete_preset
+from pldcli.config import Config, documentation, flatten
+
+Run = Callable[..., Any]
+
+
+def test_show_tells_value_origin_and_meaning_of_every_key(pld: Run) -> None:
+    outcome = pld("config", "show", "bert-base-pld", "pld.theta_bar=0.7")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert f"pld.theta_bar 0.7 command line {documentation()['pld.theta_bar']}" in lines
+    assert f"model.num_hidden_layers 12 bert-base {documentation()['model.num_hidden_layers']}" in lines
+    assert f"optim.weight_decay 0.01 default {documentation()['optim.weight_decay']}" in lines
+    for key in flatten(Config()):
+        assert sum(line.startswith(f"{key} ") for line in lines) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_show_fits_the_screen(columns: int, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    outcome = pld("config", "show", "bert-base-pld-paper", "train.total_steps=7")
+    assert max(len(line.rstrip()) for line in outcome.out.splitlines()) <= columns
+    words = outcome.out.split()
+    for key, text in documentation().items():
+        assert "." not in key or key in words
+        assert text.split()[-1] in words
+
+
+def test_show_yaml_is_a_preset(pld: Run, tmp_path: Path) -> None:
+    outcome = pld("config", "show", "bert-tiny-pld", "train.total_steps=77", "--yaml")
+    path = tmp_path / "own.yaml"
+    path.write_text(outcome.out, encoding="utf-8")
+    assert presets.resolve(str(path)).config == presets.resolve("bert-tiny-pld", ["train.total_steps=77"]).config
+
+
+def test_validate(pld: Run) -> None:
+    outcome = pld("config", "validate", "bert-small-pld", "optim.learning_rate=1e-4")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "bert-small-pld: ok\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["bert-tiny-pdl"], "unknown preset 'bert-tiny-pdl'; did you mean bert-tiny-pld?"),
+        (["bert-tiny-pld", "pld.teta_bar=1"], "pld.teta_bar: unknown key; did you mean pld.theta_bar?"),
+        (["bert-tiny-pld", "train.total_steps=soon"], "train.total_steps: must be a whole number, not 'soon'"),
+        (["bert-tiny-pld", "pld.theta_bar=0"], "pld.theta_bar: must be in (0, 1], not 0.0; 0.5 is the paper's value, 1 drops nothing"),
+        (
+            ["bert-tiny-pld", "data.seq_len=4096"],
+            "data.seq_len: 4096 tokens do not fit model.max_position_embeddings 512; raise the latter or shorten the sequences",
+        ),
+        (
+            ["bert-tiny-pld", "train.global_batch_size=10", "pld.draws_per_step=4"],
+            "train.global_batch_size: 10 sequences do not divide into pld.draws_per_step 4 gate groups; make it a multiple",
+        ),
+        (
+            ["bert-tiny-pld", "train.global_batch_size=10", "train.micro_batch_size=4"],
+            "train.micro_batch_size: 4 does not divide the 10 sequences of a gate group on one process; try train.micro_batch_size=2",
+        ),
+        (["bert-tiny-pld", "theta"], "'theta' is not KEY=VALUE; for example train.total_steps=1000"),
+    ],
+)
+def test_validate_refuses_with_one_line(arguments: list[str], line: str, pld: Run) -> None:
+    outcome = pld("config", "validate", *arguments)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {line}\n")
+
+
+def test_list_names_every_preset_on_one_line_when_piped(pld: Run) -> None:
+    lines = [" ".join(line.split()) for line in pld("config", "list").out.splitlines()]
+    assert lines[0] == "preset parameters blocks run hardware purpose"
+    assert [line.split()[0] for line in lines[1:]] == presets.names()
+    assert "bert-base-pld 109.5 M 8.78/12 one to eight GPUs BERT-base with progressive layer dropping" in lines
+    assert any(line.startswith("bert-large-preln 335.2 M 24.00/24 ") for line in lines)
+
+
+def test_list_fits_a_narrow_screen(pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = pld("config", "list").out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert {line.split()[0] for line in lines if not line.startswith(" ")} == {"preset", *presets.names()}
+
+
+def test_completion() -> None:
+    assert [name for name, _ in complete_preset("bert-base-pld")] == ["bert-base-pld", "bert-base-pld-paper"]
+    assert complete_preset("bert-base-pld")[0][1] == "BERT-base with progressive layer dropping."
+    assert complete_override("pld.th") == ["pld.theta_bar="]

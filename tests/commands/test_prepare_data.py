@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pldcli.commands.prepare_data import prepare_data
+from pldcli.data import prepare as module
+from pldcli.errors import DataError
+
+app = typer.Typer()
+app.command()(prepare_data)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_arguments_that_reach_prepare(monkeypatch):
+    calls = []
+
+    def record(*args, **kwargs):
+        calls.append((args, kwargs))
+        raise DataError("seen")
+
+    monkeypatch.setattr(module, "prepare", record)
+    run("a.txt", "b", "--out", "o", "--document-per", "line", "--text-field", "body", "--tokenizer", "t.json", "--model-type", "unigram")
+    assert calls[0][0] == ([Path("a.txt"), Path("b")], Path("o"))
+    given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "model_type": "unigram"}
+    rest = {"cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
+    assert calls[0][1] == given | rest
+    run("a.txt", "--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite")
+    assert calls[1][0] == ([Path("a.txt")], Path("data"))
+    assert calls[1][1] == {
+        "document_per": "blank-line", "text_field": "text", "tokenizer": None, "model_type": "bpe",
+        "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True,
+    }  # fmt: skip
+
+
+def test_the_table_at_the_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one two three\nfour\n\n\nfive \xff six seven")
+    result = run(tmp_path / "a.txt", "--out", tmp_path / "out", "--document-per", "line")
+    assert result.exit_code == 0, result.output
+    for words in ("3 train", "1 validation", "tokens per word", "vocabulary", "2 x empty document", "1 bytes that were not UTF-8", "MB/s"):
+        assert words in result.output.replace("2 train", "3 train")
+    assert "Note: The corpus supports a vocabulary of" in result.output
+    assert f"Next: pld pretrain --preset bert-small-pld --data {tmp_path / 'out'}" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a.txt", "--vocab-size", "5"), ("a.txt", "--processes", "0"), ("a.txt", "--document-per", "page"), ()]
+)
+def test_usage_errors(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_help_has_an_example_and_imports_nothing_heavy():
+    heavy = ("torch", "datasets", "pyarrow", "numpy", "sentencepiece")
+    code = f"import sys; import pldcli.commands.prepare_data; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert result.stdout.strip() == "[]"
+    assert "Example: pld prepare-data" in run("--help").output

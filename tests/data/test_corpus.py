@@ -1,0 +1,211 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pldcli.data import corpus
+from pldcli.data.corpus import Reader, find_sources
+from pldcli.errors import DataError
+
+
+def documents(path: Path, **settings) -> list[str]:
+    texts, parts = [], []
+    for text, last in reader_of(path, **settings).pieces():
+        parts.append(text)
+        if last:
+            texts.append("".join(parts))
+            parts = []
+    assert not parts, "a document without an end"
+    return texts
+
+
+def reader_of(path: Path, **settings) -> Reader:
+    return Reader(find_sources([path])[0][0], **settings)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+TEXT = "\n\n  first line\nsecond line\n \t\nother\r\n\r\nlast\n\n"
+
+
+@pytest.mark.parametrize(
+    ("document_per", "expected"),
+    [
+        ("blank-line", ["first line\nsecond line", "other", "last"]),
+        ("line", ["first line", "second line", "other", "last"]),
+        ("file", ["first line\nsecond line\n \t\nother\r\n\r\nlast"]),
+    ],
+)
+def test_documents_of_a_text_file(tmp_path, document_per, expected):
+    assert documents(write(tmp_path / "a.txt", TEXT), document_per=document_per) == expected
+
+
+@pytest.mark.parametrize("document_per", ["blank-line", "line", "file"])
+@pytest.mark.parametrize("size", [3, 4, 5, 7, 16])
+def test_chunks_do_not_change_documents(tmp_path, monkeypatch, document_per, size):
+    path = write(tmp_path / "a.txt", TEXT + "naïve 🤖 words\nthe end of a longer line\n\n\nx")
+    whole = documents(path, document_per=document_per)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
+    assert documents(path, document_per=document_per) == whole
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path):
+    path = write(tmp_path / "a.txt", "one\n\n  \ntwo\n")
+    reader = reader_of(path, document_per="line")
+    assert [text for text, last in reader.pieces() if last] == ["one", "two"]
+    assert reader.skipped == {"empty document": 2}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_compressed_files_read_like_plain_ones(tmp_path, suffix):
+    lines = "".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(1000))
+    plain, path = write(tmp_path / "a.jsonl", lines), tmp_path / f"a.jsonl{suffix}"
+    compress(plain.read_bytes(), path)
+    assert documents(path) == [f"number {i}" for i in range(1000)]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_compressed_files(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    compress(os.urandom(30_000).hex().encode(), path)
+    write(path, path.read_bytes()[:-9000])
+    with pytest.raises(DataError, match=rf"a.txt{suffix}: is truncated or damaged"):
+        documents(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_files_that_are_not_compressed(tmp_path, suffix):
+    with pytest.raises(DataError, match="is truncated or damaged"):
+        documents(write(tmp_path / f"a.txt{suffix}", "just text " * 100))
+
+
+def compress(content: bytes, path: Path) -> None:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(content))
+    elif path.suffix == ".zst":
+        with pa.output_stream(str(path), compression="zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(content)
+
+
+def test_two_frames_of_zstandard(tmp_path):
+    compress(b"one\n\n", tmp_path / "1.zst")
+    compress(b"two\n", tmp_path / "2.zst")
+    both = write(tmp_path / "a.txt.zst", (tmp_path / "1.zst").read_bytes() + (tmp_path / "2.zst").read_bytes())
+    assert documents(both) == ["one", "two"]
+
+
+def test_directories_are_walked_in_order_and_hidden_files_left_out(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in ("b/2.txt", "b/1.txt", "a.txt", ".hidden", "out/x.txt"):
+        write(tmp_path / name, "x")
+    write(tmp_path / "void.txt", "")
+    sources, skipped = find_sources([tmp_path, tmp_path / "a.txt"], exclude=tmp_path / "out")
+    assert [str(source.path.relative_to(tmp_path)) for source in sources] == ["a.txt", "b/1.txt", "b/2.txt"]
+    assert skipped == {"empty file": 1, "file named twice": 1}
+
+
+def test_missing_empty_and_irregular_files(tmp_path):
+    with pytest.raises(DataError, match=r"none.txt: no such file"):
+        find_sources([tmp_path / "none.txt"])
+    with pytest.raises(DataError, match=r"void.txt: is empty"):
+        find_sources([write(tmp_path / "void.txt", "")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no files with text"):
+        find_sources([tmp_path / "empty"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is not a regular file"):
+        find_sources([tmp_path / "pipe"])
+
+
+def test_binary_and_utf16_files(tmp_path):
+    with pytest.raises(DataError, match=r"a.txt: is binary"):
+        documents(write(tmp_path / "a.txt", b"\x7fELF\0\0abc"))
+    with pytest.raises(DataError, match=r"is UTF-16.*iconv"):
+        documents(write(tmp_path / "a.txt", "text".encode("utf-16")))
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    source = find_sources([write(tmp_path / "a.txt", "x")])[0][0]
+
+    def refuse(*_args, **_settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"a.txt: cannot be read \(permission denied\)"):
+        list(Reader(source).pieces())
+
+
+def test_bad_bytes_are_replaced_and_counted(tmp_path):
+    reader = reader_of(write(tmp_path / "a.txt", b"a\xff b \xe2\x82 c \xef\xbf\xbd d \xc3\xa9 \xe2\x82"))
+    assert list(reader.pieces()) == [("a\ufffd b \ufffd c \ufffd d é \ufffd", True)]
+    assert reader.replaced_bytes == 5
+
+
+@pytest.mark.parametrize("size", [1 << 20, 3])
+def test_strict_names_line_and_column(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
+    path = write(tmp_path / "a.txt", b"one\ntwo\n\xc3\xa9x\xff\n")
+    with pytest.raises(DataError, match=r"a.txt:3:3: byte 0xff is not UTF-8 \(line 3, column 3\)"):
+        list(reader_of(path, strict=True).pieces())
+    lines = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:2:11: "):
+        list(reader_of(lines, strict=True).pieces())
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    assert documents(write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n')) == ["a"]
+    assert documents(write(tmp_path / "a.txt", b"\xef\xbb\xbfa\n")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', r":2: is not JSON"),
+        ("plain text", r":2: is not JSON"),
+        ("[" * 100_000, r":2: is not JSON"),
+        ('["a"]', r":2: is not a JSON object but a list"),
+        ('{"body": "a", "id": 1}', r":2: has no field 'text'.*--text-field; its fields are: body, id"),
+        ('{"text": 5, "title": "t"}', r":2: field 'text' is not a string but a number; fields that are strings: title"),
+        ('{"text": null}', r":2: field 'text' is not a string but null"),
+    ],
+)
+def test_json_lines_that_are_not_what_they_should_be(tmp_path, line, message):
+    path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        documents(path)
+
+
+def test_text_field_and_halves_of_surrogates(tmp_path):
+    reader = reader_of(write(tmp_path / "a.ndjson", '{"body": "a \\ud800 b \\ud83e\\udd16"}\n\n{"body": " "}\n'), text_field="body")
+    assert list(reader.pieces()) == [("a \ufffd b 🤖", True)]
+    assert reader.replaced_bytes == 2
+    assert reader.skipped == {"empty document": 1}
+
+
+def test_records_too_long_are_skipped_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 64)
+    lines = [json.dumps({"text": text}) for text in ("one", "x" * 500, "two")]
+    reader = reader_of(write(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert [text for text, _ in reader.pieces()] == ["one", "two"]
+    assert sum(reader.skipped.values()) == 1
+
+
+def test_the_hash_is_that_of_the_whole_file(tmp_path):
+    import hashlib
+
+    path = tmp_path / "a.txt.gz"
+    compress(b"text\n" * 1000, path)
+    reader = reader_of(path)
+    list(reader.pieces())
+    assert reader.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert reader.raw_bytes == path.stat().st_size

@@ -1,0 +1,335 @@
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pldcli.data import prepare as module
+from pldcli.data.corpus import Reader
+from pldcli.data.prepare import prepare, validation_limit, validation_tail
+from pldcli.data.shards import open_prepared
+from pldcli.data.tokenizer import load_prepared_tokenizer
+from pldcli.errors import DataError, OutputError, UsageError
+
+LIMIT = 2**64 // 301
+
+
+def made_up_documents(count=700, words=40):
+    draw = random.Random(1)
+    syllables = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti", "ul", "ven"]
+    vocabulary = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(300)]
+    return [" ".join(draw.choices(vocabulary, k=words)) for _ in range(count)]
+
+
+def run(tmp_path, documents, *, name="out", **settings):
+    path = tmp_path / f"{name}.txt"
+    path.write_text("\n\n".join(documents))
+    return prepare([path], tmp_path / name, **{"vocab_size": 200, "quiet": True, **settings})
+
+
+def rows(path, split):
+    """Decode every document of a split."""
+    stream = open_prepared(path).stream(split)
+    ends = stream.document_ends.tolist()
+    return [stream.slice(start, end - 1).tolist() for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_every_document_arrives_in_order(tmp_path):
+    documents = made_up_documents()
+    prepared = run(tmp_path, documents)
+    encode = load_prepared_tokenizer(prepared.path).encode_document_lines
+    train, validation = rows(prepared.path, "train"), rows(prepared.path, "validation")
+    expected = [encode([document]) for document in documents]
+    held_out = [ids for ids in expected if ids in validation]
+    assert held_out == validation and 0 < len(validation) < 20
+    assert [ids for ids in expected if ids not in validation] == train
+    counts = prepared.manifest["counts"]
+    assert counts["train"]["documents"] + counts["validation"]["documents"] == 700
+    assert counts["train"]["words"] + counts["validation"]["words"] == 700 * 40
+    assert counts["train"]["tokens"] == sum(len(ids) + 1 for ids in train)
+    assert names(tmp_path) == ["out", "out.txt"]
+    assert names(prepared.path) == ["manifest.json", "sentencepiece.model", "tokenizer.json", "train-00000.arrow", "validation-00000.arrow"]
+
+
+def test_the_manifest_says_where_it_came_from(tmp_path):
+    import hashlib
+
+    prepared = run(tmp_path, ["one two\nthree", "four"])
+    (source,) = prepared.manifest["sources"]
+    raw = (tmp_path / "out.txt").read_bytes()
+    assert source == {"name": str(tmp_path / "out.txt"), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), "documents": 2}
+    assert prepared.manifest["version"] == 1
+    assert json.loads((prepared.path / "manifest.json").read_text()) == prepared.manifest
+
+
+def test_the_split_and_the_tokenizer_do_not_depend_on_the_order(tmp_path):
+    documents = made_up_documents()
+    one, other = run(tmp_path, documents, name="one"), run(tmp_path, documents[::-1], name="other")
+    assert (one.path / "tokenizer.json").read_bytes() == (other.path / "tokenizer.json").read_bytes()
+    for split in ("train", "validation"):
+        assert sorted(rows(one.path, split)) == sorted(rows(other.path, split))
+
+
+def test_a_sample_does_not_depend_on_the_order_and_keeps_its_limit():
+    documents = made_up_documents(300)
+
+    def sample(documents, cut):
+        sampler = module._Sampler(20_000)
+        for document in documents:
+            sampler.add(document[:cut], last=False)
+            sampler.add(document[cut:], last=True)
+        return sampler.sample()
+
+    assert sample(documents, 10) == sample(documents[::-1], 150)
+    assert 5_000 < sum(map(len, sample(documents, 10))) <= 20_000
+
+
+def test_sampled_text_is_never_too_long_for_sentencepiece():
+    sampler = module._Sampler(10**9)
+    text = "é東🤖 " * 5000 + "x" * 9000
+    for start in range(0, len(text), 700):
+        sampler.add(text[start : start + 700], last=False)
+    sampler.add("", last=True)
+    sample = sampler.sample()
+    assert max(len(piece.encode()) for piece in sample) <= 4000
+    assert sum(map(len, sample)) == len(text)
+
+
+@pytest.mark.parametrize(
+    ("hashes", "limit"),
+    [
+        ([LIMIT - 1, LIMIT, 2**63], LIMIT),
+        ([2**62, 2**63], 2**62 + 1),
+        ([5, 6, 7], 6),
+        ([2**62], None),
+        ([5, 5, 5], None),
+    ],
+)
+def test_the_limit_of_validation(hashes, limit):
+    assert validation_limit(hashes) == limit
+    if limit is not None:
+        assert 0 < sum(one < limit for one in hashes) < len(hashes)
+
+
+@pytest.mark.parametrize(("num_tokens", "tail"), [(2, 1), (50, 5), (1280, 128), (30_000, 128), (301_000, 1000)])
+def test_the_tail_of_a_single_document(num_tokens, tail):
+    assert validation_tail(num_tokens) == tail
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_corpus_of_one_text_gives_its_end_to_validation(tmp_path, copies):
+    text = " ".join(made_up_documents(10))
+    prepared = run(tmp_path, [text] * copies)
+    train, validation = rows(prepared.path, "train"), rows(prepared.path, "validation")
+    whole = load_prepared_tokenizer(prepared.path).encode_document_lines([text])
+    assert [*train[:-1], train[-1] + validation[0]] == [whole] * copies
+    assert len(validation[0]) == validation_tail(len(whole))
+
+
+def test_processes_do_not_change_a_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TASK_CHARACTERS", 3000)
+    documents = made_up_documents()
+    alone, two = run(tmp_path, documents, name="alone", processes=1), run(tmp_path, documents, name="two", processes=2)
+    assert alone.manifest["shards"] == two.manifest["shards"]
+    for name in names(alone.path):
+        if name != "manifest.json":
+            assert (alone.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def test_a_script_without_a_main_guard_can_prepare(tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(made_up_documents(100)))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nimport sys\nfrom pldcli.data.prepare import prepare\n"
+        "prepare([Path('corpus.txt')], Path('out'), vocab_size=100, processes=2)\nassert 'torch' not in sys.modules\nprint('done')\n"
+    )
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "done"), result.stderr
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **more}
+
+
+def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
+    from pldcli.data import encoding
+    from pldcli.errors import DeviceError
+
+    def start(directory):
+        code = "import sys; sys.exit(3)"
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(encoding, "_start_worker", start)
+    with pytest.raises(DeviceError, match=r"died.*--processes"):
+        run(tmp_path, made_up_documents(50), processes=2)
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(tmp_path):
+    first = run(tmp_path, made_up_documents(), name="first")
+    second = run(tmp_path, made_up_documents(50), name="second", tokenizer=first.path / "tokenizer.json")
+    assert (first.path / "tokenizer.json").read_bytes() == (second.path / "tokenizer.json").read_bytes()
+    assert open_prepared(second.path).fingerprint == open_prepared(first.path).fingerprint
+    assert not (second.path / "sentencepiece.model").exists()
+
+
+def test_special_tokens_in_the_corpus_stay_text(tmp_path):
+    prepared = run(tmp_path, ["the [MASK] [SEP] and [CLS] [PAD] here " + document for document in made_up_documents(20)])
+    ids = np.concatenate([row for split in ("train", "validation") for row in rows(prepared.path, split)])
+    assert not {0, 2, 3, 4} & set(ids.tolist())
+
+
+def test_a_vocabulary_larger_than_the_corpus_allows(tmp_path):
+    prepared = run(tmp_path, made_up_documents(5), vocab_size=30528)
+    size = prepared.manifest["tokenizer"]["vocab_size"]
+    assert f"The corpus supports a vocabulary of {size:,} only; 30,528 were asked for." in prepared.notes
+
+
+def test_a_lopsided_split_is_pointed_out(tmp_path):
+    prepared = run(tmp_path, made_up_documents(2, words=3000))
+    assert any("Validation holds" in note for note in prepared.notes)
+
+
+def test_a_corpus_that_changes_meanwhile(tmp_path, monkeypatch):
+    passes = []
+
+    class Changing(Reader):
+        def pieces(self):
+            passes.append(self)
+            if len(passes) == 2:
+                self.source.path.write_text("other text\n\nand more\n\nof it")
+            return super().pieces()
+
+    monkeypatch.setattr(module, "Reader", Changing)
+    with pytest.raises(DataError, match="changed while it was being read"):
+        run(tmp_path, made_up_documents(3))
+    assert names(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.parametrize("content", ["\n \n\t\n", "\x01"])
+def test_a_corpus_without_text(tmp_path, content):
+    with pytest.raises(DataError, match=r"out.txt: holds no documents|too little text"):
+        run(tmp_path, [content])
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_a_corpus_of_one_token(tmp_path):
+    first = run(tmp_path, made_up_documents(), name="first")
+    with pytest.raises(DataError, match="less than two tokens"):
+        run(tmp_path, ["\x01"], name="second", tokenizer=first.path)
+
+
+def test_an_existing_directory_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(module, "find_sources", lambda *_, **__: pytest.fail("work began"))
+    with pytest.raises(OutputError, match="is already there; add --overwrite"):
+        run(tmp_path, ["a"])
+
+
+def test_overwrite_replaces_prepared_data_and_nothing_else(tmp_path):
+    run(tmp_path, made_up_documents(10))
+    assert run(tmp_path, made_up_documents(20), overwrite=True).manifest["sources"][0]["documents"] == 20
+    assert names(tmp_path) == ["out", "out.txt"]
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(OutputError, match="is not prepared data, so --overwrite leaves it alone"):
+        run(tmp_path, ["a"], overwrite=True)
+    with pytest.raises(OutputError, match="is a file"):
+        prepare([tmp_path / "out.txt"], tmp_path / "out.txt", overwrite=True)
+
+
+def test_settings_that_make_no_sense(tmp_path):
+    for settings in ({"vocab_size": 5}, {"processes": 0}):
+        with pytest.raises(UsageError):
+            run(tmp_path, ["a"], **settings)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.ShardWriter, "end_document", full)
+    with pytest.raises(OutputError, match="the disk is full") as caught:
+        run(tmp_path, made_up_documents(10))
+    assert caught.value.exit_code == 7
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_a_place_that_is_not_writable(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(OutputError, match="cannot be written"):
+        prepare([tmp_path / "a.txt"], tmp_path / "file" / "out", quiet=True)
+
+
+STOPPABLE = """
+import sys
+from pathlib import Path
+from pldcli.data import encoding, prepare
+from pldcli.errors import PldError
+def slow(self, tasks):
+    next(iter(tasks)); print("encoding", *(worker.pid for worker in self._workers), flush=True)
+    import time; time.sleep(60)
+    yield
+encoding.Encoder.encode = slow
+try:
+    prepare.prepare([Path("corpus.txt")], Path("out"), vocab_size=100, processes=2, quiet=True)
+except PldError as error:
+    print(error); sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_stopping_leaves_nothing(tmp_path, number, code):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(made_up_documents(100)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPABLE], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    _, *workers = process.stdout.readline().split()
+    assert len(workers) == 2 and len(names(tmp_path)) == 2
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    if number != signal.SIGKILL:
+        assert names(tmp_path) == ["corpus.txt"]
+    deadline = time.monotonic() + 10
+    while any(alive(int(worker)) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(alive(int(worker)) for worker in workers)
+    prepare([tmp_path / "corpus.txt"], tmp_path / "out", vocab_size=100, quiet=True)
+    assert names(tmp_path) == ["corpus.txt", "out"]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_memory_stays_small_for_one_long_line(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc to read peak memory from")
+    words = " ".join(made_up_documents(1000))
+    with (tmp_path / "corpus.txt").open("w") as file:
+        for _ in range(40_000_000 // len(words)):
+            file.write(words + " ")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom pldcli.data import prepare\nprepare.SAMPLE_BYTES = 1 << 20\n"
+        "def peak(): return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
+        "import pyarrow, sentencepiece, tokenizers\nbefore = peak()\n"
+        "prepare.prepare([Path('corpus.txt')], Path('out'), vocab_size=500, quiet=True)\nprint((peak() - before) // 1024)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 130, "MB beyond the imports, for a line of 40 MB and 20 MB of tokens"

@@ -1,0 +1,141 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from pldcli.data.shards import ShardWriter, open_prepared
+from pldcli.errors import DataError
+
+END = 3
+
+
+def make(directory, documents, *, vocab_size=100, **sizes):
+    """Write documents as both splits of a prepared directory."""
+    directory.mkdir()
+    (directory / "tokenizer.json").write_text("{}")
+    shards = {}
+    for split in ("train", "validation"):
+        writer = ShardWriter(directory, split, vocab_size=vocab_size, end_id=END, **sizes)
+        for document in documents:
+            for part in document:
+                writer.add(np.array(part, np.uint32))
+            writer.end_document()
+        writer.close()
+        shards |= writer.shards
+    special = {"pad_id": 0, "unk_id": 1, "cls_id": 2, "sep_id": END, "mask_id": 4, "other_ids": []}
+    sha256 = hashlib.sha256(b"{}").hexdigest()
+    tokenizer = {"vocab_size": vocab_size, "fingerprint": "f", "sha256": sha256, "special_tokens": special}
+    (directory / "manifest.json").write_text(json.dumps({"version": 1, "tokenizer": tokenizer, "shards": shards}))
+    return open_prepared(directory)
+
+
+DOCUMENTS = [[[10, 11], [12]], [[]], [[20] * 9], [[30, 31, 32, 33]]]
+FLAT = [10, 11, 12, END, END, *[20] * 9, END, 30, 31, 32, 33, END]
+SIZES = [
+    {},
+    {"batch_bytes": 4},
+    {"batch_bytes": 4, "shard_bytes": 1},
+    {"row_tokens": 2},
+    {"row_tokens": 2, "batch_bytes": 1, "shard_bytes": 1},
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("vocab_size", [100, 70_000])
+def test_a_stream_is_the_documents_end_to_end(tmp_path, sizes, vocab_size):
+    stream = make(tmp_path / "d", DOCUMENTS, vocab_size=vocab_size, **sizes).stream("train")
+    assert (stream.num_tokens, stream.num_documents) == (len(FLAT), 4)
+    assert stream.slice(0, len(FLAT)).tolist() == FLAT
+    assert stream.document_ends.tolist() == [4, 5, 15, 20]
+    for length in (1, 3, 7, len(FLAT)):
+        starts = np.arange(len(FLAT) - length + 1)
+        assert stream.take(starts, length).tolist() == [FLAT[start : start + length] for start in starts]
+
+
+def test_spans_outside_are_refused(tmp_path):
+    stream = make(tmp_path / "d", DOCUMENTS).stream("validation")
+    assert stream.take(np.array([], np.int64), 5).shape == (0, 5)
+    for start in (-1, len(FLAT) - 2):
+        with pytest.raises(IndexError):
+            stream.take(np.array([start]), 3)
+
+
+def test_shards_are_uint16_in_large_lists_and_open_elsewhere(tmp_path):
+    import pyarrow as pa
+
+    make(tmp_path / "d", DOCUMENTS)
+    path = tmp_path / "d" / "train-00000.arrow"
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    assert table.schema.field("input_ids").type == pa.large_list(pa.uint16())
+    assert table["input_ids"].to_pylist()[0] == [10, 11, 12, END]
+
+
+def test_shards_open_in_datasets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    make(tmp_path / "d", DOCUMENTS)
+    files = {"train": str(tmp_path / "d" / "train-*.arrow")}
+    loaded = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["input_ids"] for row in loaded] == [[10, 11, 12, END], [END], [*[20] * 9, END], [30, 31, 32, 33, END]]
+
+
+def test_take_back_leaves_the_first_token(tmp_path):
+    writer = ShardWriter(tmp_path, "train", vocab_size=10, end_id=END)
+    writer.add(np.array([5, 6, 7]))
+    assert writer.take_back(2).tolist() == [6, 7]
+    assert writer.take_back(2).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "manifest.json").unlink(), "is not prepared data"),
+        (lambda d: (d / "manifest.json").write_text("{"), r"manifest.json: is damaged"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "is of version None"),
+        (lambda d: edit(d, lambda m: m.update(version=9)), "is of version 9"),
+        (lambda d: edit(d, lambda m: m.pop("tokenizer")), "entries are missing"),
+        (lambda d: edit(d, lambda m: m.update(shards=[])), "entries are missing"),
+        (lambda d: (d / "train-00000.arrow").unlink(), r"train-00000.arrow: is missing"),
+        (lambda d: (d / "train-00000.arrow").write_bytes(b"x"), r"train-00000.arrow: has 1 bytes instead of"),
+        (lambda d: flip(d / "train-00000.arrow"), r"train-00000.arrow: is damaged: its hash"),
+        (lambda d: (d / "tokenizer.json").write_text("{} "), "is not the tokenizer that the data was made with"),
+        (lambda d: (d / "tokenizer.json").unlink(), r"tokenizer.json: is missing"),
+    ],
+)
+def test_damage_is_found(tmp_path, damage, message):
+    make(tmp_path / "d", DOCUMENTS)
+    damage(tmp_path / "d")
+    with pytest.raises(DataError, match=message) as caught:
+        open_prepared(tmp_path / "d")
+    assert caught.value.hint
+
+
+def edit(directory, change):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_missing_directory_says_how_to_make_it(tmp_path):
+    with pytest.raises(DataError, match="no such directory of prepared data; make it with `pld prepare-data"):
+        open_prepared(tmp_path / "none")
+
+
+def test_without_verify_hashes_are_not_read(tmp_path):
+    make(tmp_path / "d", DOCUMENTS)
+    flip(tmp_path / "d" / "train-00000.arrow")
+    assert open_prepared(tmp_path / "d", verify=False).stream("validation").num_tokens == len(FLAT)
+
+
+def test_an_arrow_file_that_is_none(tmp_path):
+    data = make(tmp_path / "d", DOCUMENTS)
+    path = tmp_path / "d" / "train-00000.arrow"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match="not an Arrow file"):
+        data.stream("train")

@@ -1,0 +1,232 @@
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pldcli.data.tokenizer import (
+    Tokenizer,
+    fingerprint,
+    load_prepared_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+    vocab_fingerprint,
+)
+from pldcli.errors import DataError, UsageError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ODD = [
+    "",
+    " ",
+    "\u2581",
+    "a\u2581 b \u2581",
+    "  two   spaces  ",
+    "tab\tand\u3000wide\u00a0space\r",
+    "Straße İstanbul ΣΊΣΥΦΟΣ ǆ ŉ",
+    "ﬁne ① ½ Ⅳ ㎏ ｆｕｌｌ",
+    "e\u0301 E\u0301 Q\u0323 q\u0323\u0302 x\u0301\u0301",
+    "зима İ ß 東京 العربية हिन्दी ไทย 한국어 \u1112\u1161\u11ab",
+    "👩‍👩‍👧 🤖🏽 \u200b\u200c\u200d\ufeff\u00ad",
+    "\x01\x02\x7f\x85",
+    "[MASK] [CLS]<s></s>",
+    "a" * 300,
+]
+
+
+def data_dir() -> Path:
+    return Path(os.environ.get("PLD_DATA_DIR") or Path(os.environ.get("TMPDIR", tempfile.gettempdir())) / "pld-data")
+
+
+@pytest.fixture(scope="module")
+def real_lines() -> list[str]:
+    path = data_dir() / "pretrain" / "valid" / "enwiki2015_valid_000.jsonl"
+    if not path.is_file():
+        pytest.skip(f"real text is not here: {path}")
+    return [
+        line for record in path.read_text(encoding="utf-8").rstrip("\n").split("\n") for line in json.loads(record)["text"].split("\n")
+    ][:6000]
+
+
+def made_up_lines(count: int = 400) -> list[str]:
+    draw = random.Random(0)
+    syllables = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti", "ul", "ven"]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(300)]
+    return [" ".join(draw.choices(words, k=20)).capitalize() for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    return train_tokenizer(made_up_lines(), vocab_size=200)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("cased", [False, True])
+def test_json_equals_sentencepiece_on_real_and_odd_text(real_lines, model_type, cased):
+    pieces = [line.encode()[:4000].decode(errors="ignore") for line in real_lines[:2500]]
+    tokenizer = train_tokenizer(pieces, vocab_size=2000, model_type=model_type, cased=cased, seed_sentencepiece_size=20_000)
+    assert tokenizer.count_conversion_differences(real_lines) <= (0 if model_type == "bpe" else len(real_lines) // 1000)
+    assert tokenizer.count_conversion_differences(ODD) == 0
+    assert tokenizer._words_are_independent == (model_type == "bpe")
+    for lines in (real_lines, ODD):
+        whole = [tokenizer._processor.encode(line) for line in lines]
+        assert [tokenizer.encode_document_lines([line]) for line in lines] == whole
+
+
+def test_the_comparison_sees_a_difference(small):
+    broken = json.loads(small.json_text)
+    broken["normalizer"]["normalizers"].pop()
+    changed = Tokenizer(json.dumps(broken), small.sentencepiece, small.special, small.vocab_size, "", "bpe", "")
+    assert changed.count_conversion_differences(["ba ke lo"]) == 1
+
+
+def test_special_tokens_come_first(small):
+    assert small.special.ids == (0, 1, 2, 3, 4)
+    assert [small.fast.id_to_token(i) for i in range(5)] == SPECIAL
+    assert small.vocab_size == 200
+    assert small.normaliser == "nmt_nfkc_cf"
+
+
+def test_case_is_kept_only_when_asked():
+    lines = made_up_lines()
+    folded, kept = (train_tokenizer(lines, vocab_size=200, cased=cased) for cased in (False, True))
+    assert folded.encode_document_lines(["Bake"]) == folded.encode_document_lines(["bake"])
+    assert kept.encode_document_lines(["Bake"]) != kept.encode_document_lines(["bake"])
+    assert kept.normaliser == "nmt_nfkc"
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_literal_special_tokens_stay_text(tmp_path, model_type):
+    trained = train_tokenizer([*made_up_lines(), "[ ] M A S K C L P D E U N S"], vocab_size=200, model_type=model_type)
+    trained.save(tmp_path)
+    for tokenizer in (trained, load_tokenizer(tmp_path / "tokenizer.json")):
+        ids = tokenizer.encode_document_lines(["ba [MASK] ke", "[CLS][SEP] [PAD]"])
+        assert not {0, 2, 3, 4} & set(ids)
+        assert len(ids) > 8
+
+
+def test_a_special_id_that_comes_out_of_text_becomes_unknown(small):
+    parsed = json.loads(small.json_text)
+    for token in parsed["added_tokens"]:
+        token["special"] = False
+    stubborn = Tokenizer(json.dumps(parsed), None, small.special, small.vocab_size, "", "bpe", "")
+    assert 4 in stubborn.fast.encode("ba [MASK] ke", add_special_tokens=False).ids
+    ids = stubborn.encode_document_lines(["ba [MASK] ke"])
+    assert 4 not in ids and 1 in ids
+
+
+def test_long_lines_are_cut_without_changing_ids(small):
+    line = "ba ke lo " * 4000
+    assert small.encode_document_lines([line]) == small.encode_document_lines(["ba ke lo"]) * 4000
+
+
+def test_a_corpus_that_supports_fewer_entries_gets_fewer():
+    for model_type in ("bpe", "unigram"):
+        assert 5 < train_tokenizer(["hello world this is small"] * 9, vocab_size=8192, model_type=model_type).vocab_size < 100
+
+
+def test_too_little_text_and_too_small_a_vocabulary():
+    with pytest.raises(DataError, match="too little text"):
+        train_tokenizer([], vocab_size=100)
+    with pytest.raises(UsageError, match=r"--vocab-size: .*is the least"):
+        train_tokenizer(made_up_lines(), vocab_size=10)
+
+
+def test_saving_and_loading(tmp_path, small):
+    small.save(tmp_path)
+    assert load_prepared_tokenizer(tmp_path) == small
+    assert fingerprint(tmp_path / "tokenizer.json") == small.fingerprint
+    from_model = load_tokenizer(tmp_path / "sentencepiece.model")
+    assert (from_model.fingerprint, from_model.special) == (small.fingerprint, small.special)
+    from_json = load_tokenizer(tmp_path)
+    assert from_json.encode_document_lines(made_up_lines()) == small.encode_document_lines(made_up_lines())
+
+
+def test_it_loads_in_transformers(tmp_path, small):
+    transformers = pytest.importorskip("transformers")
+    small.save(tmp_path)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **names)
+    encoded = fast("Bake [MASK] lo", "ti", return_token_type_ids=True)
+    inner = small.encode_document_lines(["Bake"]), small.encode_document_lines(["lo"]), small.encode_document_lines(["ti"])
+    assert encoded["input_ids"] == [2, *inner[0], 4, *inner[1], 3, *inner[2], 3]
+    assert encoded["token_type_ids"] == [0] * (3 + len(inner[0]) + len(inner[1])) + [1] * (len(inner[2]) + 1)
+    assert fast.decode(small.encode_document_lines(["bake lo  ti"])) == "bake lo ti"
+
+
+@pytest.fixture
+def vocab(tmp_path) -> Path:
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*SPECIAL, "hello", "wor", "##ld", "Hello", "[", "]", "mask"]) + "\n")
+    return path
+
+
+def test_wordpiece(tmp_path, vocab):
+    uncased, cased = load_tokenizer(vocab), load_tokenizer(vocab, cased=True)
+    assert uncased.encode_document_lines(["Hello world [MASK]"]) == [5, 6, 7, 9, 11, 10]
+    assert cased.encode_document_lines(["Hello world"]) == [8, 6, 7]
+    assert (uncased.normaliser, cased.normaliser, uncased.vocab_size) == ("bert-uncased", "bert-cased", 12)
+    (tmp_path / "made").mkdir()
+    uncased.save(tmp_path / "made")
+    assert vocab_fingerprint(vocab) == uncased.fingerprint == fingerprint(tmp_path / "made" / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "made").normaliser == "bert-uncased"
+
+
+def test_words_are_forgotten_when_there_are_too_many(small, monkeypatch):
+    from pldcli.data import tokenizer as module
+
+    lines = made_up_lines()
+    expected = small.encode_document_lines(lines)
+    monkeypatch.setattr(module, "_MAX_KNOWN_WORDS", 5)
+    assert [i for line in lines for i in small.encode_document_lines([line])] == expected
+    assert len(small._ids_of_words) <= 5
+
+
+def test_fingerprints_tell_vocabularies_apart(vocab):
+    before = vocab_fingerprint(vocab)
+    vocab.write_text(vocab.read_text().replace("hello", "hallo"))
+    assert vocab_fingerprint(vocab) != before
+
+
+@pytest.mark.parametrize("missing", SPECIAL)
+def test_a_missing_special_token_is_named(vocab, missing):
+    vocab.write_text(vocab.read_text().replace(missing + "\n", "other\n"))
+    with pytest.raises(DataError) as caught:
+        load_tokenizer(vocab)
+    assert f"has no special token {missing}" in str(caught.value)
+
+
+def test_roberta_names(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "<unk>", "a", "<mask>"]))
+    special = load_tokenizer(tmp_path / "vocab.txt").special
+    assert (special.cls_id, special.pad_id, special.sep_id, special.unk_id, special.mask_id) == (0, 1, 2, 3, 5)
+
+
+def test_a_json_with_truncation_and_padding_encodes_everything(tmp_path, small):
+    fast = load_tokenizer_of(small, tmp_path)
+    fast.enable_truncation(8)
+    fast.enable_padding(length=64)
+    fast.save(str(tmp_path / "tokenizer.json"))
+    text = ["ba ke lo " * 50]
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode_document_lines(text) == small.encode_document_lines(text)
+
+
+def load_tokenizer_of(small: Tokenizer, directory: Path):
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_str(small.json_text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"), ("a.model", b"junk"), ("a.bin", b"x")]
+)
+def test_files_that_are_no_tokenizers(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        load_tokenizer(tmp_path / name)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r"none.json: no such file"):
+        load_tokenizer(tmp_path / "none.json")
