@@ -230,7 +230,7 @@ def _number(value: Any) -> float | int | None:
         return value
     if isinstance(value, str):
         try:
-            value = float(value.replace("_", ""))
+            value = float(value)
         except ValueError:
             return None
     return value if isinstance(value, float) and abs(value) < float("inf") else None

@@ -94,10 +94,10 @@ def _print_values(resolved: presets.Resolved) -> None:
             styled = [padded[0], f"[bold]{padded[1]}[/]", padded[2]] if changed else [padded[0], padded[1], f"[dim]{padded[2]}[/]"]
             meaning = f"[dim]{escape(texts[key])}[/]"
             if beside:
-                console.print(Padding(table(None, [[*styled, meaning]]), (0, 0, 0, 2)))
+                console.print(Padding(table(None, [[*styled, meaning]]), (0, 0, 0, 2), expand=False))
             else:
                 console.print("  " + "  ".join(styled).rstrip(), no_wrap=True, overflow="ignore", crop=False)
-                console.print(Padding(meaning, (0, 0, 0, 6)))
+                console.print(Padding(meaning, (0, 0, 0, 6), expand=False))
         console.print()
 
 

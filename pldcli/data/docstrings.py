@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def _modules() -> Iterator[Path]:
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's escape sequences
+            tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError):
         return
     for node in ast.walk(tree):

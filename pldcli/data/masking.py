@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, M masked positions of the whole batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,9 @@ class Masking:
     special_ids: tuple[int, ...]
     vocab_size: int
 
+    @cached_property
     def ordinary_ids(self) -> npt.NDArray[np.int64]:
-        """List the ids that random replacement draws from."""
+        """The ids that random replacement draws from; once, for listing them takes longer than masking a batch."""
         return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
 
     def __call__(self, input_ids: npt.NDArray[np.int64], row_keys: UInt64s) -> Masked:
@@ -63,7 +65,7 @@ class Masking:
         rows, columns = np.nonzero((ranks < wanted[:, None]) & maskable)
 
         fate = hashes(row_keys[rows] ^ _REPLACE, columns) % np.uint64(10)
-        ordinary = self.ordinary_ids()
+        ordinary = self.ordinary_ids
         random_ids = ordinary[(hashes(row_keys[rows] ^ _RANDOM, columns) % np.uint64(len(ordinary))).astype(np.int64)]
         target_ids = input_ids[rows, columns]
         masked_ids = input_ids.copy()

@@ -132,7 +132,7 @@ def verify(path: Path) -> None:
         CheckpointError: A file is missing or changed.
     """
     try:
-        lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
+        lines = (path / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         damaged = [name for name, digest in expected.items() if _sha256(path / name) != digest]
     except (OSError, UnicodeDecodeError) as error:

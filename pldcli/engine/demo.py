@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pldcli import atomic, presets
 from pldcli.config import Config
 from pldcli.data.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
+from pldcli.data.shards import read_manifest
 from pldcli.engine.evaluate import evaluate
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.pretrain import dry_run, pretrain
@@ -65,9 +65,7 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
         raise OutputError("is already there", where=str(out), hint="remove it, or choose another place with --out")
     say = _speaker(console)
     say("1/4 collecting documentation strings of the Python installed here")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of other people's escape sequences
-        documents = docstring_corpus(_CORPUS_BYTES)
+    documents = docstring_corpus(_CORPUS_BYTES)
     corpus, data = out / "corpus.txt", out / "data"
     atomic.write_text(corpus, "\n\n".join(documents) + "\n")
     say(f"    {len(documents):,} documents, {corpus.stat().st_size / 1e6:.1f} MB in {corpus}")
@@ -104,8 +102,6 @@ def _changes(steps: int) -> list[str]:
 
 
 def _config(system: str, steps: int, data: Path) -> Config:
-    from pldcli.data.shards import read_manifest
-
     vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
     return presets.resolve(f"bert-tiny-{system}", _changes(steps), from_data=vocabulary).config
 

@@ -14,7 +14,7 @@ from pldcli.config import OptimConfig
 __all__ = ["Lamb", "build_optimizer", "clip_gradients", "learning_rate", "set_learning_rate"]
 
 _PAPER_DECAYS = 200
-"""The paper multiplies the rate by 0.99 every 1000 of its 200 K steps: 200 stairs a run, whatever its length."""
+"""The paper multiplies the rate by 0.99 every 1000 of its 200 K steps: 200 times a run, whatever its length. No stairs, as released."""
 
 
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
@@ -34,7 +34,7 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
         decay = max(1, round(optim.decay_fraction * total_steps))
         factor = min(1.0, (total_steps - step) / decay)
     elif optim.schedule == "paper-exponential":
-        factor = 0.99 ** ((step - warmup) * _PAPER_DECAYS // total_steps)
+        factor = 0.99 ** ((step - warmup) * _PAPER_DECAYS / total_steps)
     else:
         factor = 1.0
     return optim.learning_rate * factor

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pldcli.cli import run
+from pldcli.config import Config
+from pldcli.data.tokenizer import SpecialTokens
+from pldcli.presets import resolve
+
+ROOT = Path(__file__).parents[1]
+
+TINY = (
+    "model.num_hidden_layers=3",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "data.seq_len=32",
+    "train.global_batch_size=8",
+    "train.total_steps=12",
+    "runtime.precision=fp32",
+    "runtime.device=cpu",
+    "eval.max_sequences=64",
+)
+"""Changes that make bert-tiny-pld a run of a second."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def pld(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a command line in this process, through the real error boundary."""
+    monkeypatch.delenv("PLD_TRACEBACK", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        return Outcome(code, written.out, written.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare some 150 kB of real English: documentation of the standard library, a line per document."""
+    from pldcli.data.docstrings import docstring_corpus
+    from pldcli.data.prepare import prepare
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        lines = [line for text in docstring_corpus(150_000) for line in text.splitlines()]
+    place = tmp_path_factory.mktemp("prepared")
+    (place / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
+    prepare([place / "corpus.txt"], place / "data", document_per="line", vocab_size=512, processes=1, quiet=True)
+    return place / "data"
+
+
+class Process:
+    """A process that `Processes` started."""
+
+    def __init__(self, number: int, place: Path, reap: Callable[[int], int]) -> None:
+        self.number, self._place, self._reap = number, place, reap
+        self._code: int | None = None
+
+    def kill(self, signal_number: int) -> None:
+        """Send a signal."""
+        os.kill(self.number, signal_number)
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit code, or minus the signal."""
+        if self._code is None:
+            self._code = self._reap(self.number)
+        return self._code
+
+    @property
+    def out(self) -> str:
+        """What it wrote to stdout so far."""
+        return (self._place / "out").read_text(encoding="utf-8")
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return (self._place / "err").read_text(encoding="utf-8")
+
+
+class Processes:
+    """Start processes that have imported torch already: a server forks itself for each."""
+
+    _SERVER = """
+import json, os, sys
+import pldcli.cli, pldcli.engine.pretrain, torch.utils.tensorboard
+for line in sys.stdin:
+    task = json.loads(line)
+    if "wait" in task:
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(task["wait"], 0)[1])), flush=True)
+        continue
+    number = os.fork()
+    if number:
+        print(json.dumps(number), flush=True)
+        continue
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(task["place"], name), os.O_WRONLY | os.O_CREAT), stream)
+    os.environ.update(task["environment"])
+    code = 1
+    try:
+        if "arguments" in task:
+            sys.argv = ["pld", *task["arguments"]]
+            code = pldcli.cli.run(task["arguments"])
+        else:
+            exec(task["code"], {"__name__": "__child__"})
+            code = 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+"""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._count = directory, 0
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", self._SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def pld(self, *arguments: object, environment: dict[str, str] | None = None) -> Process:
+        """Start a command line."""
+        return self._start({"arguments": [str(argument) for argument in arguments]}, environment)
+
+    def python(self, code: str, environment: dict[str, str] | None = None) -> Process:
+        """Start a piece of Python."""
+        return self._start({"code": code}, environment)
+
+    def close(self) -> None:
+        """End the server."""
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+    def _start(self, task: dict[str, object], environment: dict[str, str] | None) -> Process:
+        self._count += 1
+        place = self._directory / str(self._count)
+        place.mkdir()
+        return Process(self._ask({**task, "place": str(place), "environment": environment or {}}), place, lambda n: self._ask({"wait": n}))
+
+    def _ask(self, task: dict[str, object]) -> int:
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps(task) + "\n")
+        self._server.stdin.flush()
+        return int(json.loads(self._server.stdout.readline()))
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Start processes without waiting for torch each time."""
+    server = Processes(tmp_path_factory.mktemp("processes"))
+    yield server
+    server.close()
+
+
+class MadeUpStream:
+    """A stream of made-up documents over ids 5..63 in which each id hints at the next; the same on every machine."""
+
+    def __init__(self, *, seed: int = 0, documents: int = 120) -> None:
+        draw = random.Random(seed)
+        ids: list[int] = []
+        ends = []
+        for _ in range(documents):
+            token = 5 + int(draw.random() * 59)
+            for _ in range(5 + int(draw.random() * 50)):
+                ids.append(token)
+                token = 5 + (token * 3 + int(draw.random() * 4)) % 59
+            ids.append(3)
+            ends.append(len(ids))
+        self.ids, self.document_ends, self.num_tokens = np.array(ids, np.int64), np.array(ends, np.int64), len(ids)
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        return self.ids[start:stop].copy()
+
+    def take(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return np.stack([self.ids[start : start + length] for start in starts.tolist()])
+
+
+class MadeUpData:
+    """What `build_trainer` needs of prepared data, without a file."""
+
+    path, vocab_size, data_fingerprint, fingerprint = Path("made-up"), 64, "data", "tokenizer"
+    special = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
+
+    def stream(self, split: str) -> MadeUpStream:
+        return MadeUpStream(seed=split == "validation")
+
+
+def tiny_config(*changes: str, preset: str = "bert-tiny-pld") -> Config:
+    """Resolve a configuration for `MadeUpData`; the last of several changes to a key counts."""
+    chosen = dict(change.split("=", 1) for change in (*TINY, "model.vocab_size=64", *changes))
+    return resolve(preset, [f"{key}={value}" for key, value in chosen.items()]).config
+
+
+def tiny_trainer(*changes: str, preset: str = "bert-tiny-pld", runtime: Any = None) -> Any:
+    """Build a trainer on `MadeUpData`."""
+    import torch
+
+    from pldcli.engine.pretrain import build_trainer
+    from pldcli.engine.runtime import Runtime
+
+    return build_trainer(tiny_config(*changes, preset=preset), MadeUpData(), runtime or Runtime(torch.device("cpu")))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pldcli import presets
+from pldcli.data.docstrings import docstring_corpus
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+SETUP, TYPED = [line for line in COMMANDS if line.startswith("python3 -m venv")], [line for line in COMMANDS if line.startswith("pld ")]
+SMALLER = (
+    "model.num_hidden_layers=2",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "data.seq_len=32",
+    "train.total_steps=2",
+    "train.global_batch_size=8",
+    "eval.max_sequences=8",
+    "runtime.device=cpu",
+)
+
+
+def arguments_of(line: str) -> list[str]:
+    """The README's words, with what makes them quick."""
+    words = shlex.split(line)
+    if "prepare-data" in words:
+        return [*words, "--overwrite", "--processes", "1"]
+    return [*words, *SMALLER] if "pretrain" in words else words
+
+
+def test_every_command_is_of_a_kind_that_is_tested() -> None:
+    others = [line for line in COMMANDS if line not in SETUP and line not in TYPED and not line.startswith("torchrun ")]
+    assert others == []
+
+
+def test_the_lines_that_must_work_as_typed_are_here() -> None:
+    assert {"pld prepare-data corpus.txt", "pld pretrain --preset bert-base-pld", "pld plot-schedule"} <= set(TYPED)
+
+
+def test_the_set_up_lines_install_what_there_is() -> None:
+    assert len(SETUP) == 2
+    assert SETUP[0].endswith("pip install -c constraints.txt . && pld demo")
+    assert SETUP[1].endswith("pip install -c constraints.txt -e '.[dev]' && pytest")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    wanted = {re.split(r"[<>=]", name)[0] for name in project["dependencies"] + project["optional-dependencies"]["dev"]}
+    assert {name.lower() for name in wanted} <= {name.lower() for name in pinned}
+
+
+def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n\n".join(docstring_corpus(120_000)), encoding="utf-8")
+    for line in TYPED:
+        outcome = pld(*arguments_of(line)[1:])
+        assert outcome.code == 0, f"{line}: {outcome.err}"
+    assert Path("schedules.png").is_file()
+    assert {path.name for path in Path("runs").iterdir()} == {"bert-base-pld", "bert-small-pld", "control"}
+
+
+def test_the_line_for_several_processes_works(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.run import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(prepared)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    [line] = [line for line in COMMANDS if line.startswith("torchrun ")]
+    main(arguments_of(line)[1:])
+    assert (tmp_path / "runs" / "two-processes" / "model" / "model.safetensors").is_file()
+
+
+def test_the_table_of_presets_is_complete() -> None:
+    families = {name.rpartition("-")[0] for name in presets.names()} - {"bert-base-pld"}
+    for family in families:
+        config = presets.resolve(f"{family}-pld").config.model
+        shape = f"| {config.num_hidden_layers} x {config.hidden_size} | {config.vocab_size:,} |"
+        assert f"| `{family}-*` {shape}" in README
