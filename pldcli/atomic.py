@@ -19,6 +19,19 @@ __all__ = ["directory", "output_errors", "remove_leftovers", "sync_directory", "
 _TEMPORARY = ".tmp-"
 """Infix of a temporary sibling's name; the process number follows."""
 
+_UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+)
+"""What makes a place unusable, whoever asks."""
+
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
@@ -32,7 +45,7 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError("the disk is full", where=str(path), hint="free some space and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.EFBIG):
+        if error.errno in _UNWRITABLE:
             reason = os.strerror(error.errno).lower()
             raise OutputError(f"cannot be written ({reason})", where=str(path), hint="choose another place with --out") from error
         raise

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import SpecialTokens, fingerprint, vocab_fingerprint
-from pldcli.errors import CheckpointError
+from pldcli.errors import CheckpointError, UsageError
 from pldcli.model import StBert
 
 __all__ = ["PretrainedModel", "largest_difference", "load_pretrained", "save_pretrained"]
@@ -95,36 +96,25 @@ def load_pretrained(directory: Path) -> PretrainedModel:
         CheckpointError: A file is missing or damaged, the architecture is another, or weights do not fit.
     """
     where = str(directory)
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("is no run and no Hugging Face directory (no readable config.json)", where=where) from error
-    norm = _MODEL_TYPES.get(config.get("model_type", ""))
+    config = _read_config(directory)
+    model_type = config.get("model_type")
+    norm = _MODEL_TYPES.get(str(model_type))
     if norm is None:
         known = " and ".join(_MODEL_TYPES)
-        raise CheckpointError(f"has model_type {config.get('model_type')!r}, this program reads {known}", where=where)
-    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise CheckpointError("has another activation or other positions than BERT", where=where)
-    offset = config.get("pad_token_id", 0) + 1 if norm == "pre" else 0
+        raise CheckpointError(f"has model_type {model_type!r}, this program reads {known}", where=where)
+    plain = config.get("hidden_act", "gelu") == "gelu" and config.get("position_embedding_type", "absolute") == "absolute"
+    if not plain or config.get("is_decoder"):
+        raise CheckpointError("has another activation, other positions or another attention than BERT", where=where)
     try:
-        settings = ModelConfig(
-            **{
-                name: config[name]
-                for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-            },
-            max_position_embeddings=config["max_position_embeddings"] - offset,
-            type_vocab_size=config.get("type_vocab_size", 2),
-            norm=norm,
-            dropout=config.get("hidden_dropout_prob", 0.1),
-            layer_norm_eps=config.get("layer_norm_eps", 1e-12),
-            initializer_range=config.get("initializer_range", 0.02),
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"config.json lacks or spoils {error}", where=where) from error
+        num_unused = _whole(config, "pad_token_id", 1) + 1 if norm == "pre" else 0
+        settings = _settings(config, norm, num_unused)
+        seq_len = _whole(config, _SEQ_LEN, min(128, settings.max_position_embeddings))
+        if not 3 <= seq_len <= settings.max_position_embeddings:
+            raise ValueError(f"{_SEQ_LEN}: {seq_len}")
+    except (ValueError, UsageError) as error:
+        raise CheckpointError(f"config.json has an impossible {error}".replace(" model.", " "), where=where) from error
     model = StBert(**vars(settings))
-    weights = _from_hugging_face(_read_weights(directory), settings, config.get("pad_token_id", 0), where)
-    _load_strictly(model, weights, where)
-    seq_len = int(config.get(_SEQ_LEN, min(128, settings.max_position_embeddings)))
+    _load_strictly(model, _from_hugging_face(_read_weights(directory), settings, num_unused, where), where)
     return PretrainedModel(model, settings, seq_len, _vocabulary_fingerprint(directory))
 
 
@@ -148,6 +138,47 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> 
         difference = (theirs(input_ids=input_ids_BT, attention_mask=torch.ones_like(input_ids_BT)).logits - ours_BTV).abs().max()
     model.to(device).train(training)
     return float(difference)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError("is no run and no Hugging Face directory (no readable config.json)", where=str(directory)) from error
+    return config
+
+
+def _settings(config: dict[str, Any], norm: Literal["pre", "post"], num_unused: int) -> ModelConfig:
+    """Read the model's configuration; the first `num_unused` positions are never looked up."""
+    return ModelConfig(
+        num_hidden_layers=_whole(config, "num_hidden_layers"),
+        hidden_size=_whole(config, "hidden_size"),
+        num_attention_heads=_whole(config, "num_attention_heads"),
+        intermediate_size=_whole(config, "intermediate_size"),
+        vocab_size=_whole(config, "vocab_size"),
+        max_position_embeddings=_whole(config, "max_position_embeddings") - num_unused,
+        type_vocab_size=_whole(config, "type_vocab_size", 2),
+        norm=norm,
+        dropout=_number(config, "hidden_dropout_prob", 0.1),
+        layer_norm_eps=_number(config, "layer_norm_eps", 1e-12),
+        initializer_range=_number(config, "initializer_range", 0.02),
+    )
+
+
+def _whole(config: dict[str, Any], name: str, default: int | None = None) -> int:
+    value = config.get(name, default)
+    if type(value) is not int:
+        raise ValueError(f"{name}: {value!r}")
+    return value
+
+
+def _number(config: dict[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{name}: {value!r}")
+    return value
 
 
 def _names(settings: ModelConfig) -> dict[str, str]:
@@ -190,20 +221,32 @@ def _to_hugging_face(weights: dict[str, Tensor], settings: ModelConfig, pad_id: 
     return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
 
 
-def _from_hugging_face(theirs: dict[str, Tensor], settings: ModelConfig, pad_id: int, where: str) -> dict[str, Tensor]:
+def _from_hugging_face(theirs: dict[str, Tensor], settings: ModelConfig, num_unused: int, where: str) -> dict[str, Tensor]:
     spelled = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): t for name, t in theirs.items()
     }
     if not any(name.startswith(_HEADS[settings.norm]["dense"]) for name in spelled):
         raise CheckpointError("has no masked-LM head", where=where, hint="give a model that was saved with its pre-training head")
+    names, attention_names = _names(settings), _attention_names(settings)
     try:
-        ours = {our_name: spelled[their_name] for our_name, their_name in _names(settings).items()}
-        ours |= {name: torch.cat([spelled[part] for part in parts]) for name, parts in _attention_names(settings).items()}
+        ours = {our_name: spelled[their_name] for our_name, their_name in names.items()}
+        ours |= {name: torch.cat([spelled[part] for part in parts]) for name, parts in attention_names.items()}
     except KeyError as error:
         raise CheckpointError(f"has no weight {error}", where=where) from error
-    if settings.norm == "pre":
-        ours["embeddings.position.weight"] = ours["embeddings.position.weight"][pad_id + 1 :]
+    except RuntimeError as error:
+        raise CheckpointError(f"weights do not fit config.json ({error})", where=where) from error
+    _check_the_rest(spelled, {*names.values(), *chain.from_iterable(attention_names.values())}, ours["embeddings.word.weight"], where)
+    ours["embeddings.position.weight"] = ours["embeddings.position.weight"][num_unused:]
     return {name: tensor.float() for name, tensor in ours.items()}
+
+
+def _check_the_rest(weights: dict[str, Tensor], used: set[str], word: Tensor, where: str) -> None:
+    """Refuse weights that would change the result but have no place here: more blocks, cross-attention, an untied decoder."""
+    for name in weights.keys() - used:
+        if ".layer." in name:
+            raise CheckpointError(f"has a weight {name!r} that config.json has no place for", where=where)
+        if name.endswith("decoder.weight") and not torch.equal(weights[name], word):
+            raise CheckpointError("has a decoder of its own, not tied to the word embeddings", where=where)
 
 
 def _load_strictly(model: StBert, weights: dict[str, Tensor], where: str) -> None:

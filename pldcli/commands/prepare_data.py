@@ -50,10 +50,7 @@ def prepare_data(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not UTF-8, instead of replacing it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
-    """Turn raw text into token ids, with a tokenizer trained on it.
-
-    Example: pld prepare-data corpus.txt --out data --vocab-size 8192
-    """
+    """Turn raw text into token ids, with a tokenizer trained on it."""
     from pldcli.data.prepare import prepare
 
     prepared = prepare(
@@ -98,4 +95,10 @@ def _show(prepared: Prepared) -> None:
     console.print(table)
     for note in prepared.notes:
         console.print(f"Note: {note}")
-    console.print(f"Next: pld pretrain --preset bert-small-pld --data {prepared.path}")
+    console.print(f"Next: pld pretrain --preset {_preset_for(tokenizer['vocab_size'])} --data {prepared.path}")
+
+
+def _preset_for(vocab_size: int) -> str:
+    """Name the preset whose size goes with a vocabulary."""
+    size = "tiny" if vocab_size <= 4096 else "small" if vocab_size <= 16384 else "base"
+    return f"bert-{size}-pld"

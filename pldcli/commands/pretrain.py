@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pldcli.commands.config import complete_preset
+from pldcli.commands.config import Overrides, complete_preset
 
 if TYPE_CHECKING:
     from pldcli.engine.pretrain import DryRun, PretrainResult
@@ -18,9 +18,7 @@ __all__ = ["pretrain"]
 
 
 def pretrain(
-    changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the preset.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     preset: Annotated[str, typer.Option(help="A shipped preset or a YAML file.", autocompletion=complete_preset)] = "bert-base-pld",
     data: Annotated[Path, typer.Option(help="The prepared directory.")] = Path("data"),
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/PRESET")] = None,
@@ -34,7 +32,7 @@ def pretrain(
     """
     from pldcli.presets import resolve
 
-    wanted = [*(changes or []), *([f"runtime.device={device}"] if device else [])]
+    wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
     resolve(preset, wanted)  # what is wrong without the data shows before it is read
     from pldcli.data.shards import read_manifest
 
@@ -50,35 +48,34 @@ def pretrain(
     command = shlex.join(["pld", *sys.argv[1:]])
     result = engine.pretrain(config, data=data, out=place, resume=resume, command=command)
     if result.is_main:
-        _show(result)
+        _show(result, data)
 
 
-def _show(result: PretrainResult) -> None:
+def _show(result: PretrainResult, data: Path) -> None:
     from pldcli.engine.display import duration, quantity
 
     run, position = result.run, result.position
+    following = f"next: pld evaluate {run.path} --data {data}"
     if result.was_finished:
-        typer.echo(f"{run.path} is finished: {position.step:,} steps, model in {run.model}; next: pld evaluate {run.path}")
+        typer.echo(f"{run.path} is finished: {position.step:,} steps, model in {run.model}; {following}")
         return
     typer.echo(f"finished {position.step:,} steps, {quantity(position.tokens)} tokens in {duration(position.train_seconds)} of training")
-    if result.score is not None:
-        typer.echo(
-            f"validation loss {result.score.mlm_loss:.4f}, perplexity {result.score.perplexity:.2f}, accuracy {result.score.mlm_accuracy:.3f}"
-        )
+    if (score := result.score) is not None:
+        typer.echo(f"validation loss {score.mlm_loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.mlm_accuracy:.3f}")
     check = (
         "not read back: transformers is not installed"
         if result.reload_difference is None
         else f"read back with transformers, logits differ by at most {result.reload_difference:.1g}"
     )
     typer.echo(f"model {run.model} ({check})")
-    typer.echo(f"card {run.card}\nnext: pld evaluate {run.path}")
+    typer.echo(f"card {run.card}\n{following}")
 
 
 def _show_dry_run(dry: DryRun) -> None:
     from pldcli.engine.display import duration, quantity
     from pldcli.presets import dump
 
-    estimated = dry.estimate
+    estimated, groups = dry.estimate, dry.config.pld.draws_per_step
     saved = 1.0 - estimated.flops_per_token_scheduled / estimated.flops_per_token_dense
     rows = {
         "parameters": f"{estimated.num_parameters:,}",
@@ -87,7 +84,7 @@ def _show_dry_run(dry: DryRun) -> None:
         "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences",
         "passes over the text": f"{estimated.passes:.2f}",
         "device": f"{dry.device}, {dry.precision}, {dry.world_size} process(es)",
-        "one step": f"{dry.config.pld.draws_per_step} gate group(s) x {dry.micro_steps} forward(s) x {dry.micro_batch_size} sequences per process",
+        "one step": f"{groups} gate group(s) x {dry.micro_steps} forward(s) x {dry.micro_batch_size} sequences per process",
         "memory": f"about {estimated.memory_bytes / 1e9:.1f} GB per process",
         "disk": f"about {estimated.disk_bytes / 1e9:.2f} GB, a checkpoint {estimated.checkpoint_bytes / 1e9:.2f} GB",
         "time": f"about {duration(estimated.seconds or 0.0)} on this machine, from measured steps",

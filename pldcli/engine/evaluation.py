@@ -62,6 +62,8 @@ def score_masked_lm(model: StBert, batches: Iterable[Batch], precision: Precisio
     Args:
         model: Its training mode is restored afterwards.
         batches: The same on every process.
+        precision: Number format of the forward passes.
+        runtime: Device and processes.
     """
     was_training = model.training
     model.eval()

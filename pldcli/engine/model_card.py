@@ -62,6 +62,9 @@ def _card(
         f"{pld.draws_per_step} per step; on average {schedule.mean_kept_fraction:.1%} of the blocks ran in training"
     )
     sources = ", ".join(str(source["name"]) for source in prepared.manifest["sources"][:8])
+    targets = f"masked LM, {config.objective.mask_probability:.0%} of the tokens" + " + next sentence" * config.objective.next_sentence
+    hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
+    workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
     nsp = "\nIt was trained with a next-sentence head, which is left out of `model/`.\n" if config.objective.next_sentence else ""
     norm = "Pre-LN (`roberta-prelayernorm`)" if config.model.norm == "pre" else "Post-LN (`bert`)"
     return f"""---
@@ -91,10 +94,10 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 | data | {sources or prepared.path}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
 | vocabulary | {prepared.vocab_size:,} entries |
 | seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {config.data.seq_len}, {position.step:,} steps |
-| objective | masked LM, {config.objective.mask_probability:.0%} of the tokens{" + next sentence" if config.objective.next_sentence else ""} |
+| objective | {targets} |
 | executed | {quantity(position.executed_flops)}FLOP, forward and backward, dropped blocks not counted |
 | training time | {duration(position.train_seconds)} ({duration(position.wall_seconds)} with validation and saving) |
-| hardware | {start.get("hardware", "unknown")}, {start.get("precision", "")}, {start.get("processes", 1)} process(es), {start.get("threads", "?")} thread(s) |
+| hardware | {hardware}, {workers} |
 | seed | {config.train.seed} |
 
 ## Results

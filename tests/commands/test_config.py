@@ -20,6 +20,7 @@ def test_show_tells_value_origin_and_meaning_of_every_key(pld: Run) -> None:
     assert f"pld.theta_bar 0.7 command line {documentation()['pld.theta_bar']}" in lines
     assert f"model.num_hidden_layers 12 bert-base {documentation()['model.num_hidden_layers']}" in lines
     assert f"optim.weight_decay 0.01 default {documentation()['optim.weight_decay']}" in lines
+    assert not any(line.endswith("  ") for line in outcome.out.splitlines())
     for key in flatten(Config()):
         assert sum(line.startswith(f"{key} ") for line in lines) == 1
 

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pldcli
+
+ROOT = Path(pldcli.__file__).parents[1]
+MODULES = sorted((ROOT / "pldcli").rglob("*.py"))
+
+
+def test_imports_point_down_only() -> None:
+    program = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 kept, 0 broken" in done.stdout
+
+
+def test_only_the_runtime_talks_to_torch_distributed() -> None:
+    users = [path.name for path in MODULES if "torch.distributed" in _imported(path)]
+    assert set(users) <= {"runtime.py"}
+
+
+def test_nothing_can_run_code_that_was_read() -> None:
+    for path in MODULES:
+        assert not {"pickle", "dill", "cloudpickle", "shelve", "marshal"} & _imported(path), path
+
+
+def test_modules_say_what_they_hold_and_export() -> None:
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        exported = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+        assert exported or path.name in ("__init__.py", "__main__.py"), path
+
+
+def test_the_licence_is_there() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def _imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found

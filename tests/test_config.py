@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pldcli.config import RUN_CONTROL, Config, DataConfig, PldConfig, TrainConfig, documentation, flatten
+from pldcli.errors import UsageError
+from pldcli.presets import build, resolve
+
+PROMISED_KEYS = [
+    "train.total_steps",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "train.seed",
+    "train.log_every_steps",
+    "data.seq_len",
+    "optim.learning_rate",
+    "runtime.precision",
+    "checkpoint.every_steps",
+    "eval.every_steps",
+    "model.num_hidden_layers",
+    "model.hidden_size",
+    "model.num_attention_heads",
+    "model.intermediate_size",
+    "model.dropout",
+    "model.norm",
+    "pld.schedule",
+    "pld.theta_bar",
+    "pld.gamma",
+    "pld.depth_rule",
+    "pld.draw",
+    "pld.draws_per_step",
+]
+
+
+def test_every_promised_key_is_there() -> None:
+    assert set(PROMISED_KEYS) <= set(flatten(Config()))
+
+
+def test_every_knob_and_section_is_documented() -> None:
+    texts = documentation()
+    for key in [*flatten(Config()), *(field.name for field in dataclasses.fields(Config))]:
+        assert len(texts.get(key, "")) > 10, key
+        assert texts[key].rstrip().endswith("."), key
+
+
+def test_documentation_belongs_to_its_key() -> None:
+    assert documentation()["pld.theta_bar"].startswith("The lowest keep ratio")
+    assert documentation()["train.seed"].startswith("Seed of the initial weights")
+
+
+def test_run_control_keys_exist_and_leave_out_what_makes_a_run() -> None:
+    assert set(RUN_CONTROL) < set(flatten(Config()))
+    assert not {"train.total_steps", "train.seed", "train.global_batch_size", "pld.theta_bar", "optim.learning_rate"} & set(RUN_CONTROL)
+
+
+def test_nothing_can_be_written_to() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().pld.theta_bar = 0.5  # type: ignore[misc]
+
+
+def test_by_default_nothing_is_dropped() -> None:
+    assert set(Config().pld_schedule.keep_probs(100_000)) == {1.0}
+
+
+def test_the_schedule_is_tied_to_the_run() -> None:
+    config = resolve(
+        "bert-base-pld", ["train.total_steps=500", "model.num_hidden_layers=6", "pld.draw=fixed-depth", "pld.gamma=0.25"]
+    ).config
+    schedule = config.pld_schedule
+    assert (schedule.total_steps, schedule.num_blocks, schedule.draw, schedule.gamma_per_step) == (500, 6, "fixed-depth", 0.25)
+    assert resolve("bert-base-pld", ["train.total_steps=500"]).config.pld_schedule.gamma_per_step == 0.2
+
+
+BAD = [
+    ("pld.theta_bar", 0, "pld.theta_bar: must be in (0, 1], not 0.0; 0.5 is the paper's value, 1 drops nothing"),
+    ("pld.theta_bar", -0.5, "pld.theta_bar: must be in (0, 1], not -0.5; 0.5 is the paper's value, 1 drops nothing"),
+    ("pld.theta_bar", 1.01, "pld.theta_bar: must be in (0, 1], not 1.01; 0.5 is the paper's value, 1 drops nothing"),
+    ("pld.gamma", -1, "pld.gamma: must be `auto` or at least 0, not -1.0"),
+    ("pld.recovery_fraction", 1, "pld.recovery_fraction: must be in [0, 1), not 1.0"),
+    ("pld.draws_per_step", 0, "pld.draws_per_step: must be at least 1, not 0"),
+    ("model.num_hidden_layers", 0, "model.num_hidden_layers: must be at least 1, not 0"),
+    ("model.num_attention_heads", 7, "model.num_attention_heads: 7 heads do not divide hidden_size 768"),
+    ("model.vocab_size", 5, "model.vocab_size: must be at least 6, not 5"),
+    ("model.dropout", 1, "model.dropout: must be in [0, 1), not 1.0"),
+    ("model.layer_norm_eps", 0, "model.layer_norm_eps: must be positive"),
+    ("model.initializer_range", 0, "model.initializer_range: must be positive"),
+    ("data.seq_len", 7, "data.seq_len: must be at least 8, not 7"),
+    (
+        "data.seq_len",
+        513,
+        "data.seq_len: 513 tokens do not fit model.max_position_embeddings 512; raise the latter or shorten the sequences",
+    ),
+    ("objective.mask_probability", 0, "objective.mask_probability: must be in (0, 1), not 0.0"),
+    ("objective.next_sentence", True, "objective.next_sentence: needs sentence pairs; add data.layout=nsp-pairs"),
+    ("optim.learning_rate", 0, "optim.learning_rate: must be positive, not 0.0"),
+    ("optim.warmup_fraction", 1, "optim.warmup_fraction: must be in [0, 1), not 1.0"),
+    ("optim.beta2", 1, "optim.beta2: must be in [0, 1), not 1.0"),
+    ("optim.eps", 0, "optim.eps: must be positive"),
+    ("optim.weight_decay", -1, "optim.weight_decay: must be at least 0, not -1.0"),
+    ("train.total_steps", 0, "train.total_steps: must be at least 1, not 0"),
+    ("train.micro_batch_size", 0, "train.micro_batch_size: must be at least 1, not 0"),
+    ("train.seed", -1, "train.seed: must be at least 0, not -1"),
+    ("checkpoint.keep", 0, "checkpoint.keep: must be at least 1, not 0"),
+    ("eval.every_steps", 0, "eval.every_steps: must be at least 1, not 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "line"), BAD)
+def test_a_value_that_cannot_be_is_refused(key: str, value: object, line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build({key: value})
+    assert str(caught.value) == line
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        Config(train=TrainConfig(global_batch_size=30), pld=PldConfig(draws_per_step=4))
+    assert str(caught.value) == (
+        "train.global_batch_size: 30 sequences do not divide into pld.draws_per_step 4 gate groups; make it a multiple"
+    )
+    whole = Config(train=TrainConfig(global_batch_size=32), pld=PldConfig(draws_per_step=4))
+    with pytest.raises(UsageError, match="32 sequences do not divide over 4 gate groups x 3 processes; make it a multiple of 12"):
+        whole.forwards_per_group(3, most_sequences=8)
+
+
+def test_forwards_per_group() -> None:
+    config = Config(train=TrainConfig(global_batch_size=96, micro_batch_size=8), pld=PldConfig(draws_per_step=2))
+    assert config.forwards_per_group(1, most_sequences=64) == (6, 8)
+    assert config.forwards_per_group(2, most_sequences=64) == (3, 8)
+    small = Config(train=TrainConfig(global_batch_size=4, micro_batch_size=8))
+    assert small.forwards_per_group(1, most_sequences=64) == (1, 4)
+    uneven = Config(train=TrainConfig(global_batch_size=30, micro_batch_size=8))
+    with pytest.raises(UsageError, match=r"8 does not divide the 30 sequences .*; try train.micro_batch_size=6"):
+        uneven.forwards_per_group(1, most_sequences=64)
+    free = Config(train=TrainConfig(global_batch_size=30, micro_batch_size="auto"))
+    assert free.forwards_per_group(1, most_sequences=8) == (5, 6)
+
+
+def test_sequences_may_fill_the_position_table() -> None:
+    assert Config(data=DataConfig(seq_len=512)).data.seq_len == 512

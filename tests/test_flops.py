@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from pldcli.config import Config
+from pldcli.flops import Flops
+from pldcli.presets import names, resolve
+
+
+def bert(size: str, seq_len: int) -> Flops:
+    blocks, hidden, ffn = {"base": (12, 768, 3072), "large": (24, 1024, 4096)}[size]
+    return Flops.of_encoder(
+        num_blocks=blocks, hidden_size=hidden, intermediate_size=ffn, vocab_size=30_528, seq_len=seq_len, mask_rate=0.15
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "seq_len", "gigaflop"), [("base", 128, 0.545), ("base", 512, 0.588), ("large", 128, 1.879), ("large", 512, 1.992)]
+)
+def test_dense_cost_per_token_is_that_of_the_table(size: str, seq_len: int, gigaflop: float) -> None:
+    assert bert(size, seq_len).dense / 1e9 == pytest.approx(gigaflop, abs=0.0005)
+
+
+def test_head_runs_at_masked_positions_only() -> None:
+    assert bert("base", 128).head == pytest.approx(21.63e6, rel=1e-3)
+
+
+def test_saving_counts_blocks_only() -> None:
+    flops = bert("base", 128)
+    assert flops.total_saved(1.0) == 0.0
+    assert flops.total_saved(0.0) == pytest.approx(0.9603, abs=1e-4)
+    assert flops.total_saved(8.75 / 12) == pytest.approx(0.2601, abs=1e-4)
+    assert flops.executed(12) == flops.dense
+
+
+def test_parameters_of_the_published_models() -> None:
+    """`bert-base-uncased` with its masked-LM head has 109,514,298 parameters at 30,522 entries and Post-LN."""
+    config = resolve("bert-base-postln", ["model.vocab_size=30522"]).config
+    assert config.num_parameters == 109_514_298
+
+
+@pytest.mark.parametrize("preset", ["bert-tiny-pld", "bert-tiny-postln"])
+@pytest.mark.parametrize("next_sentence", [False, True])
+def test_parameters_are_those_of_the_model(preset: str, next_sentence: bool) -> None:
+    from pldcli.model import StBert
+
+    changes = ["objective.next_sentence=true", "data.layout=nsp-pairs"] if next_sentence else []
+    config: Config = resolve(preset, changes).config
+    settings = {name: getattr(config.model, name) for name in config.model.__dataclass_fields__}
+    model = StBert(**settings, next_sentence=next_sentence)
+    assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_preset_saves_a_quarter_or_nothing() -> None:
+    for name in names():
+        config = resolve(name).config
+        saved = config.flops.total_saved(config.pld_schedule.mean_kept_fraction)
+        assert 0.25 < saved < 0.28 if "pld" in name else saved == 0.0

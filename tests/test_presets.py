@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pldcli import presets
+from pldcli.config import Config, flatten
+from pldcli.errors import UsageError
+
+SHIPPED = [
+    *(f"bert-{size}-{system}" for size in ("tiny", "small", "base", "large") for system in ("pld", "preln", "postln")),
+    "bert-base-pld-paper",
+]
+SIZES = {
+    "tiny": (8, 128, 4, 512, 2048),
+    "small": (12, 256, 4, 1024, 8192),
+    "base": (12, 768, 12, 3072, 30528),
+    "large": (24, 1024, 16, 4096, 30528),
+}
+
+
+def refused(*overrides: str, preset: str = "bert-tiny-pld") -> str:
+    with pytest.raises(UsageError) as caught:
+        presets.resolve(preset, overrides)
+    return str(caught.value)
+
+
+def test_the_shipped_presets() -> None:
+    assert set(SHIPPED) <= set(presets.names())
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_survives_dump_and_load(name: str, tmp_path: Path) -> None:
+    config = presets.resolve(name).config
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(presets.dump(config), encoding="utf-8")
+    assert presets.load(dumped) == config
+    assert presets.resolve(str(dumped)).config == config
+
+
+def test_odd_values_survive_dump_and_load(tmp_path: Path) -> None:
+    changes = [
+        "runtime.compile=off",
+        "optim.learning_rate=1e-4",
+        "model.layer_norm_eps=1e-12",
+        "pld.gamma=3e-5",
+        "pld.scale_residual=false",
+    ]
+    config = presets.resolve("bert-tiny-pld", changes).config
+    assert (config.runtime.compile, config.optim.learning_rate, config.pld.gamma, config.pld.scale_residual) == ("off", 1e-4, 3e-5, False)
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(presets.dump(config), encoding="utf-8")
+    assert presets.load(dumped) == config
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_is_headed(name: str) -> None:
+    fields = [line.partition(":")[0] for line in presets.header(name)]
+    assert fields == ["Purpose", "Source", "Hardware", "Time and score", "Command"]
+    command = presets.header(name)[-1]
+    assert f"--preset {name}" in command
+    config = presets.resolve(name).config
+    if config.model.vocab_size != 30528:
+        assert f"--vocab-size {config.model.vocab_size} " in command
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("system", ["pld", "preln", "postln"])
+def test_sizes(size: str, system: str) -> None:
+    config = presets.resolve(f"bert-{size}-{system}").config
+    model = config.model
+    shape = (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.intermediate_size, model.vocab_size)
+    assert shape == SIZES[size]
+    assert config.pld.draws_per_step == (1 if size in ("tiny", "small") else 4)
+    assert (config.objective.next_sentence, config.data.layout) == (False, "spans")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_control_differs_by_the_dropping_only(size: str) -> None:
+    pld, preln, postln = (flatten(presets.resolve(f"bert-{size}-{system}").config) for system in ("pld", "preln", "postln"))
+    assert {key: (pld[key], preln[key]) for key in pld if pld[key] != preln[key]} == {"pld.theta_bar": (0.5, 1.0)}
+    assert {key: (preln[key], postln[key]) for key in preln if preln[key] != postln[key]} == {
+        "model.norm": ("pre", "post"),
+        "optim.learning_rate": (1e-3, 1e-4),
+    }
+
+
+def test_the_paper_preset_has_the_papers_values() -> None:
+    config = presets.resolve("bert-base-pld-paper").config
+    assert (config.train.total_steps, config.train.global_batch_size, config.data.seq_len) == (200_000, 4096, 128)
+    assert (config.optim.learning_rate, config.optim.warmup_fraction, config.optim.schedule) == (1e-3, 0.02, "paper-exponential")
+    assert (config.optim.bias_correction, config.optim.weight_decay, config.optim.max_grad_norm) == (False, 0.01, 1.0)
+    assert (config.model.dropout, config.objective.mask_probability, config.objective.next_sentence) == (0.1, 0.15, True)
+    assert (config.pld.theta_bar, config.pld.depth_rule, config.pld.schedule, config.pld.gamma) == (0.5, "paper", "exponential", "auto")
+    assert (config.runtime.precision, config.data.layout) == ("fp16", "nsp-pairs")
+
+
+def test_later_layers_win_and_say_so() -> None:
+    resolved = presets.resolve(
+        "bert-tiny-pld", ["pld.theta_bar=0.7", "pld.theta_bar=0.8"], from_data={"model.vocab_size": 999, "model.type_vocab_size": 3}
+    )
+    assert (resolved.config.pld.theta_bar, resolved.config.model.vocab_size) == (0.8, 999)
+    origins = {
+        key: resolved.origins[key] for key in ("pld.theta_bar", "model.vocab_size", "model.num_hidden_layers", "pld.gamma", "optim.eps")
+    }
+    assert origins == {
+        "pld.theta_bar": "command line",
+        "model.vocab_size": "prepared data",
+        "model.num_hidden_layers": "bert-tiny",
+        "pld.gamma": "pld",
+        "optim.eps": "default",
+    }
+    assert presets.resolve("bert-tiny-pld", ["model.vocab_size=50"], from_data={"model.vocab_size": 999}).config.model.vocab_size == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("optim.learning_rate=1e-4", "optim.learning_rate", 1e-4),
+        ("optim.learning_rate=5E-5", "optim.learning_rate", 5e-5),
+        ("train.total_steps=1e4", "train.total_steps", 10_000),
+        ("train.total_steps=1_000", "train.total_steps", 1000),
+        ("train.total_steps= 77", "train.total_steps", 77),
+        ("pld.theta_bar=1", "pld.theta_bar", 1.0),
+        ("pld.gamma=auto", "pld.gamma", "auto"),
+        ("pld.gamma=1e-3", "pld.gamma", 1e-3),
+        ("runtime.compile=on", "runtime.compile", "on"),
+        ("pld.scale_residual=off", "pld.scale_residual", False),
+        ("pld.draw=fixed-depth", "pld.draw", "fixed-depth"),
+    ],
+)
+def test_values_as_typed(text: str, key: str, value: object) -> None:
+    found = flatten(presets.resolve("bert-base-pld", [text]).config)[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.steps", "'train.steps' is not KEY=VALUE; for example train.total_steps=1000"),
+        ("=3", "'=3' is not KEY=VALUE; for example train.total_steps=1000"),
+        ("train.total_steps=[", "train.total_steps: '[' is not a value"),
+        ("train.total_steps=many", "train.total_steps: must be a whole number, not 'many'"),
+        ("train.total_steps=1.5", "train.total_steps: must be a whole number, not 1.5"),
+        ("train.total_steps=true", "train.total_steps: must be a whole number, not True"),
+        ("train.total_steps=", "train.total_steps: must be a whole number, not None"),
+        ("train.total_steps=.inf", "train.total_steps: must be a whole number, not inf"),
+        ("optim.learning_rate=.nan", "optim.learning_rate: must be a number, not nan"),
+        ("optim.learning_rate=nan", "optim.learning_rate: must be a number, not 'nan'"),
+        ("optim.learning_rate=[1]", "optim.learning_rate: must be a number, not [1]"),
+        ("pld.gamma=fast", "pld.gamma: must be a number or auto, not 'fast'"),
+        ("pld.scale_residual=1", "pld.scale_residual: must be true or false, not 1"),
+        ("model.norm=both", "model.norm: must be pre or post, not 'both'"),
+        ("pld.theta=0.5", "pld.theta: unknown key; did you mean pld.theta_bar?"),
+        ("theta_bar=0.5", "theta_bar: unknown key; did you mean pld.theta_bar?"),
+        ("model.theta_bar=0.5", "model.theta_bar: unknown key; did you mean pld.theta_bar?"),
+        ("train.learning_rate=1", "train.learning_rate: unknown key; did you mean optim.learning_rate?"),
+        ("checkpoint.every=1", "checkpoint.every: unknown key; did you mean checkpoint.every_steps?"),
+        ("data.zzz=1", "data.zzz: unknown key; the keys of data are seq_len, layout"),
+        ("zzz=1", "zzz: unknown key; `pld config show PRESET` lists all keys"),
+        ("pld=1", "pld: unknown key; `pld config show PRESET` lists all keys"),
+    ],
+)
+def test_a_wrong_change_is_refused(override: str, line: str) -> None:
+    assert refused(override) == line
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    assert refused(preset="bert-bse-pld") == "unknown preset 'bert-bse-pld'; did you mean bert-base-pld?"
+    assert refused(preset="gpt") == "unknown preset 'gpt'; `pld config list` shows them"
+    assert refused(preset="") == "unknown preset ''; `pld config list` shows them"
+    assert refused(preset="no.yaml") == "no.yaml: no such preset file"
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("", ": must hold sections with keys"),
+        ("- 1\n", ": must hold sections with keys"),
+        ("pld: 3\n", ": pld: must be a section with keys"),
+        ("pld:\n  theta: 0.5\n", ": pld.theta: unknown key; did you mean pld.theta_bar?"),
+        ("pld:\n  theta_bar: low\n", ": pld.theta_bar: must be a number, not 'low'"),
+        ("extends: 3\n", ": `extends` must be a list of preset names"),
+        ("extends: gpt\n", "unknown preset 'gpt'; `pld config list` shows them"),
+        ("extends: mine.yaml\n", ": extends itself"),
+        ("pld: {theta_bar: [\n", ""),
+    ],
+)
+def test_a_wrong_preset_file_is_refused(text: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    line = refused(preset=str(path))
+    assert line.endswith(end)
+    assert "\n" not in line
+    if not end:
+        assert line.startswith(f"{path}: cannot be read as YAML (")
+
+
+def test_a_preset_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    assert refused(preset=str(path)).startswith(f"{path}: cannot be read as YAML (")
+
+
+def test_a_preset_file_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("pld:\n  theta_bar: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    assert "cannot be read as YAML" in refused(preset=str(path))
+
+
+def test_own_presets_extend_shipped_ones_and_files_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "long.yaml").write_text("train:\n  total_steps: 123\n", encoding="utf-8")
+    (folder / "own.yaml").write_text("extends: [bert-tiny-pld, long.yaml]\npld.theta_bar: 0.9\n", encoding="utf-8")
+    config = presets.resolve("mine/own.yaml").config
+    assert (config.train.total_steps, config.pld.theta_bar, config.model.num_hidden_layers) == (123, 0.9, 8)
+
+
+def test_the_manual_and_the_types_name_the_same_keys() -> None:
+    assert list(presets.key_types()) == list(flatten(Config()))
+    assert all(re.fullmatch(r"[a-z]+\.[a-z0-9_]+", key) for key in presets.key_types())
