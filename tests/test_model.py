@@ -379,6 +379,7 @@ def test_blocks_compile_once_for_every_gate_and_scale(norm: Norm) -> None:
     for block in model.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
     assert list(model.state_dict()) == names
+    graphs = 0
     draws = [((True, True), (1.0, 1.0)), ((True, False), (1.25, 2.0)), ((False, True), (1.5, 3.0)), ((False, False), (2.0, 2.0))]
     for gates, scales in draws:
         results = []
@@ -392,6 +393,8 @@ def test_blocks_compile_once_for_every_gate_and_scale(norm: Norm) -> None:
             assert (ours is None) == (theirs is None)
             if ours is not None and theirs is not None:
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert counters["stats"]["unique_graphs"] <= 2
+        assert counters["stats"]["unique_graphs"] <= 2
+        graphs = graphs or counters["stats"]["unique_graphs"]
+        assert counters["stats"]["unique_graphs"] == graphs, "another gate or scale must not compile anything"
     assert not counters["graph_break"]
     torch._dynamo.reset()

@@ -18,7 +18,8 @@ _ROUNDS = 6
 
 
 def key(*parts: int | str) -> np.uint64:
-    """Fold numbers and words into one 64-bit key."""
+    """Fold numbers and words of at most 8 letters into one 64-bit key."""
+    assert all(isinstance(part, int) or len(part) <= 8 for part in parts)
     state = np.zeros(1, np.uint64)
     for part in parts:
         number = int.from_bytes(part.encode().ljust(8, b"\0")[:8], "little") if isinstance(part, str) else part

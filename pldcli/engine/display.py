@@ -102,7 +102,7 @@ class RunDisplay:
             ("next checkpoint", f"step {next_save:,}"),
             ("time left", left),
         ]
-        grid = Table.grid(padding=(0, 2), expand=True)
+        grid = Table.grid(padding=(0, 1), expand=True)
         for _ in range(6):
             grid.add_column(no_wrap=True)
         for start in range(0, len(cells), 3):
@@ -112,18 +112,19 @@ class RunDisplay:
 
 def duration(seconds: float) -> str:
     """Write seconds as people say them: 42 s, 7 min 05 s, 3 h 12 min, 5.2 days."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    if seconds < 2 * 86400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
-    return f"{seconds / 86400:,.1f} days"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole / 86400:,.1f} days"
 
 
 def quantity(number: float) -> str:
-    """Write a number with three figures and k, M, G or T."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
+    """Write a number with three figures and k, M, G, T, P or E."""
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * size:  # what rounds to it
             return f"{number / size:.3g} {letter}"
     return f"{number:.3g}"

@@ -14,7 +14,7 @@ __all__ = ["Precision", "PrecisionName", "bf16_in_hardware", "resolve_precision"
 
 PrecisionName = Literal["bf16", "fp16", "fp32"]
 
-_LARGEST_GROWTH_STEPS = 2000
+_SCALE_GROWTH_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Make the loss scaler; outside fp16 it passes everything through."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_LARGEST_GROWTH_STEPS)
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_SCALE_GROWTH_STEPS)
 
 
 def resolve_precision(choice: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device) -> Precision:

@@ -93,7 +93,9 @@ def launch(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Runtime]
     """
     rank, local_rank, world_size = (_environment(name, default) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     if rank >= world_size:
-        raise UsageError(f"{rank} is no process of {world_size}", where="environment variable RANK", hint="start with torchrun, or unset it")
+        raise UsageError(
+            f"{rank} is no process of {world_size}", where="environment variable RANK", hint="start with torchrun, or unset it"
+        )
     chosen = _device(device, local_rank)
     if world_size == 1:
         yield Runtime(chosen)

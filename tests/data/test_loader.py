@@ -117,7 +117,7 @@ def test_a_stream_of_just_one_row(tmp_path: Path) -> None:
 
 def test_too_little_text(tmp_path: Path) -> None:
     stream = make_stream(tmp_path, [8])
-    with pytest.raises(DataError, match="9 tokens, fewer than one sequence of 12; .*data.seq_len"):
+    with pytest.raises(DataError, match=r"9 tokens, fewer than one sequence of 12; .*data\.seq_len"):
         SpanSamples(stream, SPECIAL, 12, seed=0)
     assert SpanSamples(stream, SPECIAL, 12, seed=0, shuffle=False).num_sequences == 1
 

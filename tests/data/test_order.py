@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -108,7 +110,7 @@ def test_permute_differs_by_key_and_leaves_no_pattern() -> None:
         assert abs(np.corrcoef(place, np.arange(size))[0, 1]) < 4 / np.sqrt(size)
         assert abs(np.corrcoef(place[:-1], place[1:])[0, 1]) < 4 / np.sqrt(size)
         assert np.sum(np.diff(place) == 1) < 8
-    for first, second in zip(places, places[1:], strict=False):
+    for first, second in itertools.pairwise(places):
         assert np.sum(first == second) < 8
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(size)
 

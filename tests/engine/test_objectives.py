@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pldcli.data.loader import Batch
+from pldcli.engine.objectives import MaskedLm, encode, masked_logits
+from pldcli.model import StBert
+
+V = 40
+
+
+def make_model(**changes: Any) -> StBert:
+    """Weights large enough that what a token is, and where, matters."""
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": V,
+        "max_position_embeddings": 10,
+        "initializer_range": 0.3,
+        "dropout": 0.0,
+    }
+    return StBert(**(sizes | changes))
+
+
+def make_batch(*, pairs: bool = False, positions: tuple[int, ...] = (2, 7, 8, 17, 29)) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(5, V, (3, 10), generator=generator)
+    mask = torch.arange(10) < torch.tensor([[10], [8], [10]])
+    return Batch(
+        input_ids=input_ids,
+        token_type_ids=(torch.arange(10) > 4).long().expand(3, -1) if pairs else None,
+        attention_mask=mask if pairs else None,
+        positions=torch.tensor(positions, dtype=torch.int64),
+        target_ids=torch.randint(5, V, (len(positions),), generator=generator),
+        next_sentence_labels=torch.tensor([0, 1, 1]) if pairs else None,
+    )
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Cut rows out of a batch."""
+    start, stop, _ = rows.indices(len(batch.input_ids))
+    inside = (batch.positions >= start * 10) & (batch.positions < stop * 10)
+    fields = {
+        name: None if value is None else value[rows] for name, value in vars(batch).items() if name not in ("positions", "target_ids")
+    }
+    return Batch(positions=batch.positions[inside] - start * 10, target_ids=batch.target_ids[inside], **fields)
+
+
+def test_mlm_is_the_sum_over_the_targets() -> None:
+    model, batch = make_model(), make_batch()
+    objective = MaskedLm()
+    assert objective.names == ("mlm",)
+    assert objective.num_targets(batch) == [5]
+    sums = objective.loss_sums(model, batch, None, None)
+    logits_BTV = model.mlm_logits(model(batch.input_ids))
+    log_probs = logits_BTV.detach().log_softmax(-1)
+    places = [(0, 2), (0, 7), (0, 8), (1, 7), (2, 9)]
+    expected = -sum(float(log_probs[row, column, target]) for (row, column), target in zip(places, batch.target_ids.tolist(), strict=True))
+    assert sums.shape == (1,)
+    assert sums.dtype == torch.float32
+    assert float(sums[0].detach()) == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(
+        masked_logits(model, encode(model, batch), batch), torch.stack([logits_BTV[place] for place in places]), atol=1e-5
+    )
+
+
+def test_next_sentence_is_a_second_sum() -> None:
+    model, batch = make_model(next_sentence=True), make_batch(pairs=True)
+    objective = MaskedLm(next_sentence=True)
+    assert objective.names == ("mlm", "nsp")
+    assert objective.num_targets(batch) == [5, 3]
+    sums = objective.loss_sums(model, batch, None, None)
+    hidden = model(batch.input_ids, token_type_ids_BT=batch.token_type_ids, attention_mask_BT=batch.attention_mask)
+    assert model.nsp_head is not None
+    log_probs = model.nsp_head(hidden).detach().log_softmax(-1)
+    assert float(sums[1].detach()) == pytest.approx(-float(log_probs[0, 0] + log_probs[1, 1] + log_probs[2, 1]), rel=1e-5)
+    assert torch.equal(sums[0], MaskedLm().loss_sums(model, batch, None, None)[0])
+
+
+def test_types_and_padding_reach_the_model() -> None:
+    model, batch = make_model(), make_batch(pairs=True)
+    right = encode(model, batch)
+    assert torch.equal(right, model(batch.input_ids, token_type_ids_BT=batch.token_type_ids, attention_mask_BT=batch.attention_mask))
+    assert not torch.allclose(right, model(batch.input_ids, attention_mask_BT=batch.attention_mask), atol=1e-3)
+    assert not torch.allclose(right, model(batch.input_ids, token_type_ids_BT=batch.token_type_ids), atol=1e-3)
+
+
+def test_gates_and_scales_reach_the_model() -> None:
+    model, batch = make_model(), make_batch()
+    scales = torch.tensor([1.0, 2.0])
+    sums = MaskedLm().loss_sums(model, batch, (False, True), scales)
+    hidden = model(batch.input_ids, gates=(False, True), residual_scales_L=scales)
+    logits = model.mlm_logits(hidden.flatten(0, 1)[batch.positions])
+    assert torch.allclose(sums[0], functional.cross_entropy(logits, batch.target_ids, reduction="sum"))
+    sums.sum().backward()
+    assert all(parameter.grad is None for parameter in model.blocks[0].parameters())
+    assert all(parameter.grad is not None for parameter in model.blocks[1].parameters())
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_sums_and_gradients_do_not_depend_on_the_split_into_micro_batches(pairs: bool) -> None:
+    model, batch = make_model(next_sentence=pairs).double(), make_batch(pairs=pairs)
+    objective = MaskedLm(next_sentence=pairs)
+
+    def run(batches: list[Batch]) -> tuple[Tensor, list[float], list[Tensor]]:
+        model.zero_grad()
+        sums = [objective.loss_sums(model, each, None, None) for each in batches]
+        sum(each.sum() for each in sums).backward()  # type: ignore[union-attr]
+        counts = [float(sum(column)) for column in zip(*map(objective.num_targets, batches), strict=True)]
+        return sum(sums).detach(), counts, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]  # type: ignore[union-attr]
+
+    whole_sums, whole_counts, whole = run([batch])
+    part_sums, part_counts, parts = run([part(batch, slice(0, 1)), part(batch, slice(1, 3))])
+    assert whole_counts == part_counts
+    assert torch.allclose(whole_sums, part_sums, rtol=1e-6)
+    assert len(whole) == len(parts)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_without_targets_adds_zero_and_has_a_backward() -> None:
+    model, batch = make_model(), make_batch(positions=())
+    sums = MaskedLm().loss_sums(model, batch, None, None)
+    assert MaskedLm().num_targets(batch) == [0]
+    assert sums.tolist() == [0.0]
+    sums.sum().backward()
+    assert all(bool((parameter.grad == 0).all()) for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_losses_are_summed_in_float32_under_autocast() -> None:
+    model, batch = make_model(next_sentence=True), make_batch(pairs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        sums = MaskedLm(next_sentence=True).loss_sums(model, batch, None, None)
+    assert sums.dtype == torch.float32
+    exact = MaskedLm(next_sentence=True).loss_sums(model, batch, None, None)
+    assert torch.allclose(sums, exact, rtol=0.03)
+    assert not torch.equal(sums, exact)
