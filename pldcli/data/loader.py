@@ -203,16 +203,17 @@ class PairSamples:
         return Rows(ids, types, None if mask.all() else mask, labels, keys)
 
     def _pair(self, chunk: int, row_key: np.uint64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-        draws = hashes(row_key ^ np.uint64(4 << 32), np.arange(12))
+        draws = hashes(row_key ^ np.uint64(4 << 32), np.arange(13))
         start, length = int(self._starts[chunk]), int(self._lengths[chunk])
         cut = 1 + int(draws[0] % np.uint64(length - 1))
         first = self._stream.slice(start, start + cut)
         if draws[1] >> np.uint64(63):
-            for draw in draws[2:]:
+            for draw in draws[3:]:
                 other = int(draw % np.uint64(self.num_sequences))
                 if self._documents[other] != self._documents[chunk]:
-                    begin = int(self._starts[other])
-                    size = min(int(self._lengths[other]), self._seq_len - 3 - cut)
+                    # As long as the true continuation, from a random place: neither length nor a fresh start gives it away.
+                    size = min(int(self._lengths[other]), length - cut)
+                    begin = int(self._starts[other]) + int(draws[2] % np.uint64(int(self._lengths[other]) - size + 1))
                     return first, self._stream.slice(begin, begin + size), 1
         return first, self._stream.slice(start + cut, start + length), 0
 

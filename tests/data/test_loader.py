@@ -391,3 +391,17 @@ def test_pairs_of_the_shortest_documents(tmp_path: Path) -> None:
 def test_no_document_makes_a_pair(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no document has the two tokens"):
         PairSamples(make_stream(tmp_path, [1, 0, 1]), SPECIAL, 14, seed=0)
+
+
+def test_neither_length_nor_start_tells_which_pairs_continue(tmp_path: Path) -> None:
+    """Before, a short row was a true pair twice as often, and a random second segment always began a chunk."""
+    stream = make_stream(tmp_path, [30 + 7 * (i % 13) for i in range(60)])
+    samples = PairSamples(stream, SPECIAL, 43, seed=0)
+    rows = samples.rows(np.arange(20 * samples.num_sequences))
+    assert rows.next_sentence_labels is not None and rows.attention_mask is not None
+    lengths = rows.attention_mask.sum(1)
+    for chosen in (lengths == 43, lengths < 43):
+        assert chosen.sum() > 500
+        assert abs(float(rows.next_sentence_labels[chosen].mean()) - 0.5) < 0.1
+    starts = {taken_apart(rows, row)[1][0] for row in np.flatnonzero(rows.next_sentence_labels)[:300].tolist()}
+    assert len(starts) > 200
