@@ -1,0 +1,104 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pldcli.config import flatten
+from pldcli.engine import pretrain as engine
+from pldcli.errors import DataError
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What reaches the engine; the data is a manifest that says its vocabulary has 777 entries."""
+    found = []
+
+    def record(name):
+        def call(*args, **kwargs):
+            found.append((name, args, kwargs))
+            raise DataError("seen")
+
+        return call
+
+    for name in ("pretrain", "dry_run"):
+        monkeypatch.setattr(engine, name, record(name))
+    monkeypatch.chdir(tmp_path)
+    for data in ("data", "elsewhere"):
+        Path(data).mkdir()
+        Path(data, "manifest.json").write_text(json.dumps({"version": 1, "tokenizer": {"vocab_size": 777}}))
+    return found
+
+
+def test_defaults(pld, calls, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pld", "pretrain"])
+    assert pld("pretrain").code == 3
+    [(name, (config,), given)] = calls
+    assert name == "pretrain"
+    assert given == {"data": Path("data"), "out": Path("runs/bert-base-pld"), "resume": "auto", "command": "pld pretrain"}
+    flat = flatten(config)
+    assert (flat["model.num_hidden_layers"], flat["model.vocab_size"], flat["pld.theta_bar"], flat["runtime.device"]) == (
+        12,
+        777,
+        0.5,
+        "auto",
+    )
+
+
+def test_every_option(pld, calls, monkeypatch):
+    line = [
+        "pretrain",
+        "--preset",
+        "bert-tiny-preln",
+        "train.total_steps=9",
+        "--data",
+        "elsewhere",
+        "--out",
+        "my place",
+        "--resume",
+        "never",
+    ]
+    line += ["--device", "cpu", "optim.learning_rate=1e-4"]
+    monkeypatch.setattr(sys, "argv", ["pld", *line])
+    pld(*line)
+    [(_, (config,), given)] = calls
+    assert given == {
+        "data": Path("elsewhere"), "out": Path("my place"), "resume": "never",
+        "command": "pld pretrain --preset bert-tiny-preln train.total_steps=9 --data elsewhere --out 'my place' --resume never "
+        "--device cpu optim.learning_rate=1e-4",
+    }  # fmt: skip
+    flat = flatten(config)
+    found = [
+        flat[key] for key in ("train.total_steps", "optim.learning_rate", "runtime.device", "model.num_hidden_layers", "pld.theta_bar")
+    ]
+    assert found == [9, 1e-4, "cpu", 8, 1.0]
+
+
+def test_dry_run(pld, calls):
+    pld("pretrain", "--dry-run", "model.vocab_size=1000", "--data", "elsewhere")
+    [(name, (config,), given)] = calls
+    assert (name, given) == ("dry_run", {"data": Path("elsewhere")})
+    assert config.model.vocab_size == 1000, "what is typed counts"
+
+
+def test_a_preset_file_names_the_run(pld, calls):
+    Path("mine.yaml").write_text("extends: bert-tiny-pld\n")
+    pld("pretrain", "--preset", "mine.yaml")
+    assert calls[0][2]["out"] == Path("runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        (["--preset", "bert-huge"], 2, "bert-huge"),
+        (["train.totl_steps=3"], 2, "train.total_steps"),
+        (["--device", "tpu"], 2, "runtime.device"),
+        (["--data", "nowhere"], 3, "nowhere"),
+        (["--resme", "auto"], 2, "--resme"),
+        (["train.total_steps"], 2, "train.total_steps"),
+    ],
+)
+def test_mistakes_never_reach_the_engine(pld, calls, line, code, message):
+    outcome = pld("pretrain", *line)
+    assert outcome.code == code and message in outcome.err and outcome.err.count("\n") == 1
+    assert not calls

@@ -1,0 +1,70 @@
+import errno
+import json
+import math
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pldcli.engine.metrics import MetricsLog, read_metrics
+from pldcli.errors import OutputError
+
+
+def write(directory, from_step, *rows):
+    with MetricsLog(directory, from_step=from_step) as log:
+        for row in rows:
+            log.write(row)
+
+
+def test_rows_are_there_at_once_and_read_back(tmp_path):
+    with MetricsLog(tmp_path, from_step=0) as log:
+        log.write({"step": 1, "train/loss": 2.5, "note": "text"})
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 2.5, "note": "text"}\n'
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 2.5, "note": "text"}]
+
+
+def test_going_on_drops_rows_that_will_come_again(tmp_path):
+    write(tmp_path, 0, *({"step": step, "a": step} for step in (1, 2, 2, 3, 4)))
+    write(tmp_path, 2, {"step": 3, "a": 30})
+    assert [(row["step"], row["a"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2), (2, 2), (3, 30)]
+    write(tmp_path, 0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_line_cut_off_by_a_crash(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n[1]\n{"no step": 1}\n{"step": 2, "a"')
+    assert read_metrics(path) == [{"step": 1}]
+    write(tmp_path, 5, {"step": 6})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 6}]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_no_nan_in_json(tmp_path):
+    write(tmp_path, 0, {"step": 1, "a": math.nan, "b": math.inf, "c": 1})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {"step": 1, "a": None, "b": None, "c": 1}
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path):
+    write(tmp_path, 0, {"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.5}, {"step": 3, "train/loss": 2.0})
+    write(tmp_path, 2, {"step": 3, "train/loss": 1.5})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(1, 3.0), (2, 2.5), (3, 1.5)]
+
+
+def test_a_full_disk(tmp_path):
+    with MetricsLog(tmp_path, from_step=0) as log:
+
+        def full(text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        log._file.close()
+        log._file = type("Full", (), {"write": staticmethod(full), "close": lambda self: None})()
+        with pytest.raises(OutputError, match=r"metrics.jsonl: the disk is full"):
+            log.write({"step": 1})
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(OutputError):
+        MetricsLog(tmp_path / "run", from_step=0)

@@ -1,0 +1,112 @@
+import json
+import os
+
+import pytest
+
+from pldcli import presets
+from pldcli.engine.run_directory import RunDirectory, list_runs, summarise
+from pldcli.errors import OutputError
+from tests.conftest import tiny_config
+
+
+def make(place, *, rows=(), checkpoints=(), model=False, card=False):
+    (place / "checkpoints").mkdir(parents=True)
+    (place / "config.yaml").write_text(presets.dump(tiny_config()))
+    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in checkpoints:
+        (place / "checkpoints" / f"step-{step:08d}").mkdir()
+    if model:
+        (place / "model").mkdir()
+        (place / "model" / "config.json").write_text("{}")
+    if card:
+        (place / "README.md").write_text("")
+    return RunDirectory(place)
+
+
+def test_states(tmp_path):
+    trained = [
+        {"step": 6, "train/loss": 3.0, "progress/train_seconds": 4.5},
+        {"step": 6, "eval/mlm_loss": 2.5},
+        {"step": 9, "train/loss": None},
+    ]
+    last = [*trained, {"step": 12, "train/loss": 2.0, "progress/train_seconds": 9.0}]
+    runs = {
+        "not started": make(tmp_path / "a"),
+        "stopped": make(tmp_path / "b", rows=trained, checkpoints=[6]),
+        "finished": make(tmp_path / "c", rows=last, checkpoints=[12], model=True, card=True),
+    }
+    for state, run in runs.items():
+        assert summarise(run).state == state
+    assert summarise(make(tmp_path / "d", rows=last, checkpoints=[12], model=True)).state == "stopped", "killed before its card"
+    assert summarise(make(tmp_path / "e", rows=trained, model=True, card=True)).state == "stopped", "set back after it had finished"
+    assert summarise(make(tmp_path / "f", checkpoints=[5])).state == "stopped"
+    stopped = summarise(runs["stopped"])
+    assert (stopped.step, stopped.total_steps, stopped.train_loss, stopped.eval_loss, stopped.train_seconds) == (9, 12, 3.0, 2.5, 4.5)
+    assert summarise(runs["finished"]).next_action == f"pld evaluate {tmp_path / 'c'}"
+    with runs["stopped"].lock():
+        assert summarise(runs["stopped"]).state == "running"
+    assert summarise(runs["stopped"]).state == "stopped"
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "config.yaml").write_text("model: [")
+    assert summarise(RunDirectory(tmp_path / "g")).state == "unreadable"
+    (tmp_path / "h").mkdir()
+    (tmp_path / "file").write_text("")
+    assert [run.path.name for run in list_runs(tmp_path)] == ["a", "b", "c", "d", "e", "f", "g"]
+    assert list_runs(tmp_path / "nowhere") == []
+
+
+def test_the_lock(tmp_path):
+    run = RunDirectory(tmp_path / "deep" / "run")
+    assert not run.is_locked
+    with run.lock():
+        assert run.is_locked
+        with pytest.raises(OutputError, match="another process is training here") as caught, run.lock():
+            pytest.fail("held twice")
+        assert caught.value.exit_code == 7
+    assert not run.is_locked
+    with run.lock():
+        pass
+
+
+def test_the_lock_of_another_process(tmp_path, processes):
+    run = RunDirectory(tmp_path)
+    code = f"""
+import time
+from pathlib import Path
+from pldcli.engine.run_directory import RunDirectory
+with RunDirectory(Path({str(tmp_path)!r})).lock():
+    time.sleep(60)
+"""
+    process = processes.python(code)
+    while not run.is_locked:
+        pass
+    os.kill(process.number, 9)
+    process.wait()
+    assert not run.is_locked
+
+
+def test_setting_aside(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    assert run.set_aside() is None
+    for number in (1, 2):
+        make(run.path)
+        assert run.set_aside() == tmp_path / f"run.{number}"
+        assert (tmp_path / f"run.{number}" / "config.yaml").is_file() and not run.path.exists()
+    make(run.path)
+    with run.lock(), pytest.raises(OutputError, match="another process"):
+        run.set_aside()
+    assert run.path.is_dir()
+
+
+def test_what_may_be_used(tmp_path):
+    RunDirectory(tmp_path / "new").check_usable()
+    make(tmp_path / "run").check_usable()
+    (tmp_path / "empty").mkdir()
+    RunDirectory(tmp_path / "empty").check_usable()
+    for name in (".lock", ".config.yaml.tmp-77"):
+        (tmp_path / "empty" / name).touch()
+        RunDirectory(tmp_path / "empty").check_usable()
+    (tmp_path / "empty" / ".git").mkdir()
+    for place in (tmp_path / "empty", tmp_path / "empty" / ".lock", tmp_path):
+        with pytest.raises(OutputError, match="choose another place with --out"):
+            RunDirectory(place).check_usable()

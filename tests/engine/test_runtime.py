@@ -1,0 +1,261 @@
+import hashlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.runtime import Runtime, launch
+from pldcli.engine.signals import StopRequest
+from pldcli.errors import DeviceError, UsageError
+from pldcli.pld import Schedule
+from tests.conftest import ROOT, TINY, tiny_trainer
+
+DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.depth_rule=uniform", "train.total_steps=20")
+SCENARIOS = {
+    "two draws": (*DROPPING, "pld.draws_per_step=2"),
+    "uneven targets": (*DROPPING, "data.layout=nsp-pairs", "objective.next_sentence=true", "train.micro_batch_size=2"),
+}
+
+
+def observed(trainer, *, stop=None, every=1):
+    seen = trainer.steps(Position(), observe=lambda step: step % every == 0, stop=stop or StopRequest())
+    return [
+        {
+            "step": s.position.step,
+            "losses": s.losses,
+            "kept": s.kept_blocks,
+            "norm": s.grad_norm,
+            "tokens": s.position.tokens,
+            "flops": s.position.executed_flops,
+            "stop": s.stop_signal,
+        }
+        for s in seen
+    ]
+
+
+def digest(model):
+    return hashlib.sha256(b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())).hexdigest()
+
+
+def one_of_two(place: str) -> None:
+    """What each of two processes does for `test_two_processes`."""
+    found = {}
+    with launch("cpu") as runtime:
+        for name, changes in SCENARIOS.items():
+            trainer = tiny_trainer(*changes, runtime=runtime)
+            found[name] = observed(trainer), digest(trainer.model)
+
+        trainer = tiny_trainer(*DROPPING, runtime=runtime)
+        unit_sizes = [sum(p.numel() for p in unit) for unit in runtime._units]
+        block_size, sent, rows = unit_sizes[-1], [], []
+        all_reduce, finish = dist.all_reduce, runtime.finish
+
+        def recorded(tensor, *rest):
+            sent.append(tensor.numel())
+            return all_reduce(tensor, *rest)
+
+        def finish_and_look():
+            sent.clear()
+            finish()
+            rows.append([[block[0] is None for block in grads()], sent.count(block_size), sum(sent)])
+
+        def grads():
+            return [[p.grad for p in block.parameters()] for block in trainer.model.blocks]
+
+        dist.all_reduce, runtime.finish = recorded, finish_and_look
+        observed(trainer)
+        dist.all_reduce = all_reduce
+        del runtime.finish
+        found["idle"] = rows, unit_sizes
+
+        stop = StopRequest()
+        trainer = tiny_trainer(*DROPPING, "train.micro_batch_size=1", runtime=runtime)
+        forward_backward, calls = trainer.forward_backward, []
+
+        def interrupted(*arguments):
+            calls.append(None)
+            if runtime.rank == 1 and len(calls) == 6:
+                stop.signal_number = signal.SIGTERM
+            return forward_backward(*arguments)
+
+        trainer.forward_backward = interrupted
+        found["stop"] = observed(trainer, stop=stop, every=100)
+
+        plan = Schedule.plan
+        if runtime.rank == 1:
+            Schedule.plan = lambda self, step, group, *, seed: plan(self, step, group, seed=seed + 1)
+        try:
+            observed(tiny_trainer(*DROPPING, runtime=runtime))
+            found["gates"] = "not noticed"
+        except AssertionError as error:
+            found["gates"] = str(error)
+        Path(place, f"{runtime.rank}.json").write_text(json.dumps(found))
+
+
+def pair(processes, code):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [processes.python(code, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert [process.wait() for process in both] == [0, 0], both[0].err + both[1].err
+
+
+@pytest.fixture(scope="module")
+def two(processes, tmp_path_factory):
+    place = tmp_path_factory.mktemp("two")
+    pair(processes, f"from tests.engine.test_runtime import one_of_two; one_of_two({str(place)!r})")
+    return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_train_as_one(two, name):
+    alone = observed(tiny_trainer(*SCENARIOS[name]))
+    assert two[0][name] == two[1][name], "ranks differ, in what they saw or in their weights"
+    together, _ = two[0][name]
+    assert len(together) == len(alone) == 20
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        assert ours["norm"] == pytest.approx(theirs["norm"], rel=1e-4)
+        for exact in ("step", "kept", "tokens", "flops", "stop"):
+            assert ours[exact] == theirs[exact]
+    assert len({row["kept"] for row in together}) > 2, "some blocks are run by one group only, some by none"
+
+
+def test_a_block_that_no_group_ran_is_not_communicated(two):
+    rows, unit_sizes = two[0]["idle"]
+    assert two[1]["idle"] == [rows, unit_sizes]
+    schedule = tiny_trainer(*DROPPING).schedule
+    for step, (without_gradient, blocks_sent, numbers_sent) in enumerate(rows):
+        gates = schedule.plan(step, 0, seed=0).gates
+        assert without_gradient == [not gate for gate in gates]
+        assert blocks_sent == sum(gates)
+        assert numbers_sent == sum(unit_sizes[:-3]) + sum(gates) * unit_sizes[-1]
+    assert {row[1] for row in rows} >= {0, 1, 2}
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(two):
+    assert two[0]["stop"] == two[1]["stop"]
+    assert [(row["step"], row["stop"]) for row in two[0]["stop"]] == [(1, signal.SIGTERM)]
+
+
+def test_different_gates_are_noticed(two):
+    assert [rank["gates"] for rank in two] == ["gates differ", "gates differ"]
+
+
+def test_torchrun_trains_as_one_process_and_only_the_main_one_writes(prepared, tmp_path, pld):
+    arguments = [
+        "--data",
+        str(prepared),
+        *TINY,
+        "train.total_steps=4",
+        "pld.draws_per_step=2",
+        "pld.theta_bar=0.4",
+        "pld.schedule=constant",
+    ]
+    arguments += ["train.log_every_steps=1", "checkpoint.every_steps=2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "0",
+        "--standalone",
+        "-m",
+        "pldcli",
+    ]
+    result = subprocess.run(
+        [*torchrun, "pretrain", "--preset", "bert-tiny-pld", "--out", str(tmp_path / "two"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    alone = pld("pretrain", "--preset", "bert-tiny-pld", "--out", tmp_path / "one", *arguments)
+    assert alone.code == 0, alone.err
+    for line in ("finished 4 steps", "2 process(es)", "next: pld evaluate"):
+        assert result.stdout.count(line) == 1, result.stdout
+    rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    assert len(rows[0]) == 5
+    for one, both in zip(*rows, strict=True):
+        assert one.keys() == both.keys()
+        for name in one:
+            if not name.startswith("speed/") and not name.endswith("_seconds"):
+                assert both[name] == pytest.approx(one[name], rel=1e-5 if "loss" in name else 1e-3), name
+    start = json.loads((tmp_path / "two" / "environment.json").read_text())["starts"]
+    assert [s["processes"] for s in start] == [2]
+    assert sorted(p.name for p in (tmp_path / "two" / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+
+
+def test_one_process_is_the_plain_case(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with launch("cpu") as runtime:
+        assert (runtime.device, runtime.rank, runtime.world_size, runtime.is_main) == (torch.device("cpu"), 0, 1, True)
+        assert not dist.is_initialized()
+        assert runtime.sum_on_host([1.0, 2.0]) == [1.0, 2.0]
+        assert runtime.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+        runtime.wait_for_all()
+    assert not Runtime(torch.device("cpu"), rank=1, world_size=2).is_main
+
+
+def test_cuda_that_is_not_there(monkeypatch, pld, prepared):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"runtime.device: no CUDA device here.*pld doctor"), launch("cuda"):
+        pass
+    with launch("auto") as runtime:
+        assert runtime.device.type == "cpu"
+    outcome = pld("pretrain", "--data", prepared, "--device", "cuda", "--dry-run")
+    assert outcome.code == 5 and re.fullmatch(r"error: runtime.device: no CUDA device here; .*\n", outcome.err)
+
+
+def test_more_processes_than_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match=r"process 2 has no device, there are 2; use torchrun --nproc-per-node 2"), launch("auto"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "first"}, {"WORLD_SIZE": "-1"}, {"LOCAL_RANK": "²"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}]
+)
+def test_nonsense_in_the_environment(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"environment variable .*start with torchrun") as caught, launch("cpu"):
+        pass
+    assert caught.value.exit_code == 2
+
+
+def test_gradients_are_summed_by_unit(monkeypatch):
+    """As one process of two, with the other's gradients stood in for by a doubling."""
+    first, second, idle = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1), torch.nn.Linear(2, 2)
+    runtime, sent = Runtime(torch.device("cpu"), 0, 2), []
+
+    def all_reduce(tensor):
+        sent.append(tensor.numel())
+        tensor *= 2
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    runtime.replicate([first, second, idle])
+    second(first(torch.ones(1, 2))).sum().backward()
+    before = [parameter.grad.clone() for parameter in (*first.parameters(), *second.parameters())]
+    runtime.finish()
+    assert sent == [9, 4]
+    for parameter, gradient in zip((*first.parameters(), *second.parameters()), before, strict=True):
+        assert torch.equal(parameter.grad, 2 * gradient)
+    assert all(parameter.grad is None for parameter in idle.parameters())

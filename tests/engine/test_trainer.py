@@ -1,0 +1,289 @@
+import itertools
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pldcli.engine import trainer as module
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.signals import StopRequest
+from pldcli.errors import DivergedError
+from tests.conftest import tiny_config, tiny_trainer
+
+DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.draws_per_step=2", "optim.learning_rate=0.01")
+GOLDEN_LOSSES = [4.175355, 4.1031675, 4.1317158, 4.0854349, 4.2192578, 4.1399307, 4.0347748, 4.3439245]
+GOLDEN_NORMS = [2.004449, 1.273033, 1.307262, 1.218289, 1.261627, 1.201891, 1.077206, 1.459006]
+GOLDEN_KEPT = [1.0, 1.5, 1.0, 1.0, 2.0, 1.5, 2.0, 1.5]
+
+
+def train(trainer, *, every=1, until=10**9, position=None, stop=None):
+    seen = []
+    for observation in trainer.steps(position or Position(), observe=lambda step: step % every == 0, stop=stop or StopRequest()):
+        seen.append(observation)
+        if observation.position.step >= until:
+            break
+    return seen
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_golden_curve():
+    """Numbers of this code at its first commit; whatever moves them is a change of the numerics and must say so."""
+    seen = train(tiny_trainer(*DROPPING), until=8)
+    assert [s.kept_blocks for s in seen] == GOLDEN_KEPT
+    assert [s.losses["loss"] for s in seen] == pytest.approx(GOLDEN_LOSSES, rel=1e-4)
+    assert [s.grad_norm for s in seen] == pytest.approx(GOLDEN_NORMS, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "every"),
+    [
+        (("train.micro_batch_size=1",), 1),
+        (("train.micro_batch_size=2",), 1),
+        (("train.micro_batch_size=4",), 4),
+        (("checkpoint.keep=1",), 2),
+    ],
+)
+def test_equivalent_configurations_have_the_golden_curve(changes, every):
+    seen = train(tiny_trainer(*DROPPING, *changes), every=every, until=8)
+    assert [s.position.step for s in seen] == list(range(every, 9, every))
+    assert [s.losses["loss"] for s in seen] == pytest.approx(GOLDEN_LOSSES[every - 1 :: every], rel=1e-4)
+    assert [s.kept_blocks for s in seen] == GOLDEN_KEPT[every - 1 :: every]
+
+
+def test_nothing_dropped_is_the_preln_preset():
+    never = train(tiny_trainer("pld.theta_bar=1", "pld.schedule=constant"))
+    control = train(tiny_trainer(preset="bert-tiny-preln"))
+    assert [s.losses for s in never] == [s.losses for s in control] and len(never) == 12
+    assert {s.kept_blocks for s in never} == {3.0} and {s.theta for s in never} == {1.0}
+    assert train(tiny_trainer())[-1].losses != control[-1].losses
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_the_loss_is_the_mean_over_all_targets_of_the_step(micro_batch):
+    """Against a mean over one whole batch, through the whole head, with rows of unequal length and unequal numbers of targets."""
+    changes = ("pld.theta_bar=1", "data.layout=nsp-pairs", "objective.next_sentence=true", "optim.max_grad_norm=0")
+    trainer = tiny_trainer(*changes, f"train.micro_batch_size={micro_batch}")
+    [[batch]] = tiny_trainer(*changes, "train.micro_batch_size=8").batches.step(0)
+    assert batch.attention_mask is not None and not batch.attention_mask.all()
+    per_row = torch.bincount(batch.positions // 32, minlength=8)
+    assert per_row.min() < per_row.max(), "a mean of means would be as good"
+
+    model = trainer.model
+    hidden = model(batch.input_ids, token_type_ids_BT=batch.token_type_ids, attention_mask_BT=batch.attention_mask)
+    labels = torch.full((8 * 32,), -100)
+    labels[batch.positions] = batch.target_ids
+    mlm = functional.cross_entropy(model.mlm_logits(hidden).flatten(0, 1), labels)
+    nsp = functional.cross_entropy(model.nsp_head(hidden), batch.next_sentence_labels)
+    gradients = torch.autograd.grad(mlm + nsp, list(model.parameters()))
+    mlm, nsp = mlm.detach(), nsp.detach()
+    norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+
+    first = train(trainer, until=1)[0]
+    assert first.losses["mlm"] == pytest.approx(float(mlm), rel=1e-6)
+    assert first.losses["nsp"] == pytest.approx(float(nsp), rel=1e-6)
+    assert first.losses["loss"] == pytest.approx(first.losses["mlm"] + first.losses["nsp"], rel=1e-9)
+    assert first.grad_norm == pytest.approx(norm, rel=1e-4)
+    assert first.position.tokens == int(batch.attention_mask.sum()) < 8 * 32
+    assert first.position.sequences == 8
+
+
+def test_a_block_that_no_group_ran_is_left_alone():
+    trainer = tiny_trainer("pld.schedule=constant", "pld.theta_bar=0.3", "pld.depth_rule=uniform", "optim.weight_decay=0.1")
+
+    def block_states():
+        return [
+            [
+                {"value": p.detach().clone(), **{k: v.clone() for k, v in trainer.optimizer.state.get(p, {}).items()}}
+                for p in block.parameters()
+            ]
+            for block in trainer.model.blocks
+        ]
+
+    before, ran, idle = block_states(), 0, 0
+    for seen in trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()):
+        gates = trainer.schedule.plan(seen.position.step - 1, 0, seed=0).gates
+        after = block_states()
+        for gate, old, new in zip(gates, before, after, strict=True):
+            untouched = all(same(o, n) for o, n in zip(old, new, strict=True))
+            assert untouched != gate
+            if gate and "step" in old[0]:
+                assert float(new[0]["step"]) == float(old[0]["step"]) + 1
+            ran, idle = ran + gate, idle + (not gate and "exp_avg" in old[0])
+        before = after
+    assert ran and idle > 3
+
+
+def test_a_block_that_one_group_ran_is_updated():
+    trainer = tiny_trainer(*DROPPING)
+    plans = [trainer.schedule.plan(0, group, seed=0).gates for group in range(2)]
+    start = weights(trainer)
+    train(trainer, until=1)
+    moved = [any(not torch.equal(start[f"blocks.{i}.{n}"], p) for n, p in b.named_parameters()) for i, b in enumerate(trainer.model.blocks)]
+    assert moved == [any(column) for column in zip(*plans, strict=True)]
+    assert plans[0] != plans[1] and not all(moved), "choose another step"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("model.norm=post", "pld.schedule=constant"),
+        ("runtime.precision=fp16",),
+        ("runtime.precision=bf16",),
+        ("optim.name=lamb",),
+        ("pld.draw=fixed-depth", "pld.schedule=growing"),
+        ("model.dropout=0.1",),
+    ],
+)
+def test_other_ways_to_train_run_and_repeat(changes):
+    first, second = (tiny_trainer(*changes, "train.total_steps=6") for _ in range(2))
+    torch.manual_seed(1)
+    seen = train(first)
+    torch.manual_seed(2)
+    assert [s.losses for s in seen] == [s.losses for s in train(second)]
+    assert all(math.isfinite(s.losses["loss"]) and s.losses["loss"] < 8 for s in seen)
+    assert any(s.kept_blocks < 3 for s in seen)
+    assert same(weights(first), weights(second))
+    assert first.scaler.is_enabled() == ("runtime.precision=fp16" in changes)
+
+
+def test_dropout_differs_between_steps_and_seeds():
+    changes = ("model.dropout=0.5", "pld.theta_bar=1", "optim.learning_rate=1e-12", "train.total_steps=2")
+    trainer = tiny_trainer(*changes)
+    trainer.batches = replace(trainer.batches, global_batch_size=8)
+    object.__setattr__(trainer.batches, "step", lambda step, first=trainer.batches.step(0): first)
+    one, two = train(trainer)
+    assert one.losses != two.losses
+
+
+def test_what_an_observation_says():
+    trainer = tiny_trainer(*DROPPING, "pld.schedule=exponential", "pld.gamma=0.3")
+    config = tiny_config(*DROPPING, "pld.schedule=exponential", "pld.gamma=0.3")
+    for seen in train(trainer):
+        done = seen.position.step - 1
+        assert seen.theta == pytest.approx(0.6 * math.exp(-0.3 * done) + 0.4)
+        plans = [config.pld_schedule.plan(done, group, seed=0).gates for group in range(2)]
+        assert seen.kept_blocks == sum(map(sum, plans)) / 2
+        assert seen.learning_rate == trainer.learning_rate(done)
+        assert seen.stop_signal == 0
+    # warm-up is 5 % of 12 steps, one step; then linearly to zero at step 12
+    assert [trainer.learning_rate(step) for step in (0, 1, 11)] == pytest.approx([0.01, 0.01, 0.01 / 11])
+
+
+def test_work_adds_up():
+    trainer = tiny_trainer(*DROPPING)
+    flops = 0.0
+    for seen in train(trainer, until=12):
+        for group in range(2):
+            kept = sum(trainer.schedule.plan(seen.position.step - 1, group, seed=0).gates)
+            # a block: 6 (4 D^2 + 2 D F) + 12 D T; the head: 6 (D^2 + V D) x 15 %; 4 rows of 32 tokens a group
+            flops += 4 * 32 * (kept * (6 * (4 * 32**2 + 2 * 32 * 64) + 12 * 32 * 32) + 6 * (32**2 + 64 * 32) * 0.15)
+        assert seen.position.executed_flops == pytest.approx(flops)
+        assert seen.position.tokens == seen.position.step * 8 * 32
+        assert seen.position.sequences == seen.position.step * 8
+
+
+def test_the_clock_stands_still_while_the_caller_looks(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    trainer = tiny_trainer("train.micro_batch_size=4")
+    forward_backward = trainer.forward_backward
+
+    def slow(*arguments):
+        nonlocal now
+        now += 0.5
+        return forward_backward(*arguments)
+
+    monkeypatch.setattr(trainer, "forward_backward", slow)
+    for seen in trainer.steps(Position(train_seconds=7.0), observe=lambda step: step in (3, 4), stop=StopRequest()):
+        assert seen.position.train_seconds == pytest.approx(7.0 + seen.position.step)
+        now += 1000.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_gives_up_the_step_under_way(monkeypatch, number):
+    changes = (*DROPPING, "train.micro_batch_size=2", "model.dropout=0.1")
+    whole = tiny_trainer(*changes)
+    train(whole)
+    trainer, stop = tiny_trainer(*changes), StopRequest()
+    forward_backward, calls = trainer.forward_backward, itertools.count(1)
+
+    def interrupted(*arguments):
+        if next(calls) == 2 * 4 + 2:  # the second of four micro-steps of the third step
+            stop.signal_number = number
+        return forward_backward(*arguments)
+
+    monkeypatch.setattr(trainer, "forward_backward", interrupted)
+    after_two = None
+    for seen in trainer.steps(Position(), observe=lambda step: step == 2, stop=stop):
+        after_two = after_two or weights(trainer)
+        last = seen
+    assert (last.position.step, last.stop_signal, last.losses) == (2, number, {})
+    assert next(calls) == 2 * 4 + 3
+    assert same(weights(trainer), after_two)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    train(trainer, position=last.position, stop=StopRequest())
+    assert same(weights(trainer), weights(whole))
+
+
+def test_divergence_ends_the_run():
+    with pytest.raises(DivergedError, match=r"step \d+: training diverged.*optim.learning_rate") as caught:
+        train(tiny_trainer("optim.learning_rate=1e30", "optim.max_grad_norm=0", "optim.warmup_fraction=0"))
+    assert caught.value.exit_code == 6
+
+
+def test_divergence_is_noticed_where_nobody_looked():
+    """One bad step between two observations, after which every number is finite again."""
+    trainer = tiny_trainer()
+    forward_backward, calls = trainer.forward_backward, itertools.count(1)
+    trainer.forward_backward = lambda *a: forward_backward(*a) * (math.nan if next(calls) == 2 else 1.0)
+    with pytest.raises(DivergedError, match="step 4"):
+        train(trainer, every=4)
+
+
+def test_a_stop_does_not_hide_divergence():
+    """The caller would save a ruined state."""
+    trainer, stop = tiny_trainer(), StopRequest()
+    forward_backward, calls = trainer.forward_backward, itertools.count(1)
+
+    def bad(*arguments):
+        if next(calls) == 3:
+            stop.signal_number = signal.SIGTERM
+        return forward_backward(*arguments) * math.nan
+
+    trainer.forward_backward = bad
+    with pytest.raises(DivergedError):
+        train(trainer, every=100, stop=stop)
+
+
+def test_loss_scaling_may_overflow():
+    trainer = tiny_trainer("runtime.precision=fp16", "train.total_steps=3")
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 1e38})
+    seen = train(trainer)
+    assert not math.isfinite(seen[0].grad_norm)
+    assert trainer.scaler.get_scale() < 1e38
+
+
+def test_warming_up_leaves_no_trace():
+    trainer, fresh = tiny_trainer(*DROPPING), tiny_trainer(*DROPPING)
+    trainer.warm_up()
+    assert same(weights(trainer), weights(fresh)) and not trainer.optimizer.state
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert [s.losses for s in train(trainer)] == [s.losses for s in train(fresh)]
+
+
+@pytest.mark.parametrize("changes", [(), ("model.norm=post",), ("data.layout=nsp-pairs", "objective.next_sentence=true")])
+def test_every_parameter_belongs_to_one_unit(changes):
+    trainer = tiny_trainer(*changes)
+    in_units = [id(parameter) for unit in trainer.runtime._units for parameter in unit]
+    assert sorted(in_units) == sorted(id(parameter) for parameter in trainer.model.parameters())
+    assert [{id(p) for p in block.parameters()} for block in trainer.model.blocks] == [set(map(id, u)) for u in trainer.runtime._units[-3:]]
