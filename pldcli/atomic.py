@@ -109,7 +109,7 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary siblings of `path` whose process has died."""
+    """Delete temporary siblings of `path` whose process has died; one with our own number is of an earlier process."""
     for leftover in path.parent.glob(f".{path.name}{_TEMPORARY}*"):
         process = leftover.name.rpartition("-")[2]
         if not _alive(int(process) if process.isdigit() else 0):
@@ -145,7 +145,7 @@ def _remove(path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    if process <= 0:
+    if process <= 0 or process == os.getpid():
         return False
     try:
         os.kill(process, 0)

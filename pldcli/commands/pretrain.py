@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -45,10 +46,16 @@ def pretrain(
             _show_dry_run(dry)
         return
     place = out or Path("runs") / Path(preset).stem
-    command = shlex.join(["pld", *sys.argv[1:]])
-    result = engine.pretrain(config, data=data, out=place, resume=resume, command=command)
+    result = engine.pretrain(config, data=data, out=place, resume=resume, command=_command_line())
     if result.is_main:
         _show(result, data)
+
+
+def _command_line() -> str:
+    """Write down what was typed."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    program = ["pld"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _show(result: PretrainResult, data: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ __all__ = ["hardware_name", "peak_flops_per_second", "read_starts", "record_star
 
 _PEAK_16_BIT = {
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
     "A10": 125e12,
+    "A10G": 125e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
     "V100": 125e12,
@@ -40,7 +43,7 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_16_BIT.items() if part in name), None)
+    return next((peak for part, peak in _PEAK_16_BIT.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def hardware_name(device: torch.device) -> str:

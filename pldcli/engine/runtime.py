@@ -105,6 +105,10 @@ def launch(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Runtime]
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Runtime(chosen, rank, world_size)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise DeviceError("lost the other processes", where=f"process {rank}", hint="one of them says why") from error
+        raise
     finally:
         dist.destroy_process_group()
 

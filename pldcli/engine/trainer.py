@@ -19,7 +19,7 @@ from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.signals import StopRequest
-from pldcli.errors import DivergedError
+from pldcli.errors import DivergedError, PldError
 from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.pld import Plan, Schedule
@@ -27,6 +27,8 @@ from pldcli.pld import Plan, Schedule
 __all__ = ["Observation", "Trainer"]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LEAST_LOSS_SCALE = 2.0**-10
+"""It starts at 2^16 and halves whenever a gradient overflows."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Trainer:
             stop: Looked at before every forward pass; the step under way is given up.
 
         Raises:
-            DivergedError: A loss or a gradient norm is not finite.
+            DivergedError: A loss or a gradient norm is not finite, or fp16 skips every update.
         """
         total_steps, wait_seconds = self.schedule.total_steps, 0.0
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
@@ -118,7 +120,7 @@ class Trainer:
             set_learning_rate(self.optimizer, self.learning_rate(step))
             outcome = self._step(step, groups, stop)
             if isinstance(outcome, int):
-                _check_finite(finite, position.step)
+                self._check_alive(finite, position.step)
                 position = self._advance(position, None, clock)
                 yield self._observation(position, None, wait_seconds, outcome)
                 return
@@ -128,7 +130,7 @@ class Trainer:
             position = self._advance(position, outcome, None)
             if observe(position.step) or position.step == total_steps:
                 self.runtime.synchronize()
-                _check_finite(finite, position.step)
+                self._check_alive(finite, position.step)
                 position = self._advance(position, None, clock)
                 yield self._observation(position, outcome, wait_seconds, 0)
                 wait_seconds, clock = 0.0, time.perf_counter()
@@ -189,7 +191,8 @@ class Trainer:
         gates = [float(gate) for plan in plans for gate in plan.gates]
         summed = self.runtime.sum_on_host([*targets, *tokens, *gates])
         agreed = summed[len(targets) + len(tokens) :]
-        assert all(ours * self.runtime.world_size == everyone for ours, everyone in zip(gates, agreed, strict=True)), "gates differ"
+        if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, agreed, strict=True)):
+            raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
         return summed[: len(targets)], summed[len(targets) : len(targets) + len(tokens)]
 
     def _agreed_stop(self, stop: StopRequest) -> int:
@@ -212,6 +215,17 @@ class Trainer:
             executed_flops=position.executed_flops + sum(flops),
         )
 
+    def _check_alive(self, finite: Tensor, step: int) -> None:
+        """Refuse to go on with numbers that are not finite, or with a loss scale at which every update is skipped."""
+        overflowing = self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_LOSS_SCALE
+        if overflowing or not bool(finite):
+            what = "gradients overflow at every loss scale" if overflowing else "the loss or its gradient is not finite"
+            raise DivergedError(
+                f"training diverged: {what}",
+                where=f"step {step}",
+                hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers",
+            )
+
     def _observation(self, position: Position, outcome: _Step | None, wait_seconds: float, stop_signal: int) -> Observation:
         """Read a step's numbers off the device."""
         step = max(0, position.step - 1)
@@ -224,13 +238,4 @@ class Trainer:
             kept = sum(plan.kept_blocks for plan in outcome.plans) / len(outcome.plans)
         return Observation(
             position, losses, self.learning_rate(step), grad_norm, self.schedule.theta(step), kept, wait_seconds, stop_signal
-        )
-
-
-def _check_finite(finite: Tensor, step: int) -> None:
-    if not bool(finite):
-        raise DivergedError(
-            "training diverged: the loss or its gradient is not finite",
-            where=f"step {step}",
-            hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint is sound",
         )

@@ -102,3 +102,12 @@ def test_mistakes_never_reach_the_engine(pld, calls, line, code, message):
     outcome = pld("pretrain", *line)
     assert outcome.code == code and message in outcome.err and outcome.err.count("\n") == 1
     assert not calls
+
+
+def test_the_card_of_several_processes_names_torchrun(monkeypatch):
+    from pldcli.commands.pretrain import _command_line
+
+    monkeypatch.setattr(sys, "argv", ["/somewhere/pldcli/__main__.py", "pretrain", "--data", "my data"])
+    assert _command_line() == "pld pretrain --data 'my data'"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert _command_line() == "torchrun --nproc-per-node 2 -m pldcli pretrain --data 'my data'"

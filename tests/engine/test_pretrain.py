@@ -18,7 +18,6 @@ from pldcli.engine import pretrain as module
 from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
-from pldcli.errors import PldError
 from tests.conftest import TINY
 
 RUN = (
@@ -504,13 +503,6 @@ def test_other_errors_are_not_taken_for_memory(pld, prepared, tmp_path, monkeypa
     monkeypatch.setattr(Trainer, "forward_backward", broken)
     outcome = pld(*arguments(prepared, tmp_path / "run"))
     assert outcome.code == 1 and "shapes" in outcome.err
-
-
-def test_a_model_that_comes_back_different(pld, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "largest_difference", lambda *_: 0.5)
-    outcome = pld(*arguments(prepared, tmp_path / "run", "train.total_steps=1"))
-    assert outcome.code == PldError.exit_code and "differs by 0.5 when transformers reads it back" in outcome.err
-    assert not (tmp_path / "run" / "model").exists()
 
 
 # Looking before leaping

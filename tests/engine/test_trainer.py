@@ -287,3 +287,18 @@ def test_every_parameter_belongs_to_one_unit(changes):
     in_units = [id(parameter) for unit in trainer.runtime._units for parameter in unit]
     assert sorted(in_units) == sorted(id(parameter) for parameter in trainer.model.parameters())
     assert [{id(p) for p in block.parameters()} for block in trainer.model.blocks] == [set(map(id, u)) for u in trainer.runtime._units[-3:]]
+
+
+def test_fp16_that_overflows_at_every_loss_scale_has_diverged():
+    """Each overflow skips the update and halves the scale: without a limit the run would stand still to its end."""
+    trainer = tiny_trainer("runtime.precision=fp16", "train.total_steps=40")
+    backward = trainer.forward_backward
+
+    def overflow(*arguments):
+        sums = backward(*arguments)
+        trainer.model.mlm_head.bias.grad.fill_(math.inf)
+        return sums
+
+    trainer.forward_backward = overflow
+    with pytest.raises(DivergedError, match="overflow at every loss scale"):
+        train(trainer)

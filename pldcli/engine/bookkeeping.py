@@ -1,0 +1,214 @@
+"""The books of a pre-training run: metrics, validation, checkpoints, and the finished model with its card."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pldcli import atomic
+from pldcli.config import Config
+from pldcli.data.shards import PreparedData
+from pldcli.engine import checkpoint, model_card
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.display import RunDisplay, duration
+from pldcli.engine.environment import peak_flops_per_second, record_start
+from pldcli.engine.estimate import Estimate, warnings
+from pldcli.engine.evaluation import MaskedLmScore, fixed_batches, score_masked_lm
+from pldcli.engine.metrics import MetricsLog
+from pldcli.engine.run_directory import RunDirectory
+from pldcli.engine.signals import StopRequest
+from pldcli.engine.trainer import Observation, Trainer
+from pldcli.errors import PldError, PreemptedError, StoppedError
+from pldcli.huggingface import largest_difference, save_pretrained
+
+__all__ = ["Bookkeeper", "PretrainResult"]
+
+_RELOAD_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """A finished run."""
+
+    run: RunDirectory
+    position: Position
+    was_finished: bool
+    """It was finished before this call."""
+    score: MaskedLmScore | None
+    """Of this call's last validation."""
+    reload_difference: float | None
+    """Largest difference of logits when transformers read the model back; None where it is not installed."""
+    is_main: bool = True
+    """Whether this process speaks to the user."""
+
+
+class Bookkeeper:
+    """Keep the books of one run: metrics, validation, checkpoints, the finished model. Only the main process writes."""
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: PreparedData,
+        run: RunDirectory,
+        trainer: Trainer,
+        display: RunDisplay,
+        stack: ExitStack,
+        start: Position,
+        resume: str,
+    ) -> None:
+        self.config, self.prepared, self.run, self.trainer, self.display = config, prepared, run, trainer, display
+        self.runtime = trainer.runtime
+        self.log = stack.enter_context(MetricsLog(run.path, from_step=start.step)) if self.runtime.is_main else None
+        self.peak = peak_flops_per_second(self.runtime.device, trainer.precision.name)
+        self.started, self.wall_before = time.perf_counter(), start.wall_seconds
+        self.last_logged = start
+        self.score: MaskedLmScore | None = None
+        self.saved_step = -1
+        self.how_to_go_on = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to go on"
+
+    def announce(self, estimated: Estimate, command: str, *, resumed: bool) -> None:
+        """Write down what starts and say it, with warnings where the run is long or repeats its text often."""
+        if self.runtime.is_main:
+            record_start(self.run.environment, command, self.trainer, self.prepared)
+        batches, precision = self.trainer.batches, self.trainer.precision
+        left = (estimated.seconds or 0.0) * (1 - self.last_logged.step / self.config.train.total_steps)
+        self.display.say(
+            f"{self.run.path}: {estimated.num_parameters / 1e6:.1f} M parameters, {self.config.train.total_steps:,} steps of "
+            f"{self.config.train.global_batch_size} x {self.config.data.seq_len} tokens, {precision.name} on {self.runtime.device}, "
+            f"{self.runtime.world_size} process(es), micro-batch {batches.micro_batch_size}; about {duration(left)}"
+        )
+        if resumed:
+            self.display.say(f"going on after step {self.last_logged.step:,}")
+        for warning in warnings(estimated):
+            self.display.say(f"warning: {warning}")
+
+    def train(self, position: Position, stop: StopRequest) -> Position:
+        """Train to the end; log, validate and save on the way.
+
+        Raises:
+            StoppedError, PreemptedError: A signal arrived; the state is saved.
+        """
+        evaluation, saving, logging = (
+            self.config.eval.every_steps,
+            self.config.checkpoint.every_steps,
+            self.config.train.log_every_steps,
+        )
+        total = self.config.train.total_steps
+        self.saved_step = position.step if position.step else -1
+
+        def due(step: int, every: int) -> bool:
+            return step % every == 0 or step == total
+
+        def observe(step: int) -> bool:
+            return due(step, evaluation) or due(step, saving) or due(step, logging)
+
+        for seen in self.trainer.steps(position, observe=observe, stop=stop):
+            position = replace(seen.position, wall_seconds=self._wall_seconds())
+            if seen.stop_signal:
+                self._save(position)
+                raise self._stopped(position, seen.stop_signal)
+            if due(position.step, logging):
+                self._log(seen, position)
+            if due(position.step, evaluation):
+                position = self._validate(position)
+            if due(position.step, saving):
+                self._save(position)
+        return position
+
+    def finish(self, position: Position, command: str) -> PretrainResult:
+        """Write the finished model, its card and its plots."""
+        difference = None
+        if self.runtime.is_main:
+            difference = self._export()
+            model_card.write(self.run, self.config, self.prepared, position, command)
+        self.runtime.wait_for_all()
+        return PretrainResult(self.run, position, False, self.score, difference, self.runtime.is_main)
+
+    def _log(self, seen: Observation, position: Position) -> None:
+        tokens = position.tokens - self.last_logged.tokens
+        seconds = max(position.train_seconds - self.last_logged.train_seconds, 1e-9)
+        row: dict[str, Any] = {"step": position.step, "train/loss": seen.losses["loss"]}
+        if len(seen.losses) > 2:
+            row |= {f"train/{name}_loss": value for name, value in seen.losses.items() if name != "loss"}
+        row |= {
+            "optim/learning_rate": seen.learning_rate,
+            "optim/grad_norm": seen.grad_norm,
+            "pld/theta": seen.theta,
+            "pld/kept_blocks": seen.kept_blocks,
+            "speed/tokens_per_second": tokens / seconds,
+            "speed/data_wait_fraction": seen.data_wait_seconds / seconds,
+        }
+        if self.peak is not None:
+            executed = position.executed_flops - self.last_logged.executed_flops
+            row["speed/mfu"] = executed / seconds / (self.peak * self.runtime.world_size)
+        row |= _progress(position)
+        self.last_logged = position
+        if self.log is not None:
+            self.log.write(row)
+        self.display.logged(row)
+
+    def _validate(self, position: Position) -> Position:
+        batches = fixed_batches(self.prepared, self.config.data.seq_len, max_sequences=self.config.eval.max_sequences)
+        self.score = score_masked_lm(self.trainer.model, batches, self.trainer.precision, self.runtime)
+        position = replace(position, wall_seconds=self._wall_seconds())
+        row = {
+            "step": position.step,
+            "eval/mlm_loss": self.score.mlm_loss,
+            "eval/perplexity": self.score.perplexity,
+            "eval/mlm_accuracy": self.score.mlm_accuracy,
+            **_progress(position),
+        }
+        if self.log is not None:
+            self.log.write(row)
+        self.display.evaluated(row)
+        return position
+
+    def _save(self, position: Position) -> None:
+        if position.step in (self.saved_step, 0):
+            return
+        self.saved_step = position.step
+        if self.runtime.is_main:
+            checkpoint.write(
+                self.run.checkpoints,
+                position=position,
+                config=self.config,
+                model=self.trainer.model,
+                optimizer=self.trainer.optimizer,
+                scaler=self.trainer.scaler.state_dict(),
+                data_fingerprint=self.prepared.data_fingerprint,
+                tokenizer_fingerprint=self.prepared.fingerprint,
+                keep=self.config.checkpoint.keep,
+            )
+        self.runtime.wait_for_all()
+
+    def _export(self) -> float | None:
+        model, settings = self.trainer.model, self.config.model
+        with atomic.directory(self.run.model, overwrite=True) as place:
+            save_pretrained(
+                place,
+                model,
+                settings,
+                tokenizer_path=self.prepared.tokenizer_path,
+                special=self.prepared.special,
+                seq_len=self.config.data.seq_len,
+            )
+            batch = self.trainer.batches.step(0)[0][0]
+            difference = largest_difference(place, model, batch.input_ids[:2].cpu())
+            if difference is not None and not difference < _RELOAD_TOLERANCE:
+                raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(place))
+        return difference
+
+    def _stopped(self, position: Position, signal_number: int) -> PldError:
+        saved = f"saved at step {position.step:,}" if position.step else "nothing to save yet"
+        kind, word = (StoppedError, "interrupted") if signal_number == signal.SIGINT else (PreemptedError, "terminated")
+        return kind(f"{word}, {saved}", where=str(self.run.path), hint=self.how_to_go_on)
+
+    def _wall_seconds(self) -> float:
+        return self.wall_before + time.perf_counter() - self.started
+
+
+def _progress(position: Position) -> dict[str, float]:
+    return {f"progress/{name}": value for name, value in asdict(position).items() if name != "step"}
