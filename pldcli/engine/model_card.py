@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pldcli import __version__, atomic
@@ -15,6 +16,8 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.plotting import Curve, plot_curves
 
 __all__ = ["write"]
+
+_MOST_NAMES = 3
 
 
 def write(run: RunDirectory, config: Config, prepared: PreparedData, position: Position, command: str) -> None:
@@ -61,7 +64,8 @@ def _card(
         else f"{pld.schedule} schedule to theta_bar {pld.theta_bar:g}, depth rule `{pld.depth_rule}`, {pld.draw} draws, "
         f"{pld.draws_per_step} per step; on average {schedule.mean_kept_fraction:.1%} of the blocks ran in training"
     )
-    sources = ", ".join(str(source["name"]) for source in prepared.manifest["sources"][:8])
+    names = [Path(source["name"]).name for source in prepared.manifest["sources"]]
+    sources = ", ".join(names[:_MOST_NAMES]) + f" and {len(names) - _MOST_NAMES} more files" * (len(names) > _MOST_NAMES)
     targets = f"masked LM, {config.objective.mask_probability:.0%} of the tokens" + " + next sentence" * config.objective.next_sentence
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
@@ -91,7 +95,7 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 
 | | |
 |---|---|
-| data | {sources or prepared.path}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
+| data | {sources}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
 | vocabulary | {prepared.vocab_size:,} entries |
 | seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {config.data.seq_len}, {position.step:,} steps |
 | objective | {targets} |
