@@ -36,6 +36,14 @@ TINY = (
 """Changes that make bert-tiny-pld a run of a second."""
 
 
+def pytest_configure() -> None:
+    """Compute on one thread, here and in every process that a test starts: sums then come out the same to the last bit."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command line did."""

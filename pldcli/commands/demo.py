@@ -16,7 +16,7 @@ __all__ = ["demo"]
 def demo(
     out: Annotated[Path, typer.Option(help="A directory to make; everything stays there.")] = Path("demo"),
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps of each run.", show_default="what takes under a minute here")
+        int | None, typer.Option(min=1, help="Optimizer steps of each run.", show_default="what takes a minute here")
     ] = None,
 ) -> None:
     """Train a tiny encoder with and without layer dropping on the documentation installed here, and compare. Three minutes at most."""
