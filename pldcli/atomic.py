@@ -29,6 +29,7 @@ _UNWRITABLE = (
     errno.EIO,
     errno.EFBIG,
     errno.ENAMETOOLONG,
+    errno.ENOENT,
 )
 """What makes a place unusable, whoever asks."""
 

@@ -15,9 +15,7 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[Path, typer.Option(help="A directory to make; everything stays there.")] = Path("demo"),
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps of each run.", show_default="what takes a minute here")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each run.", show_default="what takes a minute here")] = None,
 ) -> None:
     """Train a tiny encoder with and without layer dropping on the documentation installed here, and compare. Three minutes at most."""
     from pldcli.engine.demo import demo as run
@@ -53,6 +51,6 @@ def _show(baseline: DemoRun, dropped: DemoRun, out: Path) -> None:
     console.print()
     console.print(table(["equal tokens", "dense", "layer dropping", "difference"], rows, right=["dense", "layer dropping"]))
     console.print()
-    typer.echo("One seed, a tiny model, a few hundred thousand tokens: this shows that the machinery works, not what the method is worth.")
+    typer.echo("One seed, a tiny model, a million tokens: this shows that the machinery works, not what the method is worth.")
     typer.echo(f"curves {out / 'loss_by_tokens.png'}, {out / 'loss_by_train_seconds.png'}; runs and models in {out / 'runs'}")
     typer.echo(f"next: pld evaluate {out / 'runs' / 'pld'} --data {out / 'data'}")

@@ -36,7 +36,9 @@ def evaluate(
             metavar="[RUN or MODEL DIR]", help="A run, a checkpoint or a Hugging Face directory.", show_default="the latest run"
         ),
     ] = None,
-    data: Annotated[Path, typer.Option(help="The prepared directory whose validation split is read.")] = Path("data"),
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared directory whose validation split is read.", show_default="the run's own, else data")
+    ] = None,
     precision: Annotated[
         PrecisionChoice, typer.Option(help="Number format; fp32 gives the same number everywhere.")
     ] = PrecisionChoice.FP32,
@@ -61,7 +63,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(values))
         return
-    typer.echo(f"{result.source} on {data}, validation split, {result.seq_len} tokens per row, {result.precision}")
+    typer.echo(f"{result.source} on {result.data}, validation split, {result.seq_len} tokens per row, {result.precision}")
     for name, text in (
         ("masked-LM loss", f"{score.mlm_loss:.4f}"),
         ("perplexity", f"{score.perplexity:.2f}"),

@@ -95,10 +95,10 @@ def _show(prepared: Prepared) -> None:
     console.print(table)
     for note in prepared.notes:
         console.print(f"Note: {note}")
-    console.print(f"Next: pld pretrain --preset {_preset_for(tokenizer['vocab_size'])} --data {prepared.path}")
+    console.print(f"Next: pld pretrain --preset {_preset_for(train['tokens'])} --data {prepared.path}")
 
 
-def _preset_for(vocab_size: int) -> str:
-    """Name the preset whose size goes with a vocabulary."""
-    size = "tiny" if vocab_size <= 4096 else "small" if vocab_size <= 16384 else "base"
+def _preset_for(num_tokens: int) -> str:
+    """Name a preset of a size that goes with the text."""
+    size = "tiny" if num_tokens < 3_000_000 else "small" if num_tokens < 300_000_000 else "base"
     return f"bert-{size}-pld"

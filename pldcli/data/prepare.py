@@ -37,6 +37,10 @@ VALIDATION_PARTS = 301
 SAMPLE_BYTES = 32 << 20
 """Text for training the tokenizer, at most; above half of it for any larger corpus."""
 
+_ONE_DOCUMENT_TOKENS = 20_000
+"""More in a single document is likelier a file without blank lines."""
+_SOUND_VALIDATION_TOKENS = 10_000
+"""Fewer give a loss whose noise hides what runs differ by."""
 _SAMPLE_CHARACTERS = 4000
 _TASK_CHARACTERS = 1 << 20
 _CHECKED_LINES = 2000
@@ -376,10 +380,16 @@ def _describe(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
 
 def _split_notes(counts: dict[str, dict[str, int]]) -> list[str]:
     validation, train = counts["validation"]["tokens"], counts["train"]["tokens"]
+    documents = counts["validation"]["documents"] + counts["train"]["documents"]
+    notes = []
     if validation > 0.2 * (validation + train) and train + validation > 1000:
         share = 100 * validation / (validation + train)
-        return [f"Validation holds {share:.0f} % of the tokens: there are few documents; --document-per line would split more finely."]
-    return []
+        notes.append(f"Validation holds {share:.0f} % of the tokens: there are few documents; --document-per line would split more finely.")
+    if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
+        notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
+    if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
+        notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough.")
+    return notes
 
 
 def _changed(source: Source) -> DataError:

@@ -35,7 +35,7 @@ class RunDisplay:
         self._live: Live | None = None
         self._bar = Progress(TextColumn("{task.fields[step]}"), BarColumn(None), TaskProgressColumn(), expand=True)
         self._task = self._bar.add_task("steps", total=total_steps, step="")
-        self._smoothed: float | None = None
+        self._smoothed = self._weight = 0.0
         self._first: tuple[int, float] | None = None
         self._evaluation: Mapping[str, Any] = {}
         self._last_line = 0.0
@@ -68,7 +68,8 @@ class RunDisplay:
     def logged(self, row: Mapping[str, Any]) -> None:
         """Show a logged step."""
         loss = row["train/loss"]
-        self._smoothed = loss if self._smoothed is None else _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * loss
+        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
+        self._smoothed += (loss - self._smoothed) * (1 - _SMOOTHING) / self._weight  # the first rows count in full
         step, seconds = row["step"], row["progress/wall_seconds"]
         if self._first is None:
             self._first = (step, seconds)

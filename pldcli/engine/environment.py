@@ -9,15 +9,15 @@ import platform
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pldcli import __version__, atomic
 from pldcli.data.shards import PreparedData
+from pldcli.engine.run_directory import read_starts
 from pldcli.engine.trainer import Trainer
 
-__all__ = ["hardware_name", "peak_flops_per_second", "read_starts", "record_start"]
+__all__ = ["hardware_name", "peak_flops_per_second", "record_start"]
 
 _PEAK_16_BIT = {
     "H200": 989e12,
@@ -78,12 +78,3 @@ def record_start(path: Path, command: str, trainer: Trainer, prepared: PreparedD
         "tokenizer_fingerprint": prepared.fingerprint,
     }
     atomic.write_text(path, json.dumps({"starts": [*read_starts(path), start]}, indent=1) + "\n")
-
-
-def read_starts(path: Path) -> list[dict[str, Any]]:
-    """Read every start of a run, the first one first; none where there is no readable file."""
-    try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return starts if isinstance(starts, list) else []

@@ -10,13 +10,13 @@ from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine import checkpoint
 from pldcli.engine.evaluation import MaskedLmScore, fixed_batches, score_masked_lm
 from pldcli.engine.precision import resolve_precision
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.runtime import launch
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface import PretrainedModel, load_pretrained
 from pldcli.model import StBert
 
-__all__ = ["Evaluated", "evaluate", "latest_run"]
+__all__ = ["Evaluated", "evaluate", "latest_run", "recorded_data"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Evaluated:
 
     source: Path
     """The directory that the weights came from."""
+    data: Path
+    """The prepared directory."""
     precision: str
     seq_len: int
     score: MaskedLmScore
@@ -33,7 +35,7 @@ class Evaluated:
 def evaluate(
     target: Path,
     *,
-    data: Path,
+    data: Path | None = None,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Evaluated:
@@ -41,7 +43,7 @@ def evaluate(
 
     Args:
         target: A run, a checkpoint, or a Hugging Face directory.
-        data: A prepared directory.
+        data: A prepared directory; by default the one that the run was trained on, and `data` where none is recorded.
         precision: Number format; only fp32 gives the same number everywhere.
         device: Where to run.
 
@@ -49,15 +51,24 @@ def evaluate(
         CheckpointError: The model cannot be read.
         DataError: The data is damaged, or was prepared with another tokenizer.
     """
-    prepared = open_prepared(data)
     source = _weights_of(target)
+    prepared = open_prepared(data or recorded_data(target))
     loaded = _load_checkpoint(source) if (source / "state.json").is_file() else load_pretrained(source)
     _check_vocabulary(loaded, prepared, source)
     with launch(device) as runtime:
         number_format = resolve_precision(precision, runtime.device)
         batches = fixed_batches(prepared, loaded.seq_len)
         score = score_masked_lm(loaded.model.to(runtime.device), batches, number_format, runtime)
-        return Evaluated(source, number_format.name, loaded.seq_len, score)
+        return Evaluated(source, prepared.path, number_format.name, loaded.seq_len, score)
+
+
+def recorded_data(target: Path) -> Path:
+    """Find the data that a run, or the run that a model or checkpoint lies in, was trained on; `data` where nothing says so."""
+    for place in (target, *target.absolute().parents[:2]):
+        starts = read_starts(RunDirectory(place).environment)
+        if starts and "data" in starts[-1]:
+            return Path(starts[-1]["data"])
+    return Path("data")
 
 
 def latest_run(directory: Path = Path("runs")) -> Path:

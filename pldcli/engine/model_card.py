@@ -10,9 +10,8 @@ from pldcli.config import Config
 from pldcli.data.shards import PreparedData
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.display import duration, quantity
-from pldcli.engine.environment import read_starts
 from pldcli.engine.metrics import read_metrics
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.plotting import Curve, plot_curves
 
 __all__ = ["write"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pldcli import atomic, presets
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, PldError
 
-__all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "summarise"]
+__all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "read_starts", "summarise"]
 
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
 
@@ -134,6 +135,15 @@ class RunSummary:
     """What to type next."""
 
 
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Read every start of a run, the first one first; none where there is no readable file."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return starts if isinstance(starts, list) else []
+
+
 def list_runs(directory: Path) -> list[RunSummary]:
     """Summarise every run below a directory, by name."""
     if not directory.is_dir():
@@ -153,11 +163,13 @@ def summarise(run: RunDirectory) -> RunSummary:
     finished = run.is_finished and step >= config.train.total_steps
     started = run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
     state: RunState = "running" if run.is_locked else "finished" if finished else "stopped" if started or step else "not started"
+    start: dict[str, Any] = next(reversed(read_starts(run.environment)), {})
+    again = start.get("command") or "the same `pld pretrain` line again"
     actions = {
-        "running": "wait",
+        "running": "wait, or follow it in metrics.jsonl",
         "finished": f"pld evaluate {run.path}",
-        "stopped": f"run the same `pld pretrain` line again; it goes on from the newest checkpoint in {run.checkpoints}",
-        "not started": "run the `pld pretrain` line again",
+        "stopped": f"{again} (goes on from the newest checkpoint)",
+        "not started": f"{again} (starts)",
     }
     return RunSummary(
         run.path,

@@ -6,6 +6,7 @@ unit of the model that ran. A block that no gate group ran communicates nothing 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,13 +104,17 @@ def launch(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Runtime]
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    runtime = Runtime(chosen, rank, world_size)
     try:
-        yield Runtime(chosen, rank, world_size)
+        yield runtime
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise DeviceError("lost the other processes", where=f"process {rank}", hint="one of them says why") from error
         raise
     finally:
+        # What still holds parameters goes first: gloo may abort the process at its end otherwise.
+        runtime.replicate([])
+        gc.collect()
         dist.destroy_process_group()
 
 

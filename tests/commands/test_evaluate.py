@@ -14,7 +14,7 @@ def calls(monkeypatch):
 
     def record(*args, **kwargs):
         found.append((args, kwargs))
-        return Evaluated(Path("runs/r/model"), "fp32", 128, MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0))
+        return Evaluated(Path("runs/r/model"), Path("data"), "fp32", 128, MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0))
 
     monkeypatch.setattr(engine, "evaluate", record)
     monkeypatch.setattr(engine, "latest_run", lambda: Path("runs/latest"))
@@ -26,7 +26,7 @@ def test_the_arguments_that_reach_the_engine(pld, calls):
     outcome = pld("evaluate")
     assert calls == [
         ((Path("some/run"),), {"data": Path("d"), "precision": "bf16", "device": "cuda"}),
-        ((Path("runs/latest"),), {"data": Path("data"), "precision": "fp32", "device": "auto"}),
+        ((Path("runs/latest"),), {"data": None, "precision": "fp32", "device": "auto"}),
     ]
     assert outcome.err == "evaluating runs/latest\n"
 

@@ -33,8 +33,8 @@ def test_every_state(pld, tmp_path, monkeypatch):
     assert "a-stopped stopped 1,234,567 12 3.0000 2.5000 7 min 05 s" in lines
     assert "b-new not started 0 12 - - 0 s" in lines
     assert "c-done: pld evaluate runs/c-done" in lines
-    assert "e-busy: wait" in lines
-    assert any(line.startswith("a-stopped: run the same `pld pretrain` line again") for line in lines)
+    assert "e-busy: wait, or follow it in metrics.jsonl" in lines
+    assert any(line.startswith("a-stopped: the same `pld pretrain` line again (goes on") for line in lines)
     assert any(line.startswith("d-broken: ") and "hidden_size" in line for line in lines)
 
 

@@ -333,3 +333,13 @@ def test_memory_stays_small_for_one_long_line(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
     assert int(result.stdout) < 130, "MB beyond the imports, for a line of 40 MB and 20 MB of tokens"
+
+
+def test_one_large_document_and_a_small_validation_are_pointed_out(tmp_path: Path) -> None:
+    text = " ".join(f"word{number % 3000} and" for number in range(30_000))
+    (tmp_path / "a.txt").write_text(text)
+    notes = prepare([tmp_path / "a.txt"], tmp_path / "one", vocab_size=512, processes=1, quiet=True).notes
+    assert any("--document-per line" in note for note in notes)
+    assert any(note.startswith("Validation has only ") for note in notes)
+    (tmp_path / "b.txt").write_text("a short text\n\nand another\n")
+    assert prepare([tmp_path / "b.txt"], tmp_path / "two", vocab_size=40, processes=1, quiet=True).notes == ()

@@ -2,7 +2,8 @@ import json
 
 import torch
 
-from pldcli.engine.environment import hardware_name, peak_flops_per_second, read_starts, record_start
+from pldcli.engine.environment import hardware_name, peak_flops_per_second, record_start
+from pldcli.engine.run_directory import read_starts
 from tests.conftest import MadeUpData, tiny_trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,8 @@ def test_the_same_number_always_and_everywhere(pld, run, prepared):
     found = numbers(pld, run, prepared)
     assert numbers(pld, run, prepared) == found
     assert numbers(pld, run / "model", prepared) == found
+    without_data = json.loads(pld("evaluate", run, "--json").out)
+    assert without_data["mlm_loss"] == found["mlm_loss"], "the run remembers its data"
     assert numbers(pld, list_checkpoints(run / "checkpoints")[-1], prepared) == pytest.approx(found, rel=1e-6)
     logged = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "eval/mlm_loss" in row][-1]
     assert logged["eval/mlm_loss"] == pytest.approx(found["mlm_loss"], rel=1e-6)
@@ -99,7 +102,7 @@ def test_another_tokenizer_is_refused(pld, run, tmp_path, prepared):
     assert outcome.code == 3 and "pld prepare-data --tokenizer" in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_nothing_there(pld, prepared, tmp_path, monkeypatch):
+def test_nothing_there(pld, run, prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for target in ("nowhere", "empty"):
@@ -107,7 +110,7 @@ def test_nothing_there(pld, prepared, tmp_path, monkeypatch):
         assert outcome.code == 4 and target in outcome.err and outcome.err.count("\n") == 1
     outcome = pld("evaluate", "--data", prepared)
     assert outcome.code == 2 and outcome.err == "error: no run in runs; name a run or a model directory\n"
-    outcome = pld("evaluate", "nowhere", "--data", "no-data")
+    outcome = pld("evaluate", run, "--data", "no-data")
     assert outcome.code == 3 and "no-data" in outcome.err
 
 
@@ -135,3 +138,15 @@ def test_the_masks_are_those_of_every_other_day():
     """Literal places: other masks would make numbers of different versions incomparable."""
     batch = next(iter(fixed_batches(MadeUpData(), 32)))
     assert batch.positions[:8].tolist() == [6, 14, 22, 25, 39, 44, 51, 59]
+
+
+def test_the_data_is_the_runs_own_unless_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from pldcli.engine.evaluate import recorded_data
+
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run / "environment.json").write_text('{"starts": [{"data": "first"}, {"data": "second"}]}')
+    for target in (run, run / "model", run / "checkpoints" / "step-00000001", Path("runs/a")):
+        assert recorded_data(target) == Path("second")
+    assert recorded_data(tmp_path / "elsewhere") == Path("data")

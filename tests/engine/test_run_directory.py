@@ -110,3 +110,9 @@ def test_what_may_be_used(tmp_path):
     for place in (tmp_path / "empty", tmp_path / "empty" / ".lock", tmp_path):
         with pytest.raises(OutputError, match="choose another place with --out"):
             RunDirectory(place).check_usable()
+
+
+def test_what_to_do_next_is_the_line_that_was_typed(tmp_path):
+    run = make(tmp_path / "a", rows=[{"step": 3, "train/loss": 1.0}], checkpoints=[3])
+    run.environment.write_text(json.dumps({"starts": [{"command": "pld first"}, {"command": "pld pretrain --data 'my data'"}]}))
+    assert summarise(run).next_action == "pld pretrain --data 'my data' (goes on from the newest checkpoint)"
