@@ -36,7 +36,7 @@ class Precision:
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
-        """Choose the attention kernel: on CPU in bf16 the plain one beats torch's fused one by 2.5x (forward and backward)."""
+        """Choose the attention kernel: on CPU in bf16 the plain one beats torch's fused one, forward and backward."""
         if self.device.type != "cpu" or self.name != "bf16":
             yield
             return

@@ -109,7 +109,7 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime) -> T
         )
     config.share_of_group(runtime.world_size)
     model = StBert(**vars(settings), next_sentence=config.objective.next_sentence, seed=train.seed).to(runtime.device)
-    if config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda"):
+    if _compiles(config, runtime):
         for block in model.blocks:
             block.compile()
     fitting = fitting_micro_batch(config, sum(parameter.numel() for parameter in model.parameters()), runtime.device)
@@ -172,11 +172,16 @@ def _pretrain(
         books = Bookkeeper(config, prepared, run, trainer, display, stack, position, resume)
         with _out_of_memory(trainer):
             books.announce(_estimate(config, trainer), command, resumed=snapshot is not None)
-            if config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda"):
+            if _compiles(config, runtime):
                 trainer.warm_up()
             stack.enter_context(display)
             position = books.train(position, stop)
         return books.finish(position, command)
+
+
+def _compiles(config: Config, runtime: Runtime) -> bool:
+    """Tell whether blocks are compiled here."""
+    return config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda")
 
 
 def _find_snapshot(run: RunDirectory, resume: str, display: RunDisplay) -> Snapshot | None:

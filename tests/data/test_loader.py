@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -272,6 +273,8 @@ def test_from_step_may_be_left_early(stream: TokenStream) -> None:
     iterator = make_batches(stream, micro_batch_size=4).from_step(0, 1_000_000)
     next(iterator)
     iterator.close()
+    assert next(iterator, None) is None
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate()), "its thread has ended"
 
 
 class Broken:
