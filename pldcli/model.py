@@ -6,13 +6,26 @@ Shapes: B batch, T tokens, D hidden, H heads, K head size, F feed-forward, V voc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "StBert"]
+__all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
+
+
+@dataclass(frozen=True)
+class TaskHead:
+    """The shape of a head for fine-tuning."""
+
+    kind: Literal["sequence", "token"]
+    """One output vector per row, or one per token."""
+    num_outputs: int
+    """Labels; 1 for a number; 2 for start and end of an answer."""
+    dropout: float = 0.0
+    """Before its layers, in training."""
 
 
 class Embeddings(nn.Module):
@@ -125,12 +138,51 @@ class NextSentenceHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(hidden_BTD[:, 0])))  # type: ignore[no-any-return]
 
 
+class SequenceHead(nn.Module):
+    """Dense, tanh, output, from the first token.
+
+    As BERT has it (pooler, dropout, classifier) after Post-LN blocks; with dropout before the dense layer too after Pre-LN blocks,
+    as RoBERTa has it.
+
+    Source: Devlin et al. 2019, section 4.1; Liu et al. 2019 (RoBERTa), its released classification head.
+    """
+
+    def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float, norm: Literal["pre", "post"]) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, num_outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.drops_input = norm == "pre"
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Score each row, [B, outputs]."""
+        first_BD = hidden_BTD[:, 0]
+        if self.drops_input:
+            first_BD = self.dropout(first_BD)
+        return self.output(self.dropout(torch.tanh(self.dense(first_BD))))  # type: ignore[no-any-return]
+
+
+class TokenHead(nn.Module):
+    """One linear layer at every token."""
+
+    def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.output = nn.Linear(hidden_size, num_outputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Score each token, [B, T, outputs]."""
+        return self.output(self.dropout(hidden_BTD))  # type: ignore[no-any-return]
+
+
 class StBert(nn.Module):
     """The encoder with its heads.
 
     Args:
         norm: `pre` for ST blocks and a final LayerNorm, `post` for BERT's order.
+        masked_lm: Have a masked-LM head.
         next_sentence: Have a next-sentence head.
+        task_head: Have a head for fine-tuning.
         seed: Seed of the initial weights.
 
     The other arguments are those of `ModelConfig`.
@@ -150,7 +202,9 @@ class StBert(nn.Module):
         dropout: float = 0.1,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
+        masked_lm: bool = True,
         next_sentence: bool = False,
+        task_head: TaskHead | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -174,9 +228,16 @@ class StBert(nn.Module):
             for _ in range(num_hidden_layers)
         )
         self.final_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps) if norm == "pre" else nn.Identity()
-        self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps)
+        self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
+        self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
         self.initialize(initializer_range, seed=seed)
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """List the parts that train together or not at all: embeddings, norm, heads, and each block."""
+        heads = [head for head in (self.mlm_head, self.nsp_head, self.task_head) if head is not None]
+        return [self.embeddings, self.final_norm, *heads, *self.blocks]
 
     @torch.no_grad()
     def initialize(self, initializer_range: float, *, seed: int) -> None:
@@ -225,4 +286,11 @@ class StBert(nn.Module):
 
     def mlm_logits(self, hidden_MD: Tensor) -> Tensor:
         """Score the vocabulary at the hidden states given, [M, V]."""
+        assert self.mlm_head is not None
         return self.mlm_head(hidden_MD, self.embeddings.word.weight)  # type: ignore[no-any-return]
+
+
+def _task_head(shape: TaskHead, *, hidden_size: int, norm: Literal["pre", "post"]) -> nn.Module:
+    if shape.kind == "sequence":
+        return SequenceHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout, norm=norm)
+    return TokenHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout)

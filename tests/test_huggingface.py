@@ -14,7 +14,8 @@ from torch import Tensor
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import CheckpointError
-from pldcli.huggingface import largest_difference, load_pretrained, save_pretrained
+from pldcli.huggingface.load import load_pretrained
+from pldcli.huggingface.save import largest_difference, save_pretrained
 from pldcli.model import StBert
 
 transformers = pytest.importorskip("transformers")
@@ -63,12 +64,9 @@ def export(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., tuple[Path, St
     def call(norm: Norm, *, next_sentence: bool = False, **changes: Any) -> tuple[Path, StBert]:
         directory = tmp_path / norm
         directory.mkdir()
-        tokenizer.save(tmp_path)
         settings = make_settings(norm, tokenizer, **changes)
         model = shaken(StBert(**vars(settings), next_sentence=next_sentence))
-        save_pretrained(
-            directory, model, settings, tokenizer_path=tmp_path / "tokenizer.json", special=tokenizer.special, seq_len=MAX_TOKENS - 2
-        )
+        save_pretrained(directory, model, settings, tokenizer=tokenizer, seq_len=MAX_TOKENS - 2)
         return directory, model
 
     return call
@@ -138,7 +136,7 @@ def test_saving_leaves_the_model_alone(export: Callable[..., tuple[Path, StBert]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = make_settings("pre", tokenizer)
     first = (directory / "model.safetensors").read_bytes()
-    save_pretrained(directory, model, settings, tokenizer_path=tmp_path / "tokenizer.json", special=tokenizer.special, seq_len=18)
+    save_pretrained(directory, model, settings, tokenizer=tokenizer, seq_len=18)
     assert (directory / "model.safetensors").read_bytes() == first, "equal weights give equal bytes"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
@@ -211,9 +209,9 @@ def test_loading_what_was_saved_gives_equal_bits(
     loaded = load_pretrained(directory)
     assert loaded.settings == make_settings(norm, tokenizer, **changes)
     assert loaded.seq_len == MAX_TOKENS - 2
-    assert loaded.vocabulary_fingerprint == tokenizer.fingerprint
+    assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
     ours = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("nsp_head")}
-    theirs = loaded.model.state_dict()
+    theirs = loaded.masked_lm().state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -251,14 +249,15 @@ def test_a_model_of_transformers_gives_equal_logits(tmp_path: Path, norm: Norm, 
     loaded = load_pretrained(tmp_path)
     assert loaded.settings.max_position_embeddings == MAX_TOKENS
     assert loaded.seq_len == MAX_TOKENS
+    ours = loaded.masked_lm().eval()
     input_ids = random_input(2, MAX_TOKENS, 150)
     with torch.no_grad():
         expected = theirs(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
-        torch.testing.assert_close(our_logits(loaded.model.eval(), input_ids), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(our_logits(ours, input_ids), expected, rtol=0, atol=1e-5)
         mask = torch.arange(MAX_TOKENS).expand(2, -1) < 11
         input_ids[~mask] = pad_id
         expected = theirs(input_ids=input_ids, attention_mask=mask.long()).logits
-        torch.testing.assert_close(our_logits(loaded.model, input_ids, attention_mask_BT=mask)[mask], expected[mask], rtol=0, atol=1e-5)
+        torch.testing.assert_close(our_logits(ours, input_ids, attention_mask_BT=mask)[mask], expected[mask], rtol=0, atol=1e-5)
 
 
 def rewrite_weights(directory: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
@@ -274,7 +273,7 @@ def rewrite_config(directory: Path, **changes: Any) -> None:
 def test_old_names_of_norms_are_understood(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The first BERT checkpoints say gamma and beta, hold the pooler and the next-sentence head, and the tied decoder."""
     save_theirs(tmp_path, "post", tokenizer)
-    before = load_pretrained(tmp_path).model.state_dict()
+    before = load_pretrained(tmp_path).masked_lm().state_dict()
 
     def rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         spelling = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -284,14 +283,14 @@ def test_old_names_of_norms_are_understood(tmp_path: Path, tokenizer: Tokenizer)
         return old | extra | {"cls.predictions.decoder.weight": old["bert.embeddings.word_embeddings.weight"].clone()}
 
     rewrite_weights(tmp_path, rename)
-    after = load_pretrained(tmp_path).model.state_dict()
+    after = load_pretrained(tmp_path).masked_lm().state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_half_precision_weights_are_widened(tmp_path: Path, tokenizer: Tokenizer) -> None:
     theirs = save_theirs(tmp_path, "post", tokenizer)
     theirs.to(torch.bfloat16).save_pretrained(tmp_path)
-    model = load_pretrained(tmp_path).model
+    model = load_pretrained(tmp_path).masked_lm()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     word = theirs.get_input_embeddings().weight
     assert torch.equal(model.embeddings.word.weight, word.float())
@@ -307,7 +306,7 @@ def test_a_config_that_leaves_defaults_out(tmp_path: Path, tokenizer: Tokenizer)
     input_ids = random_input(2, MAX_TOKENS, 150)
     with torch.no_grad():
         expected = theirs(input_ids=input_ids).logits
-    torch.testing.assert_close(our_logits(load_pretrained(tmp_path).model.eval(), input_ids), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(our_logits(load_pretrained(tmp_path).masked_lm().eval(), input_ids), expected, rtol=0, atol=1e-5)
 
 
 def test_vocab_txt_and_tokenizer_json_have_one_fingerprint(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -315,16 +314,16 @@ def test_vocab_txt_and_tokenizer_json_have_one_fingerprint(tmp_path: Path, token
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "river", "é", "\u2028x"]
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8", newline="\n")
-    of_vocabulary = load_pretrained(tmp_path).vocabulary_fingerprint
+    of_vocabulary = load_pretrained(tmp_path).tokenizer.fingerprint
     wordpiece = load_tokenizer(tmp_path / "vocab.txt")
     assert of_vocabulary == wordpiece.fingerprint
     wordpiece.save(tmp_path)
     (tmp_path / "vocab.txt").unlink()
-    assert load_pretrained(tmp_path).vocabulary_fingerprint == of_vocabulary
+    assert load_pretrained(tmp_path).tokenizer.fingerprint == of_vocabulary
     words[7] = "rivers"
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8", newline="\n")
-    assert load_pretrained(tmp_path).vocabulary_fingerprint != of_vocabulary
+    assert load_pretrained(tmp_path).tokenizer.fingerprint != of_vocabulary
 
 
 # Bad input
@@ -503,7 +502,7 @@ BAD: dict[Callable[[Path], None], str] = {
     damaged_weights: r"model\.safetensors: is damaged",
     damaged_header: r"model\.safetensors: is damaged",
     empty_weights: r"model\.safetensors: is damaged",
-    only_a_pickle: r"no model\.safetensors; save it again as safetensors",
+    only_a_pickle: r"only pytorch_model\.bin, a pickle; save it again as safetensors, or add --allow-bin",
     no_weights: r"no model\.safetensors",
     no_tokenizer: r"no tokenizer\.json and no vocab\.txt",
 }
@@ -515,7 +514,7 @@ def test_bad_directories_have_one_clear_line(export: Callable[..., tuple[Path, S
     directory, _ = export(norm)
     spoil(directory)
     with pytest.raises(CheckpointError, match=BAD[spoil]) as raised:
-        load_pretrained(directory)
+        load_pretrained(directory).masked_lm()
     assert "\n" not in str(raised.value)
     assert str(directory) in str(raised.value)
 
@@ -536,4 +535,4 @@ def test_an_encoder_without_its_head(tmp_path: Path, norm: Norm, tokenizer: Toke
     theirs = save_theirs(tmp_path, norm, tokenizer)
     theirs.base_model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="has no masked-LM head; give a model that was saved with its pre-training head"):
-        load_pretrained(tmp_path)
+        load_pretrained(tmp_path).masked_lm()

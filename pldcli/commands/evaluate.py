@@ -47,8 +47,9 @@ def evaluate(
 ) -> None:
     """Measure masked-LM loss, perplexity and accuracy on the validation split, all blocks running, on fixed masks."""
     from pldcli.engine import evaluate as engine
+    from pldcli.engine.model_source import latest_run
 
-    target = model or engine.latest_run()
+    target = model or latest_run()
     if model is None:
         typer.echo(f"evaluating {target}", err=True)
     result = engine.evaluate(target, data=data, precision=precision.value, device=device.value)

@@ -11,6 +11,7 @@ from typing import Any
 from pldcli import atomic
 from pldcli.config import Config
 from pldcli.data.shards import PreparedData
+from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine import checkpoint, model_card
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.display import RunDisplay, duration
@@ -22,7 +23,7 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import PldError, PreemptedError, StoppedError
-from pldcli.huggingface import largest_difference, save_pretrained
+from pldcli.huggingface.save import largest_difference, save_pretrained
 
 __all__ = ["Bookkeeper", "PretrainResult"]
 
@@ -191,8 +192,7 @@ class Bookkeeper:
                 place,
                 model,
                 settings,
-                tokenizer_path=self.prepared.tokenizer_path,
-                special=self.prepared.special,
+                tokenizer=load_prepared_tokenizer(self.prepared.path),
                 seq_len=self.config.data.seq_len,
             )
             batch = self.trainer.batches.step(0)[0][0]

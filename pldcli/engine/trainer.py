@@ -93,8 +93,7 @@ class Trainer:
         self.batches, self.learning_rate, self.max_grad_norm = batches, learning_rate, max_grad_norm
         self.precision, self.runtime, self.flops, self.seed = precision, runtime, flops, seed
         self.scaler = precision.scaler()
-        heads = [model.embeddings, model.final_norm, model.mlm_head, *([model.nsp_head] if model.nsp_head else [])]
-        runtime.replicate([*heads, *model.blocks])
+        runtime.replicate(model.units)
 
     def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Iterator[Observation]:
         """Train to the end of the schedule.

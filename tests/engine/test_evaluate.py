@@ -13,10 +13,11 @@ from pldcli import cli
 from pldcli.data.prepare import prepare
 from pldcli.data.shards import open_prepared
 from pldcli.engine.checkpoint import list_checkpoints
-from pldcli.engine.evaluate import evaluate, latest_run
+from pldcli.engine.evaluate import evaluate
 from pldcli.engine.evaluation import fixed_batches
+from pldcli.engine.model_source import latest_run
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.huggingface import load_pretrained
+from pldcli.huggingface.load import load_pretrained
 from tests.conftest import TINY, MadeUpData
 
 SCORES = {"mlm_loss", "perplexity", "mlm_accuracy", "num_targets", "tokens_per_second"}
@@ -54,7 +55,7 @@ def test_the_same_number_always_and_everywhere(pld, run, prepared):
 
 def test_the_loss_is_what_it_is_called(run, prepared):
     """Against the full head over every position with ignored labels, row by row."""
-    model = load_pretrained(run / "model").model.eval()
+    model = load_pretrained(run / "model").masked_lm().eval()
     total = hits = count = 0.0
     with torch.no_grad():
         for batch in fixed_batches(open_prepared(prepared), 32):
@@ -142,7 +143,7 @@ def test_the_masks_are_those_of_every_other_day():
 
 def test_the_data_is_the_runs_own_unless_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from pldcli.engine.evaluate import recorded_data
+    from pldcli.engine.model_source import recorded_data
 
     run = tmp_path / "runs" / "a"
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)

@@ -1,0 +1,101 @@
+"""Find a model wherever it lies: a run, a checkpoint of one, a fine-tuned model, or a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
+from pldcli.engine import checkpoint
+from pldcli.engine.run_directory import RunDirectory, read_starts
+from pldcli.errors import CheckpointError, DataError, UsageError
+from pldcli.huggingface.load import load_pretrained
+from pldcli.pretrained import Pretrained
+
+__all__ = ["latest_run", "open_model", "recorded_data", "short_name"]
+
+
+def open_model(target: Path, *, data: Path | None = None, allow_bin: bool = False) -> Pretrained:
+    """Read a model.
+
+    Args:
+        target: A run, a checkpoint, or a Hugging Face directory.
+        data: Prepared data that holds a checkpoint's tokenizer; by default what its run was trained on.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it does not fit.
+    """
+    source = _weights_of(target)
+    if (source / "state.json").is_file():
+        return _from_checkpoint(source, data or recorded_data(source))
+    return load_pretrained(source, allow_bin=allow_bin)
+
+
+def latest_run(directory: Path = Path("runs")) -> Path:
+    """Find the run that was written to last.
+
+    Raises:
+        UsageError: There is none.
+    """
+    runs = [path.parent for path in directory.glob("*/config.yaml")]
+    if not runs:
+        raise UsageError(f"no run in {directory}", hint="name a run or a model directory")
+    return max(runs, key=lambda run: max(path.stat().st_mtime for path in run.iterdir()))
+
+
+def recorded_data(target: Path) -> Path:
+    """Find the data that a run, or the run that a model or checkpoint lies in, was trained on; `data` where nothing says so."""
+    for place in (target, *target.absolute().parents[:2]):
+        starts = read_starts(RunDirectory(place).environment)
+        if starts and "data" in starts[-1]:
+            return Path(starts[-1]["data"])
+    return Path("data")
+
+
+def short_name(target: Path) -> str:
+    """Name a model after its directory; a run's or a fine-tuned model after the directory around it."""
+    path = target.resolve()
+    if path.name.startswith("step-") and path.parent.name == "checkpoints":
+        return f"{path.parents[1].name}-{path.name}"
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _weights_of(target: Path) -> Path:
+    """Find the directory that holds the weights: a run's finished model, else its newest checkpoint."""
+    if not target.is_dir():
+        raise CheckpointError("no such run or model directory", where=str(target), hint="`pld runs` lists the runs here")
+    run = RunDirectory(target)
+    if (target / "state.json").is_file() or (target / "config.json").is_file():
+        return target
+    if (run.model / "config.json").is_file():
+        return run.model
+    if not run.config.is_file():
+        return target
+    newest, _ = checkpoint.newest_valid(run.checkpoints)
+    if newest is None:
+        raise CheckpointError("this run has no model and no whole checkpoint yet", where=str(target), hint="train it further")
+    return newest
+
+
+def _from_checkpoint(path: Path, data: Path) -> Pretrained:
+    snapshot = checkpoint.read(path)
+    config = snapshot.config
+    return Pretrained(
+        str(path), config.model, snapshot.weights, config.data.seq_len, _tokenizer_of(path, data, snapshot.tokenizer_fingerprint)
+    )
+
+
+def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:
+    try:
+        tokenizer = load_prepared_tokenizer(data)
+    except DataError as error:
+        raise CheckpointError(
+            f"its tokenizer is not in {data}", where=str(path), hint="name the data it was trained on with --data"
+        ) from error
+    if tokenizer.fingerprint != fingerprint:
+        raise DataError(
+            f"was prepared with another tokenizer than that of {path}",
+            where=str(data),
+            hint="prepare it again with `pld prepare-data --tokenizer` and the model's tokenizer",
+        )
+    return tokenizer

@@ -1,0 +1,162 @@
+"""Write Hugging Face directories that transformers loads without this package, and check that it reads the same model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pldcli.config import ModelConfig
+from pldcli.data.tokenizer import SpecialTokens, Tokenizer
+from pldcli.huggingface.load import SEQ_LEN, TASK
+from pldcli.huggingface.names import Family, HeadName, family_to_write
+from pldcli.model import SequenceHead, StBert
+from pldcli.tasks.task import Task
+
+__all__ = ["largest_difference", "save_pretrained"]
+
+_CLASSES: dict[HeadName, str] = {
+    "mlm": "MaskedLM",
+    "sequence": "SequenceClassification",
+    "tokens": "TokenClassification",
+    "spans": "QuestionAnswering",
+}
+
+
+def save_pretrained(
+    directory: Path, model: StBert, settings: ModelConfig, *, tokenizer: Tokenizer, seq_len: int, task: Task | None = None
+) -> None:
+    """Write weights, config.json and tokenizer so that the Auto classes of transformers load them without this package.
+
+    Args:
+        directory: An existing directory.
+        model: With a masked-LM head (a next-sentence head is left out), or with the head of `task`.
+        settings: The model's configuration.
+        tokenizer: The model's.
+        seq_len: Training length in tokens.
+        task: What the model was fine-tuned for.
+    """
+    model_type, family = family_to_write(settings.norm)
+    head = _head_name(model, task)
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    save_file(
+        _to_hugging_face(weights, settings, family, head, tokenizer.special.pad_id),
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = {"architectures": [f"{family.class_name}For{_CLASSES[head]}"], "model_type": model_type}
+    config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, seq_len) if task else {})
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
+    described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings.max_position_embeddings)
+    (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> float | None:
+    """Load a saved directory with transformers and compare outputs with ours.
+
+    Returns:
+        The largest absolute difference, or None where transformers is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    architecture = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    theirs = getattr(transformers, architecture).from_pretrained(directory, attn_implementation="sdpa").eval()
+    training, device = model.training, next(model.parameters()).device
+    model.eval().cpu()
+    with torch.no_grad():
+        hidden_BTD = model(input_ids_BT)
+        ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD)
+        outputs = theirs(input_ids=input_ids_BT, attention_mask=torch.ones_like(input_ids_BT))
+        both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
+        difference = (both - ours).abs().max()
+    model.to(device).train(training)
+    return float(difference)
+
+
+def _head_name(model: StBert, task: Task | None) -> HeadName:
+    if task is None:
+        assert model.mlm_head is not None
+        return "mlm"
+    if isinstance(model.task_head, SequenceHead):
+        return "sequence"
+    return "spans" if task.kind == "spans" else "tokens"
+
+
+def _to_hugging_face(weights: dict[str, Tensor], settings: ModelConfig, family: Family, head: HeadName, pad_id: int) -> dict[str, Tensor]:
+    names = family.encoder(settings.num_hidden_layers) | family.head(head)
+    theirs = {their_name: weights[our_name] for our_name, their_name in names.items()}
+    for our_name, parts in family.attention(settings.num_hidden_layers).items():
+        theirs |= dict(zip(parts, weights[our_name].chunk(3), strict=True))
+    if family.positions_after_padding:
+        positions = f"{family.base}embeddings.position_embeddings.weight"
+        unused = torch.zeros(pad_id + 1, settings.hidden_size)
+        theirs[positions] = torch.cat([unused, theirs[positions]])
+    return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
+
+
+def _config_json(settings: ModelConfig, special: SpecialTokens, seq_len: int) -> dict[str, Any]:
+    offset = special.pad_id + 1 if settings.norm == "pre" else 0
+    return {
+        "vocab_size": settings.vocab_size,
+        "hidden_size": settings.hidden_size,
+        "num_hidden_layers": settings.num_hidden_layers,
+        "num_attention_heads": settings.num_attention_heads,
+        "intermediate_size": settings.intermediate_size,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": settings.dropout,
+        "attention_probs_dropout_prob": settings.dropout,
+        "max_position_embeddings": settings.max_position_embeddings + offset,
+        "type_vocab_size": settings.type_vocab_size,
+        "initializer_range": settings.initializer_range,
+        "layer_norm_eps": settings.layer_norm_eps,
+        "tie_word_embeddings": True,
+        "pad_token_id": special.pad_id,
+        "bos_token_id": special.cls_id,
+        "eos_token_id": special.sep_id,
+        SEQ_LEN: seq_len,
+    }
+
+
+def _task_json(task: Task, max_seq_len: int) -> dict[str, Any]:
+    """Name the labels, and write down what `pld evaluate` needs to read the task's files again."""
+    entries: dict[str, Any] = {}
+    if task.kind in ("classification", "tags"):
+        entries["id2label"] = {str(number): label for number, label in enumerate(task.labels)}
+        entries["label2id"] = {label: number for number, label in enumerate(task.labels)}
+    if task.kind == "classification":
+        entries["problem_type"] = "single_label_classification"
+    if task.kind == "regression":
+        entries |= {"id2label": {"0": task.label_column}, "label2id": {task.label_column: 0}, "problem_type": "regression"}
+    entries[TASK] = {
+        "name": task.name,
+        "kind": task.kind,
+        "text_columns": list(task.text_columns),
+        "label_column": task.label_column,
+        "labels": list(task.labels),
+        "written": list(task.written),
+        "metrics": list(task.metrics),
+        "max_seq_len": max_seq_len,
+    }
+    return entries
+
+
+def _tokenizer_config(tokenizer: dict[str, Any], special: SpecialTokens, max_length: int) -> dict[str, Any]:
+    tokens = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
+    roles = {"pad_token": special.pad_id, "unk_token": special.unk_id, "cls_token": special.cls_id, "sep_token": special.sep_id}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # without this AutoTokenizer builds a wrong one, silently
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **{role: tokens[token_id] for role, token_id in (roles | {"mask_token": special.mask_id}).items()},
+    }
