@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pldcli import __version__
-from pldcli.commands import config, demo, doctor, evaluate, plot_schedule, prepare_data, pretrain, runs
+from pldcli.commands import config, demo, doctor, evaluate, finetune, plot_schedule, prepare_data, pretrain, runs, tasks
 from pldcli.errors import OutputError, PldError
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -38,9 +38,11 @@ class Entry:
 COMMANDS: tuple[Entry, ...] = (
     Entry("prepare-data", prepare_data.prepare_data, DATA, "pld prepare-data corpus.txt --out data --vocab-size 8192"),
     Entry("pretrain", pretrain.pretrain, TRAINING, "pld pretrain --preset bert-small-pld train.total_steps=1000 --data data"),
+    Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
     Entry("demo", demo.demo, TRAINING, "pld demo --out /tmp/pld-demo"),
     Entry("evaluate", evaluate.evaluate, RESULTS, "pld evaluate runs/bert-small-pld --data data"),
     Entry("runs", runs.runs, RESULTS, "pld runs"),
+    Entry("tasks", tasks.tasks, LOOKING, "pld tasks"),
     Entry("plot-schedule", plot_schedule.plot_schedule, LOOKING, "pld plot-schedule --preset bert-base-pld pld.theta_bar=0.7"),
     Entry("config show", config.show, LOOKING, "pld config show bert-small-pld train.total_steps=1000"),
     Entry("config validate", config.validate, LOOKING, "pld config validate my.yaml optim.learning_rate=5e-4"),

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 from pldcli.config import Config, flatten
 from pldcli.errors import UsageError
+from pldcli.overrides import convert, nearest, parse
 
 __all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve"]
 
@@ -70,13 +70,13 @@ def resolve(preset: str, overrides: Sequence[str] = (), *, from_data: Mapping[st
     Raises:
         UsageError: Unknown preset or key, wrong type, or a value that a check refuses.
     """
-    layers = [*_layers(preset), ("prepared data", dict(from_data or {})), ("command line", _parse(overrides))]
+    layers = [*_layers(preset), ("prepared data", dict(from_data or {})), ("command line", parse(overrides))]
     values: dict[str, Any] = {}
     origins = dict.fromkeys(key_types(), "default")
     for origin, layer in layers:
         for key, value in layer.items():
             where = f"{origin}: {key}" if origin.endswith(".yaml") else key
-            values[key] = _convert(_known(key, where), value, where)
+            values[key] = convert(key_types()[_known(key, where)], value, where)
             origins[key] = origin
     return Resolved(preset, _assemble(values), origins)
 
@@ -87,7 +87,7 @@ def build(flat: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: Unknown key or wrong type.
     """
-    return _assemble({key: _convert(_known(key, key), value, key) for key, value in flat.items()})
+    return _assemble({key: convert(key_types()[_known(key, key)], value, key) for key, value in flat.items()})
 
 
 def dump(config: Config) -> str:
@@ -171,75 +171,10 @@ def _flatten_yaml(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     return flat
 
 
-def _parse(overrides: Sequence[str]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{text!r} is not KEY=VALUE", hint="for example train.total_steps=1000")
-        try:
-            parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{value!r} is not a value", where=key) from error
-    return parsed
-
-
 def _known(key: str, where: str) -> str:
     if key in key_types():
         return key
-    raise UsageError("unknown key", where=where, hint=_nearest(key) or "`pld config show PRESET` lists all keys")
-
-
-def _nearest(key: str) -> str:
-    """Guess what an unknown key was meant to be: the same last part elsewhere, or a similar one, in its own section first."""
-    section, _, name = key.rpartition(".")
-    own = {known.partition(".")[2]: known for known in key_types() if known.startswith(f"{section}.")}
-    every = {known.partition(".")[2]: known for known in key_types()}
-    for candidates in (own, every):
-        close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
-        if close:
-            return f"did you mean {candidates[close[0]]}?"
-    return f"the keys of {section} are {', '.join(own)}" if own else ""
-
-
-def _convert(key: str, value: Any, where: str) -> Any:
-    """Check a value against the key's type; texts such as `1e-4`, which YAML reads as text, count as numbers."""
-    annotation = key_types()[key]
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    for option in options:
-        if get_origin(option) is Literal:
-            if _spelled(value) in get_args(option):
-                return _spelled(value)
-        elif option is bool and isinstance(value, bool):
-            return value
-        elif option in (int, float):
-            number = _number(value)
-            if number is not None and (option is float or number == int(number)):
-                return option(number)
-    allowed = [_describe(option) for option in options]
-    raise UsageError(f"must be {' or '.join(allowed)}, not {value!r}", where=where)
-
-
-def _spelled(value: Any) -> Any:
-    """Undo YAML's reading of on and off as truth values."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
-def _number(value: Any) -> float | int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    return value if isinstance(value, float) and abs(value) < float("inf") else None
-
-
-def _describe(option: Any) -> str:
-    if get_origin(option) is Literal:
-        return " or ".join(map(str, get_args(option)))
-    return {int: "a whole number", float: "a number", bool: "true or false"}[option]
+    raise UsageError("unknown key", where=where, hint=nearest(key, key_types()) or "`pld config show PRESET` lists all keys")
 
 
 def _assemble(values: Mapping[str, Any]) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -29,10 +29,16 @@ class Pretrained:
     tokenizer: Tokenizer
     task: dict[str, Any] | None = None
     """What fine-tuning wrote down of its task."""
+    labels: tuple[str, ...] = ()
+    """Names of the outputs of its task head, where it has one that names them."""
     without_masked_lm: str = ""
     """Why its masked-LM head cannot be used, or empty."""
-    notes: tuple[str, ...] = field(default=())
-    """What the user should hear."""
+    from_scratch: bool = False
+    """Nothing is trained: every weight begins at random, from the seed that the model is built with."""
+
+    def untrained(self) -> Pretrained:
+        """Keep the shape and the tokenizer, forget the weights."""
+        return replace(self, weights={}, from_scratch=True)
 
     def masked_lm(self, *, next_sentence: bool = False, fresh_head: bool = False, seed: int = 0) -> StBert:
         """Build the model with its masked-LM head.
@@ -48,7 +54,7 @@ class Pretrained:
         if self.without_masked_lm and not fresh_head:
             raise CheckpointError(self.without_masked_lm, where=self.where, hint="give a model that was saved with its pre-training head")
         model = StBert(**vars(self.settings), next_sentence=next_sentence, seed=seed)
-        _load(model, self.weights, self.where, may_be_fresh=("mlm_head.", "nsp_head."))
+        _load(model, self.weights, self.where, may_be_fresh=self._fresh_or("mlm_head.", "nsp_head."))
         return model
 
     def with_head(self, head: TaskHead, *, seed: int = 0, dropout: float | None = None, trained: bool = False) -> StBert:
@@ -73,8 +79,11 @@ class Pretrained:
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("task_head.")}
         if self.settings.norm == "post" and head.kind == "sequence":
             weights |= {name.replace("nsp_head.pooler", "task_head.dense"): t for name, t in weights.items() if "nsp_head.pooler" in name}
-        _load(model, weights, self.where, may_be_fresh=("task_head.",))
+        _load(model, weights, self.where, may_be_fresh=self._fresh_or("task_head."))
         return model
+
+    def _fresh_or(self, *prefixes: str) -> tuple[str, ...]:
+        return ("",) if self.from_scratch else prefixes
 
 
 def _load(model: StBert, weights: dict[str, Tensor], where: str, *, may_be_fresh: tuple[str, ...] = ()) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["Device", "PrecisionChoice", "evaluate"]
+from pldcli.commands import scores
+from pldcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pldcli.engine.subject import Opening
+
+__all__ = ["Blocks", "Device", "PrecisionChoice", "evaluate"]
 
 
 class PrecisionChoice(StrEnum):
@@ -29,6 +35,18 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class Blocks(StrEnum):
+    """Which blocks are kept when some are not."""
+
+    FIRST = "first"
+    EVEN = "even"
+    KEEP_PROB = "keep-prob"
+
+
+_WHAT, _DEPTH = "What to measure", "Fewer blocks"
+_PICTURE = Path("depth.png")
+
+
 def evaluate(
     model: Annotated[
         Path | None,
@@ -39,37 +57,139 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The prepared directory whose validation split is read.", show_default="the run's own, else data")
     ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Masked-LM loss on text or JSON lines, plain or .gz; may be repeated.", rich_help_panel=_WHAT),
+    ] = None,
+    pseudo_perplexity: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Mask each token of each line in turn; may be repeated.", rich_help_panel=_WHAT),
+    ] = None,
+    minimal_pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Choose between sentence_good and sentence_bad of each JSON line; may be repeated.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    fill: Annotated[str | None, typer.Option(metavar="TEXT", help="Fill each \\[MASK] of a text.", rich_help_panel=_WHAT)] = None,
+    top: Annotated[int | None, typer.Option(help="Candidates per mask of --fill.", show_default="5", rich_help_panel=_WHAT)] = None,
+    text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.", rich_help_panel=_WHAT)] = "text",
+    each: Annotated[bool, typer.Option("--each", help="With --json: the scores of every line or pair too.", rich_help_panel=_WHAT)] = False,
+    depth: Annotated[
+        str | None, typer.Option(metavar="6,8,10,12", help="Score with only so many blocks, and time it.", rich_help_panel=_DEPTH)
+    ] = None,
+    blocks: Annotated[Blocks | None, typer.Option(help="Which blocks are kept.", show_default="keep-prob", rich_help_panel=_DEPTH)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Picture of --depth, .png or .svg.", show_default=str(_PICTURE), rich_help_panel=_DEPTH),
+    ] = None,
+    allow_bin: Annotated[
+        bool, typer.Option("--allow-bin", help="Read a pytorch_model.bin where there are no safetensors, running no code of it.")
+    ] = False,
     precision: Annotated[
         PrecisionChoice, typer.Option(help="Number format; fp32 gives the same number everywhere.")
     ] = PrecisionChoice.FP32,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure masked-LM loss, perplexity and accuracy on the validation split, all blocks running, on fixed masks."""
-    from pldcli.engine import evaluate as engine
+    """Measure masked-LM loss, perplexity and accuracy on the validation split, all blocks running, on fixed masks.
+
+    With the options below: on any text, without fine-tuning on other material, or with fewer blocks.
+    """
+    files = {"--text": text, "--pseudo-perplexity": pseudo_perplexity, "--minimal-pairs": minimal_pairs}
+    measured = _only_one({**files, "--fill": fill})
+    _check_company(measured, {"--top": top, "--each": each or None, "--depth": depth, "--blocks": blocks, "--out": out, "--json": as_json})
+    target = _target(model)
+    opening: Opening = {"data": data, "precision": precision.value, "device": device.value, "allow_bin": allow_bin}
+    inputs = files.get(measured) or []
+    if fill is not None:
+        _fill(target, fill, 5 if top is None else top, opening, as_json)
+    elif depth is not None:
+        material = measured.removeprefix("--") or "validation"
+        _depths(target, depth, (blocks or Blocks.KEEP_PROB).value, material, inputs, text_field, opening, out or _PICTURE, as_json)
+    else:
+        _score(target, measured, inputs, text_field, opening, each, as_json)
+
+
+def _only_one(choices: dict[str, Any]) -> str:
+    """Find which of several options is given, or none.
+
+    Raises:
+        UsageError: More than one is.
+    """
+    given = [name for name, value in choices.items() if value is not None and value != []]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+    return given[0] if given else ""
+
+
+def _check_company(measured: str, given: dict[str, Any]) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UsageError: One of them stands without the one that it belongs to.
+    """
+    from pldcli.plotting import check_picture_path
+
+    there = {name for name, value in given.items() if value is not None and value is not False}
+    if "--depth" in there and measured == "--fill":
+        raise UsageError("--depth and --fill exclude each other", hint="give one of them")
+    needed = {"--top": measured == "--fill", "--blocks": "--depth" in there, "--out": "--depth" in there}
+    for name, condition in needed.items():
+        if name in there and not condition:
+            raise UsageError(f"{name} does nothing without {'--fill' if name == '--top' else '--depth'}", hint="leave it out")
+    listed = measured in ("--pseudo-perplexity", "--minimal-pairs") and "--json" in there and "--depth" not in there
+    if "--each" in there and not listed:
+        raise UsageError("--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth")
+    if "--out" in there:
+        check_picture_path(given["--out"])
+
+
+def _target(model: Path | None) -> Path:
     from pldcli.engine.model_source import latest_run
 
     target = model or latest_run()
     if model is None:
         typer.echo(f"evaluating {target}", err=True)
-    result = engine.evaluate(target, data=data, precision=precision.value, device=device.value)
-    score = result.score
-    values = {
-        "mlm_loss": score.mlm_loss,
-        "perplexity": score.perplexity,
-        "mlm_accuracy": score.mlm_accuracy,
-        "num_targets": score.num_targets,
-        "tokens_per_second": score.tokens_per_second,
-    }
-    if as_json:
+    return target
+
+
+def _score(target: Path, measured: str, inputs: list[Path], text_field: str, opening: Opening, each: bool, as_json: bool) -> None:
+    from pldcli.engine import evaluate as engine
+
+    if measured == "--pseudo-perplexity":
+        texts = engine.pseudo_perplexity(target, inputs, text_field=text_field, **opening)
+        _print(texts.notes, scores.texts_json(texts.score, each=each) if as_json else None, lambda: scores.show_texts(texts))
+    elif measured == "--minimal-pairs":
+        pairs = engine.evaluate_pairs(target, inputs, **opening)
+        _print(pairs.notes, scores.pairs_json(pairs.score, each=each) if as_json else None, lambda: scores.show_pairs(pairs))
+    else:
+        found = engine.evaluate_text(target, inputs, text_field=text_field, **opening) if inputs else engine.evaluate(target, **opening)
+        _print(found.notes, scores.masked_lm_json(found.score) if as_json else None, lambda: scores.show_masked_lm(found))
+
+
+def _fill(target: Path, text: str, top: int, opening: Opening, as_json: bool) -> None:
+    from pldcli.engine import evaluate as engine
+
+    found = engine.fill_mask(target, text, top=top, **opening)
+    _print(found.notes, scores.fill_json(text, found.score) if as_json else None, lambda: scores.show_fill(found.score))
+
+
+def _depths(
+    target: Path, depth: str, blocks: Any, material: Any, inputs: list[Path], text_field: str, opening: Opening, out: Path, as_json: bool
+) -> None:
+    from pldcli.engine import evaluate as engine
+
+    found = engine.evaluate_depths(target, depth, blocks, material=material, inputs=inputs, text_field=text_field, **opening)
+    scores.draw_depths(found, out)
+    _print(found.notes, scores.depths_json(found.score, out) if as_json else None, lambda: scores.show_depths(found, out))
+
+
+def _print(notes: tuple[str, ...], values: dict[str, Any] | None, show: Any) -> None:
+    """Print JSON where there is some, else what `show` prints; notes go to stderr."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    if values is not None:
         typer.echo(json.dumps(values))
-        return
-    typer.echo(f"{result.source} on {result.data}, validation split, {result.seq_len} tokens per row, {result.precision}")
-    for name, text in (
-        ("masked-LM loss", f"{score.mlm_loss:.4f}"),
-        ("perplexity", f"{score.perplexity:.2f}"),
-        ("accuracy", f"{score.mlm_accuracy:.4f}"),
-        ("targets", f"{score.num_targets:,}"),
-        ("tokens/s", f"{score.tokens_per_second:,.0f}"),
-    ):
-        typer.echo(f"{name:<16}{text}")
+    else:
+        show()

@@ -1,8 +1,6 @@
 """Encode text in several processes, results in order.
 
-Each worker is a fresh interpreter behind two pipes, served by a thread of this process. Unlike `multiprocessing` it never
-imports the caller's main module, so that any script may use it; its own session keeps Ctrl-C away from it, and it ends when
-its pipe closes, even if this process was killed.
+Each worker is served by a thread of this process.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.errors import DeviceError
+from pldcli.workers import close_pipe, start_worker
 
 __all__ = ["Encoded", "Encoder"]
 
@@ -57,7 +56,7 @@ class Encoder:
 
     def __enter__(self) -> Encoder:
         if self._processes > 1:
-            self._workers = [_start_worker(self._directory) for _ in range(self._processes)]
+            self._workers = [start_worker(__name__, [str(self._directory)]) for _ in range(self._processes)]
             idle = deque(self._workers)
             self._threads = ThreadPoolExecutor(self._processes, initializer=lambda: setattr(self._local, "worker", idle.popleft()))
         return self
@@ -69,9 +68,8 @@ class Encoder:
             self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None:
-                    _close(pipe)
+            close_pipe(worker.stdin)
+            close_pipe(worker.stdout)
 
     def encode(self, tasks: Iterable[list[str]]) -> Iterator[Encoded]:
         """Encode each list of texts; at most a few lists are read ahead.
@@ -111,18 +109,6 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     )
 
 
-def _start_worker(directory: Path) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", "from pldcli.data.encoding import serve; serve()", str(directory)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
-
-
 def serve() -> None:
     """Answer tasks on standard input until it closes: the main function of a worker."""
     tokenizer = load_prepared_tokenizer(Path(sys.argv[1]))
@@ -151,10 +137,3 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
     if len(data) < size:
         raise EOFError
     return data
-
-
-def _close(pipe: IO[bytes]) -> None:
-    try:
-        pipe.close()
-    except OSError:
-        return  # what was left to flush went to a worker that is gone

@@ -8,10 +8,10 @@ Shapes: B batch, T tokens, M masked positions of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,22 @@ from pldcli.data.shards import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
 
-__all__ = ["Batch", "PairSamples", "Rows", "Samples", "SpanSamples", "StepBatches", "to_batch", "validation_batches"]
+__all__ = [
+    "Batch",
+    "PairSamples",
+    "Rows",
+    "Samples",
+    "SpanSamples",
+    "StepBatches",
+    "Stream",
+    "built_ahead",
+    "moved_to",
+    "to_batch",
+    "validation_batches",
+]
+
+BatchT = TypeVar("BatchT")
+StepT = TypeVar("StepT")
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,27 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
-        if device.type == "cpu":
-            return self
-        moved: dict[str, Any] = {
-            name: value if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()
-        }
-        return Batch(**moved)
+        return moved_to(self, device)
+
+
+def moved_to(batch: BatchT, device: torch.device) -> BatchT:
+    """Copy a dataclass of tensors to a device; asynchronously from pinned memory."""
+    if device.type == "cpu":
+        return batch
+    tensors: dict[str, Any] = vars(batch)
+    moved = {name: value if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
+    return type(batch)(**moved)
+
+
+def built_ahead(build: Callable[[int], StepT], first: int, stop: int, *, ahead: int = 2) -> Iterator[StepT]:
+    """Yield what `build` makes of steps first..stop-1, built ahead in a thread."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as builder:
+        pending = [builder.submit(build, step) for step in range(first, min(first + ahead, stop))]
+        for step in range(first, stop):
+            batches = pending.pop(0).result()
+            if step + ahead < stop:
+                pending.append(builder.submit(build, step + ahead))
+            yield batches
 
 
 @dataclass(frozen=True)
@@ -64,6 +94,20 @@ class Rows:
     next_sentence_labels: npt.NDArray[np.int64] | None
     keys: UInt64s
     """[B], one key per sample for everything drawn later."""
+
+
+class Stream(Protocol):
+    """Tokens of documents end to end, a mark behind each."""
+
+    num_tokens: int
+
+    def slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Copy the tokens from `start` to `stop`, clipped to the stream."""
+        ...
+
+    def take(self, starts: npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int64]:
+        """Gather spans of `length` tokens, [B, length]."""
+        ...
 
 
 class Samples(Protocol):
@@ -96,7 +140,7 @@ class SpanSamples:
         DataError: The stream is shorter than one row.
     """
 
-    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, stream: Stream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
         self._stream, self._special, self._seed, self._shuffle = stream, special, seed, shuffle
         self._span = seq_len - 2
         if shuffle and stream.num_tokens < self._span:
@@ -252,15 +296,13 @@ class StepBatches:
             groups.append([self._batch(start, self.micro_batch_size) for start in starts])
         return groups
 
-    def from_step(self, first: int, stop: int, *, ahead: int = 2) -> Iterator[list[list[Batch]]]:
+    def num_sequences(self, step: int) -> int:
+        """Count the rows of a step, over all processes."""
+        return self.global_batch_size
+
+    def from_step(self, first: int, stop: int) -> Iterator[list[list[Batch]]]:
         """Yield the batches of steps first..stop-1, built ahead in a thread."""
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as builder:
-            pending = [builder.submit(self.step, step) for step in range(first, min(first + ahead, stop))]
-            for step in range(first, stop):
-                batches = pending.pop(0).result()
-                if step + ahead < stop:
-                    pending.append(builder.submit(self.step, step + ahead))
-                yield batches
+        return built_ahead(self.step, first, stop)
 
     def _batch(self, start: int, size: int) -> Batch:
         return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking)

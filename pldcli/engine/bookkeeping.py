@@ -10,6 +10,7 @@ from typing import Any
 
 from pldcli import atomic
 from pldcli.config import Config
+from pldcli.data.loader import StepBatches
 from pldcli.data.shards import PreparedData
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine import checkpoint, model_card
@@ -54,7 +55,7 @@ class Bookkeeper:
         config: Config,
         prepared: PreparedData,
         run: RunDirectory,
-        trainer: Trainer,
+        trainer: Trainer[StepBatches],
         display: RunDisplay,
         stack: ExitStack,
         start: Position,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pldcli import __version__, atomic
+from pldcli.data.loader import StepBatches
 from pldcli.data.shards import PreparedData
 from pldcli.engine.run_directory import read_starts
 from pldcli.engine.trainer import Trainer
@@ -56,7 +57,7 @@ def hardware_name(device: torch.device) -> str:
     return f"{model or platform.machine()}, {os.cpu_count()} cores"
 
 
-def record_start(path: Path, command: str, trainer: Trainer, prepared: PreparedData) -> None:
+def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
     """Add this start to a run's environment.json."""
     runtime, batches = trainer.runtime, trainer.batches
     start = {

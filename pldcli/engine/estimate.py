@@ -86,7 +86,7 @@ def device_memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def measure_step_seconds(trainer: Trainer, config: Config) -> float:
+def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float:
     """Time forward and backward on real batches, with all blocks and with half, and weigh them by the schedule.
 
     A few sequences stand for a micro-batch on a CPU. The model is left as it was.

@@ -1,24 +1,25 @@
-"""Measure a model at full depth on fixed masks."""
+"""Measure a model on fixed masks, with all of its blocks or some."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from pldcli.data.loader import Batch, SpanSamples, validation_batches
+from pldcli.data.loader import Batch, SpanSamples, Stream, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.shards import PreparedData
-from pldcli.engine.objectives import encode, masked_logits
+from pldcli.data.tokenizer import SpecialTokens
+from pldcli.engine.objectives import Inputs, encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
 
-__all__ = ["MaskedLmScore", "count_tokens", "fixed_batches", "score_masked_lm"]
+__all__ = ["MaskedLmScore", "count_tokens", "fixed_batches", "score_masked_lm", "stream_batches"]
 
 _SEED, _MASK_PROBABILITY, _BATCH_SIZE = 20201, 0.15, 32
 """The same for every model and run, so that the same model gets the same number."""
@@ -46,24 +47,47 @@ class MaskedLmScore:
         """Divide."""
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def values(self) -> dict[str, float]:
+        """Name what says how good the model is, the headline first."""
+        return {"mlm_loss": self.mlm_loss, "perplexity": self.perplexity, "mlm_accuracy": self.mlm_accuracy}
+
 
 def fixed_batches(prepared: PreparedData, seq_len: int, *, max_sequences: int | None = None) -> Iterator[Batch]:
     """Cut the validation split into rows under masks that depend on nothing but the data and the length."""
-    special = prepared.special
-    samples = SpanSamples(prepared.stream("validation"), special, seq_len, seed=_SEED, shuffle=False)
-    masking = Masking(_MASK_PROBABILITY, special.mask_id, special.ids, prepared.vocab_size)
+    stream = prepared.stream("validation")
+    return stream_batches(stream, prepared.special, seq_len, vocab_size=prepared.vocab_size, max_sequences=max_sequences)
+
+
+def stream_batches(
+    stream: Stream, special: SpecialTokens, seq_len: int, *, vocab_size: int, max_sequences: int | None = None
+) -> Iterator[Batch]:
+    """Cut any stream of tokens into rows, in order, under the masks of `fixed_batches`.
+
+    Args:
+        stream: The tokens.
+        special: Ids of the special tokens.
+        seq_len: Tokens per row with [CLS] and [SEP].
+        vocab_size: Of the tokenizer; random replacements are drawn from it.
+        max_sequences: Stop after so many rows.
+    """
+    samples = SpanSamples(stream, special, seq_len, seed=_SEED, shuffle=False)
+    masking = Masking(_MASK_PROBABILITY, special.mask_id, special.ids, vocab_size)
     return validation_batches(samples, masking, batch_size=_BATCH_SIZE, max_sequences=max_sequences)
 
 
 @torch.no_grad()
-def score_masked_lm(model: StBert, batches: Iterable[Batch], precision: Precision, runtime: Runtime) -> MaskedLmScore:
-    """Score a model; processes share the batches. Every block runs and nothing is scaled.
+def score_masked_lm(
+    model: StBert, batches: Iterable[Batch], precision: Precision, runtime: Runtime, gates: Sequence[bool] | None = None
+) -> MaskedLmScore:
+    """Score a model; processes share the batches. Nothing is scaled.
 
     Args:
         model: Its training mode is restored afterwards.
         batches: The same on every process.
         precision: Number format of the forward passes.
         runtime: Device and processes.
+        gates: Which blocks run; None for all.
     """
     was_training = model.training
     model.eval()
@@ -76,7 +100,7 @@ def score_masked_lm(model: StBert, batches: Iterable[Batch], precision: Precisio
             continue
         batch = host_batch.to(runtime.device)
         with precision.autocast():
-            logits_MV = masked_logits(model, encode(model, batch), batch).float()
+            logits_MV = masked_logits(model, encode(model, batch, gates), batch).float()
         totals[0] += functional.cross_entropy(logits_MV, batch.target_ids, reduction="sum")
         totals[1] += (logits_MV.argmax(-1) == batch.target_ids).sum()
         num_targets += len(host_batch.target_ids)
@@ -88,6 +112,6 @@ def score_masked_lm(model: StBert, batches: Iterable[Batch], precision: Precisio
     return MaskedLmScore(loss / max(1, targets), hits / max(1, targets), int(targets), int(tokens), seconds)
 
 
-def count_tokens(batch: Batch) -> int:
+def count_tokens(batch: Inputs) -> int:
     """Count the tokens of a batch, padding not counted."""
     return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())

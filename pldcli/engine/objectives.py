@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,33 @@ from torch.nn import functional
 
 from pldcli.data.loader import Batch
 from pldcli.model import StBert
+from pldcli.tasks.batches import TaskBatch
+from pldcli.tasks.task import Kind
 
-__all__ = ["MaskedLm", "Objective", "encode", "masked_logits"]
+__all__ = ["Inputs", "MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
+
+
+class Inputs(Protocol):
+    """What the encoder reads of a batch."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids, [B, T]."""
+        ...
+
+    @property
+    def token_type_ids(self) -> Tensor | None:
+        """Segment of each token, [B, T]; None for all 0."""
+        ...
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """True at real tokens, [B, T]; None when there is no padding."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Copy to a device."""
+        ...
 
 
 class Objective(Protocol):
@@ -28,11 +53,11 @@ class Objective(Protocol):
         """Name the losses."""
         ...
 
-    def num_targets(self, batch: Batch) -> list[int]:
-        """Count the targets of each loss, from shapes alone."""
+    def num_targets(self, batch: Any) -> list[int]:
+        """Count the targets of each loss in a batch on the host."""
         ...
 
-    def loss_sums(self, model: StBert, batch: Batch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
+    def loss_sums(self, model: StBert, batch: Any, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
         """Run the model and add up each loss over its targets; one float32 entry per name."""
         ...
 
@@ -64,7 +89,39 @@ class MaskedLm:
         return torch.stack(sums)
 
 
-def encode(model: StBert, batch: Batch, gates: Sequence[bool] | None = None, residual_scales_L: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class TaskLoss:
+    """Fine-tuning: cross-entropy of labels, or squared error of numbers."""
+
+    kind: Kind
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name the loss after the kind of task."""
+        return (self.kind,)
+
+    def num_targets(self, batch: TaskBatch) -> list[int]:
+        """Count the labels that teach something; a span is one."""
+        assert batch.labels is not None
+        if batch.labels.is_floating_point():
+            return [int(batch.labels.isfinite().sum())]
+        return [int((batch.labels[:, 0] if self.kind == "spans" else batch.labels).ge(0).sum())]
+
+    def loss_sums(self, model: StBert, batch: TaskBatch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
+        """Run the model and add up the loss over its targets."""
+        assert model.task_head is not None
+        assert batch.labels is not None
+        outputs = model.task_head(encode(model, batch, gates, residual_scales_L)).float()
+        if self.kind == "regression":
+            errors_B = outputs[:, 0] - batch.labels
+            return torch.where(batch.labels.isfinite(), errors_B, 0.0).square().sum()[None]
+        if self.kind == "spans":  # start and end, each a choice among the row's tokens
+            hidden = outputs if batch.attention_mask is None else outputs.masked_fill(~batch.attention_mask[..., None], -1e9)
+            return functional.cross_entropy(hidden, batch.labels, reduction="sum")[None] / 2
+        return functional.cross_entropy(outputs.flatten(0, -2), batch.labels.flatten(), reduction="sum")[None]
+
+
+def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, residual_scales_L: Tensor | None = None) -> Tensor:
     """Run the encoder on a batch, [B, T, D]."""
     return model(  # type: ignore[no-any-return]
         batch.input_ids,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from pldcli import atomic, presets
@@ -20,6 +18,7 @@ from pldcli.engine.bookkeeping import Bookkeeper, PretrainResult
 from pldcli.engine.checkpoint import Position, Snapshot
 from pldcli.engine.display import RunDisplay
 from pldcli.engine.estimate import Estimate, estimate, fitting_micro_batch, measure_step_seconds, warnings
+from pldcli.engine.memory import out_of_memory
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import resolve_precision
@@ -27,7 +26,7 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import stop_requests
 from pldcli.engine.trainer import Trainer
-from pldcli.errors import CheckpointError, DeviceError, UsageError
+from pldcli.errors import CheckpointError, UsageError
 from pldcli.model import StBert
 
 __all__ = ["DryRun", "PretrainResult", "build_trainer", "dry_run", "pretrain"]
@@ -93,7 +92,7 @@ def dry_run(config: Config, *, data: Path) -> DryRun:
         )
 
 
-def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime) -> Trainer:
+def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime) -> Trainer[StepBatches]:
     """Put the parts of a run together at its first step.
 
     Raises:
@@ -203,7 +202,7 @@ def _find_snapshot(run: RunDirectory, resume: str, display: RunDisplay) -> Snaps
     return checkpoint.read(path)
 
 
-def _restore(trainer: Trainer, snapshot: Snapshot) -> None:
+def _restore(trainer: Trainer[StepBatches], snapshot: Snapshot) -> None:
     try:
         trainer.model.load_state_dict(snapshot.weights, strict=True)
     except RuntimeError as error:
@@ -212,25 +211,11 @@ def _restore(trainer: Trainer, snapshot: Snapshot) -> None:
     trainer.scaler.load_state_dict(snapshot.scaler)
 
 
-def _estimate(config: Config, trainer: Trainer) -> Estimate:
+def _estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
     step_seconds = measure_step_seconds(trainer, config)
     return estimate(config, trainer.model, trainer.batches, seconds=step_seconds * config.train.total_steps)
 
 
-@contextmanager
-def _out_of_memory(trainer: Trainer) -> Iterator[None]:
-    """Name the micro-batch to try when memory runs out.
-
-    Raises:
-        DeviceError: Memory ran out.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not is_memory:
-            raise
-        size = trainer.batches.micro_batch_size
-        smaller = next((n for n in range(size // 2, 0, -1) if size % n == 0), 1)
-        hint = f"try train.micro_batch_size={smaller}" if size > 1 else "choose a smaller model or shorter sequences"
-        raise DeviceError(f"out of memory with {size} sequences per forward pass", where=str(trainer.runtime.device), hint=hint) from error
+def _out_of_memory(trainer: Trainer[StepBatches]) -> AbstractContextManager[None]:
+    size, device = trainer.batches.micro_batch_size, trainer.runtime.device
+    return out_of_memory(size, device, key="train.micro_batch_size", otherwise="choose a smaller model or shorter sequences")

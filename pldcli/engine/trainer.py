@@ -6,15 +6,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from pldcli.data.loader import Batch, StepBatches
 from pldcli.data.order import key
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.evaluation import count_tokens
-from pldcli.engine.objectives import Objective
+from pldcli.engine.objectives import Inputs, Objective
 from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -24,11 +24,30 @@ from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.pld import Plan, Schedule
 
-__all__ = ["Observation", "Trainer"]
+__all__ = ["Batches", "Observation", "Trainer"]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LEAST_LOSS_SCALE = 2.0**-10
 """It starts at 2^16 and halves whenever a gradient overflows."""
+
+
+class Batches(Protocol):
+    """The batches of one process, step by step: gate groups of micro-batches."""
+
+    def step(self, step: int) -> list[list[Any]]:
+        """Build the batches of a step: per gate group, per micro-step."""
+        ...
+
+    def from_step(self, first: int, stop: int) -> Iterator[list[list[Any]]]:
+        """Yield the batches of steps first..stop-1."""
+        ...
+
+    def num_sequences(self, step: int) -> int:
+        """Count the rows of a step, over all processes."""
+        ...
+
+
+BatchesT = TypeVar("BatchesT", bound=Batches)
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,7 @@ class _Step:
     group_tokens: list[float]
 
 
-class Trainer:
+class Trainer(Generic[BatchesT]):
     """Take optimizer steps.
 
     Args:
@@ -81,7 +100,7 @@ class Trainer:
         objective: Objective,
         schedule: Schedule,
         optimizer: torch.optim.Optimizer,
-        batches: StepBatches,
+        batches: BatchesT,
         learning_rate: Callable[[int], float],
         max_grad_norm: float,
         precision: Precision,
@@ -143,7 +162,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.runtime.synchronize()
 
-    def forward_backward(self, host_batch: Batch, plan: Plan, num_targets: Sequence[float]) -> Tensor:
+    def forward_backward(self, host_batch: Inputs, plan: Plan, num_targets: Sequence[float]) -> Tensor:
         """Add one micro-batch's gradients; return its sums of losses.
 
         Args:
@@ -159,7 +178,7 @@ class Trainer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss_sums.detach()
 
-    def _step(self, step: int, groups: list[list[Batch]], stop: StopRequest) -> _Step | int:
+    def _step(self, step: int, groups: list[list[Any]], stop: StopRequest) -> _Step | int:
         """Take one step, or return the signal that stopped it."""
         plans = [self.schedule.plan(step, group, seed=self.seed) for group in range(len(groups))]
         num_targets, group_tokens = self._agree(groups, plans)
@@ -182,7 +201,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return _Step(loss_sums, num_targets, grad_norm, plans, group_tokens)
 
-    def _agree(self, groups: list[list[Batch]], plans: list[Plan]) -> tuple[list[float], list[float]]:
+    def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float]]:
         """Count the step's targets and tokens over all processes, and make sure that all drew the same gates."""
         counts = [self.objective.num_targets(batch) for micro_batches in groups for batch in micro_batches]
         targets = [float(sum(column)) for column in zip(*counts, strict=True)]
@@ -209,7 +228,7 @@ class Trainer:
         return replace(
             position,
             step=position.step + 1,
-            sequences=position.sequences + self.batches.global_batch_size,
+            sequences=position.sequences + self.batches.num_sequences(position.step),
             tokens=position.tokens + int(sum(outcome.group_tokens)),
             executed_flops=position.executed_flops + sum(flops),
         )
@@ -222,7 +241,7 @@ class Trainer:
             raise DivergedError(
                 f"training diverged: {what}",
                 where=f"step {step}",
-                hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers",
+                hint="lower the learning rate or lengthen its warm-up; the last checkpoint holds finite numbers",
             )
 
     def _observation(self, position: Position, outcome: _Step | None, wait_seconds: float, stop_signal: int) -> Observation:

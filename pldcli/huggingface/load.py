@@ -72,6 +72,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         seq_len,
         _load_tokenizer(directory, settings.vocab_size),
         task if isinstance(task, dict) else None,
+        _labels(config, weights),
         without_masked_lm,
     )
 
@@ -179,6 +180,15 @@ def _add_heads(weights: dict[str, Tensor], used: set[str], theirs: dict[str, Ten
     weights |= {ours: theirs[name] for ours, name in names.items()}
     used |= set(names.values())
     return ""
+
+
+def _labels(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[str, ...]:
+    """Read the names of the task head's outputs, where config.json names each of them."""
+    output, names = weights.get("task_head.output.bias"), config.get("id2label")
+    if output is None or not isinstance(names, dict):
+        return ()
+    found = [names.get(str(number)) for number in range(len(output))]
+    return tuple(map(str, found)) if None not in found else ()
 
 
 def _read_weights(directory: Path, *, allow_bin: bool) -> dict[str, Tensor]:

@@ -29,7 +29,14 @@ _CLASSES: dict[HeadName, str] = {
 
 
 def save_pretrained(
-    directory: Path, model: StBert, settings: ModelConfig, *, tokenizer: Tokenizer, seq_len: int, task: Task | None = None
+    directory: Path,
+    model: StBert,
+    settings: ModelConfig,
+    *,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    task: Task | None = None,
+    max_seq_len: int = 0,
 ) -> None:
     """Write weights, config.json and tokenizer so that the Auto classes of transformers load them without this package.
 
@@ -40,6 +47,7 @@ def save_pretrained(
         tokenizer: The model's.
         seq_len: Training length in tokens.
         task: What the model was fine-tuned for.
+        max_seq_len: Tokens of a row at most in fine-tuning.
     """
     model_type, family = family_to_write(settings.norm)
     head = _head_name(model, task)
@@ -50,7 +58,7 @@ def save_pretrained(
         metadata={"format": "pt"},
     )
     config = {"architectures": [f"{family.class_name}For{_CLASSES[head]}"], "model_type": model_type}
-    config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, seq_len) if task else {})
+    config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, max_seq_len) if task else {})
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
     described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings.max_position_embeddings)
@@ -137,16 +145,7 @@ def _task_json(task: Task, max_seq_len: int) -> dict[str, Any]:
         entries["problem_type"] = "single_label_classification"
     if task.kind == "regression":
         entries |= {"id2label": {"0": task.label_column}, "label2id": {task.label_column: 0}, "problem_type": "regression"}
-    entries[TASK] = {
-        "name": task.name,
-        "kind": task.kind,
-        "text_columns": list(task.text_columns),
-        "label_column": task.label_column,
-        "labels": list(task.labels),
-        "written": list(task.written),
-        "metrics": list(task.metrics),
-        "max_seq_len": max_seq_len,
-    }
+    entries[TASK] = task.record() | {"max_seq_len": max_seq_len}
     return entries
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ Head = Literal["sequence", "token"]
 
 Label = str | int | float | bool
 """A label as a file spells it."""
+
+
+_RECORDED = ("name", "kind", "text_columns", "label_column", "labels", "written", "metrics", "unanswerable")
+"""What a fine-tuned model remembers of its task."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Task:
     validation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
     """Names of its splits."""
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other names that its columns have in some layouts, the first that is there counts; `index` for what names an example."""
+    stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names, without ending, that the published file of a split has where it is not called after the split."""
     num_rows: Mapping[str, int] = field(default_factory=dict)
     """Official number of examples of each split."""
     headless: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -63,6 +71,28 @@ class Task:
     def spelled(self, label_id: int) -> Label:
         """Spell a label as the files do."""
         return self.written[label_id] if self.written else self.labels[label_id]
+
+    def record(self) -> dict[str, Any]:
+        """Write down what it takes to read other files of this task."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name in _RECORDED if (value := getattr(self, name)) is not None
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Task:
+        """Read what `record` wrote.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            values: dict[str, Any] = {name: tuple(value) if isinstance(value := record[name], list) else value for name in _RECORDED}
+            task = cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{error}") from error
+        if task.kind not in get_args(Kind) or not task.text_columns:
+            raise ValueError(f"kind {task.kind!r}")
+        return task
 
     def with_labels(self, labels: Sequence[Label]) -> Task:
         """Take the labels that were found in the data."""
@@ -170,9 +200,7 @@ class KindCode(Protocol):
         """
         ...
 
-    def predict(
-        self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task
-    ) -> list[Prediction]:
+    def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
         """Turn the model's outputs into one prediction per example.
 
         Args:

@@ -4,31 +4,139 @@ from pathlib import Path
 import pytest
 
 from pldcli.engine import evaluate as engine
+from pldcli.engine import model_source
+from pldcli.engine.depth import DepthReport, DepthScore
 from pldcli.engine.evaluate import Evaluated
 from pldcli.engine.evaluation import MaskedLmScore
+from pldcli.engine.fill_mask import Candidate
+from pldcli.engine.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
+
+RESULTS = {
+    "evaluate": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
+    "evaluate_text": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
+    "pseudo_perplexity": PseudoPerplexity((TextScore(3, -6.0), TextScore(1, -2.0))),
+    "evaluate_pairs": MinimalPairs((PairScore(-1.0, -2.0), PairScore(-2.0, -2.0)), {"UID": {"[a]": GroupScore(0.5, 2)}}),
+    "fill_mask": [[Candidate(7, "[UNK]", 0.75, "the [UNK] is")]],
+    "evaluate_depths": DepthReport(
+        (DepthScore((True, False, True), {"mlm_loss": 2.5}, 150.0, 1.5), DepthScore((True,) * 3, {"mlm_loss": 2.0}, 100.0, 1.0)), 3, "why"
+    ),
+}
 
 
 @pytest.fixture
 def calls(monkeypatch):
     found = []
 
-    def record(*args, **kwargs):
-        found.append((args, kwargs))
-        return Evaluated(Path("runs/r/model"), Path("data"), "fp32", 128, MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0))
+    def recorder(name):
+        def record(*args, **kwargs):
+            found.append((name, args, kwargs))
+            what = "data, validation split" if name == "evaluate" else "that"
+            return Evaluated(Path("runs/r/model"), what, "fp32", 128, RESULTS[name])
 
-    monkeypatch.setattr(engine, "evaluate", record)
-    monkeypatch.setattr(engine, "latest_run", lambda: Path("runs/latest"))
+        return record
+
+    for name in RESULTS:
+        monkeypatch.setattr(engine, name, recorder(name))
+    monkeypatch.setattr(model_source, "latest_run", lambda: Path("runs/latest"))
     return found
 
 
+OPENING = {"data": None, "precision": "fp32", "device": "auto", "allow_bin": False}
+
+
 def test_the_arguments_that_reach_the_engine(pld, calls):
-    pld("evaluate", "some/run", "--data", "d", "--precision", "bf16", "--device", "cuda")
+    pld("evaluate", "some/run", "--data", "d", "--precision", "bf16", "--device", "cuda", "--allow-bin")
     outcome = pld("evaluate")
     assert calls == [
-        ((Path("some/run"),), {"data": Path("d"), "precision": "bf16", "device": "cuda"}),
-        ((Path("runs/latest"),), {"data": None, "precision": "fp32", "device": "auto"}),
+        ("evaluate", (Path("some/run"),), {"data": Path("d"), "precision": "bf16", "device": "cuda", "allow_bin": True}),
+        ("evaluate", (Path("runs/latest"),), OPENING),
     ]
     assert outcome.err == "evaluating runs/latest\n"
+
+
+def test_what_is_measured(pld, calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in (
+        ["--text", "a", "--text", "b", "--text-field", "body"],
+        ["--pseudo-perplexity", "a"],
+        ["--minimal-pairs", "a"],
+        ["--fill", "the [MASK] is", "--top", "3"],
+        ["--depth", "2,3"],
+        ["--depth", "2,3", "--blocks", "even", "--minimal-pairs", "a", "--out", "x.svg"],
+    ):
+        assert pld("evaluate", "r", *line).code == 0
+    r, a, named = Path("r"), [Path("a")], {"text_field": "text", **OPENING}
+    assert calls == [
+        ("evaluate_text", (r, [Path("a"), Path("b")]), {**named, "text_field": "body"}),
+        ("pseudo_perplexity", (r, a), named),
+        ("evaluate_pairs", (r, a), OPENING),
+        ("fill_mask", (r, "the [MASK] is"), {"top": 3, **OPENING}),
+        ("evaluate_depths", (r, "2,3", "keep-prob"), {"material": "validation", "inputs": [], **named}),
+        ("evaluate_depths", (r, "2,3", "even"), {"material": "minimal-pairs", "inputs": a, **named}),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["depth.png", "x.svg"]
+
+
+def test_json_of_everything(pld, calls, tmp_path):
+    def values(*line):
+        return json.loads(pld("evaluate", "r", *line, "--json").out)
+
+    assert values("--text", "a") == values()
+    whole = {"pseudo_perplexity": pytest.approx(7.389056), "pseudo_log_likelihood": -8.0, "num_tokens": 4, "num_texts": 2}
+    assert values("--pseudo-perplexity", "a") == whole
+    texts = [{"num_tokens": 3, "pseudo_log_likelihood": -6.0}, {"num_tokens": 1, "pseudo_log_likelihood": -2.0}]
+    assert values("--pseudo-perplexity", "a", "--each") == whole | {"texts": texts}
+    pairs = values("--minimal-pairs", "a", "--each")
+    assert pairs.pop("pairs") == [{"good": -1.0, "bad": -2.0, "right": True}, {"good": -2.0, "bad": -2.0, "right": False}]
+    assert pairs == {"accuracy": 0.5, "num_pairs": 2, "num_ties": 1, "groups": {"UID": {"[a]": {"accuracy": 0.5, "num_pairs": 2}}}}
+    candidate = {"token_id": 7, "token": "[UNK]", "probability": 0.75, "text": "the [UNK] is"}
+    assert values("--fill", "the [MASK] is") == {"text": "the [MASK] is", "masks": [[candidate]]}
+    picture = tmp_path / "d.png"
+    depths = values("--depth", "2,3", "--out", picture)
+    assert depths["depths"][0] == {"blocks": 2, "kept": [1, 3], "mlm_loss": 2.5, "tokens_per_second": 150.0, "relative_speed": 1.5}
+    assert (depths["num_blocks"], depths["chosen"], depths["picture"], len(depths["depths"])) == (3, "why", str(picture), 2)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables(pld, calls, tmp_path):
+    lines = pld("evaluate", "r", "--depth", "2,3", "--out", tmp_path / "d.svg").out.splitlines()
+    assert lines[:2] == ["runs/r/model on that, 128 tokens per row, fp32", "kept: why"]
+    assert [line.split() for line in lines[2:5]] == [
+        ["blocks", "masked-LM", "loss", "tokens/s", "speed", "kept"],
+        ["2", "of", "3", "2.5000", "150", "1.50x", "1", "3"],
+        ["3", "of", "3", "2.0000", "100", "1.00x", "1-3"],
+    ]
+    assert lines[5] == f"picture written to {tmp_path / 'd.svg'}"
+    fill = pld("evaluate", "r", "--fill", "the [MASK] is").out.splitlines()
+    assert [line.split() for line in fill] == [["token", "probability", "id", "text"], ["[UNK]", "0.7500", "7", "the", "[UNK]", "is"]]
+    pairs = [line.split() for line in pld("evaluate", "r", "--minimal-pairs", "a").out.splitlines()]
+    assert pairs[1:4] == [["accuracy", "0.5000"], ["pairs", "2"], ["ties", "1", "(count", "as", "wrong)"]]
+    assert pairs[5:] == [["UID", "accuracy", "pairs"], ["[a]", "0.5000", "2"]]
+    texts = [line.split() for line in pld("evaluate", "r", "--pseudo-perplexity", "a").out.splitlines()]
+    assert texts[1:] == [["pseudo-perplexity", "7.39"], ["log-likelihood", "-8.0"], ["texts", "2"], ["tokens", "4"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--text", "a", "--fill", "b"], "--text and --fill exclude each other; give one of them"),
+        (
+            ["--minimal-pairs", "a", "--pseudo-perplexity", "b"],
+            "--pseudo-perplexity and --minimal-pairs exclude each other; give one of them",
+        ),
+        (["--fill", "[MASK]", "--depth", "3"], "--depth and --fill exclude each other; give one of them"),
+        (["--top", "3"], "--top does nothing without --fill; leave it out"),
+        (["--blocks", "even"], "--blocks does nothing without --depth; leave it out"),
+        (["--out", "a.png"], "--out does nothing without --depth; leave it out"),
+        (["--depth", "3", "--out", "a.txt"], "a.txt: a picture's name must end in .png or .svg"),
+        (["--each", "--json"], "--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth"),
+        (["--each", "--minimal-pairs", "a"], "--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth"),
+    ],
+)
+def test_options_that_do_not_go_together(pld, calls, line, message):
+    outcome = pld("evaluate", "r", *line)
+    assert (outcome.code, outcome.err) == (2, f"error: {message}\n")
+    assert not calls
 
 
 def test_json(pld, calls):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pldcli.data.loader import Batch, PairSamples, Rows, SpanSamples, StepBatches, to_batch, validation_batches
+from pldcli.data.loader import Batch, PairSamples, Rows, SpanSamples, StepBatches, built_ahead, to_batch, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.shards import ShardWriter, TokenStream
 from pldcli.data.tokenizer import SpecialTokens
@@ -262,7 +262,7 @@ def test_steps_walk_through_the_samples(stream: TokenStream) -> None:
 def test_from_step_gives_the_same(stream: TokenStream, ahead: int) -> None:
     batches = make_batches(stream, micro_batch_size=4)
     for first, stop in ((0, 4), (3, 4), (2, 7), (4, 4)):
-        built = [*batches.from_step(first, stop, ahead=ahead)]
+        built = [*built_ahead(batches.step, first, stop, ahead=ahead)]
         assert len(built) == stop - first
         for step, groups in enumerate(built, start=first):
             for mine, theirs in zip(groups, batches.step(step), strict=True):

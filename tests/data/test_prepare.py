@@ -166,11 +166,11 @@ def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
     from pldcli.data import encoding
     from pldcli.errors import DeviceError
 
-    def start(directory):
+    def start(module, arguments):
         code = "import sys; sys.exit(3)"
         return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    monkeypatch.setattr(encoding, "_start_worker", start)
+    monkeypatch.setattr(encoding, "start_worker", start)
     with pytest.raises(DeviceError, match=r"died.*--processes"):
         run(tmp_path, made_up_documents(50), processes=2)
     assert names(tmp_path) == ["out.txt"]

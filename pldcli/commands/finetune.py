@@ -1,0 +1,180 @@
+"""`pld finetune`: train a model on a task, once or over seeds and a grid."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pldcli.commands.evaluate import Device
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pldcli.engine.finetune import Finetuned
+    from pldcli.engine.glue import GlueResult
+
+__all__ = ["TaskKind", "finetune"]
+
+
+class TaskKind(StrEnum):
+    """Kinds of tasks."""
+
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+    TAGS = "tags"
+    SPANS = "spans"
+
+
+def finetune(
+    task: Annotated[
+        str,
+        typer.Argument(metavar="TASK or FILE", help="A task of `pld tasks`, glue/all, or your own csv, tsv, jsonl, parquet, CoNLL file."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings; KEY=VALUE,VALUE is an axis of a grid.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Where to start: a run, a checkpoint or a Hugging Face directory.", show_default="the latest run"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the task's files are, in any common layout.", show_default="the Hugging Face hub")
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="A file that takes the place of the task's training split.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="A file to validate on.", show_default="the task's; a tenth of FILE")] = None,
+    test: Annotated[Path | None, typer.Option(help="A file to predict at the end.")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="FILE's text; name it twice for pairs.", show_default="guessed")] = None,
+    label_column: Annotated[str | None, typer.Option(help="FILE's labels.", show_default="guessed")] = None,
+    kind: Annotated[TaskKind | None, typer.Option(help="What FILE's labels are.", show_default="guessed")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with seed, seed + 1, ...")] = 1,
+    grid: Annotated[list[str] | None, typer.Option(help="KEY=VALUE,VALUE,...; further axes may follow as plain words.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once.", show_default="one per GPU or core")] = None,
+    out: Annotated[Path | None, typer.Option(help="A directory for the results.", show_default="finetuned/MODEL/TASK")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where other results lie.")] = False,
+    from_mnli: Annotated[bool, typer.Option("--from-mnli", help="Start mrpc, rte and stsb from the model fine-tuned on mnli.")] = False,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Start from random weights of the model's shape.")] = False,
+    submission: Annotated[Path | None, typer.Option(help="Write test predictions as a zip for the GLUE server.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out FILE's unusable rows instead of stopping.")] = False,
+    allow_bin: Annotated[bool, typer.Option("--allow-bin", help="Read pytorch_model.bin, through torch's weights-only loader.")] = False,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Fine-tune a model on a task and score it; several seeds and a grid of settings if asked. What was stopped goes on.
+
+    Settings: learning_rate, batch_size, epochs, warmup_fraction, max_seq_len, patience, keep, ... (`pld config show finetune`).
+    """
+    from pldcli.finetune_config import cells
+
+    settings = cells([*(overrides or []), *(grid or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
+    from pldcli.engine.experiment import Experiment
+    from pldcli.engine.glue import finetune_tasks, submit
+    from pldcli.engine.model_source import latest_run, short_name
+
+    start = model or latest_run()
+    if model is None:
+        typer.echo(f"starting from {start}, the latest run", err=True)
+    files = {"train": train, "validation": validation, "test": test}
+    experiment = Experiment(
+        task=task,
+        model=str(start),
+        data_dir=None if data_dir is None else str(data_dir),
+        files={name: str(path) for name, path in files.items() if path is not None},
+        text_columns=tuple(text_column or ()),
+        label_column=label_column,
+        kind=kind.value if kind else None,
+        skip_bad=skip_bad,
+        allow_bin=allow_bin,
+        from_scratch=from_scratch,
+    )
+    result = finetune_tasks(
+        experiment,
+        settings,
+        base=Path("finetuned") / (short_name(start) + ("-from-scratch" if from_scratch else "")),
+        out=out,
+        from_mnli=from_mnli,
+        jobs=jobs or "auto",
+        device=device.value,
+        overwrite=overwrite,
+        console=_speaker(),
+    )
+    if not result.tasks[0].is_main:
+        return
+    missing = None if submission is None else submit(result, experiment, submission)
+    if as_json:
+        typer.echo(json.dumps(_as_json(result, missing)))
+        return
+    for done in result.tasks:
+        _show(done, several=len(result.tasks) > 1)
+    _show_all(result)
+    if missing is not None:
+        still = f"; the server still needs {', '.join(missing)}" if missing else ", complete"
+        typer.echo(f"submission {submission}{still}")
+
+
+def _speaker() -> Console:
+    """Speak on stderr, so that --json stays alone on stdout."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _show(done: Finetuned, *, several: bool) -> None:
+    """Print a task's table, what its numbers hide, and what to do next."""
+    from pldcli.commands.screen import screen, table
+    from pldcli.engine.finetune_results import as_table
+
+    headings, rows = as_table(done.groups)
+    console = screen()
+    console.print()
+    console.print(f"{done.task.name} from {done.start}", markup=False, soft_wrap=True)
+    console.print(table(headings, rows, right=headings[len(done.groups[0].settings) :], fold=headings))
+    for note in done.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    check = (
+        "not read back: transformers is not installed"
+        if done.reload_difference is None
+        else f"read back with transformers, outputs differ by at most {done.reload_difference:.1g}"
+    )
+    console.print(f"model {done.model}, of the best single run, {done.best} ({check})", markup=False, soft_wrap=True)
+    if not several:
+        console.print(f"tables {done.out / 'results.md'}, .csv, .json; spread {done.out / 'spread.png'}", markup=False, soft_wrap=True)
+
+
+def _show_all(result: GlueResult) -> None:
+    for line in result.skipped:
+        typer.echo(f"left out: {line}")
+    if len(result.tasks) == 1 and not result.skipped:
+        return
+    if result.average is not None:
+        typer.echo(f"GLUE average as the leaderboard computes it {100 * result.average:.2f}")
+    else:
+        typer.echo("no GLUE average: it takes all nine tasks")
+    if result.geometric_mean is not None:
+        typer.echo(f"geometric mean of the 12 numbers in the PLD paper's table {100 * result.geometric_mean:.2f}")
+
+
+def _as_json(result: GlueResult, missing: list[str] | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "tasks": {
+            done.task.name: {
+                "out": str(done.out),
+                "model": str(done.model),
+                "start": done.start,
+                "best": done.best,
+                "score": done.cells[done.best]["score"],
+                "groups": [asdict(group) for group in done.groups],
+                "notes": done.notes,
+            }
+            for done in result.tasks
+        },
+        "skipped": result.skipped,
+        "leaderboard_average": result.average,
+        "paper_geometric_mean": result.geometric_mean,
+    }
+    return values if missing is None else values | {"server_still_needs": missing}

@@ -1,0 +1,219 @@
+"""Models with only some of their blocks: which ones to keep, and what that does to score and speed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pldcli import presets
+from pldcli.engine.runtime import Runtime
+from pldcli.errors import PldError, UsageError
+from pldcli.pld import Schedule
+
+__all__ = [
+    "BlockChoice",
+    "DepthChoice",
+    "DepthReport",
+    "DepthScore",
+    "Gates",
+    "KeepProbs",
+    "Measure",
+    "check_depth",
+    "choose_depths",
+    "keep_probs_of",
+    "kept_blocks",
+    "measure_depths",
+    "parse_depths",
+]
+
+BlockChoice = Literal["first", "even", "keep-prob"]
+"""The lowest blocks, evenly spread ones, or those that training kept most often."""
+
+Gates = tuple[bool, ...]
+"""Per block: does it run."""
+
+_MIN_ROUNDS, _MAX_ROUNDS, _MIN_SECONDS = 5, 100, 1.0
+"""Timed rounds over all depths; they end after the least number once the full model has run for this long in all."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that a model is scored on, with any of its blocks."""
+
+    score: Callable[[Gates], Mapping[str, float]]
+    """Values by name, the headline first."""
+    forward: Callable[[Gates], int]
+    """Run one typical batch; give its number of tokens."""
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """A model with some of its blocks."""
+
+    gates: Gates
+    values: Mapping[str, float]
+    tokens_per_second: float
+    """Of forward passes alone, median over rounds."""
+    relative_speed: float
+    """1 for the model with all of its blocks."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Count the blocks that run."""
+        return sum(self.gates)
+
+
+@dataclass(frozen=True)
+class DepthChoice:
+    """Which blocks run, for one depth after the other."""
+
+    gates: tuple[Gates, ...]
+    reason: str
+    """Why these blocks, in words."""
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """Scores with more and fewer blocks."""
+
+    scores: tuple[DepthScore, ...]
+    num_blocks: int
+    """Of the whole model."""
+    reason: str
+    """Why these blocks, in words."""
+
+
+@dataclass(frozen=True)
+class KeepProbs:
+    """The keep probability of each block at the end of training, and where it is known from."""
+
+    probs: tuple[float, ...]
+    origin: str
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """Read `6,8,10,12`.
+
+    Raises:
+        UsageError: It is no list of different numbers from 1 up.
+    """
+    depths: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        if not (part.isascii() and part.isdecimal() and int(part)):
+            raise UsageError(
+                f"{part!r} is not a number of blocks", where="--depth", hint="give numbers from 1 up, for example --depth 6,9,12"
+            )
+        if int(part) in depths:
+            raise UsageError(f"{int(part)} is there twice", where="--depth", hint="name each number once")
+        depths.append(int(part))
+    return tuple(depths)
+
+
+def check_depth(depth: int, num_blocks: int, *, where: str) -> None:
+    """Refuse a number of blocks that the model does not have.
+
+    Raises:
+        UsageError: It is not from 1 to `num_blocks`.
+    """
+    if not 1 <= depth <= num_blocks:
+        raise UsageError(f"{depth} is not between 1 and the {num_blocks} blocks of this model", where=where)
+
+
+def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Sequence[float]) -> Gates:
+    """Choose which blocks run.
+
+    Args:
+        num_blocks: Blocks of the model.
+        depth: How many run, 1 to `num_blocks`.
+        how: `first`: the lowest ones. `even`: evenly spread, the first and the last one among them. `keep-prob`: those with the
+            highest keep probability, of equal ones the lower.
+        keep_probs: Per block; used by `keep-prob` only.
+    """
+    if how == "first":
+        chosen = set(range(depth))
+    elif how == "even":
+        gaps = max(1, depth - 1)
+        chosen = {(2 * place * (num_blocks - 1) + gaps) // (2 * gaps) for place in range(depth)}
+    else:
+        chosen = set(sorted(range(num_blocks), key=lambda block: -keep_probs[block])[:depth])
+    return tuple(block in chosen for block in range(num_blocks))
+
+
+def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
+    """Find the keep probabilities that a model was trained with, at its run's last step.
+
+    Args:
+        target: A run, or a model or checkpoint in one; anything else is taken to follow the paper's rule.
+        num_blocks: Blocks of the model.
+    """
+    for place in (target, *target.absolute().parents[:2]):
+        if not (place / "config.yaml").is_file():
+            continue
+        try:
+            config = presets.load(place / "config.yaml")
+        except PldError:
+            continue  # a configuration of something else
+        schedule = config.pld_schedule
+        if schedule.num_blocks == num_blocks and schedule.theta_bar < 1.0:
+            rule = f"{schedule.time} schedule, {schedule.depth_rule} rule"
+            return KeepProbs(schedule.keep_probs(schedule.total_steps - 1), f"keep probabilities of {place} at its last step ({rule})")
+        if schedule.num_blocks == num_blocks:
+            return KeepProbs(_papers(num_blocks), f"{place} was trained without layer dropping, so the paper's rule is taken")
+    return KeepProbs(_papers(num_blocks), "how it was trained is not known here, so the paper's rule is taken")
+
+
+def choose_depths(target: Path, depths: str, how: BlockChoice, num_blocks: int) -> DepthChoice:
+    """Read a list of depths and choose the blocks of each.
+
+    Args:
+        target: Where the model lies.
+        depths: Numbers of blocks, separated by commas.
+        how: As in `kept_blocks`.
+        num_blocks: Blocks of the model.
+
+    Raises:
+        UsageError: It is no list of different numbers from 1 to `num_blocks`.
+    """
+    wanted = parse_depths(depths)
+    for depth in wanted:
+        check_depth(depth, num_blocks, where="--depth")
+    keep = keep_probs_of(target, num_blocks)
+    reason = {"first": "the first blocks", "even": "evenly spread blocks"}.get(how, f"the blocks kept most often: {keep.origin}")
+    return DepthChoice(tuple(kept_blocks(num_blocks, depth, how, keep.probs) for depth in wanted), reason)
+
+
+def measure_depths(measure: Measure, choice: DepthChoice, runtime: Runtime) -> DepthReport:
+    """Score a model and time its forward passes with each choice of blocks.
+
+    Args:
+        measure: What it is scored on.
+        choice: Which blocks run.
+        runtime: The device.
+    """
+    full = (True,) * len(choice.gates[0])
+    speeds = _speeds(measure.forward, list(dict.fromkeys([*choice.gates, full])), runtime)
+    scores = [DepthScore(gates, measure.score(gates), speeds[gates], speeds[gates] / speeds[full]) for gates in choice.gates]
+    return DepthReport(tuple(scores), len(full), choice.reason)
+
+
+def _speeds(forward: Callable[[Gates], int], choices: Sequence[Gates], runtime: Runtime) -> dict[Gates, float]:
+    """Time every choice in turn, round after round, so that whatever else the machine does hits all alike; medians."""
+    seconds: dict[Gates, list[float]] = {gates: [] for gates in choices}
+    num_tokens = {gates: forward(gates) for gates in choices}  # a first round, to warm up
+    slowest = seconds[choices[-1]]
+    while len(slowest) < _MIN_ROUNDS or (sum(slowest) < _MIN_SECONDS and len(slowest) < _MAX_ROUNDS):
+        for gates, found in seconds.items():
+            runtime.synchronize()
+            started = time.perf_counter()
+            forward(gates)
+            runtime.synchronize()
+            found.append(time.perf_counter() - started)
+    return {gates: num_tokens[gates] / statistics.median(found) for gates, found in seconds.items()}
+
+
+def _papers(num_blocks: int) -> tuple[float, ...]:
+    return Schedule(num_blocks, 1).keep_probs_at(0.5)

@@ -1,0 +1,148 @@
+"""Write a model, or a smaller one made of some of its blocks, as a Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pldcli import atomic
+from pldcli.engine.depth import BlockChoice, Gates, check_depth, keep_probs_of, kept_blocks
+from pldcli.engine.model_source import open_model
+from pldcli.errors import CheckpointError, OutputError, PldError
+from pldcli.huggingface.save import largest_difference, save_pretrained
+from pldcli.model import StBert, TaskHead
+from pldcli.pretrained import Pretrained
+from pldcli.tasks.task import Task
+
+__all__ = ["Exported", "export", "with_blocks"]
+
+_RELOAD_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    source: str
+    """The directory that the weights came from."""
+    path: Path
+    gates: Gates
+    """Which blocks of the source it has."""
+    reason: str
+    """Why these blocks, in words; empty for all."""
+    difference: float | None
+    """The largest difference of outputs when transformers reads it back; None where it is not installed."""
+    left_out: tuple[str, ...]
+    """What a Hugging Face directory of ours does not hold."""
+
+
+def export(
+    target: Path,
+    out: Path,
+    *,
+    keep_blocks: int | None = None,
+    blocks: BlockChoice = "keep-prob",
+    data: Path | None = None,
+    allow_bin: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model whole or not at all, and check that transformers reads back the same.
+
+    Args:
+        target: A run, a checkpoint, a fine-tuned model, or a Hugging Face directory.
+        out: The directory to make.
+        keep_blocks: How many blocks it has; None for all.
+        blocks: Which ones are kept.
+        data: Prepared data that holds a checkpoint's tokenizer.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+        overwrite: Replace a model that is there.
+
+    Raises:
+        CheckpointError: There is no model, or it has neither a masked-LM head nor that of a task.
+        UsageError: The model does not have so many blocks.
+        OutputError: `out` is there, or cannot be written.
+    """
+    _check_place(out, overwrite=overwrite)
+    loaded = open_model(target, data=data, allow_bin=allow_bin)
+    num_blocks = loaded.settings.num_hidden_layers
+    gates, reason = (True,) * num_blocks, ""
+    if keep_blocks is not None:
+        check_depth(keep_blocks, num_blocks, where="--keep-blocks")
+        keep = keep_probs_of(target, num_blocks)
+        gates = kept_blocks(num_blocks, keep_blocks, blocks, keep.probs)
+        reason = {"first": "the first blocks", "even": "evenly spread blocks"}.get(blocks, f"the blocks kept most often: {keep.origin}")
+    smaller = with_blocks(loaded, gates)
+    model, task = _with_its_head(smaller)
+    with atomic.directory(out, overwrite=overwrite) as place:
+        save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task)
+        difference = largest_difference(place, model, _some_input(loaded))
+        if difference is not None and not difference < _RELOAD_TOLERANCE:
+            raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(out))
+    left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
+    return Exported(loaded.where, out, gates, reason, difference, left_out)
+
+
+def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
+    """Take the blocks whose gate is on, numbered anew; heads and embeddings stay."""
+    numbers = {old: new for new, old in enumerate(block for block, runs in enumerate(gates) if runs)}
+    weights = {}
+    for name, tensor in loaded.weights.items():
+        first, _, rest = name.partition(".")
+        number, _, parameter = rest.partition(".")
+        if first != "blocks":
+            weights[name] = tensor
+        elif int(number) in numbers:
+            weights[f"blocks.{numbers[int(number)]}.{parameter}"] = tensor
+    return replace(loaded, weights=weights, settings=replace(loaded.settings, num_hidden_layers=sum(gates)))
+
+
+def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:
+    """Build the model with the head of its task, or with its masked-LM head.
+
+    Raises:
+        CheckpointError: There is neither.
+    """
+    if loaded.task is not None:
+        task, head = _task_of(loaded.task, loaded.where)
+        return loaded.with_head(head, trained=True).eval(), task
+    if any(name.startswith("task_head.") for name in loaded.weights):
+        what = "has the head of a task that `pld finetune` did not write down"
+        raise CheckpointError(what, where=loaded.where, hint="give the pre-trained model, or fine-tune it with `pld finetune` first")
+    return loaded.masked_lm().eval(), None
+
+
+def _task_of(record: dict[str, Any], where: str) -> tuple[Task, TaskHead]:
+    """Read what fine-tuning wrote down of its task.
+
+    Raises:
+        CheckpointError: The record is damaged.
+    """
+    try:
+        lists: dict[str, Any] = {name: tuple(record[name]) for name in ("text_columns", "labels", "written", "metrics")}
+        task = Task(name=record["name"], kind=record["kind"], label_column=record["label_column"], **lists)
+        outputs = {"classification": len(task.labels), "regression": 1, "tags": len(task.labels), "spans": 2}[task.kind]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"has a damaged record of its task in config.json ({error})", where=where) from error
+    return task, TaskHead("token" if task.kind in ("tags", "spans") else "sequence", outputs)
+
+
+def _some_input(loaded: Pretrained) -> torch.Tensor:
+    """Draw two rows of ordinary tokens."""
+    special = torch.tensor(loaded.tokenizer.special.ids)
+    ids = torch.arange(loaded.tokenizer.vocab_size)
+    ordinary = ids[~torch.isin(ids, special)]
+    places = torch.randint(len(ordinary), (2, loaded.seq_len), generator=torch.Generator().manual_seed(0))
+    return ordinary[places]
+
+
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    """Say at once what would stop the writing; never replace what is no model."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
+    if not (out / "config.json").is_file():
+        raise OutputError("holds something that is no model", where=str(out), hint="choose another place with --out")

@@ -1,0 +1,328 @@
+"""Fine-tuning assembled: a grid and seeds in, a directory with tables, predictions and the best model out.
+
+    OUT/  experiment.json  results.{json,csv,md}  spread.png  predictions-*.jsonl  model/  cells/NAME/{result.json, predictions-*.jsonl}
+
+A cell is done when its directory is there, so the same command goes on after a stop, and more seeds or a larger grid do only what is
+new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from pldcli import atomic
+from pldcli.engine.experiment import Experiment
+from pldcli.engine.finetune_cell import CellRunner, json_lines, read_result
+from pldcli.engine.finetune_results import Group, best_cell, group_cells, write_results
+from pldcli.engine.finetune_workers import Job, run_jobs
+from pldcli.engine.run_directory import RunDirectory
+from pldcli.engine.runtime import Runtime, launch
+from pldcli.engine.signals import StopRequest, stop_requests
+from pldcli.errors import DivergedError, OutputError, PldError, PreemptedError, StoppedError
+from pldcli.finetune_config import FinetuneConfig, changed
+from pldcli.huggingface.load import load_pretrained
+from pldcli.huggingface.save import largest_difference
+from pldcli.model import TaskHead
+from pldcli.progress import Progress
+from pldcli.tasks.kinds import KINDS
+from pldcli.tasks.task import Task
+
+__all__ = ["Finetuned", "finetune"]
+
+_RELOAD_TOLERANCE = 1e-3
+_RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What came out."""
+
+    out: Path
+    task: Task
+    start: str
+    cells: dict[str, dict[str, Any]]
+    groups: list[Group]
+    best: str
+    """Name of the best cell."""
+    done_before: int
+    """Cells that an earlier call had done."""
+    reload_difference: float | None
+    """Largest difference of outputs when transformers read the model back; None where it is not installed."""
+    notes: list[str]
+    is_main: bool = True
+    """Whether this process speaks to the user."""
+
+    @property
+    def model(self) -> Path:
+        """The best cell's model as a Hugging Face directory."""
+        return self.out / "model"
+
+
+def finetune(
+    experiment: Experiment,
+    settings: Sequence[FinetuneConfig],
+    *,
+    out: Path,
+    jobs: int | Literal["auto"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Finetuned:
+    """Fine-tune once per setting, several at once where cores or GPUs allow, and keep the best model.
+
+    Args:
+        experiment: What on what.
+        settings: One per cell; they differ in settings, seeds or both.
+        out: The directory of results.
+        jobs: Cells at once; `auto` is one per GPU, or per core on a CPU.
+        device: Where to run.
+        overwrite: Begin anew where other results lie.
+        console: Where to speak.
+
+    Raises:
+        PldError: Bad data or model, results of another experiment in `out`, out of memory, every cell diverged, or a stop.
+    """
+    with launch(device) as runtime, ExitStack() as stack:
+        speaker = console or Console(quiet=not runtime.is_main)
+        runner = CellRunner(experiment, runtime)
+        for note in runner.notes:
+            speaker.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        if runtime.is_main:
+            _claim(out, experiment, runner, overwrite=overwrite)
+            stack.enter_context(RunDirectory(out).lock())
+        runtime.wait_for_all()
+        names = {cell_name(one): one for one in settings}
+        done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one)) is not None}
+        before = len(done)
+        todo = [Job(name, one, out / "cells" / name) for name, one in names.items() if name not in done]
+        if before:
+            speaker.print(f"{before} of {len(names)} runs were done before", highlight=False)
+        for job, result in _run(runner, todo, experiment, runtime, jobs, speaker):
+            done[job.name] = result
+            if runtime.is_main:
+                _keep_the_best(out, done)
+                write_results(out, runner.data.task, runner.start_name, {name: done[name] for name in names if name in done})
+        cells = {name: done[name] for name in names}
+        best = best_cell(cells)
+        if best is None:
+            raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint="lower learning_rate or raise warmup_fraction")
+        difference = None
+        if runtime.is_main:
+            _keep_the_best(out, cells)
+            write_results(out, runner.data.task, runner.start_name, cells)
+            difference = _read_back(out / "model", runner)
+        if runner.data.test and not _is_predicted(out, best, runner):
+            for split, lines in runner.predict_tests(names[best], out / "model").items():
+                if runtime.is_main:
+                    atomic.write_text(out / f"predictions-{split}.jsonl", json_lines(lines))
+            if runtime.is_main:
+                _mark_best(out, best, cells[best]["score"], predicted=True)
+        runtime.wait_for_all()
+        groups = group_cells(list(cells.values()))
+        notes = _notes_on(cells)
+        return Finetuned(out, runner.data.task, runner.start_name, cells, groups, best, before, difference, notes, is_main=runtime.is_main)
+
+
+def cell_name(settings: FinetuneConfig) -> str:
+    """Name a cell after what is not the default in it."""
+    parts = [f"{key}={value}" for key, value in changed(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER]
+    return ",".join([*parts, f"seed={settings.seed}"])
+
+
+def _claim(out: Path, experiment: Experiment, runner: CellRunner, *, overwrite: bool) -> None:
+    """Make the directory this experiment's, or refuse one that holds something else.
+
+    Raises:
+        OutputError: It holds results of another experiment, or something else.
+    """
+    path = out / "experiment.json"
+    identity = runner.fingerprints
+    if out.exists() and not out.is_dir():
+        raise OutputError("is a file", where=str(out), hint="choose another place with --out")
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = {}
+        different = [name for name in identity if before.get(name) != identity[name]]
+        if different and not overwrite:
+            what = " and ".join(different)
+            raise OutputError(
+                f"holds results of another {what}", where=str(out), hint="choose another place with --out, or add --overwrite"
+            )
+        if overwrite:
+            for entry in ("cells", "model"):
+                shutil.rmtree(out / entry, ignore_errors=True)
+    elif out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
+        raise OutputError("holds something that is no fine-tuning", where=str(out), hint="choose another place with --out")
+    atomic.write_text(path, json.dumps({"experiment": asdict(experiment), "fingerprints": identity}, indent=1) + "\n")
+
+
+def _done(place: Path, settings: FinetuneConfig) -> dict[str, Any] | None:
+    """Read a cell that was done under the same settings."""
+    result = read_result(place)
+    if result is None:
+        return None
+    wanted = {key: value for key, value in asdict(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
+    return result if {key: result["settings"].get(key) for key in wanted} == wanted else None
+
+
+def _run(
+    runner: CellRunner, todo: Sequence[Job], experiment: Experiment, runtime: Runtime, jobs: int | Literal["auto"], console: Console
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Do the cells that are left, with progress; a stop gives up the ones under way and says how to go on."""
+    if not todo:
+        return
+    totals = {job.name: runner.num_steps(job.settings) for job in todo}
+    steps = dict.fromkeys(totals, 0)
+    at_once, threads, num_gpus = _share_out(len(todo), jobs, runtime)
+    finished = 0
+    with (
+        stop_requests() as stop,
+        Progress(
+            _describe(runner, todo[0].name, 0, len(todo), ""), total=sum(totals.values()), unit="steps", quiet=not runtime.is_main
+        ) as bar,
+    ):
+
+        def report(name: str, step: int, total: int, what: str) -> None:
+            steps[name], totals[name] = step, total
+            bar.total = sum(totals.values())
+            bar.describe(_describe(runner, name, finished, len(todo), what))
+            bar.update(sum(steps.values()))
+
+        try:
+            if at_once == 1:
+                results = _one_after_the_other(runner, todo, report, stop)
+            else:
+                results = run_jobs(
+                    experiment,
+                    todo,
+                    at_once=at_once,
+                    threads=threads,
+                    device=runtime.device.type,
+                    num_gpus=num_gpus,
+                    report=report,
+                    stop=stop,
+                )
+            for job, result in results:
+                finished += 1
+                steps[job.name] = totals[job.name]
+                yield job, result
+        except (StoppedError, PreemptedError) as error:
+            raise type(error)(f"{error.what}, {_kept(finished, len(todo))}", hint="run the same command again to go on") from error
+        if stop.signal_number:
+            kind, word = (StoppedError, "interrupted") if stop.signal_number == 2 else (PreemptedError, "terminated")
+            raise kind(f"{word}, {_kept(finished, len(todo))}", hint="run the same command again to go on")
+
+
+def _one_after_the_other(runner: CellRunner, todo: Sequence[Job], report: Any, stop: StopRequest) -> Iterator[tuple[Job, dict[str, Any]]]:
+    for job in todo:
+
+        def told(step: int, total: int, what: str, name: str = job.name) -> None:
+            report(name, step, total, what)
+
+        yield job, runner.run(job.settings, job.place, report=told, stop=stop)
+
+
+def _share_out(num_cells: int, jobs: int | Literal["auto"], runtime: Runtime) -> tuple[int, int, int]:
+    """Choose the processes at once, the threads of each, and the GPUs they share."""
+    threads = torch.get_num_threads()
+    if runtime.world_size > 1:
+        return 1, threads, 0
+    num_gpus = torch.cuda.device_count() if runtime.device.type == "cuda" else 0
+    available = num_gpus or min(threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    at_once = min(num_cells, available if jobs == "auto" else jobs)
+    return at_once, max(1, threads // at_once), num_gpus
+
+
+def _describe(runner: CellRunner, name: str, finished: int, num_cells: int, what: str) -> str:
+    label = f"{runner.data.task.name} {name}" if num_cells == 1 else f"{runner.data.task.name} {finished + 1}/{num_cells} {name}"
+    return f"{label}, {what}" if what else label
+
+
+def _kept(finished: int, num_cells: int) -> str:
+    return f"{finished} of {num_cells} run(s) are finished and kept"
+
+
+def _keep_the_best(out: Path, cells: dict[str, dict[str, Any]]) -> None:
+    """Move the best cell's model and predictions up, and drop the other models.
+
+    Every step can be cut short: what is missing afterwards is done by the next call.
+    """
+    best = best_cell(cells)
+    if best is None:
+        return
+    model, candidate = out / "model", out / "cells" / best / "model"
+    if candidate.is_dir():
+        old = out / ".model-before"
+        shutil.rmtree(old, ignore_errors=True)
+        if model.exists():
+            model.rename(old)
+        candidate.rename(model)
+        atomic.sync_directory(out)
+        shutil.rmtree(old, ignore_errors=True)
+    if _read_mark(out).get("cell") != best:
+        for path in (out / "cells" / best).glob("predictions-*.jsonl"):
+            atomic.write_bytes(out / path.name, path.read_bytes())
+        _mark_best(out, best, cells[best]["score"], predicted=False)
+    for other in cells:
+        if other != best:
+            shutil.rmtree(out / "cells" / other / "model", ignore_errors=True)
+
+
+def _read_mark(out: Path) -> dict[str, Any]:
+    """Read which cell the model and the predictions at the top are of, and whether the test splits are predicted."""
+    try:
+        mark = json.loads((out / "best.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def _mark_best(out: Path, best: str, score: float, *, predicted: bool) -> None:
+    atomic.write_text(out / "best.json", json.dumps({"cell": best, "score": score, "tests_predicted": predicted}) + "\n")
+
+
+def _is_predicted(out: Path, best: str, runner: CellRunner) -> bool:
+    mark = _read_mark(out)
+    there = all((out / f"predictions-{split}.jsonl").is_file() for split in runner.data.test)
+    return there and mark.get("cell") == best and bool(mark.get("tests_predicted"))
+
+
+def _read_back(model: Path, runner: CellRunner) -> float | None:
+    """Compare the saved model as transformers reads it with ours.
+
+    Raises:
+        PldError: They differ.
+    """
+    loaded, task = load_pretrained(model), runner.data.task
+    kind = KINDS[task.kind]
+    ours = loaded.with_head(TaskHead(kind.head, kind.num_outputs(task)), trained=True)
+    ids = torch.randint(5, loaded.tokenizer.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    difference = largest_difference(model, ours, ids)
+    if difference is not None and not difference < _RELOAD_TOLERANCE:
+        raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(model))
+    return difference
+
+
+def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """Say what the numbers hide: cut texts, runs that diverged."""
+    first = next(iter(cells.values()))
+    cut = {split: count for split, count in first["truncated"].items() if count}
+    notes = []
+    if cut:
+        parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
+        notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
+    if diverged := [name for name, cell in cells.items() if cell["score"] is None]:
+        notes.append(f"diverged: {', '.join(diverged)}")
+    return notes

@@ -1,0 +1,380 @@
+"""One fine-tuning, from a start and a seed to scored predictions: a cell of a grid, a seed of several."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pldcli import __version__, atomic
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.environment import hardware_name
+from pldcli.engine.experiment import Experiment, data_fingerprint, model_fingerprint
+from pldcli.engine.memory import out_of_memory
+from pldcli.engine.model_source import short_name
+from pldcli.engine.objectives import TaskLoss
+from pldcli.engine.optim import build_optimizer, learning_rate
+from pldcli.engine.precision import Precision, resolve_precision
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, score_split
+from pldcli.engine.runtime import Runtime
+from pldcli.engine.signals import StopRequest
+from pldcli.engine.trainer import Observation, Trainer
+from pldcli.errors import DivergedError, PreemptedError, StoppedError, UsageError
+from pldcli.finetune_config import FinetuneConfig
+from pldcli.flops import Flops
+from pldcli.huggingface.load import load_pretrained
+from pldcli.huggingface.save import save_pretrained
+from pldcli.model import StBert, TaskHead
+from pldcli.pld import Schedule
+from pldcli.tasks.batches import TaskBatches
+from pldcli.tasks.kinds import KINDS
+from pldcli.tasks.metrics import task_score
+from pldcli.tasks.task import Examples, Features, TaskData
+
+__all__ = ["CellRunner", "Report", "json_lines", "max_seq_len_of", "read_result"]
+
+_ROW_TOKENS = {"spans": 384}
+_OTHER_ROW_TOKENS = 128
+_LOG_EVERY_STEPS = 10
+_CUDA_LENGTH_MULTIPLE = 8
+
+Report = Callable[[int, int, str], None]
+"""Told (steps done, steps in all, what is going on) while a cell trains."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A task tokenised for one row length."""
+
+    train: Features
+    others: dict[str, tuple[Examples, Features]]
+    """Validation and test splits."""
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The evaluation whose weights the result has."""
+
+    step: int
+    score: float
+    splits: dict[str, ScoredSplit]
+    weights: dict[str, Tensor]
+
+
+class CellRunner:
+    """Fine-tune one model on one task, as often as asked, with other settings each time.
+
+    Args:
+        experiment: What on what.
+        runtime: Device and processes.
+
+    Raises:
+        PldError: Data or model that cannot be used.
+    """
+
+    def __init__(self, experiment: Experiment, runtime: Runtime) -> None:
+        self.experiment, self.runtime = experiment, runtime
+        self.start = experiment.open_model()
+        self.data: TaskData = experiment.load_data()
+        self._rows: dict[tuple[int, int], _Rows] = {}
+
+    @property
+    def start_name(self) -> str:
+        """Name what fine-tuning starts from."""
+        return f"random weights shaped like {short_name(Path(self.start.where))}" if self.start.from_scratch else self.start.where
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hash the data and the model, so that results of another experiment are recognised."""
+        return {"data": data_fingerprint(self.data), "model": model_fingerprint(self.start)}
+
+    @property
+    def notes(self) -> list[str]:
+        """Say what the user should hear of model and data."""
+        splits = [self.data.train, *self.data.validation.values(), *self.data.test.values()]
+        return list(dict.fromkeys(note for examples in splits if examples is not None for note in examples.notes))
+
+    def num_steps(self, settings: FinetuneConfig) -> int:
+        """Count a cell's optimizer steps; for spans this tokenises the task."""
+        assert self.data.train is not None
+        rows = self.rows(settings).train.num_rows if self.data.task.kind in ("spans", "tags") else len(self.data.train)
+        return _total_steps(rows, settings)
+
+    def rows(self, settings: FinetuneConfig) -> _Rows:
+        """Tokenise the task once for each row length."""
+        length = max_seq_len_of(settings, self.data, self.start.settings.max_position_embeddings)
+        key = (length, settings.stride)
+        if key not in self._rows:
+            kind, task = KINDS[self.data.task.kind], self.data.task
+
+            def encode(examples: Examples) -> Features:
+                return kind.encode(examples, task, self.start.tokenizer, max_seq_len=length, stride=min(settings.stride, length // 3))
+
+            assert self.data.train is not None
+            others = {name: (examples, encode(examples)) for name, examples in (self.data.validation | self.data.test).items()}
+            self._rows[key] = _Rows(encode(self.data.train), others)
+        return self._rows[key]
+
+    def run(self, settings: FinetuneConfig, place: Path, *, report: Report, stop: StopRequest) -> dict[str, Any]:
+        """Fine-tune once and write the result, the predictions and the model.
+
+        A training that diverges is a result too: one without scores.
+
+        Args:
+            settings: How.
+            place: A directory, replaced when everything is done.
+            report: Told how far it is.
+            stop: Looked at before every step.
+
+        Returns:
+            What `result.json` holds.
+
+        Raises:
+            StoppedError, PreemptedError: A signal arrived; nothing is kept of this cell.
+            DeviceError: Memory ran out.
+        """
+        rows = self.rows(settings)
+        trainer = self._trainer(settings, rows.train)
+        size = trainer.batches.micro_batch_size
+        hint = "lower max_seq_len, or choose a smaller model"
+        with out_of_memory(size, self.runtime.device, key="micro_batch_size", otherwise=hint):
+            try:
+                best, history, position = self._train(trainer, settings, rows, report, stop)
+            except DivergedError as error:
+                result = self._result(settings, rows, trainer, error=error.what)
+                if self.runtime.is_main:
+                    with atomic.directory(place, overwrite=True) as temporary:
+                        _write_json(temporary / "result.json", result)
+                return result
+        trainer.model.load_state_dict(best.weights)
+        result = self._result(settings, rows, trainer, best=best, history=history, position=position)
+        if self.runtime.is_main:
+            self._write(place, result, best.splits, trainer.model, settings)
+        self.runtime.wait_for_all()
+        return result
+
+    def predict_tests(self, settings: FinetuneConfig, model_directory: Path) -> dict[str, list[dict[str, Any]]]:
+        """Predict the test splits with a finished model, as lines of JSON per split."""
+        task = self.data.task
+        kind = KINDS[task.kind]
+        head = TaskHead(kind.head, kind.num_outputs(task))
+        model = load_pretrained(model_directory).with_head(head, trained=True).to(self.runtime.device)
+        rows = self.rows(settings)
+        return {name: as_json_lines(self._score(model, rows, name).predictions, rows.others[name][0]) for name in self.data.test}
+
+    def _trainer(self, settings: FinetuneConfig, train: Features) -> Trainer[TaskBatches]:
+        runtime, task = self.runtime, self.data.task
+        kind = KINDS[task.kind]
+        dropout = self.start.settings.dropout if settings.dropout == "auto" else settings.dropout
+        head = TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == "spans" else dropout)
+        model = self.start.with_head(head, seed=settings.seed, dropout=dropout).to(runtime.device).train()
+        share = math.ceil(settings.batch_size / runtime.world_size)
+        batches = TaskBatches(
+            train,
+            settings.batch_size,
+            settings.seed,
+            self.start.tokenizer.special.pad_id,
+            share if settings.micro_batch_size == "auto" else min(share, settings.micro_batch_size),
+            runtime.rank,
+            runtime.world_size,
+            _CUDA_LENGTH_MULTIPLE if runtime.device.type == "cuda" else 1,
+        )
+        total = _total_steps(train.num_rows, settings)
+        shape = self.start.settings
+        flops = Flops.of_encoder(
+            num_blocks=shape.num_hidden_layers,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            vocab_size=shape.vocab_size,
+            seq_len=round(float(train.lengths.mean())),
+            mask_rate=0.0,
+        )
+        return Trainer(
+            model,
+            objective=TaskLoss(task.kind),
+            schedule=Schedule(num_blocks=shape.num_hidden_layers, total_steps=total, theta_bar=1.0),
+            optimizer=build_optimizer(model, settings.optim),
+            batches=batches,
+            learning_rate=lambda step: learning_rate(step, total, settings.optim),
+            max_grad_norm=settings.max_grad_norm,
+            precision=resolve_precision(settings.precision, runtime.device),
+            runtime=runtime,
+            flops=flops,
+            seed=settings.seed,
+        )
+
+    def _train(
+        self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, report: Report, stop: StopRequest
+    ) -> tuple[_Best, list[dict[str, Any]], Position]:
+        """Train, evaluate on the way, and hold on to the best weights."""
+        total = trainer.schedule.total_steps
+        evaluated = _evaluation_steps(trainer.batches.steps_per_epoch, total, settings.evaluations_per_epoch)
+        best: _Best | None = None
+        history: list[dict[str, Any]] = []
+        losses: list[float] = []
+        position, without_better = Position(), 0
+        began = time.perf_counter()
+        for seen in trainer.steps(position, observe=lambda step: step in evaluated or step % _LOG_EVERY_STEPS == 0, stop=stop):
+            position = seen.position
+            if seen.stop_signal:
+                raise _stopped(seen)
+            losses.append(seen.losses["loss"])
+            report(position.step, total, f"loss {losses[-1]:.3f}, {position.tokens / max(position.train_seconds, 1e-9):,.0f} tokens/s")
+            if position.step not in evaluated:
+                continue
+            splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
+            score = self._task_score(splits)
+            history.append(
+                {
+                    "step": position.step,
+                    "epoch": position.step / trainer.batches.steps_per_epoch,
+                    "train/loss": sum(losses) / len(losses),
+                    "eval/score": score,
+                    **{f"eval/{name}/{metric}": value for name, scored in splits.items() for metric, value in scored.scores.items()},
+                    "progress/train_seconds": position.train_seconds,
+                    "progress/tokens": position.tokens,
+                }
+            )
+            losses.clear()
+            if best is None or settings.keep == "last" or score > best.score:
+                best = _Best(
+                    position.step, score, splits, {name: t.detach().cpu().clone() for name, t in trainer.model.state_dict().items()}
+                )
+                without_better = 0
+            else:
+                without_better += 1
+            if settings.patience != "off" and without_better >= settings.patience:
+                break
+        assert best is not None
+        return best, history, replace(position, wall_seconds=time.perf_counter() - began)
+
+    def _score(self, model: StBert, rows: _Rows, split: str) -> ScoredSplit:
+        """Score at full depth in fp32, as `pld evaluate` does."""
+        examples, features = rows.others[split]
+        pad_id = self.start.tokenizer.special.pad_id
+        return score_split(model, examples, features, self.data.task, Precision("fp32", self.runtime.device), self.runtime, pad_id=pad_id)
+
+    def _task_score(self, splits: Mapping[str, ScoredSplit]) -> float:
+        """Average the task's metrics over its validation splits."""
+        scores = [task_score(scored.scores, self.data.task.metrics) for scored in splits.values()]
+        return sum(scores) / len(scores)
+
+    def _result(
+        self,
+        settings: FinetuneConfig,
+        rows: _Rows,
+        trainer: Trainer[TaskBatches],
+        *,
+        best: _Best | None = None,
+        history: list[dict[str, Any]] | None = None,
+        position: Position | None = None,
+        error: str | None = None,
+    ) -> dict[str, Any]:
+        assert self.data.train is not None
+        seconds, tokens = (position.train_seconds, position.tokens) if position else (0.0, 0)
+        return {
+            "task": self.data.task.name,
+            "start": self.start_name,
+            "settings": asdict(settings),
+            "score": best.score if best else None,
+            "scores": {name: scored.scores for name, scored in best.splits.items()} if best else {},
+            "best_step": best.step if best else None,
+            "steps": position.step if position else None,
+            "total_steps": trainer.schedule.total_steps,
+            "error": error,
+            "examples": {"train": len(self.data.train)} | {name: len(examples) for name, (examples, _) in rows.others.items()},
+            "truncated": {"train": rows.train.num_truncated} | {name: f.num_truncated for name, (_, f) in rows.others.items()},
+            "train_tokens": tokens,
+            "train_seconds": seconds,
+            "tokens_per_second": tokens / seconds if seconds else None,
+            "wall_seconds": position.wall_seconds if position else None,
+            "history": history or [],
+            "precision": trainer.precision.name,
+            "device": str(self.runtime.device),
+            "hardware": hardware_name(self.runtime.device),
+            "processes": self.runtime.world_size,
+            "threads": torch.get_num_threads(),
+            "pldcli": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def _write(
+        self, place: Path, result: dict[str, Any], splits: Mapping[str, ScoredSplit], model: StBert, settings: FinetuneConfig
+    ) -> None:
+        """Write everything a cell leaves behind, whole or not at all."""
+        rows = self.rows(settings)
+        length = max_seq_len_of(settings, self.data, self.start.settings.max_position_embeddings)
+        with atomic.directory(place, overwrite=True) as temporary:
+            for name, scored in splits.items():
+                text = json_lines(as_json_lines(scored.predictions, rows.others[name][0]))
+                (temporary / f"predictions-{name}.jsonl").write_text(text, encoding="utf-8")
+            (temporary / "model").mkdir()
+            save_pretrained(
+                temporary / "model",
+                model,
+                self.start.settings,
+                tokenizer=self.start.tokenizer,
+                seq_len=self.start.seq_len,
+                task=self.data.task,
+                max_seq_len=length,
+            )
+            _write_json(temporary / "result.json", result)
+
+
+def max_seq_len_of(settings: FinetuneConfig, data: TaskData, positions: int) -> int:
+    """Choose the row length.
+
+    Raises:
+        UsageError: The model has fewer positions.
+    """
+    wanted = settings.max_seq_len
+    if wanted == "auto":
+        return min(_ROW_TOKENS.get(data.task.kind, _OTHER_ROW_TOKENS), positions)
+    if wanted > positions:
+        raise UsageError(
+            f"{wanted} tokens do not fit the model's {positions} positions", where="max_seq_len", hint=f"use max_seq_len={positions}"
+        )
+    return wanted
+
+
+def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write one JSON object per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_result(place: Path) -> dict[str, Any] | None:
+    """Read a finished cell; None where there is none."""
+    try:
+        result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def _total_steps(num_rows: int, settings: FinetuneConfig) -> int:
+    return max(1, math.ceil(math.ceil(num_rows / settings.batch_size) * settings.epochs))
+
+
+def _evaluation_steps(steps_per_epoch: int, total: int, per_epoch: int) -> set[int]:
+    """Spread evaluations evenly over each epoch; the last step is always one."""
+    every = steps_per_epoch / per_epoch
+    count = math.floor(total / every + 1e-9)
+    return {max(1, round(every * (number + 1))) for number in range(count)} | {total}
+
+
+def _stopped(seen: Observation) -> StoppedError | PreemptedError:
+    kind = StoppedError if seen.stop_signal == 2 else PreemptedError
+    return kind("interrupted" if seen.stop_signal == 2 else "terminated")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,116 @@
+"""Files with one word a line and a blank line after each sentence, as CoNLL's shared tasks publish them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pldcli.errors import DataError
+
+__all__ = ["read_conll"]
+
+_DOCUMENT = "-DOCSTART-"
+_KEY_AND_VALUE = re.compile(r"#\s*\S+\s*=\s")
+_NOT_A_WORD = re.compile(r"\d+[-.]\d+")
+"""The number of a range of words, or of an empty node, in CoNLL-U: the line repeats words or adds one that is not in the text."""
+_COLUMNS_OF_CONLLU = 10
+_WHITE_SPACE = " \t\r"
+
+
+def read_conll(path: Path, *, text_column: int = 0, label_column: int = -1) -> tuple[list[list[str]], list[list[str]] | None]:
+    """Read the sentences of a file.
+
+    Columns are parted by tabs if the first word's line has one, else by spaces. `-DOCSTART-` lines are skipped; so are lines before a
+    sentence that begin with `#` and have another number of columns than words have, or read like `# key = value`; and, where there
+    are ten columns, CoNLL-U's ranges of words (`1-2`) and empty nodes (`8.1`).
+
+    Args:
+        path: The file, in UTF-8.
+        text_column: Which column holds the words, from 0; negative from the end.
+        label_column: Which column holds the labels.
+
+    Returns:
+        The words of each sentence, and their labels; no labels where there is a single column.
+
+    Raises:
+        DataError: The file is missing, empty or not UTF-8, lines have different numbers of columns, a column is missing or empty.
+    """
+    sentences: list[list[str]] = []
+    labels: list[list[str]] = []
+    begun = False
+    single = False
+    for where, cells in _word_lines(path):
+        if not cells:
+            begun = False
+            continue
+        if not begun:
+            sentences.append([])
+            labels.append([])
+            begun = True
+        single = len(cells) == 1
+        sentences[-1].append(_cell(cells, text_column if not single else 0, "word", where))
+        if not single:
+            labels[-1].append(_cell(cells, label_column, "label", where))
+    if not sentences:
+        raise DataError("holds no words", where=str(path), hint="one word a line is needed, and a blank line after each sentence")
+    return sentences, None if single else labels
+
+
+def _word_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Give each word's place and columns, and no columns where a sentence ends."""
+    lines = _text(path).split("\n")
+    model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(("#", _DOCUMENT))), None)
+    if model is None:
+        model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(_DOCUMENT)), "")
+    with_tabs = "\t" in model.strip(_WHITE_SPACE)
+    num_columns = len(_columns(model, with_tabs=with_tabs))
+    before_sentence = True
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        cells = _columns(line, with_tabs=with_tabs)
+        if not cells or cells[0] == _DOCUMENT:
+            before_sentence = True
+            yield where, []
+            continue
+        if before_sentence and line.startswith("#") and (len(cells) != num_columns or _KEY_AND_VALUE.match(line)):
+            continue
+        if len(cells) != num_columns:
+            what = f"has {_counted(len(cells))}, and the first word's line has {num_columns}"
+            raise DataError(what, where=where, hint="give every word the same columns, and end a sentence with a blank line")
+        before_sentence = False
+        if num_columns != _COLUMNS_OF_CONLLU or not _NOT_A_WORD.fullmatch(cells[0]):
+            yield where, cells
+
+
+def _columns(line: str, *, with_tabs: bool) -> list[str]:
+    """Part a line; of Unicode's many spaces only the space itself and the tab count, others may be words."""
+    if with_tabs and line.strip(_WHITE_SPACE):
+        return [cell.strip(" ") for cell in line.rstrip("\r").split("\t")]
+    return [cell for cell in re.split(f"[{_WHITE_SPACE}]+", line) if cell]
+
+
+def _cell(cells: list[str], column: int, what: str, where: str) -> str:
+    if not -len(cells) <= column < len(cells):
+        raise DataError(f"has {_counted(len(cells))}, so none for the {what} at {column}", where=where, hint="columns count from 0")
+    if not cells[column]:
+        raise DataError(f"has an empty {what}", where=where, hint="give every word a label, or O where there is nothing to say")
+    return cells[column]
+
+
+def _counted(number: int) -> str:
+    return "1 column" if number == 1 else f"{number} columns"
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({(error.strerror or '').lower()})"
+        raise DataError(what, where=str(path)) from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"byte 0x{content[error.start]:02x} is not UTF-8"
+        raise DataError(what, where=f"{path}:{line}", hint="convert the file, for example with iconv -t UTF-8") from error

@@ -1,0 +1,208 @@
+"""How well predictions fit labels, as the GLUE authors measure it, and what several such numbers come to.
+
+Everything here is plain numpy. Values lie in [0, 1], correlations and `matthews` in [-1, 1]; nothing is multiplied by 100.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "METRICS",
+    "Summary",
+    "accuracy",
+    "f1",
+    "glue_average",
+    "macro_f1",
+    "matthews",
+    "paper_geometric_mean",
+    "pearson",
+    "spearman",
+    "summary",
+    "task_score",
+]
+
+_LEADERBOARD: Mapping[str, tuple[str, ...]] = {
+    "glue/cola": ("matthews",),
+    "glue/sst2": ("accuracy",),
+    "glue/mrpc": ("accuracy", "f1"),
+    "glue/stsb": ("pearson", "spearman"),
+    "glue/qqp": ("accuracy", "f1"),
+    "glue/mnli": ("accuracy", "accuracy_mismatched"),
+    "glue/qnli": ("accuracy",),
+    "glue/rte": ("accuracy",),
+    "glue/wnli": ("accuracy",),
+}
+"""The nine tasks of the leaderboard's average with their metrics. MNLI is one task; AX is not among them."""
+
+_NOT_IN_THE_PAPER = ("glue/wnli",)
+
+
+def accuracy(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the share of predictions that equal their label; 0 of no examples."""
+    y, z = _pair(labels, predictions)
+    return float((y == z).mean()) if y.size else 0.0
+
+
+def f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the F1 of class 1 against all others, as for MRPC and QQP; 0 where neither side has a 1."""
+    y, z = _pair(labels, predictions)
+    return _f1_of_class(y, z, 1)
+
+
+def macro_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the unweighted mean of the F1 of every class that occurs in labels or predictions; 0 of no examples."""
+    y, z = _pair(labels, predictions)
+    classes = np.union1d(y, z)
+    return float(np.mean([_f1_of_class(y, z, one) for one in classes])) if classes.size else 0.0
+
+
+def matthews(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the Matthews correlation of two or more classes; 0 where labels or predictions are all the same.
+
+    Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004, eq. 8.
+    """
+    y, z = _pair(labels, predictions)
+    classes = np.union1d(y, z)
+    of_label = np.array([np.count_nonzero(y == one) for one in classes], np.float64)
+    of_prediction = np.array([np.count_nonzero(z == one) for one in classes], np.float64)
+    n, correct = float(y.size), float(np.count_nonzero(y == z))
+    spread = (n * n - of_label @ of_label) * (n * n - of_prediction @ of_prediction)
+    return float((correct * n - of_label @ of_prediction) / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+def pearson(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the linear correlation; 0 where labels or predictions are all the same, NaN where one is not finite."""
+    y, z = (_direction(values) for values in _pair(labels, predictions, np.float64))
+    return float(np.clip(y @ z, -1.0, 1.0))
+
+
+def spearman(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the correlation of ranks, ties sharing their mean rank; 0 where one side is constant, NaN as for `pearson`."""
+    y, z = _pair(labels, predictions, np.float64)
+    if not (np.isfinite(y).all() and np.isfinite(z).all()):
+        return math.nan
+    return pearson(_ranks(y), _ranks(z))
+
+
+METRICS: Mapping[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+"""Each metric under its name: a function of label ids (or numbers) and predictions, in this order."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What several runs of the same thing gave."""
+
+    mean: float
+    std: float
+    """Of the sample (n - 1); 0 for a single run."""
+    median: float
+    minimum: float
+    maximum: float
+    values: tuple[float, ...]
+    """Every run, in the order given."""
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Summarise at least one value."""
+    numbers = tuple(float(value) for value in values)
+    assert numbers, "there is nothing to summarise"
+    std = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    return Summary(statistics.fmean(numbers), std, statistics.median(numbers), min(numbers), max(numbers), numbers)
+
+
+def task_score(values: Mapping[str, float], names: Sequence[str]) -> float:
+    """Compute a task's one number: the unweighted mean of its metrics.
+
+    Args:
+        values: Metric name to value; others than `names` are left alone.
+        names: The task's metrics, at least one.
+    """
+    return statistics.fmean(values[name] for name in names)
+
+
+def glue_average(scores: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Compute the average as the GLUE leaderboard does: the mean over nine tasks of the mean of a task's metrics.
+
+    WNLI counts, AX does not, and MNLI is one task with two numbers.
+
+    Args:
+        scores: Task name, such as `glue/mrpc`, to metric name to value; of `glue/mnli` the matched set is `accuracy` and the
+            mismatched one `accuracy_mismatched`.
+
+    Returns:
+        The average, or None where a task or one of its metrics is missing.
+
+    Source: Wang et al., "GLUE", ICLR 2019, section 4 and gluebenchmark.com/leaderboard.
+    """
+    if not all(name in scores.get(task, {}) for task, names in _LEADERBOARD.items() for name in names):
+        return None
+    return statistics.fmean(task_score(scores[task], names) for task, names in _LEADERBOARD.items())
+
+
+def paper_geometric_mean(scores: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Compute the geometric mean of the 12 numbers in the paper's table of GLUE.
+
+    They are those of RTE, MRPC (2), STS-B (2), CoLA, SST-2, QNLI, QQP (2) and MNLI (2: matched, mismatched); each counts once, so
+    a task with two numbers counts twice.
+
+    Args:
+        scores: As for `glue_average`.
+
+    Returns:
+        The mean, or None where a number is missing or negative (a Matthews correlation may be).
+
+    Source: Zhang & He, "Accelerating Training of Transformer-Based Language Models with Progressive Layer Dropping", 2020, the
+        table of GLUE results: the geometric mean is the one that its last column comes close to.
+    """
+    wanted = [(task, name) for task, names in _LEADERBOARD.items() if task not in _NOT_IN_THE_PAPER for name in names]
+    if not all(scores.get(task, {}).get(name, -1.0) >= 0 for task, name in wanted):
+        return None
+    return statistics.geometric_mean(numbers) if all(numbers := [scores[task][name] for task, name in wanted]) else 0.0
+
+
+def _pair(labels: npt.ArrayLike, predictions: npt.ArrayLike, dtype: type | None = None) -> tuple[npt.NDArray[np.generic], ...]:
+    y, z = np.asarray(labels, dtype), np.asarray(predictions, dtype)
+    assert y.ndim == 1 and y.shape == z.shape, f"{y.shape} labels, {z.shape} predictions"
+    return y, z
+
+
+def _f1_of_class(y: npt.NDArray[np.generic], z: npt.NDArray[np.generic], one: object) -> float:
+    both, either = np.count_nonzero((y == one) & (z == one)), np.count_nonzero(y == one) + np.count_nonzero(z == one)
+    return float(2 * both / either) if either else 0.0
+
+
+def _direction(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Scale the deviations from the mean to length 1; to zeros where there are none, to NaN where a value is not finite."""
+    x: npt.NDArray[np.float64] = values.astype(np.float64)
+    if not np.isfinite(x).all():
+        return np.full_like(x, np.nan)
+    if x.size == 0 or (x == x[0]).all():
+        return np.zeros_like(x)
+    x = np.ldexp(x, -np.frexp(np.abs(x).max())[1])
+    x -= x[0]
+    x /= np.abs(x).max()
+    x -= x.mean()
+    x /= np.linalg.norm(x)
+    return x
+
+
+def _ranks(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Number the values from 1 in rising order, equal ones with the mean of their numbers."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean_rank = last - (counts - 1) / 2
+    return np.asarray(mean_rank[place], np.float64)

@@ -1,0 +1,115 @@
+"""One label or one number per example, from one text or a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli.data.tokenizer import Tokenizer
+from pldcli.tasks.metrics import METRICS
+from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
+
+__all__ = ["Classification", "Regression"]
+
+_TEXTS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One of several labels."""
+
+    head: Head = "sequence"
+
+    def num_outputs(self, task: Task) -> int:
+        """Count the labels."""
+        return len(task.labels)
+
+    def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
+        """Tokenise; of a pair that is too long the longer text loses its end, token by token."""
+        return _encode(examples, tokenizer, max_seq_len, np.int64)
+
+    def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
+        """Take the most probable label."""
+        predictions = []
+        for probabilities in _softmax(np.stack(outputs).astype(np.float64)) if len(outputs) else ():
+            best = int(probabilities.argmax())
+            predictions.append(Prediction(task.spelled(best), dict(zip(task.labels, probabilities.tolist(), strict=True)), best))
+        return predictions
+
+    def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
+        """Compute the task's metrics from label ids."""
+        return _metrics(task, examples.labels, [prediction.label_id for prediction in predictions])
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A number."""
+
+    head: Head = "sequence"
+
+    def num_outputs(self, task: Task) -> int:
+        """Count the outputs: one."""
+        return 1
+
+    def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
+        """Tokenise; of a pair that is too long the longer text loses its end, token by token."""
+        return _encode(examples, tokenizer, max_seq_len, np.float32)
+
+    def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
+        """Take the output as it is."""
+        return [Prediction(float(value[0]), [float(value[0])]) for value in outputs]
+
+    def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
+        """Compute the task's metrics."""
+        return _metrics(task, examples.labels, [prediction.label for prediction in predictions])
+
+
+def _encode(examples: Examples, tokenizer: Tokenizer, max_seq_len: int, label_type: Any) -> Features:
+    """Build rows of [CLS] a [SEP] or [CLS] a [SEP] b [SEP], as the tokenizer's own template has them."""
+    fast = _truncating(tokenizer, max_seq_len)
+    ids: list[npt.NDArray[np.int32]] = [np.empty(0, np.int32)]
+    types: list[npt.NDArray[np.int8]] = [np.empty(0, np.int8)]
+    lengths: list[int] = []
+    num_truncated = 0
+    for start in range(0, len(examples), _TEXTS_AT_ONCE):
+        columns = [column[start : start + _TEXTS_AT_ONCE] for column in examples.inputs]
+        encoded = fast.encode_batch_fast(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
+        ids.append(np.array([i for row in encoded for i in row.ids], np.int32))
+        types.append(np.array([i for row in encoded for i in row.type_ids], np.int8))
+        lengths += [len(row) for row in encoded]
+        num_truncated += sum(bool(row.overflowing) for row in encoded)
+    return Features(
+        np.concatenate(ids),
+        np.concatenate(types),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        None if examples.labels is None else np.array(examples.labels, label_type),
+        np.arange(len(examples)),
+        num_truncated,
+    )
+
+
+def _truncating(tokenizer: Tokenizer, max_seq_len: int) -> Any:
+    """Copy the tokenizer, set to wrap texts as the model expects and to cut them."""
+    import tokenizers
+
+    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    fast.no_padding()
+    fast.encode_special_tokens = True  # `[MASK]` in a text is text
+    fast.enable_truncation(max_seq_len, strategy="longest_first")
+    return fast
+
+
+def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    exponents: npt.NDArray[np.float64] = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: npt.NDArray[np.float64] = exponents / exponents.sum(-1, keepdims=True)
+    return shares
+
+
+def _metrics(task: Task, labels: list[Any] | None, predicted: list[Any]) -> dict[str, float]:
+    assert labels is not None
+    found: dict[str, Callable[..., float]] = {name: METRICS[name] for name in task.metrics}
+    return {name: metric(np.array(labels), np.array(predicted)) for name, metric in found.items()}

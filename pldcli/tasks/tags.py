@@ -1,0 +1,254 @@
+"""A label for each word: words to pieces and windows, labels back to words, entities as conlleval counts them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli.data.tokenizer import Tokenizer
+from pldcli.tasks.metrics import accuracy
+from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
+from pldcli.tasks.windows import frame_of
+
+__all__ = ["Tags", "default_metrics", "entities"]
+
+_IGNORED = -100
+"""The label of tokens that no loss is computed for."""
+
+_PREFIXES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+"""The letters of IOB, IOBES and BILOU: begin, inside, end (last), single (unit)."""
+
+_OUTSIDE = "O"
+_BATCH = 4096
+"""Words that are tokenised at once."""
+
+
+@dataclass(frozen=True)
+class _Details:
+    """Which token speaks for each word."""
+
+    tokens: npt.NDArray[np.int64]
+    """Of the words of all examples, one after the other: its place in `Features.input_ids`."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Words that stand in one row, from `first` to before `end`; it labels those from `labels_from` to before `labels_to`."""
+
+    first: int
+    end: int
+    labels_from: int
+    labels_to: int
+
+
+class Tags:
+    """Token classification: one output per label and token; the first piece of a word speaks for it."""
+
+    @property
+    def head(self) -> Head:
+        """Say which head the model needs."""
+        return "token"
+
+    def num_outputs(self, task: Task) -> int:
+        """Count the labels."""
+        return len(task.labels)
+
+    def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
+        """Tokenise a split word by word.
+
+        A sentence that does not fit a row is cut between words into windows. Neighbours share words of up to `stride` tokens, half
+        a row at most; of these the earlier window labels the first half and the later one the rest, so that every word is labelled
+        exactly once, where there is context on both sides. A single word longer than a row loses its end, and its sentence is counted
+        in `num_truncated`. A word that comes to no token at all becomes the unknown token.
+
+        Args:
+            examples: The split.
+            task: Its task, with known labels.
+            tokenizer: The model's.
+            max_seq_len: Tokens of a row at most, special tokens included.
+            stride: Tokens that two windows share.
+
+        Raises:
+            UsageError: A row has no room for text.
+        """
+        frame = frame_of(tokenizer, 1)
+        room = frame.room(max_seq_len)
+        pieces = _encode_words(examples.inputs[0], tokenizer)
+        ids, types, labels, example_of_row = [], [], [], []
+        tokens: list[npt.NDArray[np.int64]] = []
+        num_truncated = offset = 0
+        for i, words in enumerate(examples.inputs[0]):
+            encoded = [pieces[word][:room] for word in words]
+            num_truncated += any(len(pieces[word]) > room for word in words)
+            starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+            for window in _windows(starts, room, stride):
+                row_ids, row_types = frame.row(np.concatenate([*encoded[window.first : window.end], np.zeros(0, np.int32)]))
+                labelled = slice(window.labels_from, window.labels_to)
+                places = starts[labelled] - starts[window.first] + len(frame.gaps[0])
+                row_labels = np.full(len(row_ids), _IGNORED, np.int64)
+                if examples.labels is not None:
+                    row_labels[places] = examples.labels[i][labelled]
+                ids.append(row_ids)
+                types.append(row_types)
+                labels.append(row_labels)
+                tokens.append(places + offset)
+                example_of_row.append(i)
+                offset += len(row_ids)
+        return Features(
+            input_ids=np.concatenate([*ids, np.zeros(0, np.int32)]),
+            token_type_ids=np.concatenate([*types, np.zeros(0, np.int8)]),
+            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            labels=None if examples.labels is None else np.concatenate([*labels, np.zeros(0, np.int64)]),
+            example_of_row=np.array(example_of_row, np.int64),
+            num_truncated=num_truncated,
+            details=_Details(np.concatenate([*tokens, np.zeros(0, np.int64)])),
+        )
+
+    def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
+        """Take each word's most probable label.
+
+        Args:
+            outputs: Per row, [tokens of the row, labels].
+            features: The rows.
+            examples: The split.
+            task: Its task.
+        """
+        details: _Details = features.details
+        empty = np.zeros((0, len(task.labels)), np.float32)
+        logits = np.concatenate([empty, *outputs])[details.tokens].astype(np.float64)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        best = logits.argmax(axis=1)
+        probabilities = (exponentials.max(axis=1) / exponentials.sum(axis=1)).tolist()
+        label_ids = best.tolist()
+        predictions, start = [], 0
+        for words in examples.inputs[0]:
+            of_words = slice(start, start + len(words))
+            chosen = label_ids[of_words]
+            predictions.append(Prediction([task.spelled(one) for one in chosen], probabilities[of_words], chosen))
+            start += len(words)
+        return predictions
+
+    def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
+        """Compute the share of words with the right label, and how well the entities were found, as conlleval does.
+
+        Returns:
+            `accuracy`, and, where the labels mark entities, `entity_precision`, `entity_recall` and `entity_f1` over all entities.
+        """
+        assert examples.labels is not None
+        right = [label_id for one in examples.labels for label_id in one]
+        scores = {"accuracy": accuracy(right, [label_id for one in predictions for label_id in one.label_id])}
+        if not _mark_entities(task.labels):
+            return scores
+        num_right = num_found = num_both = 0
+        for prediction, label_ids in zip(predictions, examples.labels, strict=True):
+            expected, found = (entities([task.labels[one] for one in ids]) for ids in (label_ids, prediction.label_id))
+            num_right += len(expected)
+            num_found += len(found)
+            num_both += len(expected & found)
+        scores["entity_precision"] = num_both / num_found if num_found else 0.0
+        scores["entity_recall"] = num_both / num_right if num_right else 0.0
+        scores["entity_f1"] = 2 * num_both / (num_right + num_found) if num_both else 0.0
+        return scores
+
+
+def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
+    """Choose what a task is scored by: the F1 of entities where the labels mark some (`B-PER`, `I-PER`), else accuracy."""
+    return ("entity_f1",) if _mark_entities(labels) else ("accuracy",)
+
+
+def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Find the entities of a sentence, labelled by IOB1, IOB2, IOBES or BILOU.
+
+    As in conlleval an ill-formed sequence has entities too: one begins at B and S (U), after O, E (L) or S (U), and wherever the type
+    changes; it goes on through I and E (L) of its type. A label without such a prefix is a type of its own, inside.
+
+    Args:
+        labels: One per word.
+
+    Returns:
+        The type, the first word, and the word after the last one, of each.
+
+    Source: Tjong Kim Sang & Buchholz, "Introduction to the CoNLL-2000 shared task", and its evaluation script.
+    """
+    found = set()
+    open_type, first = "", -1
+    for i, (prefix, kind) in enumerate(map(_parted, [*labels, _OUTSIDE])):
+        goes_on = first >= 0 and prefix in ("I", "E") and kind == open_type
+        if first >= 0 and not goes_on:
+            found.add((open_type, first, i))
+            first = -1
+        if prefix != _OUTSIDE and first < 0:
+            open_type, first = kind, i
+        if prefix in ("E", "S"):
+            found.add((open_type, first, i + 1))
+            first = -1
+    return found
+
+
+def _parted(label: str) -> tuple[str, str]:
+    """Part a label into its prefix, in the letters of IOBES, and its type."""
+    if label == _OUTSIDE:
+        return _OUTSIDE, ""
+    letter, dash, kind = label.partition("-")
+    if letter in _PREFIXES and (dash or not kind):
+        return _PREFIXES[letter], kind
+    return "I", label
+
+
+def _mark_entities(labels: Sequence[str]) -> bool:
+    """Tell labels of entities from others, such as parts of speech."""
+    if any(label.startswith(("B-", "I-")) for label in labels):
+        return True
+    letters = {label.partition("-")[0] for label in labels}
+    return _OUTSIDE in letters and len(letters) > 1 and letters <= {_OUTSIDE, *_PREFIXES}
+
+
+def _encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> dict[str, npt.NDArray[np.int32]]:
+    """Tokenise each distinct word once, as it stands after a space; no word comes to nothing or to a special token."""
+    words = list(dict.fromkeys(word for sentence in sentences for word in sentence))
+    return dict(_encodings(words, tokenizer))
+
+
+def _encodings(words: list[str], tokenizer: Tokenizer) -> Iterator[tuple[str, npt.NDArray[np.int32]]]:
+    special = tokenizer.special
+    before = " " if _needs_space(tokenizer) else ""
+    for first in range(0, len(words), _BATCH):
+        batch = words[first : first + _BATCH]
+        encodings = tokenizer.fast.encode_batch_fast([before + word for word in batch], add_special_tokens=False)
+        for word, encoding in zip(batch, encodings, strict=True):
+            ids = np.array(encoding.ids or [special.unk_id], np.int32)
+            ids[np.isin(ids, special.ids)] = special.unk_id
+            yield word, ids
+
+
+def _needs_space(tokenizer: Tokenizer) -> bool:
+    """Tell whether words within a text have other ids than at its start: bytes-level BPE, as RoBERTa's, marks the space before."""
+    pre_tokenizer = json.loads(tokenizer.json_text).get("pre_tokenizer") or {}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    return any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def _windows(starts: npt.NDArray[np.int64], room: int, stride: int) -> list[_Window]:
+    """Cut a sentence into windows.
+
+    Args:
+        starts: [words + 1], the first token of each word, and the end; no word is longer than `room`.
+        room: Tokens of a window.
+        stride: Tokens that two windows may share.
+    """
+    num_words = len(starts) - 1
+    shared = min(stride, room // 2)
+    windows = [_Window(0, end := int(np.searchsorted(starts, room, side="right")) - 1, 0, end)]
+    while end < num_words:
+        must_hold = int(starts[end + 1]) - room
+        first = int(np.searchsorted(starts, max(int(starts[end]) - shared, must_hold)))
+        middle = int(np.searchsorted(starts, (int(starts[first]) + int(starts[end])) / 2))
+        last = windows[-1]
+        windows[-1] = _Window(last.first, last.end, last.labels_from, middle)
+        end = int(np.searchsorted(starts, int(starts[first]) + room, side="right")) - 1
+        windows.append(_Window(first, end, middle, end))
+    return windows
