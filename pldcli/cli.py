@@ -47,6 +47,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("config show", config.show, LOOKING, "pld config show bert-small-pld train.total_steps=1000"),
     Entry("config validate", config.validate, LOOKING, "pld config validate my.yaml optim.learning_rate=5e-4"),
     Entry("config list", config.list_presets, LOOKING, "pld config list"),
+    Entry("config finetune", config.finetune_settings, LOOKING, "pld config finetune"),
     Entry("doctor", doctor.doctor, LOOKING, "pld doctor --path /scratch"),
 )
 """Every subcommand, once."""

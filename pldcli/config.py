@@ -26,6 +26,7 @@ __all__ = [
     "RuntimeConfig",
     "TrainConfig",
     "documentation",
+    "field_docstrings",
     "flatten",
 ]
 
@@ -209,6 +210,8 @@ class TrainConfig:
     """Seed of the initial weights, data order, masks, gates and dropout."""
     log_every_steps: int = 10
     """Steps between rows of metrics.jsonl."""
+    init_from: str | None = None
+    """Begin with the weights of this run, checkpoint or Hugging Face directory; its shape takes the place of the preset's."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
@@ -394,17 +397,22 @@ def documentation() -> dict[str, str]:
     texts: dict[str, str] = {}
     for section, cls in get_type_hints(Config).items():
         texts[section] = inspect.getdoc(cls) or ""
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, after in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                texts[f"{section}.{statement.target.id}"] = str(after.value.value)
+        texts |= {f"{section}.{name}": text for name, text in field_docstrings(cls).items()}
     return texts
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    """Collect what stands below each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        statement.target.id: str(after.value.value)
+        for statement, after in zip(body.body, body.body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }
 
 
 def choices(annotation: Any) -> tuple[Any, ...]:

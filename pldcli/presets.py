@@ -1,6 +1,7 @@
 """From a preset's name to a configuration: find, extend, override, check, dump.
 
-Layers, later ones win: defaults < presets named by `extends` < the preset < the prepared data's vocabulary < KEY=VALUE.
+Layers, later ones win: defaults < presets named by `extends` < the preset < the prepared data's vocabulary < the model that a run
+begins with < KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Resolved:
     preset: str
     config: Config
     origins: dict[str, str]
-    """Dotted key to `default`, a preset's name, `prepared data` or `command line`."""
+    """Dotted key to `default`, a preset's name, `prepared data`, `initial model` or `command line`."""
 
 
 def preset_directory() -> Path:
@@ -59,18 +60,26 @@ def header(preset: str) -> list[str]:
     return lines
 
 
-def resolve(preset: str, overrides: Sequence[str] = (), *, from_data: Mapping[str, Any] | None = None) -> Resolved:
+def resolve(
+    preset: str,
+    overrides: Sequence[str] = (),
+    *,
+    from_data: Mapping[str, Any] | None = None,
+    from_model: Mapping[str, Any] | None = None,
+) -> Resolved:
     """Build the configuration of a preset with `KEY=VALUE` changes.
 
     Args:
         preset: The name of a shipped preset, or the path of a YAML file.
         overrides: `KEY=VALUE` texts with dotted keys.
         from_data: Values that the prepared data decides.
+        from_model: Values that the model decides whose weights the run begins with.
 
     Raises:
         UsageError: Unknown preset or key, wrong type, or a value that a check refuses.
     """
-    layers = [*_layers(preset), ("prepared data", dict(from_data or {})), ("command line", parse(overrides))]
+    given = [("prepared data", dict(from_data or {})), ("initial model", dict(from_model or {})), ("command line", parse(overrides))]
+    layers = [*_layers(preset), *given]
     values: dict[str, Any] = {}
     origins = dict.fromkeys(key_types(), "default")
     for origin, layer in layers:

@@ -40,12 +40,13 @@ class Pretrained:
         """Keep the shape and the tokenizer, forget the weights."""
         return replace(self, weights={}, from_scratch=True)
 
-    def masked_lm(self, *, next_sentence: bool = False, fresh_head: bool = False, seed: int = 0) -> StBert:
+    def masked_lm(self, *, next_sentence: bool = False, fresh_head: bool = False, dropout: float | None = None, seed: int = 0) -> StBert:
         """Build the model with its masked-LM head.
 
         Args:
             next_sentence: With a next-sentence head too; fresh where there is none.
             fresh_head: Begin with fresh heads where there are none, instead of refusing.
+            dropout: Everywhere; None for the checkpoint's own.
             seed: Of what is fresh.
 
         Raises:
@@ -53,7 +54,7 @@ class Pretrained:
         """
         if self.without_masked_lm and not fresh_head:
             raise CheckpointError(self.without_masked_lm, where=self.where, hint="give a model that was saved with its pre-training head")
-        model = StBert(**vars(self.settings), next_sentence=next_sentence, seed=seed)
+        model = StBert(**self._with_dropout(dropout), next_sentence=next_sentence, seed=seed)
         _load(model, self.weights, self.where, may_be_fresh=self._fresh_or("mlm_head.", "nsp_head."))
         return model
 
@@ -71,8 +72,7 @@ class Pretrained:
         Raises:
             CheckpointError: Weights do not fit, or the trained head is missing.
         """
-        settings = vars(self.settings) | ({} if dropout is None else {"dropout": dropout})
-        model = StBert(**settings, masked_lm=False, task_head=head, seed=seed)
+        model = StBert(**self._with_dropout(dropout), masked_lm=False, task_head=head, seed=seed)
         if trained:
             _load(model, self.weights, self.where)
             return model
@@ -81,6 +81,9 @@ class Pretrained:
             weights |= {name.replace("nsp_head.pooler", "task_head.dense"): t for name, t in weights.items() if "nsp_head.pooler" in name}
         _load(model, weights, self.where, may_be_fresh=self._fresh_or("task_head."))
         return model
+
+    def _with_dropout(self, dropout: float | None) -> dict[str, Any]:
+        return vars(self.settings) | ({} if dropout is None else {"dropout": dropout})
 
     def _fresh_or(self, *prefixes: str) -> tuple[str, ...]:
         return ("",) if self.from_scratch else prefixes

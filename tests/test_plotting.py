@@ -103,6 +103,18 @@ def test_curves(series: list[Curve], tmp_path: Path) -> None:
         assert text.encode() in content
 
 
+def test_depths(tmp_path: Path) -> None:
+    words = {"title": "a model on a text", "score_label": "masked-LM loss", "num_blocks": 12}
+    plotting.plot_depths([12, 6, 9], [2.0, math.inf, 2.5], [1.0, 1.8, 1.3], tmp_path / "a.svg", **words)
+    plotting.plot_depths([6, 9, 12], [math.inf, 2.5, 2.0], [1.8, 1.3, 1.0], tmp_path / "b.svg", **words)
+    content = (tmp_path / "a.svg").read_bytes()
+    assert content == (tmp_path / "b.svg").read_bytes(), "in any order"
+    for text in ("a model on a text", "masked-LM loss", "Speed, all 12 blocks = 1", "times as fast"):
+        assert text.encode() in content
+    plotting.plot_depths([1], [2.0], [1.0], tmp_path / "one.png", **{**words, "num_blocks": 1})
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_wrong_places_are_refused(tmp_path: Path) -> None:
     for name in ("x.pdf", "x", ".png"):
         with pytest.raises(UsageError, match=r"a picture's name must end in \.png or \.svg"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import groupby
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from pldcli import presets
-from pldcli.config import documentation, flatten
+from pldcli.config import documentation, field_docstrings, flatten
+from pldcli.finetune_config import FinetuneConfig
 
-__all__ = ["Overrides", "Preset", "complete_override", "complete_preset", "list_presets", "show", "validate"]
+__all__ = ["Overrides", "Preset", "complete_override", "complete_preset", "finetune_settings", "list_presets", "show", "validate"]
 
 
 def complete_preset(incomplete: str) -> list[tuple[str, str]]:
@@ -67,6 +70,16 @@ def list_presets() -> None:
     console.print(table(headings, rows, right=headings[1:3], fold=headings[-1:]))
 
 
+def finetune_settings() -> None:
+    """Show the settings of `pld finetune`, their defaults and what they mean."""
+    from pldcli.commands.screen import screen, table
+
+    texts = field_docstrings(FinetuneConfig)
+    console = screen()
+    rows = [[key, _as_typed(value), escape(texts[key])] for key, value in asdict(FinetuneConfig()).items()]
+    console.print(table(["setting", "default", "meaning"], rows, fold=["meaning"]))
+
+
 def _header_field(preset: str, field: str) -> str:
     """Read what stands behind `field:` in a preset's header."""
     lines = (line.partition(":") for line in presets.header(preset))
@@ -75,7 +88,6 @@ def _header_field(preset: str, field: str) -> str:
 
 def _print_values(resolved: presets.Resolved) -> None:
     """Print the knobs section by section; on a narrow screen a meaning stands below its knob, not beside it."""
-    from rich.markup import escape
     from rich.padding import Padding
 
     from pldcli.commands.screen import NARROW, screen, table

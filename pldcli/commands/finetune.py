@@ -67,7 +67,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model on a task and score it; several seeds and a grid of settings if asked. What was stopped goes on.
 
-    Settings: learning_rate, batch_size, epochs, warmup_fraction, max_seq_len, patience, keep, ... (`pld config show finetune`).
+    Settings: learning_rate, batch_size, epochs, warmup_fraction, max_seq_len, patience, keep, ... (`pld config finetune` explains them).
     """
     from pldcli.finetune_config import cells
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +23,18 @@ def pretrain(
     preset: Annotated[str, typer.Option(help="A shipped preset or a YAML file.", autocompletion=complete_preset)] = "bert-base-pld",
     data: Annotated[Path, typer.Option(help="The prepared directory.")] = Path("data"),
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/PRESET")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with the weights of a run, a checkpoint or a Hugging Face directory; short for train.init_from=...",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the path of a checkpoint.")] = "auto",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
+    allow_bin: Annotated[
+        bool, typer.Option("--allow-bin", help="Let --init-from read pytorch_model.bin, through torch's weights-only loader.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take and stop.")] = False,
 ) -> None:
     """Pre-train an encoder with layer dropping; a run that was stopped goes on.
@@ -33,22 +43,39 @@ def pretrain(
     """
     from pldcli.presets import resolve
 
-    wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
-    resolve(preset, wanted)  # what is wrong without the data shows before it is read
+    wanted = [
+        *(overrides or []),
+        *([f"runtime.device={device}"] if device else []),
+        *([f"train.init_from={init_from}"] if init_from else []),
+    ]
+    first = resolve(preset, wanted).config  # what is wrong without the data shows before it is read
     from pldcli.data.shards import read_manifest
 
-    config = resolve(preset, wanted, from_data={"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}).config
+    vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
+    config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, allow_bin)).config
     from pldcli.engine import pretrain as engine
 
     if dry_run:
-        dry = engine.dry_run(config, data=data)
+        dry = engine.dry_run(config, data=data, allow_bin=allow_bin)
         if dry.is_main:
             _show_dry_run(dry)
         return
     place = out or Path("runs") / Path(preset).stem
-    result = engine.pretrain(config, data=data, out=place, resume=resume, command=_command_line())
+    result = engine.pretrain(config, data=data, out=place, resume=resume, command=_command_line(), allow_bin=allow_bin)
     if result.is_main:
         _show(result, data)
+
+
+def _shape_of(init_from: str | None, allow_bin: bool) -> dict[str, Any]:
+    """Read the shape of the model that a run begins with; dropout stays the run's own."""
+    if init_from is None:
+        return {}
+    from pldcli.engine.model_source import open_model
+
+    loaded = open_model(Path(init_from), allow_bin=allow_bin)
+    if loaded.without_masked_lm:
+        typer.echo(f"note: {init_from} {loaded.without_masked_lm}: that head begins at random", err=True)
+    return {f"model.{name}": value for name, value in vars(loaded.settings).items() if name != "dropout"}
 
 
 def _command_line() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from pldcli.engine.checkpoint import Position, Snapshot
 from pldcli.engine.display import RunDisplay
 from pldcli.engine.estimate import Estimate, estimate, fitting_micro_batch, measure_step_seconds, warnings
 from pldcli.engine.memory import out_of_memory
+from pldcli.engine.model_source import open_model
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import resolve_precision
@@ -26,7 +27,7 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import stop_requests
 from pldcli.engine.trainer import Trainer
-from pldcli.errors import CheckpointError, UsageError
+from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
 
 __all__ = ["DryRun", "PretrainResult", "build_trainer", "dry_run", "pretrain"]
@@ -49,7 +50,14 @@ class DryRun:
 
 
 def pretrain(
-    config: Config, *, data: Path, out: Path, resume: str = "auto", command: str = "", console: Console | None = None
+    config: Config,
+    *,
+    data: Path,
+    out: Path,
+    resume: str = "auto",
+    command: str = "",
+    allow_bin: bool = False,
+    console: Console | None = None,
 ) -> PretrainResult:
     """Pre-train to the end of the schedule, or go on with a run that was stopped.
 
@@ -59,23 +67,24 @@ def pretrain(
         out: The run directory.
         resume: `auto` (the newest checkpoint that verifies), `never`, or the path of a checkpoint.
         command: What the user typed, for the model card.
+        allow_bin: Read a pickle of weights to begin with where there is no safetensors file.
         console: Where to show progress.
 
     Raises:
         PldError: Bad data, another run's checkpoint, out of memory, divergence, a full disk, or a stop with the state saved.
     """
     with launch(config.runtime.device) as runtime:
-        return _pretrain(config, runtime, open_prepared(data), RunDirectory(out), resume, command, console or Console())
+        return _pretrain(config, runtime, open_prepared(data), RunDirectory(out), resume, command, allow_bin, console or Console())
 
 
-def dry_run(config: Config, *, data: Path) -> DryRun:
+def dry_run(config: Config, *, data: Path, allow_bin: bool = False) -> DryRun:
     """Work out what a run would take, from a few measured steps; nothing is written.
 
     Raises:
         PldError: As `pretrain`, for what shows before the first step.
     """
     with launch(config.runtime.device) as runtime:
-        trainer = build_trainer(config, open_prepared(data), runtime)
+        trainer = build_trainer(config, open_prepared(data), runtime, allow_bin=allow_bin)
         with _out_of_memory(trainer):
             estimated = _estimate(config, trainer)
         batches = trainer.batches
@@ -92,10 +101,20 @@ def dry_run(config: Config, *, data: Path) -> DryRun:
         )
 
 
-def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime) -> Trainer[StepBatches]:
+def build_trainer(
+    config: Config, prepared: PreparedData, runtime: Runtime, *, initial: bool = True, allow_bin: bool = False
+) -> Trainer[StepBatches]:
     """Put the parts of a run together at its first step.
 
+    Args:
+        config: The resolved configuration.
+        prepared: What it is trained on.
+        runtime: Device and processes.
+        initial: Load the weights that the run begins with; off where a checkpoint's will take their place.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+
     Raises:
+        CheckpointError: The model to begin with cannot be read, or has another shape.
         UsageError: The vocabulary or the batch does not fit.
         DataError: The training text is shorter than a sequence.
     """
@@ -107,7 +126,7 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime) -> T
             hint="leave it out: the prepared data's size is taken",
         )
     config.share_of_group(runtime.world_size)
-    model = StBert(**vars(settings), next_sentence=config.objective.next_sentence, seed=train.seed).to(runtime.device)
+    model = _initial_model(config, prepared, initial=initial, allow_bin=allow_bin).to(runtime.device)
     if _compiles(config, runtime):
         for block in model.blocks:
             block.compile()
@@ -140,10 +159,37 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime) -> T
     )
 
 
+def _initial_model(config: Config, prepared: PreparedData, *, initial: bool, allow_bin: bool) -> StBert:
+    """Build the model with random weights, or with those of `train.init_from`."""
+    next_sentence, seed = config.objective.next_sentence, config.train.seed
+    if config.train.init_from is None or not initial:
+        return StBert(**vars(config.model), next_sentence=next_sentence, seed=seed)
+    loaded = open_model(Path(config.train.init_from), allow_bin=allow_bin)
+    if loaded.tokenizer.fingerprint != prepared.fingerprint:
+        raise DataError(
+            f"was prepared with another tokenizer than that of {loaded.where}",
+            where=str(prepared.path),
+            hint=f"prepare it again with `pld prepare-data --tokenizer {loaded.where}`",
+        )
+    for name, value in vars(replace(loaded.settings, dropout=config.model.dropout)).items():
+        if getattr(config.model, name) != value:
+            what = f"{getattr(config.model, name)} does not fit the {value} of {loaded.where}"
+            raise UsageError(what, where=f"model.{name}", hint="leave it out: the model's own value is taken")
+    return loaded.masked_lm(next_sentence=next_sentence, fresh_head=True, dropout=config.model.dropout, seed=seed)
+
+
 def _pretrain(
-    config: Config, runtime: Runtime, prepared: PreparedData, run: RunDirectory, resume: str, command: str, console: Console
+    config: Config,
+    runtime: Runtime,
+    prepared: PreparedData,
+    run: RunDirectory,
+    resume: str,
+    command: str,
+    allow_bin: bool,
+    console: Console,
 ) -> PretrainResult:
-    trainer = build_trainer(config, prepared, runtime)
+    goes_on = resume != "never" and bool(checkpoint.list_checkpoints(run.checkpoints) or resume != "auto")
+    trainer = build_trainer(config, prepared, runtime, initial=not goes_on, allow_bin=allow_bin)
     display = RunDisplay(
         console,
         title=str(run.path),

@@ -111,6 +111,10 @@ def test_what_cannot_be_told(tmp_path, names, expected):
 def test_the_folder_of_another_task_is_not_taken(tmp_path):
     place(tmp_path, "QNLI/train.tsv")
     assert error_of(tmp_path / "QNLI").startswith("ROOT: holds no files of glue/rte")
+    place(tmp_path, "SST-2/train.tsv", "squad/train.json")
+    assert error_of(tmp_path / "SST-2").startswith("ROOT: holds no files of glue/rte")
+    assert found(tmp_path, "squad") == {"train": ["squad/train.json"]}
+    assert error_of(tmp_path, "squad_v2").startswith("ROOT: holds no files of squad_v2")
 
 
 def test_no_directory(tmp_path):

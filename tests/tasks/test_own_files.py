@@ -276,6 +276,13 @@ def test_conll_columns(tmp_path):
     assert line == "b.conll: has a single column, so no labels; training needs a label beside every word"
 
 
+def test_tags_that_follow_from_others_are_known(tmp_path):
+    rows = [{"tokens": ["a", "b", "c"], "tags": ["B-X", "I-X", "B-Y"]}] * 20
+    task = load_own(jsonl(tmp_path / "a.jsonl", rows)).task
+    assert task.labels == ("B-X", "B-Y", "I-X", "I-Y")
+    assert load_split(task, write(tmp_path / "b.conll", "a B-Y\nb I-Y\n")).labels == [[1, 3]]
+
+
 def test_lists_of_words_and_tags(tmp_path):
     rows = [{"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}] * 20
     data = load_own(jsonl(tmp_path / "a.jsonl", rows))

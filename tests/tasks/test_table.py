@@ -45,6 +45,11 @@ def test_tsv_with_quotation_marks_that_are_no_quotes(tmp_path):
         assert read_table(path, quoted=quoted).columns["text"] == ['"He said', '"Hi," she said', 'and "so"']
 
 
+def test_tsv_with_line_ends_of_windows(tmp_path):
+    table = read_table(write(tmp_path / "a.tsv", 'text\tlabel\r\n"a\t1\r\n\r\nb\t0\r\n'))
+    assert table.columns == {"text": ['"a', "b"], "label": ["1", "0"]} and table.places == [2, 4]
+
+
 def test_tsv_that_quotes_as_csv_does(tmp_path):
     path = write(tmp_path / "a.tsv", 'text\tlabel\n"a\ttab"\t0\n"two\nlines"\t1\n"a ""word"""\t0\n')
     table = read_table(path)
