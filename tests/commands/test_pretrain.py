@@ -63,7 +63,7 @@ def test_every_option(pld, calls, monkeypatch):
     pld(*line)
     [(_, (config,), given)] = calls
     assert given == {
-        "data": Path("elsewhere"), "out": Path("my place"), "resume": "never",
+        "data": Path("elsewhere"), "out": Path("my place"), "resume": "never", "allow_bin": False,
         "command": "pld pretrain --preset bert-tiny-preln train.total_steps=9 --data elsewhere --out 'my place' --resume never "
         "--device cpu optim.learning_rate=1e-4",
     }  # fmt: skip
@@ -77,7 +77,7 @@ def test_every_option(pld, calls, monkeypatch):
 def test_dry_run(pld, calls):
     pld("pretrain", "--dry-run", "model.vocab_size=1000", "--data", "elsewhere")
     [(name, (config,), given)] = calls
-    assert (name, given) == ("dry_run", {"data": Path("elsewhere")})
+    assert (name, given) == ("dry_run", {"data": Path("elsewhere"), "allow_bin": False})
     assert config.model.vocab_size == 1000, "what is typed counts"
 
 
