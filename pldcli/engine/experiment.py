@@ -116,8 +116,8 @@ def data_fingerprint(data: TaskData) -> str:
 
 
 def model_fingerprint(start: Pretrained) -> str:
-    """Hash the weights and the vocabulary."""
-    digest = hashlib.sha256(start.tokenizer.fingerprint.encode())
+    """Hash the shape, the weights and the vocabulary."""
+    digest = hashlib.sha256(repr((start.tokenizer.fingerprint, start.settings)).encode())
     for name in sorted(start.weights):
         digest.update(name.encode())
         digest.update(start.weights[name].contiguous().numpy().tobytes())

@@ -41,6 +41,8 @@ __all__ = ["Finetuned", "finetune"]
 
 _RELOAD_TOLERANCE = 1e-3
 _RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
+_MARK = "experiment.json"
+"""It marks a directory as one of ours."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def finetune(
         for note in runner.notes:
             speaker.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if runtime.is_main:
-            _claim(out, experiment, runner, overwrite=overwrite)
+            _check_usable(out)
             stack.enter_context(RunDirectory(out).lock())
+            _claim(out, experiment, runner, overwrite=overwrite)
         runtime.wait_for_all()
         names = {cell_name(one): one for one in settings}
         done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one)) is not None}
@@ -139,33 +142,51 @@ def cell_name(settings: FinetuneConfig) -> str:
     return ",".join([*parts, f"seed={settings.seed}"])
 
 
-def _claim(out: Path, experiment: Experiment, runner: CellRunner, *, overwrite: bool) -> None:
-    """Make the directory this experiment's, or refuse one that holds something else.
+def _check_usable(out: Path) -> None:
+    """Refuse a place that holds something else, before anything is written there.
 
     Raises:
-        OutputError: It holds results of another experiment, or something else.
+        OutputError: It is a file, or a directory without our mark.
     """
-    path = out / "experiment.json"
-    identity = runner.fingerprints
     if out.exists() and not out.is_dir():
         raise OutputError("is a file", where=str(out), hint="choose another place with --out")
+    ours = (".lock", f".{_MARK}.")  # all that there is when a process was killed before it wrote the mark
+    if out.is_dir() and not (out / _MARK).is_file() and any(not entry.name.startswith(ours) for entry in out.iterdir()):
+        raise OutputError("holds something that is no fine-tuning", where=str(out), hint="choose another place with --out")
+
+
+def _claim(out: Path, experiment: Experiment, runner: CellRunner, *, overwrite: bool) -> None:
+    """Make the directory this experiment's, or refuse one that holds another's results.
+
+    Raises:
+        OutputError: It holds results of another experiment.
+    """
+    path = out / _MARK
+    identity = runner.fingerprints
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
-        except (OSError, ValueError, KeyError, TypeError):
-            before = {}
-        different = [name for name in identity if before.get(name) != identity[name]]
+            different = [name for name in identity if before.get(name) != identity[name]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            different = list(identity)
         if different and not overwrite:
             what = " and ".join(different)
             raise OutputError(
                 f"holds results of another {what}", where=str(out), hint="choose another place with --out, or add --overwrite"
             )
         if overwrite:
-            for entry in ("cells", "model"):
-                shutil.rmtree(out / entry, ignore_errors=True)
-    elif out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
-        raise OutputError("holds something that is no fine-tuning", where=str(out), hint="choose another place with --out")
+            _remove_results(out)
     atomic.write_text(path, json.dumps({"experiment": asdict(experiment), "fingerprints": identity}, indent=1) + "\n")
+
+
+def _remove_results(out: Path) -> None:
+    """Delete what an earlier experiment left, so that nothing of it stands beside what comes."""
+    with atomic.output_errors(out):
+        for entry in ("cells", "model"):
+            if (out / entry).is_dir():
+                shutil.rmtree(out / entry)
+        for path in [*out.glob("results.*"), *out.glob("predictions-*.jsonl"), out / "spread.png", out / "best.json"]:
+            path.unlink(missing_ok=True)
 
 
 def _done(place: Path, settings: FinetuneConfig) -> dict[str, Any] | None:
@@ -308,7 +329,7 @@ def _read_back(model: Path, runner: CellRunner) -> float | None:
     loaded, task = load_pretrained(model), runner.data.task
     kind = KINDS[task.kind]
     ours = loaded.with_head(TaskHead(kind.head, kind.num_outputs(task)), trained=True)
-    ids = torch.randint(5, loaded.tokenizer.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(5, loaded.tokenizer.vocab_size, (2, min(16, loaded.settings.max_position_embeddings)), generator=torch.Generator().manual_seed(0))
     difference = largest_difference(model, ours, ids)
     if difference is not None and not difference < _RELOAD_TOLERANCE:
         raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(model))

@@ -78,6 +78,8 @@ def run_jobs(
                 number, answer = answers.get(timeout=_LOOK_EVERY_SECONDS)
             except queue.Empty:
                 continue
+            if number not in busy:
+                continue  # it had nothing left to do
             job = busy[number]
             if "error" in answer:
                 raise _as_error(answer)

@@ -137,10 +137,11 @@ class TaskBatches:
 
     def _rows(self, step: int) -> npt.NDArray[np.int64]:
         epoch, within = divmod(step, self.steps_per_epoch)
-        if epoch not in self._orders:
-            self._orders[epoch] = self._order(epoch)
-            self._orders.pop(epoch - 2, None)
-        return self._orders[epoch][within]
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._orders[epoch] = self._order(epoch)
+            self._orders.pop(epoch - 2, None)  # another thread may be reading it: it holds on to what it found
+        return order[within]
 
     def _order(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Cut an epoch into batches of similar length, in random order."""

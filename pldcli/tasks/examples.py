@@ -126,6 +126,14 @@ def target_of(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def needed_columns(task: Task) -> Iterable[str]:
+    """List every name that a column of the task may have in a file."""
+    for name in (*task.text_columns, task.label_column, *_INDEX_COLUMNS):
+        yield name
+        yield from task.aliases.get(name, ())
+    yield from task.aliases.get("index", ())
+
+
 def _label_values(table: Table, task: Task, rule: LabelRule) -> list[Any] | None:
     if rule == "ignored":
         return None
@@ -248,11 +256,3 @@ def _index(value: Any) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def needed_columns(task: Task) -> Iterable[str]:
-    """List every name that a column of the task may have in a file."""
-    for name in (*task.text_columns, task.label_column, *_INDEX_COLUMNS):
-        yield name
-        yield from task.aliases.get(name, ())
-    yield from task.aliases.get("index", ())

@@ -193,8 +193,8 @@ def _parted(label: str) -> tuple[str, str]:
     """Part a label into its prefix, in the letters of IOBES, and its type."""
     if label == _OUTSIDE:
         return _OUTSIDE, ""
-    letter, dash, kind = label.partition("-")
-    if letter in _PREFIXES and (dash or not kind):
+    letter, _, kind = label.partition("-")
+    if letter in _PREFIXES:
         return _PREFIXES[letter], kind
     return "I", label
 

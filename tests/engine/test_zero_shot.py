@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -207,6 +208,14 @@ def test_several_masks_are_filled_each_on_its_own(subject, pipeline):
     assert all(candidate.text.count("[MASK]") == 1 for candidates in found for candidate in candidates)
 
 
+def test_a_tokenizer_that_does_not_declare_its_mask(subject):
+    content = json.loads(subject.loaded.tokenizer.json_text)
+    content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] != "[MASK]"]
+    tokenizer = replace(subject.loaded.tokenizer, json_text=json.dumps(content))
+    undeclared = replace(subject, loaded=replace(subject.loaded, tokenizer=tokenizer))
+    assert fill_mask(undeclared, "the [MASK] file") == fill_mask(subject, "the [MASK] file")
+
+
 @pytest.mark.parametrize(
     ("text", "top", "message"),
     [
@@ -240,6 +249,15 @@ def test_text_is_cut_as_prepared_data_is(prepared, tmp_path):
     for ids in wanted:
         place = documents.index(ids, place) + 1
     assert stream.slice(0, 10**9)[stream.document_ends - 1].tolist() == [tokenizer.special.sep_id] * len(documents)
+
+
+def test_a_long_document_is_one_document(prepared, tmp_path):
+    (tmp_path / "a.txt").write_text("open the file " * 80_000 + "\nthe end\n")
+    tokenizer = load_prepared_tokenizer(prepared)
+    stream = tokenise([tmp_path / "a.txt"], tokenizer, document_per="line")
+    long, short = stream.documents()
+    assert len(long) > 200_000 > 20 > len(short) and stream.num_tokens == len(long) + len(short) + 2
+    assert tokenizer.special.sep_id not in long, "the mark stands at its end only, although it is read in pieces"
 
 
 def test_masked_lm_on_text(model_directory, tmp_path):

@@ -290,8 +290,8 @@ def test_lists_of_words_and_tags(tmp_path):
     short = jsonl(tmp_path / "b.jsonl", [*rows, {"tokens": ["a"], "ner_tags": ["O", "O"]}])
     assert line_of(DataError, tmp_path, load_own, short) == "b.jsonl:21: has 1 word but 2 labels; every word needs one label"
     assert load_split(data.task, write(tmp_path / "c.conll", "a O\nb B-X\n")).labels == [[1, 0]]
-    names = datasets.Features({"tokens": datasets.List(datasets.Value("string")),
-                               "tags": datasets.List(datasets.ClassLabel(names=["O", "B-X", "I-X"]))})  # fmt: skip
+    names = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")),
+                               "tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B-X", "I-X"]))})  # fmt: skip
     datasets.Dataset.from_dict({"tokens": [["a", "b"]] * 20, "tags": [[0, 1]] * 20}, features=names).to_parquet(str(tmp_path / "a.parquet"))
     task = load_own(tmp_path / "a.parquet").task
     assert task.labels == ("O", "B-X", "I-X") and task.written == (0, 1, 2) and task.metrics == ("entity_f1",)

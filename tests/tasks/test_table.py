@@ -191,8 +191,8 @@ def test_a_damaged_parquet_file(tmp_path):
 
 
 def test_what_datasets_saved_and_the_names_of_its_classes(tmp_path):
-    labels = datasets.Features({"words": datasets.List(datasets.Value("string")), "label": datasets.ClassLabel(names=["no", "yes"]),
-                                "tags": datasets.List(datasets.ClassLabel(names=["O", "B-X"]))})  # fmt: skip
+    labels = datasets.Features({"words": datasets.Sequence(datasets.Value("string")), "label": datasets.ClassLabel(names=["no", "yes"]),
+                                "tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B-X"]))})  # fmt: skip
     rows = {"words": [["a"], ["b"], ["c"]], "label": [1, 0, 1], "tags": [[0], [1], [0]]}
     saved = datasets.Dataset.from_dict(rows, features=labels)
     saved.save_to_disk(str(tmp_path / "saved"), num_shards=2)

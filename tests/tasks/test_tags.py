@@ -216,6 +216,7 @@ def test_the_head():
         ("O I-PER", {("PER", 1, 2)}),
         ("S-PER B-LOC I-LOC E-LOC S-PER", {("PER", 0, 1), ("LOC", 1, 4), ("PER", 4, 5)}),
         ("U-PER B-LOC I-LOC L-LOC U-PER", {("PER", 0, 1), ("LOC", 1, 4), ("PER", 4, 5)}),
+        ("B-LOC L-LOC I-LOC L-LOC", {("LOC", 0, 2), ("LOC", 2, 4)}),
         ("E-PER I-PER E-PER", {("PER", 0, 1), ("PER", 1, 3)}),
         ("E-PER E-PER S-PER I-PER", {("PER", 0, 1), ("PER", 1, 2), ("PER", 2, 3), ("PER", 3, 4)}),
         ("B-PER E-LOC", {("PER", 0, 1), ("LOC", 1, 2)}),
