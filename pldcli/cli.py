@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pldcli import __version__
-from pldcli.commands import config, demo, doctor, evaluate, finetune, plot_schedule, prepare_data, pretrain, runs, tasks
+from pldcli.commands import config, demo, doctor, evaluate, export, finetune, plot_schedule, prepare_data, pretrain, runs, tasks
 from pldcli.errors import OutputError, PldError
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -41,6 +41,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
     Entry("demo", demo.demo, TRAINING, "pld demo --out /tmp/pld-demo"),
     Entry("evaluate", evaluate.evaluate, RESULTS, "pld evaluate runs/bert-small-pld --data data"),
+    Entry("export", export.export, RESULTS, "pld export runs/bert-small-pld --keep-blocks 9 --out smaller"),
     Entry("runs", runs.runs, RESULTS, "pld runs"),
     Entry("tasks", tasks.tasks, LOOKING, "pld tasks"),
     Entry("plot-schedule", plot_schedule.plot_schedule, LOOKING, "pld plot-schedule --preset bert-base-pld pld.theta_bar=0.7"),

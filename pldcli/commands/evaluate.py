@@ -13,6 +13,9 @@ from pldcli.commands import scores
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from pldcli.engine.depth import DepthReport
+    from pldcli.engine.evaluate import Evaluated
+    from pldcli.engine.evaluate_task import TaskSource
     from pldcli.engine.subject import Opening
 
 __all__ = ["Blocks", "Device", "PrecisionChoice", "evaluate"]
@@ -71,6 +74,19 @@ def evaluate(
             metavar="FILE", help="Choose between sentence_good and sentence_bad of each JSON line; may be repeated.", rich_help_panel=_WHAT
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK or FILE", help="A fine-tuned model on a task of `pld tasks`, or on a file.", rich_help_panel=_WHAT),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the files of --task are.", show_default="the Hugging Face hub", rich_help_panel=_WHAT)
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every prediction of --task as JSON lines.", rich_help_panel=_WHAT)
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out unusable rows of the file of --task.", rich_help_panel=_WHAT)
+    ] = False,
     fill: Annotated[str | None, typer.Option(metavar="TEXT", help="Fill each \\[MASK] of a text.", rich_help_panel=_WHAT)] = None,
     top: Annotated[int | None, typer.Option(help="Candidates per mask of --fill.", show_default="5", rich_help_panel=_WHAT)] = None,
     text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.", rich_help_panel=_WHAT)] = "text",
@@ -94,15 +110,24 @@ def evaluate(
 ) -> None:
     """Measure masked-LM loss, perplexity and accuracy on the validation split, all blocks running, on fixed masks.
 
-    With the options below: on any text, without fine-tuning on other material, or with fewer blocks.
+    With the options below: on any text, on a task after fine-tuning, on other material without, or with fewer blocks.
     """
     files = {"--text": text, "--pseudo-perplexity": pseudo_perplexity, "--minimal-pairs": minimal_pairs}
-    measured = _only_one({**files, "--fill": fill})
-    _check_company(measured, {"--top": top, "--each": each or None, "--depth": depth, "--blocks": blocks, "--out": out, "--json": as_json})
+    measured = _only_one({**files, "--task": task, "--fill": fill})
+    _check_company(
+        measured,
+        {"--top": top, "--each": each, "--depth": depth, "--blocks": blocks, "--out": out, "--json": as_json}
+        | {"--data-dir": data_dir, "--predictions": predictions, "--skip-bad": skip_bad},
+    )
     target = _target(model)
     opening: Opening = {"data": data, "precision": precision.value, "device": device.value, "allow_bin": allow_bin}
     inputs = files.get(measured) or []
-    if fill is not None:
+    if task is not None:
+        from pldcli.engine.evaluate_task import TaskSource
+
+        source = TaskSource(task, data_dir, skip_bad, unlabelled=predictions is not None)
+        _task(target, source, depth, (blocks or Blocks.KEEP_PROB).value, opening, predictions, out or _PICTURE, as_json)
+    elif fill is not None:
         _fill(target, fill, 5 if top is None else top, opening, as_json)
     elif depth is not None:
         material = measured.removeprefix("--") or "validation"
@@ -134,10 +159,13 @@ def _check_company(measured: str, given: dict[str, Any]) -> None:
     there = {name for name, value in given.items() if value is not None and value is not False}
     if "--depth" in there and measured == "--fill":
         raise UsageError("--depth and --fill exclude each other", hint="give one of them")
-    needed = {"--top": measured == "--fill", "--blocks": "--depth" in there, "--out": "--depth" in there}
-    for name, condition in needed.items():
-        if name in there and not condition:
-            raise UsageError(f"{name} does nothing without {'--fill' if name == '--top' else '--depth'}", hint="leave it out")
+    masters = {"--top": "--fill", "--blocks": "--depth", "--out": "--depth"}
+    masters |= dict.fromkeys(("--data-dir", "--predictions", "--skip-bad"), "--task")
+    for name, master in masters.items():
+        if name in there and master != measured and master not in there:
+            raise UsageError(f"{name} does nothing without {master}", hint="leave it out")
+    if {"--predictions", "--depth"} <= there:
+        raise UsageError("--predictions and --depth exclude each other", hint="give one of them")
     listed = measured in ("--pseudo-perplexity", "--minimal-pairs") and "--json" in there and "--depth" not in there
     if "--each" in there and not listed:
         raise UsageError("--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth")
@@ -168,6 +196,28 @@ def _score(target: Path, measured: str, inputs: list[Path], text_field: str, ope
         _print(found.notes, scores.masked_lm_json(found.score) if as_json else None, lambda: scores.show_masked_lm(found))
 
 
+def _task(
+    target: Path,
+    source: TaskSource,
+    depth: str | None,
+    blocks: Any,
+    opening: Opening,
+    predictions: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    from pldcli.engine import evaluate_task as engine
+
+    how = {name: value for name, value in opening.items() if name != "data"}
+    if depth is not None:
+        _show_depths(engine.evaluate_task_depths(target, source, depth, blocks, **how), out, as_json)  # type: ignore[arg-type]
+        return
+    found = engine.evaluate_task(target, source, **how)  # type: ignore[arg-type]
+    if predictions is not None:
+        engine.write_predictions(found, predictions)
+    _print(found.notes, scores.task_json(found) if as_json else None, lambda: scores.show_task(found, predictions))
+
+
 def _fill(target: Path, text: str, top: int, opening: Opening, as_json: bool) -> None:
     from pldcli.engine import evaluate as engine
 
@@ -181,6 +231,10 @@ def _depths(
     from pldcli.engine import evaluate as engine
 
     found = engine.evaluate_depths(target, depth, blocks, material=material, inputs=inputs, text_field=text_field, **opening)
+    _show_depths(found, out, as_json)
+
+
+def _show_depths(found: Evaluated[DepthReport], out: Path, as_json: bool) -> None:
     scores.draw_depths(found, out)
     _print(found.notes, scores.depths_json(found.score, out) if as_json else None, lambda: scores.show_depths(found, out))
 

@@ -14,6 +14,7 @@ from pldcli.commands.screen import screen, table
 if TYPE_CHECKING:
     from pldcli.engine.depth import DepthReport, Gates
     from pldcli.engine.evaluate import Evaluated
+    from pldcli.engine.evaluate_task import TaskScore
     from pldcli.engine.evaluation import MaskedLmScore
     from pldcli.engine.fill_mask import Candidate
     from pldcli.engine.zero_shot import MinimalPairs, PseudoPerplexity
@@ -29,7 +30,9 @@ __all__ = [
     "show_fill",
     "show_masked_lm",
     "show_pairs",
+    "show_task",
     "show_texts",
+    "task_json",
     "texts_json",
 ]
 
@@ -111,6 +114,34 @@ def show_fill(masks: Sequence[Sequence[Candidate]]) -> None:
             for candidate in candidates
         ]
         screen().print(table(["token", "probability", "id", "text"], rows, right=["probability", "id"], fold=["text"]))
+
+
+def task_json(result: TaskScore) -> dict[str, Any]:
+    """Name every score of a task, split by split."""
+    splits = {
+        name: {"examples": len(examples), **scored.scores, "tokens_per_second": scored.num_tokens / max(scored.seconds, 1e-9)}
+        for name, (examples, scored) in result.splits.items()
+    }
+    return {"task": result.task.name, "model": result.source, "splits": splits}
+
+
+def show_task(result: TaskScore, predictions: Path | None) -> None:
+    """Print a task's scores, split by split."""
+    typer.echo(f"{result.source} on {result.task.name}, {result.precision}")
+    metrics = list(dict.fromkeys(name for _, scored in result.splits.values() for name in scored.scores))
+    headings = ["split", "examples", *metrics, "tokens/s"]
+    rows = [
+        [
+            name,
+            f"{len(examples):,}",
+            *(f"{scored.scores[metric]:.4f}" if metric in scored.scores else "no labels" for metric in metrics),
+            f"{scored.num_tokens / max(scored.seconds, 1e-9):,.0f}",
+        ]
+        for name, (examples, scored) in result.splits.items()
+    ]
+    screen().print(table(headings, rows, right=headings[1:], fold=["split"]))
+    if predictions is not None:
+        typer.echo(f"predictions written to {predictions}")
 
 
 def depths_json(report: DepthReport, picture: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,19 @@ __all__ = [
     "check_same_run",
     "list_checkpoints",
     "newest_valid",
+    "optimizer_tensors",
     "read",
     "read_position",
     "restore_optimizer",
+    "save_tensors",
+    "seal",
     "verify",
     "write",
 ]
 
 _SUMS = "SHA256SUMS"
 _VERSION = 1
+_FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"})
 
 
 @dataclass(frozen=True)
@@ -103,16 +108,13 @@ def write(
         shutil.rmtree(leftover, ignore_errors=True)
     with atomic.directory(path, overwrite=True) as place:
         try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, place / "model.safetensors"
-            )
-            save_file(_optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
+            save_tensors(model.state_dict(), place / "model.safetensors")
+            save_file(optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
         except SafetensorError as error:
             raise OSError(_errno_of(error), str(error)) from error
         (place / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (place / "config.yaml").write_text(presets.dump(config), encoding="utf-8")
-        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(place.iterdir()))
-        (place / _SUMS).write_text(sums, encoding="utf-8")
+        seal(place)
     there = list_checkpoints(directory)
     here = there.index(path)
     for other in [*there[: max(0, here + 1 - keep)], *there[here + 1 :]]:
@@ -120,13 +122,28 @@ def write(
     return path
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors, wherever they are."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def seal(place: Path) -> None:
+    """Write down the checksum of every file in a directory."""
+    sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(place.iterdir()))
+    (place / _SUMS).write_text(sums, encoding="utf-8")
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first, verified or not."""
     return sorted(path for path in directory.glob("step-*") if path.is_dir())
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, *, needed: frozenset[str] = _FILES) -> None:
     """Compare every file of a checkpoint with its checksum.
+
+    Args:
+        path: The checkpoint.
+        needed: Files that must be there.
 
     Raises:
         CheckpointError: A file is missing or changed.
@@ -137,7 +154,6 @@ def verify(path: Path) -> None:
         damaged = [name for name, digest in expected.items() if _sha256(path / name) != digest]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"is no whole checkpoint ({error})", where=str(path)) from error
-    needed = {"model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"}
     if damaged or not needed <= expected.keys():
         names = ", ".join(damaged or sorted(needed - expected.keys()))
         raise CheckpointError(f"is damaged: {names} differs from its checksum", where=str(path), hint="use an older one")
@@ -193,10 +209,10 @@ def read_position(path: Path) -> Position:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
 
-def restore_optimizer(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore_optimizer(saved: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved state of every parameter back; a parameter that was never updated has none."""
     device_state: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in snapshot.optimizer.items():
+    for key, tensor in saved.items():
         entry, _, name = key.partition("/")
         device_state.setdefault(name, {})[entry] = tensor
     on_device = bool(optimizer.defaults.get("fused"))
@@ -229,7 +245,8 @@ def check_same_run(snapshot: Snapshot, config: Config, data_fingerprint: str) ->
         )
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name the state of each parameter `<entry>/<parameter>`."""
     return {
         f"{entry}/{name}": tensor.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
+import numpy as np
 
+from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
+from pldcli.engine.evaluate import Evaluated
 from pldcli.engine.experiment import is_known_task
 from pldcli.engine.model_source import open_model
 from pldcli.engine.precision import Precision, resolve_precision
-from pldcli.engine.prediction import ScoredSplit, outputs_of, score_split
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, outputs_of, score_split
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert, TaskHead
@@ -26,7 +28,7 @@ from pldcli.tasks.registry import find_task
 from pldcli.tasks.sources import load_task
 from pldcli.tasks.task import Examples, Features, Task
 
-__all__ = ["TaskScore", "TaskSource", "evaluate_task", "evaluate_task_depths"]
+__all__ = ["TaskScore", "TaskSource", "evaluate_task", "evaluate_task_depths", "write_predictions"]
 
 _STRIDE = 128
 _ROWS_OF_ONE_FORWARD = 32
@@ -40,6 +42,8 @@ class TaskSource:
     """A name that `pld tasks` lists, or a file."""
     data_dir: Path | None = None
     skip_bad: bool = False
+    unlabelled: bool = False
+    """Predict splits without labels too; they are predicted in any case where no split has labels."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def evaluate_task_depths(
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     allow_bin: bool = False,
-) -> tuple[DepthReport, str, tuple[str, ...]]:
+) -> Evaluated[DepthReport]:
     """Score with only some of the blocks, on every split that has labels.
 
     Args:
@@ -132,9 +136,6 @@ def evaluate_task_depths(
         precision: Number format.
         device: Where to run.
         allow_bin: Read a pickle of weights where there is no safetensors file.
-
-    Returns:
-        The scores, the directory that the weights came from, and what the user should hear.
 
     Raises:
         PldError: As `evaluate_task`; or there are no labels, or fewer blocks than asked for.
@@ -161,7 +162,22 @@ def evaluate_task_depths(
             outputs_of(subject.model, probe, subject.precision, subject.runtime, pad_id=subject.pad_id, gates=gates)
             return len(probe.input_ids)
 
-        return measure_depths(Measure(score, forward), choice, subject.runtime), subject.loaded.where, _notes(subject)
+        report = measure_depths(Measure(score, forward), choice, subject.runtime)
+        length, what = int(subject.rows[next(iter(labelled))][1].lengths.max()), f"{subject.task.name} ({', '.join(labelled)})"
+        return Evaluated(Path(subject.loaded.where), what, subject.precision.name, length, report, _notes(subject))
+
+
+def write_predictions(result: TaskScore, path: Path) -> None:
+    """Write one JSON object per example: its index, the predicted label, and the scores; several splits one after the other.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    lines: list[dict[str, Any]] = []
+    for split, (examples, scored) in result.splits.items():
+        named = {"split": split} if len(result.splits) > 1 else {}
+        lines += [line | named for line in as_json_lines(scored.predictions, examples)]
+    atomic.write_text(path, json_lines(lines))
 
 
 @contextmanager
@@ -238,7 +254,8 @@ def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     """Read what there is to predict: a task's validation and test splits, or a file."""
     if is_known_task(source.task):
         data = load_task(task, data_dir=source.data_dir)
-        return data.validation | data.test
+        labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
+        return data.validation | data.test if source.unlabelled or not labelled else labelled
     if source.data_dir is not None:
         raise UsageError("--data-dir is for tasks that `pld tasks` lists", where=source.task)
     path = Path(source.task)
@@ -257,11 +274,9 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
 
 def _first_rows(features: Features) -> Features:
     """Take a few rows of the middle length, one forward pass of them."""
-    order = torch.argsort(torch.from_numpy(features.lengths)).numpy()
+    order = np.argsort(features.lengths, kind="stable")
     middle = max(0, len(order) // 2 - _ROWS_OF_ONE_FORWARD // 2)
     rows: Sequence[int] = order[middle : middle + _ROWS_OF_ONE_FORWARD].tolist()
-    import numpy as np
-
     spans = [slice(int(features.offsets[row]), int(features.offsets[row + 1])) for row in rows]
     lengths = [span.stop - span.start for span in spans]
     return Features(

@@ -22,9 +22,10 @@ from rich.console import Console
 
 from pldcli import atomic
 from pldcli.engine.experiment import Experiment
-from pldcli.engine.finetune_cell import CellRunner, json_lines, read_result
+from pldcli.engine.finetune_cell import CellRunner, read_result
 from pldcli.engine.finetune_results import Group, best_cell, group_cells, write_results
 from pldcli.engine.finetune_workers import Job, run_jobs
+from pldcli.engine.prediction import json_lines
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest, stop_requests
@@ -95,7 +96,7 @@ def finetune(
         PldError: Bad data or model, results of another experiment in `out`, out of memory, every cell diverged, or a stop.
     """
     with launch(device) as runtime, ExitStack() as stack:
-        speaker = console or Console(quiet=not runtime.is_main)
+        speaker = console if console and runtime.is_main else Console(quiet=not runtime.is_main)
         runner = CellRunner(experiment, runtime)
         for note in runner.notes:
             speaker.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
@@ -272,7 +273,7 @@ def _describe(runner: CellRunner, name: str, finished: int, num_cells: int, what
 
 
 def _kept(finished: int, num_cells: int) -> str:
-    return f"{finished} of {num_cells} run(s) are finished and kept"
+    return f"{finished} of {num_cells} run(s) finished, what was under way is saved"
 
 
 def _keep_the_best(out: Path, cells: dict[str, dict[str, Any]]) -> None:
@@ -329,7 +330,9 @@ def _read_back(model: Path, runner: CellRunner) -> float | None:
     loaded, task = load_pretrained(model), runner.data.task
     kind = KINDS[task.kind]
     ours = loaded.with_head(TaskHead(kind.head, kind.num_outputs(task)), trained=True)
-    ids = torch.randint(5, loaded.tokenizer.vocab_size, (2, min(16, loaded.settings.max_position_embeddings)), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        5, loaded.tokenizer.vocab_size, (2, min(16, loaded.settings.max_position_embeddings)), generator=torch.Generator().manual_seed(0)
+    )
     difference = largest_difference(model, ours, ids)
     if difference is not None and not difference < _RELOAD_TOLERANCE:
         raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(model))

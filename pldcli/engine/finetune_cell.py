@@ -6,8 +6,8 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pldcli import __version__, atomic
+from pldcli.engine import finetune_checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.environment import hardware_name
 from pldcli.engine.experiment import Experiment, data_fingerprint, model_fingerprint
@@ -23,7 +24,7 @@ from pldcli.engine.model_source import short_name
 from pldcli.engine.objectives import TaskLoss
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import Precision, resolve_precision
-from pldcli.engine.prediction import ScoredSplit, as_json_lines, score_split
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, score_split
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Observation, Trainer
@@ -39,11 +40,13 @@ from pldcli.tasks.kinds import KINDS
 from pldcli.tasks.metrics import task_score
 from pldcli.tasks.task import Examples, Features, TaskData
 
-__all__ = ["CellRunner", "Report", "json_lines", "max_seq_len_of", "read_result"]
+__all__ = ["CellRunner", "Report", "max_seq_len_of", "read_result"]
 
 _ROW_TOKENS = {"spans": 384}
 _OTHER_ROW_TOKENS = 128
 _LOG_EVERY_STEPS = 10
+_SAVE_EVERY_SECONDS = 300.0
+"""The state is saved at evaluations, this long after the last time at least, and when a signal stops it."""
 _CUDA_LENGTH_MULTIPLE = 8
 
 Report = Callable[[int, int, str], None]
@@ -67,6 +70,37 @@ class _Best:
     score: float
     splits: dict[str, ScoredSplit]
     weights: dict[str, Tensor]
+
+
+@dataclass
+class _Course:
+    """How a training goes."""
+
+    position: Position = field(default_factory=Position)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    without_better: int = 0
+    best: _Best | None = None
+
+    def evaluated(self, splits: dict[str, ScoredSplit], score: float, trainer: Trainer[TaskBatches], *, keep_last: bool) -> None:
+        """Note an evaluation, and hold on to the weights if they are the ones to keep."""
+        self.history.append(
+            {
+                "step": self.position.step,
+                "epoch": self.position.step / trainer.batches.steps_per_epoch,
+                "train/loss": sum(self.losses) / len(self.losses),
+                "eval/score": score,
+                **{f"eval/{name}/{metric}": value for name, scored in splits.items() for metric, value in scored.scores.items()},
+                "progress/train_seconds": self.position.train_seconds,
+                "progress/tokens": self.position.tokens,
+            }
+        )
+        self.losses.clear()
+        better = self.best is None or score > self.best.score
+        self.without_better = 0 if better else self.without_better + 1
+        if better or keep_last:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
+            self.best = _Best(self.position.step, score, splits, weights)
 
 
 class CellRunner:
@@ -138,16 +172,16 @@ class CellRunner:
             What `result.json` holds.
 
         Raises:
-            StoppedError, PreemptedError: A signal arrived; nothing is kept of this cell.
+            StoppedError, PreemptedError: A signal arrived; the state is saved beside `place`, and the next call goes on from there.
             DeviceError: Memory ran out.
         """
         rows = self.rows(settings)
-        trainer = self._trainer(settings, rows.train)
+        trainer = self.trainer(settings)
         size = trainer.batches.micro_batch_size
         hint = "lower max_seq_len, or choose a smaller model"
         with out_of_memory(size, self.runtime.device, key="micro_batch_size", otherwise=hint):
             try:
-                best, history, position = self._train(trainer, settings, rows, report, stop)
+                best, history, position = self._train(trainer, settings, rows, place, report, stop)
             except DivergedError as error:
                 result = self._result(settings, rows, trainer, error=error.what)
                 if self.runtime.is_main:
@@ -158,6 +192,7 @@ class CellRunner:
         result = self._result(settings, rows, trainer, best=best, history=history, position=position)
         if self.runtime.is_main:
             self._write(place, result, best.splits, trainer.model, settings)
+            finetune_checkpoint.forget(place)
         self.runtime.wait_for_all()
         return result
 
@@ -170,7 +205,9 @@ class CellRunner:
         rows = self.rows(settings)
         return {name: as_json_lines(self._score(model, rows, name).predictions, rows.others[name][0]) for name in self.data.test}
 
-    def _trainer(self, settings: FinetuneConfig, train: Features) -> Trainer[TaskBatches]:
+    def trainer(self, settings: FinetuneConfig) -> Trainer[TaskBatches]:
+        """Put the parts of one fine-tuning together at its first step."""
+        train = self.rows(settings).train
         runtime, task = self.runtime, self.data.task
         kind = KINDS[task.kind]
         dropout = self.start.settings.dropout if settings.dropout == "auto" else settings.dropout
@@ -212,49 +249,63 @@ class CellRunner:
         )
 
     def _train(
-        self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, report: Report, stop: StopRequest
+        self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path, report: Report, stop: StopRequest
     ) -> tuple[_Best, list[dict[str, Any]], Position]:
-        """Train, evaluate on the way, and hold on to the best weights."""
-        total = trainer.schedule.total_steps
-        evaluated = _evaluation_steps(trainer.batches.steps_per_epoch, total, settings.evaluations_per_epoch)
-        best: _Best | None = None
-        history: list[dict[str, Any]] = []
-        losses: list[float] = []
-        position, without_better = Position(), 0
-        began = time.perf_counter()
-        for seen in trainer.steps(position, observe=lambda step: step in evaluated or step % _LOG_EVERY_STEPS == 0, stop=stop):
-            position = seen.position
+        """Train from where an earlier call stopped, evaluate on the way, and hold on to the best weights."""
+        total, per_epoch = trainer.schedule.total_steps, trainer.batches.steps_per_epoch
+        evaluated = _evaluation_steps(per_epoch, total, settings.evaluations_per_epoch)
+        course = self._resumed(trainer, settings, rows, place)
+        began, saved = time.perf_counter() - course.position.wall_seconds, time.perf_counter()
+        for seen in trainer.steps(course.position, observe=lambda step: step in evaluated or step % _LOG_EVERY_STEPS == 0, stop=stop):
+            position = course.position = replace(seen.position, wall_seconds=time.perf_counter() - began)
             if seen.stop_signal:
+                self._save(course, trainer, settings, place)
                 raise _stopped(seen)
-            losses.append(seen.losses["loss"])
-            report(position.step, total, f"loss {losses[-1]:.3f}, {position.tokens / max(position.train_seconds, 1e-9):,.0f} tokens/s")
+            course.losses.append(seen.losses["loss"])
+            rate = position.tokens / max(position.train_seconds, 1e-9)
+            report(position.step, total, f"loss {course.losses[-1]:.3f}, {rate:,.0f} tokens/s")
             if position.step not in evaluated:
                 continue
             splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
-            score = self._task_score(splits)
-            history.append(
-                {
-                    "step": position.step,
-                    "epoch": position.step / trainer.batches.steps_per_epoch,
-                    "train/loss": sum(losses) / len(losses),
-                    "eval/score": score,
-                    **{f"eval/{name}/{metric}": value for name, scored in splits.items() for metric, value in scored.scores.items()},
-                    "progress/train_seconds": position.train_seconds,
-                    "progress/tokens": position.tokens,
-                }
-            )
-            losses.clear()
-            if best is None or settings.keep == "last" or score > best.score:
-                best = _Best(
-                    position.step, score, splits, {name: t.detach().cpu().clone() for name, t in trainer.model.state_dict().items()}
-                )
-                without_better = 0
-            else:
-                without_better += 1
-            if settings.patience != "off" and without_better >= settings.patience:
+            course.evaluated(splits, self._task_score(splits), trainer, keep_last=settings.keep == "last")
+            if settings.patience != "off" and course.without_better >= settings.patience:
                 break
-        assert best is not None
-        return best, history, replace(position, wall_seconds=time.perf_counter() - began)
+            if time.perf_counter() - saved > _SAVE_EVERY_SECONDS and position.step < total:
+                self._save(course, trainer, settings, place)
+                saved = time.perf_counter()
+        assert course.best is not None
+        return course.best, course.history, course.position
+
+    def _resumed(self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path) -> _Course:
+        """Go on where an earlier call stopped, or begin."""
+        found = finetune_checkpoint.read(place, settings)
+        if found is None:
+            return _Course()
+        best = None
+        if found.best_step is not None:
+            trainer.model.load_state_dict(found.best_weights)
+            splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
+            best = _Best(found.best_step, self._task_score(splits), splits, found.best_weights)
+        finetune_checkpoint.restore(found, trainer.model, trainer.optimizer)
+        trainer.scaler.load_state_dict(found.scaler)
+        return _Course(found.position, found.history, found.losses, found.without_better, best)
+
+    def _save(self, course: _Course, trainer: Trainer[TaskBatches], settings: FinetuneConfig, place: Path) -> None:
+        if self.runtime.is_main and course.position.step:
+            finetune_checkpoint.write(
+                place,
+                settings,
+                position=course.position,
+                history=course.history,
+                losses=course.losses,
+                without_better=course.without_better,
+                best_step=course.best.step if course.best else None,
+                best_weights=course.best.weights if course.best else {},
+                model=trainer.model,
+                optimizer=trainer.optimizer,
+                scaler=trainer.scaler.state_dict(),
+            )
+        self.runtime.wait_for_all()
 
     def _score(self, model: StBert, rows: _Rows, split: str) -> ScoredSplit:
         """Score at full depth in fp32, as `pld evaluate` does."""
@@ -344,11 +395,6 @@ def max_seq_len_of(settings: FinetuneConfig, data: TaskData, positions: int) -> 
             f"{wanted} tokens do not fit the model's {positions} positions", where="max_seq_len", hint=f"use max_seq_len={positions}"
         )
     return wanted
-
-
-def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write one JSON object per line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_result(place: Path) -> dict[str, Any] | None:

@@ -118,7 +118,9 @@ def write_results(out: Path, task: Task, start: str, cells: Mapping[str, Mapping
     atomic.write_text(out / "results.md", _markdown(task, start, groups, best))
     series = [(group.label or task.name, [100 * value for value in group.score.values]) for group in groups if group.score]
     if series:
-        plot_spread(series, out / "spread.png", title=f"{task.name} from {short_name(Path(start))}", x_label="score x 100, one point per seed")
+        plot_spread(
+            series, out / "spread.png", title=f"{task.name} from {short_name(Path(start))}", x_label="score x 100, one point per seed"
+        )
 
 
 def _csv(cells: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from pldcli.tasks.batches import batches_in_order
 from pldcli.tasks.kinds import KINDS
 from pldcli.tasks.task import Examples, Features, Prediction, Task
 
-__all__ = ["ScoredSplit", "as_json_lines", "outputs_of", "score_split"]
+__all__ = ["ScoredSplit", "as_json_lines", "json_lines", "outputs_of", "score_split"]
 
 _TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
 
@@ -116,6 +117,11 @@ def as_json_lines(predictions: Sequence[Prediction], examples: Examples) -> list
         {"index": index, "label": prediction.label, "scores": prediction.scores}
         for index, prediction in zip(examples.indices, predictions, strict=True)
     ]
+
+
+def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write one JSON object per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _store(flat: torch.Tensor, outputs: torch.Tensor, rows: npt.NDArray[np.int64], features: Features) -> None:

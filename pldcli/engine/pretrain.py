@@ -253,7 +253,7 @@ def _restore(trainer: Trainer[StepBatches], snapshot: Snapshot) -> None:
         trainer.model.load_state_dict(snapshot.weights, strict=True)
     except RuntimeError as error:
         raise CheckpointError("weights do not fit the configuration", where=str(snapshot.path)) from error
-    checkpoint.restore_optimizer(snapshot, trainer.model, trainer.optimizer)
+    checkpoint.restore_optimizer(snapshot.optimizer, trainer.model, trainer.optimizer)
     trainer.scaler.load_state_dict(snapshot.scaler)
 
 

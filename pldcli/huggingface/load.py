@@ -197,7 +197,7 @@ def _read_weights(directory: Path, *, allow_bin: bool) -> dict[str, Tensor]:
     if not path.is_file() and index.is_file():
         try:
             parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError("is damaged", where=str(index)) from error
         return {name: tensor for part in parts for name, tensor in _read_safetensors(directory / Path(part).name).items()}
     if path.is_file():

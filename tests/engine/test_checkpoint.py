@@ -69,7 +69,7 @@ def test_round_trip(tmp_path, trainer):
 
     other = tiny_trainer("runtime.precision=fp16", "train.seed=5")
     other.model.load_state_dict(snapshot.weights, strict=True)
-    restore_optimizer(snapshot, other.model, other.optimizer)
+    restore_optimizer(snapshot.optimizer, other.model, other.optimizer)
     pairs = list(zip(trainer.model.parameters(), other.model.parameters(), strict=True))
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
     for ours, theirs in pairs:

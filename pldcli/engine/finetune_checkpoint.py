@@ -1,0 +1,119 @@
+"""A fine-tuning that was stopped, on the disk: there whole or not at all, and verified when it is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from pldcli import atomic
+from pldcli.engine import checkpoint
+from pldcli.engine.checkpoint import Position
+from pldcli.errors import CheckpointError
+from pldcli.finetune_config import FinetuneConfig
+
+__all__ = ["Unfinished", "forget", "read", "restore", "write"]
+
+_FILES = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a cell stands; everything random is a function of its position."""
+
+    position: Position
+    history: list[dict[str, Any]]
+    losses: list[float]
+    """Training losses since the last evaluation."""
+    without_better: int
+    """Evaluations in a row without a better score."""
+    best_step: int | None
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    """Empty before the first evaluation."""
+    scaler: dict[str, Any]
+
+
+def write(
+    place: Path,
+    settings: FinetuneConfig,
+    *,
+    position: Position,
+    history: list[dict[str, Any]],
+    losses: list[float],
+    without_better: int,
+    best_step: int | None,
+    best_weights: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any],
+) -> None:
+    """Save a cell that is under way beside the place where its result will be.
+
+    Raises:
+        OutputError: The disk is full or not writable.
+    """
+    state = {
+        "settings": asdict(settings),
+        "position": asdict(position),
+        "history": history,
+        "losses": losses,
+        "without_better": without_better,
+        "best_step": best_step,
+        "scaler": scaler,
+    }
+    with atomic.directory(_beside(place), overwrite=True) as temporary:
+        checkpoint.save_tensors(model.state_dict(), temporary / "model.safetensors")
+        save_file(checkpoint.optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        checkpoint.save_tensors(best_weights, temporary / "best.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        checkpoint.seal(temporary)
+
+
+def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
+    """Read what an earlier call left of this cell; None where there is nothing whole, or it was of other settings."""
+    source = _beside(place)
+    if not source.is_dir():
+        return None
+    try:
+        checkpoint.verify(source, needed=frozenset(_FILES))
+        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        if state["settings"] != asdict(settings):
+            return None
+        weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])
+        return Unfinished(
+            Position(**state["position"]),
+            state["history"],
+            state["losses"],
+            state["without_better"],
+            state["best_step"],
+            weights,
+            optimizer,
+            best,
+            state["scaler"],
+        )
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None  # it begins anew
+
+
+def restore(saved: Unfinished, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and optimizer state back."""
+    model.load_state_dict(saved.weights, strict=True)
+    checkpoint.restore_optimizer(saved.optimizer, model, optimizer)
+
+
+def forget(place: Path) -> None:
+    """Remove what was saved of a cell that is done."""
+    shutil.rmtree(_beside(place), ignore_errors=True)
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.unfinished")
