@@ -229,20 +229,21 @@ def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
     """Load an existing tokenizer; its ids stay as they are.
 
     Args:
-        path: A WordPiece `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, or a directory that holds one of them.
-        cased: For a `vocab.txt` only: keep upper and lower case apart.
+        path: A WordPiece `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, a directory that holds one of them, or a run.
+        cased: For a `vocab.txt` only: keep upper and lower case apart; so it is too where a `tokenizer_config.json` beside it says so.
 
     Raises:
         DataError: There is no such file, it is not a tokenizer, or it lacks a special token.
     """
     if path.is_dir():
         names = ("tokenizer.json", "vocab.txt", "sentencepiece.model", "spiece.model")
-        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+        places = [place / name for place in (path, path / "model") for name in names]
+        path = next((place for place in places if place.is_file()), places[0])
     content = _read(path)
     if path.suffix == ".json":
         return _from_json(_text(content, path), where=str(path))
     if path.suffix == ".txt":
-        return _from_wordpiece(_text(content, path), cased=cased, where=str(path))
+        return _from_wordpiece(_text(content, path), cased=cased or _is_cased(path.parent), where=str(path))
     if path.suffix == ".model":
         return _from_sentencepiece(content, where=str(path))
     raise DataError("is not a tokenizer known here", where=str(path), hint="name a vocab.txt, a tokenizer.json or a SentencePiece .model")
@@ -263,6 +264,14 @@ def fingerprint(path: Path) -> str:
 def vocab_fingerprint(path: Path) -> str:
     """Fingerprint a WordPiece `vocab.txt`: equal to that of its `tokenizer.json`."""
     return _fingerprint(_wordpiece_vocabulary(_text(_read(path), path)))
+
+
+def _is_cased(directory: Path) -> bool:
+    """Read what a `vocab.txt` does not say; BERT's default is to lower-case."""
+    try:
+        return json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("do_lower_case") is False
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:

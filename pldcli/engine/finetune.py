@@ -8,6 +8,7 @@ new.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -44,6 +45,8 @@ _RELOAD_TOLERANCE = 1e-3
 _RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
 _MARK = "experiment.json"
 """It marks a directory as one of ours."""
+_LONGEST_NAME = 120
+"""Letters of a cell's name before it is cut: file systems take 255, and temporary names are longer."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,16 @@ def finetune(
         names = {cell_name(one): one for one in settings}
         done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one)) is not None}
         before = len(done)
-        todo = [Job(name, one, out / "cells" / name) for name, one in names.items() if name not in done]
+        all_jobs = {name: Job(name, one, out / "cells" / name) for name, one in names.items()}
         if before:
             speaker.print(f"{before} of {len(names)} runs were done before", highlight=False)
-        for job, result in _run(runner, todo, experiment, runtime, jobs, speaker):
-            done[job.name] = result
-            if runtime.is_main:
-                _keep_the_best(out, done)
-                write_results(out, runner.data.task, runner.start_name, {name: done[name] for name in names if name in done})
+        while todo := [job for name, job in all_jobs.items() if name not in done] or _without_its_model(out, all_jobs, done):
+            for job, result in _run(runner, todo, experiment, runtime, jobs, speaker):
+                done[job.name] = result
+                if runtime.is_main:
+                    _keep_the_best(out, done)
+                    write_results(out, runner.data.task, runner.start_name, {name: done[name] for name in names if name in done})
+            runtime.wait_for_all()
         cells = {name: done[name] for name in names}
         best = best_cell(cells)
         if best is None:
@@ -139,8 +144,10 @@ def finetune(
 
 def cell_name(settings: FinetuneConfig) -> str:
     """Name a cell after what is not the default in it."""
-    parts = [f"{key}={value}" for key, value in changed(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER]
-    return ",".join([*parts, f"seed={settings.seed}"])
+    text = ",".join(f"{key}={value}" for key, value in changed(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER)
+    if len(text) > _LONGEST_NAME:
+        text = f"{text[:_LONGEST_NAME]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{text},seed={settings.seed}" if text else f"seed={settings.seed}"
 
 
 def _check_usable(out: Path) -> None:
@@ -279,13 +286,19 @@ def _kept(finished: int, num_cells: int) -> str:
 def _keep_the_best(out: Path, cells: dict[str, dict[str, Any]]) -> None:
     """Move the best cell's model and predictions up, and drop the other models.
 
-    Every step can be cut short: what is missing afterwards is done by the next call.
+    Every step can be cut short: the mark is made first and the model moves last, so that the next call does what is missing.
     """
     best = best_cell(cells)
     if best is None:
         return
     model, candidate = out / "model", out / "cells" / best / "model"
-    if candidate.is_dir():
+    is_new = candidate.is_dir()
+    if is_new:
+        _mark_best(out, best, cells[best]["score"], predicted=False)
+    for path in (out / "cells" / best).glob("predictions-*.jsonl"):
+        if is_new or not (out / path.name).is_file():
+            atomic.write_bytes(out / path.name, path.read_bytes())
+    if is_new:
         old = out / ".model-before"
         shutil.rmtree(old, ignore_errors=True)
         if model.exists():
@@ -293,13 +306,17 @@ def _keep_the_best(out: Path, cells: dict[str, dict[str, Any]]) -> None:
         candidate.rename(model)
         atomic.sync_directory(out)
         shutil.rmtree(old, ignore_errors=True)
-    if _read_mark(out).get("cell") != best:
-        for path in (out / "cells" / best).glob("predictions-*.jsonl"):
-            atomic.write_bytes(out / path.name, path.read_bytes())
-        _mark_best(out, best, cells[best]["score"], predicted=False)
     for other in cells:
         if other != best:
             shutil.rmtree(out / "cells" / other / "model", ignore_errors=True)
+
+
+def _without_its_model(out: Path, jobs: dict[str, Job], done: dict[str, dict[str, Any]]) -> list[Job]:
+    """List the best cell if its model is gone: an earlier call dropped it for a cell that this call does not ask for."""
+    best = best_cell({name: done[name] for name in jobs})
+    if best is None or (out / "cells" / best / "model").is_dir():
+        return []
+    return [] if _read_mark(out).get("cell") == best and (out / "model").is_dir() else [jobs[best]]
 
 
 def _read_mark(out: Path) -> dict[str, Any]:

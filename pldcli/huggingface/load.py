@@ -233,12 +233,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    names = ("tokenizer.json", "vocab.txt", "sentencepiece.model")
-    path = next((directory / name for name in names if (directory / name).is_file()), None)
-    if path is None:
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "sentencepiece.model", "spiece.model")):
         raise CheckpointError("has no tokenizer.json and no vocab.txt", where=str(directory), hint="put the model's tokenizer beside it")
     try:
-        tokenizer = load_tokenizer(path, cased=path.suffix == ".txt" and not _lower_cases(directory))
+        tokenizer = load_tokenizer(directory)
     except DataError as error:
         raise CheckpointError(error.what, where=error.where, hint=error.hint) from error
     if tokenizer.vocab_size > vocab_size:
@@ -248,11 +246,3 @@ def _load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
             hint="put the tokenizer beside it that the weights were trained with",
         )
     return tokenizer
-
-
-def _lower_cases(directory: Path) -> bool:
-    """Read what a `vocab.txt` does not say; BERT's default is to lower-case."""
-    try:
-        return bool(json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("do_lower_case", True))
-    except (OSError, ValueError, AttributeError):
-        return True
