@@ -1,27 +1,19 @@
-"""Schedules, runs and comparisons as pictures: matplotlib for files, block characters for terminals.
-
-Matplotlib is imported inside the functions that draw, always as a bare Figure with the Agg or SVG backend: no window,
-no pyplot, no state shared with the caller. The same input gives the same bytes.
-"""
+"""Schedules and runs as pictures: files, and block characters for terminals."""
 
 from __future__ import annotations
 
-import io
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pldcli import atomic
-from pldcli.errors import UsageError
+from pldcli.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure, whole_numbers
 from pldcli.flops import Flops
 from pldcli.pld import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = [
     "Curve",
@@ -30,32 +22,9 @@ __all__ = [
     "check_picture_path",
     "evenly_spaced",
     "plot_curves",
-    "plot_depths",
     "plot_schedules",
     "sparkline",
 ]
-
-PICTURES = (".png", ".svg")
-"""Endings of the files that can be drawn."""
-
-_COLOURS = ("#1f6fb4", "#d1602a", "#2a8a57", "#8a4fb0", "#b8930b", "#c03a6b", "#4d7f8f", "#6b6b6b")
-"""Told apart on paper and by most colour-blind readers."""
-
-_STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "pldcli",
-    "svg.fonttype": "none",
-}
 
 _MAX_HEAT_MAPS = 6
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -92,16 +61,6 @@ def evenly_spaced(total: int, points: int) -> list[int]:
     return [i * (total - 1) // (points - 1) for i in range(points)]
 
 
-def check_picture_path(path: Path) -> None:
-    """Refuse a file name that cannot become a picture.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-    """
-    if path.suffix.lower() not in PICTURES:
-        raise UsageError(f"a picture's name must end in {' or '.join(PICTURES)}", where=str(path))
-
-
 def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
     """Draw theta, keep probabilities, expected kept blocks and the saving of one or more schedules.
 
@@ -112,8 +71,8 @@ def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
     check_picture_path(path)
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=11.5, height=7.8)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=11.5, height=7.8)
         if len(schedules) == 1:
             steps, blocks = schedules[0].schedule.total_steps, schedules[0].schedule.num_blocks
             figure.suptitle(f"{schedules[0].name}: {blocks} blocks, {steps:,} steps", fontsize=12)
@@ -123,7 +82,7 @@ def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
         _draw_heat_maps(heat, schedules)
         _draw_kept_blocks(kept, schedules)
         _draw_saving(saving, schedules)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_curves(series: Sequence[Curve], path: Path, *, title: str, x_label: str, y_label: str) -> None:
@@ -143,8 +102,8 @@ def plot_curves(series: Sequence[Curve], path: Path, *, title: str, x_label: str
     check_picture_path(path)
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=8.0, height=4.8)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(width=8.0, height=4.8)
         axes = figure.subplots()
         for curve, colour in zip(series, _endless_colours(), strict=False):
             y = [value if math.isfinite(value) else math.nan for value in curve.y]
@@ -158,82 +117,7 @@ def plot_curves(series: Sequence[Curve], path: Path, *, title: str, x_label: str
             axes.legend()
         else:
             axes.text(0.5, 0.5, "nothing was recorded", ha="center", va="center", transform=axes.transAxes, color="#777777")
-        _save(figure, path)
-
-
-def plot_depths(
-    depths: Sequence[int], scores: Sequence[float], speeds: Sequence[float], path: Path, *, title: str, score_label: str, num_blocks: int
-) -> None:
-    """Draw the score and the speed of a model against the number of its blocks that run.
-
-    Args:
-        depths: Numbers of blocks.
-        scores: Of each; what is not finite leaves a gap.
-        speeds: Of each, 1 for the whole model.
-        path: A .png or .svg file.
-        title: What was scored on what.
-        score_label: Name and unit of the score.
-        num_blocks: Of the whole model.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
-    """
-    check_picture_path(path)
-    import matplotlib
-
-    order = sorted(range(len(depths)), key=lambda place: depths[place])
-    x = [depths[place] for place in order]
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=10.0, height=4.2)
-        figure.suptitle(title, fontsize=11)
-        left, right = figure.subplots(1, 2)
-        y = [scores[place] if math.isfinite(scores[place]) else math.nan for place in order]
-        left.plot(x, y, "o-", color=_COLOURS[0], markersize=5, linewidth=1.5)
-        left.set(title=f"Score: {score_label}", xlabel="blocks that run", ylabel=score_label)
-        right.plot(x, [speeds[place] for place in order], "o-", color=_COLOURS[1], markersize=5, linewidth=1.5, label="measured")
-        every = range(min(x), num_blocks + 1)
-        right.plot(every, [num_blocks / depth for depth in every], ":", color="#777777", linewidth=1.2, label="if only blocks took time")
-        right.set(title=f"Speed, all {num_blocks} blocks = 1", xlabel="blocks that run", ylabel="times as fast")
-        right.legend()
-        for axes in (left, right):
-            axes.set_xlim(min(x) - 0.5, max(*x, num_blocks) + 0.5)
-            axes.xaxis.set_major_locator(_whole_numbers())
-        _save(figure, path)
-
-
-def plot_spread(series: Sequence[tuple[str, Sequence[float]]], path: Path, *, title: str, x_label: str) -> None:
-    """Draw every value of each series as a point in a row of its own, with mean and standard deviation.
-
-    Args:
-        series: Label and values; the first is the top row.
-        path: A .png or .svg file.
-        title: What the picture shows.
-        x_label: Meaning and unit of the values.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
-    """
-    check_picture_path(path)
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(width=8.0, height=1.4 + 0.42 * max(2, len(series)))
-        axes = figure.subplots()
-        for row, (label, values) in enumerate(series):
-            colour = _COLOURS[row % len(_COLOURS)]
-            mean = statistics.fmean(values)
-            if len(values) > 1:
-                spread = statistics.stdev(values)
-                axes.plot([mean - spread, mean + spread], [row, row], color=colour, linewidth=5, alpha=0.25, solid_capstyle="butt")
-            axes.plot(values, [row] * len(values), "o", color=colour, markersize=5, alpha=0.75, label=label)
-            axes.plot([mean], [row], "|", color=colour, markersize=17, markeredgewidth=2)
-        axes.set(title=title, xlabel=x_label, yticks=range(len(series)), yticklabels=[label for label, _ in series])
-        axes.set_ylim(len(series) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
-        axes.margins(x=0.08)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def block_chart(
@@ -316,7 +200,7 @@ def _draw_heat_maps(area: Any, schedules: Sequence[NamedSchedule]) -> None:
             table, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1, cmap="viridis", interpolation="nearest", rasterized=True
         )
         axes.grid(visible=False)
-        axes.yaxis.set_major_locator(_whole_numbers())
+        axes.yaxis.set_major_locator(whole_numbers())
         axes.xaxis.set_major_formatter(_percent if _mixed(schedules) else _thousands)
         axes.locator_params(axis="x", nbins=5 if columns == 1 else 3)
         if len(shown) == 1:
@@ -340,7 +224,7 @@ def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     _overlay(axes, schedules, lambda named, step: named.schedule.expected_kept_blocks(step))
     deepest = max(named.schedule.num_blocks for named in schedules)
     axes.set_ylim(0, deepest * 1.12)
-    axes.yaxis.set_major_locator(_whole_numbers())
+    axes.yaxis.set_major_locator(whole_numbers())
     levels = []
     for named, colour in zip(schedules, _endless_colours(), strict=False):
         blocks, mean = named.schedule.num_blocks, named.schedule.mean_kept_fraction * named.schedule.num_blocks
@@ -395,7 +279,7 @@ def _mixed(schedules: Iterable[NamedSchedule]) -> bool:
 def _endless_colours() -> Iterable[str]:
     from itertools import cycle
 
-    return cycle(_COLOURS)
+    return cycle(COLOURS)
 
 
 def _thousands(value: float, _position: object = None) -> str:
@@ -406,28 +290,6 @@ def _percent(value: float, _position: object = None) -> str:
     return f"{100 * value:g} %"
 
 
-def _whole_numbers() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(nbins=8, integer=True)
-
-
 def _mixed_axes(axes: Axes) -> Any:
     """Measure x in parts of the axes and y in data."""
     return axes.get_yaxis_transform()
-
-
-def _figure(*, width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    kind = path.suffix.lower().lstrip(".")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
-    atomic.write_bytes(path, buffer.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pldcli import plotting
+from pldcli import plotting, score_plots
 from pldcli.errors import OutputError, UsageError
 from pldcli.flops import Flops
 from pldcli.pld import Schedule
@@ -105,13 +105,13 @@ def test_curves(series: list[Curve], tmp_path: Path) -> None:
 
 def test_depths(tmp_path: Path) -> None:
     words = {"title": "a model on a text", "score_label": "masked-LM loss", "num_blocks": 12}
-    plotting.plot_depths([12, 6, 9], [2.0, math.inf, 2.5], [1.0, 1.8, 1.3], tmp_path / "a.svg", **words)
-    plotting.plot_depths([6, 9, 12], [math.inf, 2.5, 2.0], [1.8, 1.3, 1.0], tmp_path / "b.svg", **words)
+    score_plots.plot_depths([12, 6, 9], [2.0, math.inf, 2.5], [1.0, 1.8, 1.3], tmp_path / "a.svg", **words)
+    score_plots.plot_depths([6, 9, 12], [math.inf, 2.5, 2.0], [1.8, 1.3, 1.0], tmp_path / "b.svg", **words)
     content = (tmp_path / "a.svg").read_bytes()
     assert content == (tmp_path / "b.svg").read_bytes(), "in any order"
     for text in ("a model on a text", "masked-LM loss", "Speed, all 12 blocks = 1", "times as fast"):
         assert text.encode() in content
-    plotting.plot_depths([1], [2.0], [1.0], tmp_path / "one.png", **{**words, "num_blocks": 1})
+    score_plots.plot_depths([1], [2.0], [1.0], tmp_path / "one.png", **{**words, "num_blocks": 1})
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 

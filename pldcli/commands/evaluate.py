@@ -154,7 +154,7 @@ def _check_company(measured: str, given: dict[str, Any]) -> None:
     Raises:
         UsageError: One of them stands without the one that it belongs to.
     """
-    from pldcli.plotting import check_picture_path
+    from pldcli.canvas import check_picture_path
 
     there = {name for name, value in given.items() if value is not None and value is not False}
     if "--depth" in there and measured == "--fill":

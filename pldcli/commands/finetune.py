@@ -73,9 +73,11 @@ def finetune(
 
     settings = cells([*(overrides or []), *(grid or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
     from pldcli.engine.experiment import Experiment
-    from pldcli.engine.glue import finetune_tasks, submit
+    from pldcli.engine.glue import check_submission, finetune_tasks, submit
     from pldcli.engine.model_source import latest_run, short_name
 
+    if submission is not None:
+        check_submission(task)
     start = model or latest_run()
     if model is None:
         typer.echo(f"starting from {start}, the latest run", err=True)

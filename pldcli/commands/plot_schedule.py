@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pldcli import presets
+from pldcli.canvas import check_picture_path
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
-from pldcli.plotting import NamedSchedule, block_chart, check_picture_path, evenly_spaced, plot_schedules, sparkline
+from pldcli.plotting import NamedSchedule, block_chart, evenly_spaced, plot_schedules, sparkline
 
 __all__ = ["plot_schedule"]
 

@@ -182,7 +182,7 @@ def show_depths(result: Evaluated[DepthReport], picture: Path) -> None:
 
 def draw_depths(result: Evaluated[DepthReport], picture: Path) -> None:
     """Draw the headline score and the speed against depth."""
-    from pldcli.plotting import plot_depths
+    from pldcli.score_plots import plot_depths
 
     scores = result.score.scores
     name, _ = next(iter(scores[0].values.items()))

@@ -107,11 +107,8 @@ def write(
     for leftover in directory.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with atomic.directory(path, overwrite=True) as place:
-        try:
-            save_tensors(model.state_dict(), place / "model.safetensors")
-            save_file(optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
-        except SafetensorError as error:
-            raise OSError(_errno_of(error), str(error)) from error
+        save_tensors(model.state_dict(), place / "model.safetensors")
+        save_tensors(optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
         (place / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (place / "config.yaml").write_text(presets.dump(config), encoding="utf-8")
         seal(place)
@@ -123,8 +120,15 @@ def write(
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors, wherever they are."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write tensors, wherever they are.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(_errno_of(error), str(error)) from error
 
 
 def seal(place: Path) -> None:

@@ -30,6 +30,7 @@ from pldcli.engine.prediction import json_lines
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest, stop_requests
+from pldcli.engine.task_card import task_card
 from pldcli.errors import DivergedError, OutputError, PldError, PreemptedError, StoppedError
 from pldcli.finetune_config import FinetuneConfig, changed
 from pldcli.huggingface.load import load_pretrained
@@ -130,6 +131,8 @@ def finetune(
             _keep_the_best(out, cells)
             write_results(out, runner.data.task, runner.start_name, cells)
             difference = _read_back(out / "model", runner)
+            card = task_card(runner.data.task, runner.start_name, cells[best], len(cells))
+            atomic.write_text(out / "model" / "README.md", card)
         if runner.data.test and not _is_predicted(out, best, runner):
             for split, lines in runner.predict_tests(names[best], out / "model").items():
                 if runtime.is_main:

@@ -7,18 +7,18 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pldcli import __version__, atomic
 from pldcli.engine import finetune_checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.environment import hardware_name
 from pldcli.engine.experiment import Experiment, data_fingerprint, model_fingerprint
+from pldcli.engine.finetune_course import Best, Course
 from pldcli.engine.memory import out_of_memory
 from pldcli.engine.model_source import short_name
 from pldcli.engine.objectives import TaskLoss
@@ -60,47 +60,6 @@ class _Rows:
     train: Features
     others: dict[str, tuple[Examples, Features]]
     """Validation and test splits."""
-
-
-@dataclass(frozen=True)
-class _Best:
-    """The evaluation whose weights the result has."""
-
-    step: int
-    score: float
-    splits: dict[str, ScoredSplit]
-    weights: dict[str, Tensor]
-
-
-@dataclass
-class _Course:
-    """How a training goes."""
-
-    position: Position = field(default_factory=Position)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    without_better: int = 0
-    best: _Best | None = None
-
-    def evaluated(self, splits: dict[str, ScoredSplit], score: float, trainer: Trainer[TaskBatches], *, keep_last: bool) -> None:
-        """Note an evaluation, and hold on to the weights if they are the ones to keep."""
-        self.history.append(
-            {
-                "step": self.position.step,
-                "epoch": self.position.step / trainer.batches.steps_per_epoch,
-                "train/loss": sum(self.losses) / len(self.losses),
-                "eval/score": score,
-                **{f"eval/{name}/{metric}": value for name, scored in splits.items() for metric, value in scored.scores.items()},
-                "progress/train_seconds": self.position.train_seconds,
-                "progress/tokens": self.position.tokens,
-            }
-        )
-        self.losses.clear()
-        better = self.best is None or score > self.best.score
-        self.without_better = 0 if better else self.without_better + 1
-        if better or keep_last:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
-            self.best = _Best(self.position.step, score, splits, weights)
 
 
 class CellRunner:
@@ -187,6 +146,7 @@ class CellRunner:
                 if self.runtime.is_main:
                     with atomic.directory(place, overwrite=True) as temporary:
                         _write_json(temporary / "result.json", result)
+                    finetune_checkpoint.forget(place)
                 return result
         trainer.model.load_state_dict(best.weights)
         result = self._result(settings, rows, trainer, best=best, history=history, position=position)
@@ -250,7 +210,7 @@ class CellRunner:
 
     def _train(
         self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path, report: Report, stop: StopRequest
-    ) -> tuple[_Best, list[dict[str, Any]], Position]:
+    ) -> tuple[Best, list[dict[str, Any]], Position]:
         """Train from where an earlier call stopped, evaluate on the way, and hold on to the best weights."""
         total, per_epoch = trainer.schedule.total_steps, trainer.batches.steps_per_epoch
         evaluated = _evaluation_steps(per_epoch, total, settings.evaluations_per_epoch)
@@ -276,35 +236,22 @@ class CellRunner:
         assert course.best is not None
         return course.best, course.history, course.position
 
-    def _resumed(self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path) -> _Course:
+    def _resumed(self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path) -> Course:
         """Go on where an earlier call stopped, or begin."""
         found = finetune_checkpoint.read(place, settings)
         if found is None:
-            return _Course()
+            return Course()
         best = None
         if found.best_step is not None:
             trainer.model.load_state_dict(found.best_weights)
             splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
-            best = _Best(found.best_step, self._task_score(splits), splits, found.best_weights)
-        finetune_checkpoint.restore(found, trainer.model, trainer.optimizer)
-        trainer.scaler.load_state_dict(found.scaler)
-        return _Course(found.position, found.history, found.losses, found.without_better, best)
+            best = Best(found.best_step, self._task_score(splits), splits, found.best_weights)
+        finetune_checkpoint.restore(found, trainer)
+        return Course(found.position, found.history, found.losses, best)
 
-    def _save(self, course: _Course, trainer: Trainer[TaskBatches], settings: FinetuneConfig, place: Path) -> None:
+    def _save(self, course: Course, trainer: Trainer[TaskBatches], settings: FinetuneConfig, place: Path) -> None:
         if self.runtime.is_main and course.position.step:
-            finetune_checkpoint.write(
-                place,
-                settings,
-                position=course.position,
-                history=course.history,
-                losses=course.losses,
-                without_better=course.without_better,
-                best_step=course.best.step if course.best else None,
-                best_weights=course.best.weights if course.best else {},
-                model=trainer.model,
-                optimizer=trainer.optimizer,
-                scaler=trainer.scaler.state_dict(),
-            )
+            finetune_checkpoint.write(place, settings, course, trainer)
         self.runtime.wait_for_all()
 
     def _score(self, model: StBert, rows: _Rows, split: str) -> ScoredSplit:
@@ -324,7 +271,7 @@ class CellRunner:
         rows: _Rows,
         trainer: Trainer[TaskBatches],
         *,
-        best: _Best | None = None,
+        best: Best | None = None,
         history: list[dict[str, Any]] | None = None,
         position: Position | None = None,
         error: str | None = None,

@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor, nn
+from safetensors.torch import load
+from torch import Tensor
 
 from pldcli import atomic
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
+from pldcli.engine.finetune_course import Course
+from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError
 from pldcli.finetune_config import FinetuneConfig
+from pldcli.tasks.batches import TaskBatches
 
 __all__ = ["Unfinished", "forget", "read", "restore", "write"]
 
@@ -32,8 +34,6 @@ class Unfinished:
     history: list[dict[str, Any]]
     losses: list[float]
     """Training losses since the last evaluation."""
-    without_better: int
-    """Evaluations in a row without a better score."""
     best_step: int | None
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -42,20 +42,7 @@ class Unfinished:
     scaler: dict[str, Any]
 
 
-def write(
-    place: Path,
-    settings: FinetuneConfig,
-    *,
-    position: Position,
-    history: list[dict[str, Any]],
-    losses: list[float],
-    without_better: int,
-    best_step: int | None,
-    best_weights: dict[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: dict[str, Any],
-) -> None:
+def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Trainer[TaskBatches]) -> None:
     """Save a cell that is under way beside the place where its result will be.
 
     Raises:
@@ -63,17 +50,16 @@ def write(
     """
     state = {
         "settings": asdict(settings),
-        "position": asdict(position),
-        "history": history,
-        "losses": losses,
-        "without_better": without_better,
-        "best_step": best_step,
-        "scaler": scaler,
+        "position": asdict(course.position),
+        "history": course.history,
+        "losses": course.losses,
+        "best_step": course.best.step if course.best else None,
+        "scaler": trainer.scaler.state_dict(),
     }
     with atomic.directory(_beside(place), overwrite=True) as temporary:
-        checkpoint.save_tensors(model.state_dict(), temporary / "model.safetensors")
-        save_file(checkpoint.optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-        checkpoint.save_tensors(best_weights, temporary / "best.safetensors")
+        checkpoint.save_tensors(trainer.model.state_dict(), temporary / "model.safetensors")
+        checkpoint.save_tensors(checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), temporary / "optimizer.safetensors")
+        checkpoint.save_tensors(course.best.weights if course.best else {}, temporary / "best.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         checkpoint.seal(temporary)
 
@@ -93,7 +79,6 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
             Position(**state["position"]),
             state["history"],
             state["losses"],
-            state["without_better"],
             state["best_step"],
             weights,
             optimizer,
@@ -104,10 +89,11 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
         return None  # it begins anew
 
 
-def restore(saved: Unfinished, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer state back."""
-    model.load_state_dict(saved.weights, strict=True)
-    checkpoint.restore_optimizer(saved.optimizer, model, optimizer)
+def restore(saved: Unfinished, trainer: Trainer[TaskBatches]) -> None:
+    """Put weights, optimizer state and loss scale back."""
+    trainer.model.load_state_dict(saved.weights, strict=True)
+    checkpoint.restore_optimizer(saved.optimizer, trainer.model, trainer.optimizer)
+    trainer.scaler.load_state_dict(saved.scaler)
 
 
 def forget(place: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pldcli import atomic
 from pldcli.engine.model_source import short_name
-from pldcli.plotting import plot_spread
+from pldcli.score_plots import plot_spread
 from pldcli.tasks.metrics import Summary, summary
 from pldcli.tasks.task import Task
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pldcli import atomic
 from pldcli.engine.evaluate_task import TaskSource, evaluate_task
-from pldcli.engine.experiment import Experiment, task_name
+from pldcli.engine.experiment import Experiment, is_known_task, task_name
 from pldcli.engine.finetune import Finetuned, finetune
 from pldcli.engine.finetune_results import flat_scores
 from pldcli.engine.prediction import as_json_lines
@@ -22,7 +22,7 @@ from pldcli.tasks.metrics import glue_average, paper_geometric_mean
 from pldcli.tasks.registry import find_task, glue_tasks
 from pldcli.tasks.submission import write_submission
 
-__all__ = ["ALL", "GlueResult", "finetune_tasks", "submit"]
+__all__ = ["ALL", "GlueResult", "check_submission", "finetune_tasks", "submit"]
 
 ALL = "glue/all"
 _MNLI, _AX = "glue/mnli", "glue/ax"
@@ -85,10 +85,22 @@ def finetune_tasks(
         return result
     if not from_mnli:
         return GlueResult([run(experiment, out or base / task_name(experiment.task))], [], None, None)
-    name = find_task(experiment.task).name
+    name = find_task(experiment.task).name if is_known_task(experiment.task) else experiment.task
     if name not in _AFTER_MNLI:
         raise UsageError(f"--from-mnli is for {', '.join(_AFTER_MNLI)}", where=name)
     return GlueResult([run(_after_mnli(experiment, base), out or base / f"{task_name(name)}-from-mnli")], [], None, None)
+
+
+def check_submission(task: str) -> None:
+    """Refuse a submission of something that the GLUE server does not know.
+
+    Raises:
+        UsageError: It is no task of GLUE.
+    """
+    if task.lower() != ALL and not (is_known_task(task) and find_task(task).server_files):
+        raise UsageError(
+            "the GLUE server has no such task", where=f"--submission for {task}", hint="leave it out: predictions are written anyway"
+        )
 
 
 def submit(result: GlueResult, experiment: Experiment, path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pldcli.config import ModelConfig
@@ -52,11 +52,8 @@ def save_pretrained(
     model_type, family = family_to_write(settings.norm)
     head = _head_name(model, task)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    save_file(
-        _to_hugging_face(weights, settings, family, head, tokenizer.special.pad_id),
-        directory / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    content = save(_to_hugging_face(weights, settings, family, head, tokenizer.special.pad_id), metadata={"format": "pt"})
+    (directory / "model.safetensors").write_bytes(content)
     config = {"architectures": [f"{family.class_name}For{_CLASSES[head]}"], "model_type": model_type}
     config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, max_seq_len) if task else {})
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
