@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 
 from pldcli import atomic
+from pldcli.engine.display import duration
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune_cell import CellRunner, read_result
-from pldcli.engine.finetune_results import Group, best_cell, group_cells, write_results
+from pldcli.engine.finetune_results import Group, best_cell, flat_scores, group_cells, write_results
 from pldcli.engine.finetune_workers import Job, run_jobs
 from pldcli.engine.prediction import json_lines
 from pldcli.engine.run_directory import RunDirectory
@@ -221,15 +222,13 @@ def _run(
     finished = 0
     with (
         stop_requests() as stop,
-        Progress(
-            _describe(runner, todo[0].name, 0, len(todo), ""), total=sum(totals.values()), unit="steps", quiet=not runtime.is_main
-        ) as bar,
+        Progress(_describe(0, len(todo), ""), total=sum(totals.values()), unit="steps", quiet=not runtime.is_main, console=console) as bar,
     ):
 
         def report(name: str, step: int, total: int, what: str) -> None:
             steps[name], totals[name] = step, total
             bar.total = sum(totals.values())
-            bar.describe(_describe(runner, name, finished, len(todo), what))
+            bar.describe(_describe(finished, len(todo), what))
             bar.update(sum(steps.values()))
 
         try:
@@ -249,6 +248,7 @@ def _run(
             for job, result in results:
                 finished += 1
                 steps[job.name] = totals[job.name]
+                console.print(_outcome(job.name, result), highlight=False, markup=False, soft_wrap=True)
                 yield job, result
         except (StoppedError, PreemptedError) as error:
             raise type(error)(f"{error.what}, {_kept(finished, len(todo))}", hint="run the same command again to go on") from error
@@ -277,9 +277,17 @@ def _share_out(num_cells: int, jobs: int | Literal["auto"], runtime: Runtime) ->
     return at_once, max(1, threads // at_once), num_gpus
 
 
-def _describe(runner: CellRunner, name: str, finished: int, num_cells: int, what: str) -> str:
-    label = f"{runner.data.task.name} {name}" if num_cells == 1 else f"{runner.data.task.name} {finished + 1}/{num_cells} {name}"
+def _describe(finished: int, num_cells: int, what: str) -> str:
+    label = "training" if num_cells == 1 else f"run {min(finished + 1, num_cells)}/{num_cells}"
     return f"{label}, {what}" if what else label
+
+
+def _outcome(name: str, result: dict[str, Any]) -> str:
+    """Say in a line how a run ended."""
+    if result["score"] is None:
+        return f"{name}: diverged"
+    scores = ", ".join(f"{metric} {100 * value:.2f}" for metric, value in flat_scores(result).items())
+    return f"{name}: {scores} at step {result['best_step']:,} ({duration(result['train_seconds'])})"
 
 
 def _kept(finished: int, num_cells: int) -> str:

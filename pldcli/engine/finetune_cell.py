@@ -16,6 +16,7 @@ import torch
 from pldcli import __version__, atomic
 from pldcli.engine import finetune_checkpoint
 from pldcli.engine.checkpoint import Position
+from pldcli.engine.display import quantity
 from pldcli.engine.environment import hardware_name
 from pldcli.engine.experiment import Experiment, data_fingerprint, model_fingerprint
 from pldcli.engine.finetune_course import Best, Course
@@ -223,7 +224,7 @@ class CellRunner:
                 raise _stopped(seen)
             course.losses.append(seen.losses["loss"])
             rate = position.tokens / max(position.train_seconds, 1e-9)
-            report(position.step, total, f"loss {course.losses[-1]:.3f}, {rate:,.0f} tokens/s")
+            report(position.step, total, f"loss {course.losses[-1]:.3f}, {quantity(rate)} tokens/s")
             if position.step not in evaluated:
                 continue
             splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
