@@ -104,11 +104,30 @@ class Block(nn.Module):
         qkv_3BHTK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         q_BHTK, k_BHTK, v_BHTK = qkv_3BHTK.unbind(0)
         dropout = self.dropout.p if self.training else 0.0
-        mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attention_mask_B11T, dropout)
+        mixed_BHTK = _attend(q_BHTK, k_BHTK, v_BHTK, attention_mask_B11T, dropout)
         return self.dropout(self.attention_output(mixed_BHTK.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
 
     def _ffn(self, x_BTD: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
+
+
+def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None, dropout: float) -> Tensor:
+    """Attend, [B, H, T, K]: torch's kernels, but in bf16 on a CPU scores and softmax in float32 and the product with the values in bf16.
+
+    There torch either rounds the scores to bf16 too, with three times the error, or computes everything in float32, which takes
+    longer.
+    """
+    if q_BHTK.dtype != torch.bfloat16 or q_BHTK.device.type != "cpu":
+        return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask_B11T, dropout)
+    with torch.autocast("cpu", enabled=False):
+        scores_BHTT = (q_BHTK.float() @ k_BHTK.float().transpose(-1, -2)) * q_BHTK.shape[-1] ** -0.5
+    if mask_B11T is not None:
+        scores_BHTT = scores_BHTT.masked_fill(~mask_B11T, -torch.inf)
+    weights_BHTT = scores_BHTT.softmax(-1)
+    if dropout:
+        weights_BHTT = functional.dropout(weights_BHTT, dropout)
+    mixed_BHTK: Tensor = weights_BHTT.to(v_BHTK.dtype) @ v_BHTK
+    return mixed_BHTK
 
 
 class MaskedLmHead(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pldcli.model import Block, StBert
+from pldcli.model import Block, StBert, _attend
 
 Norm = Literal["pre", "post"]
 NORMS: list[Norm] = ["pre", "post"]
@@ -398,3 +398,39 @@ def test_blocks_compile_once_for_every_gate_and_scale(norm: Norm) -> None:
         assert counters["stats"]["unique_graphs"] == graphs, "another gate or scale must not compile anything"
     assert not counters["graph_break"]
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_on_a_cpu_keeps_its_scores_exact(masked: bool) -> None:
+    """Half the error of torch's kernel that rounds them, forward and backward, also under autocast; dropout is right on average."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    exact = [2 * torch.randn(4, 2, 48, 16, generator=generator, dtype=torch.float64) for _ in range(3)]
+    exact = [tensor.bfloat16().double().requires_grad_() for tensor in exact]
+    mask = (torch.arange(48) < torch.tensor([[48], [30], [7], [1]]))[:, None, None, :] if masked else None
+    rough = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    rounded = [tensor.detach().clone().requires_grad_() for tensor in rough]
+    weights = torch.randn(4, 2, 48, 16, generator=generator)
+    expected = functional.scaled_dot_product_attention(*exact, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = _attend(*rough, mask, 0.0)
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            theirs = functional.scaled_dot_product_attention(*rounded, mask)
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    for result in (ours, theirs):
+        (result.float() * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert ours.dtype == torch.bfloat16
+    ours, theirs, expected = ours.detach(), theirs.detach(), expected.detach()
+    assert float((ours - expected).abs().mean()) < 0.5 * float((theirs - expected).abs().mean())
+    for one, other, reference in zip(rough, rounded, exact, strict=True):
+        assert float((one.grad - reference.grad).abs().mean()) < 0.6 * float((other.grad - reference.grad).abs().mean())
+    torch.manual_seed(0)
+    dropped = torch.stack([_attend(*rough, mask, 0.5).detach().float() for _ in range(300)])
+    assert not torch.equal(dropped[0], dropped[1])
+    assert float((dropped.mean(0) - expected).abs().mean()) < 0.1

@@ -51,8 +51,10 @@ def pretrain(
     first = resolve(preset, wanted).config  # what is wrong without the data shows before it is read
     from pldcli.data.shards import read_manifest
 
+    place = out or Path("runs") / Path(preset).stem
+    goes_on = None if dry_run or resume == "never" else place if resume == "auto" else Path(resume)
     vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
-    config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, allow_bin)).config
+    config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, goes_on, allow_bin)).config
     from pldcli.engine import pretrain as engine
 
     if dry_run:
@@ -60,22 +62,33 @@ def pretrain(
         if dry.is_main:
             _show_dry_run(dry)
         return
-    place = out or Path("runs") / Path(preset).stem
     result = engine.pretrain(config, data=data, out=place, resume=resume, command=_command_line(), allow_bin=allow_bin)
     if result.is_main:
         _show(result, data)
 
 
-def _shape_of(init_from: str | None, allow_bin: bool) -> dict[str, Any]:
-    """Read the shape of the model that a run begins with; dropout stays the run's own."""
+def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> dict[str, Any]:
+    """Read the shape of the model that a run begins with; dropout stays the run's own.
+
+    Args:
+        init_from: That model.
+        goes_on: A run or checkpoint to go on with, which needs that model no more; None to begin.
+        allow_bin: Read a pickle of weights.
+    """
     if init_from is None:
         return {}
+    from pldcli.engine.checkpoint import list_checkpoints
     from pldcli.engine.model_source import open_model
+    from pldcli.presets import load
 
-    loaded = open_model(Path(init_from), allow_bin=allow_bin)
-    if loaded.without_masked_lm:
-        typer.echo(f"note: {init_from} {loaded.without_masked_lm}: that head begins at random", err=True)
-    return {f"model.{name}": value for name, value in vars(loaded.settings).items() if name != "dropout"}
+    if goes_on and ((goes_on / "state.json").is_file() or list_checkpoints(goes_on / "checkpoints")):
+        settings = load(goes_on / "config.yaml").model
+    else:
+        loaded = open_model(Path(init_from), allow_bin=allow_bin)
+        if loaded.without_masked_lm:
+            typer.echo(f"note: {init_from} {loaded.without_masked_lm}: that head begins at random", err=True)
+        settings = loaded.settings
+    return {f"model.{name}": value for name, value in vars(settings).items() if name != "dropout"}
 
 
 def _command_line() -> str:

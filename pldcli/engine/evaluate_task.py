@@ -195,9 +195,7 @@ def _open(
         )
     task = _task_of(loaded, source)
     splits = _splits(task, source)
-    length = int(
-        (loaded.task or {}).get("max_seq_len") or min(384 if task.kind == "spans" else 128, loaded.settings.max_position_embeddings)
-    )
+    length, stride = _row_shape(loaded, task)
     kind = KINDS[task.kind]
     if (outputs := len(loaded.weights["task_head.output.bias"])) != kind.num_outputs(task):
         raise CheckpointError(
@@ -205,7 +203,6 @@ def _open(
             where=loaded.where,
             hint="evaluate it on the task that it was fine-tuned for",
         )
-    stride = min(_STRIDE, length // 3)
     rows = {
         name: (examples, kind.encode(examples, task, loaded.tokenizer, max_seq_len=length, stride=stride))
         for name, examples in splits.items()
@@ -243,6 +240,20 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
     if outputs == 1:
         return Task(Path(source.task).stem, "regression", (), "", metrics=("pearson", "spearman"))
     return Task(Path(source.task).stem, "classification", (), "", labels=loaded.labels, metrics=("accuracy", "macro_f1"))
+
+
+def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
+    """Choose the length of a row and what two windows share: as in fine-tuning, where the model says it.
+
+    Raises:
+        CheckpointError: What it says is impossible.
+    """
+    remembered, positions = loaded.task or {}, loaded.settings.max_position_embeddings
+    length = remembered.get("max_seq_len") or min(384 if task.kind == "spans" else 128, positions)
+    stride = remembered.get("stride", _STRIDE)
+    if type(length) is not int or type(stride) is not int or not 0 < length <= positions or stride < 0:
+        raise CheckpointError(f"pld_task in config.json is damaged (rows of {length!r} tokens, {stride!r} shared)", where=loaded.where)
+    return length, min(stride, length // 3)
 
 
 def _reordered(task: Task, remembered: Task) -> tuple[str | int | float | bool, ...]:

@@ -77,7 +77,8 @@ def export(
     smaller = with_blocks(loaded, gates)
     model, task = _with_its_head(smaller)
     with atomic.directory(out, overwrite=overwrite) as place:
-        save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task)
+        rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
+        save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
         difference = largest_difference(place, model, _some_input(loaded))
         if difference is not None and not difference < _RELOAD_TOLERANCE:
             raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(out))
@@ -121,10 +122,9 @@ def _task_of(record: dict[str, Any], where: str) -> tuple[Task, TaskHead]:
         CheckpointError: The record is damaged.
     """
     try:
-        lists: dict[str, Any] = {name: tuple(record[name]) for name in ("text_columns", "labels", "written", "metrics")}
-        task = Task(name=record["name"], kind=record["kind"], label_column=record["label_column"], **lists)
+        task = Task.from_record(record)
         outputs = {"classification": len(task.labels), "regression": 1, "tags": len(task.labels), "spans": 2}[task.kind]
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"has a damaged record of its task in config.json ({error})", where=where) from error
     return task, TaskHead("token" if task.kind in ("tags", "spans") else "sequence", outputs)
 

@@ -325,6 +325,7 @@ class CellRunner:
                 seq_len=self.start.seq_len,
                 task=self.data.task,
                 max_seq_len=length,
+                stride=settings.stride,
             )
             _write_json(temporary / "result.json", result)
 

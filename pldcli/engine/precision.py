@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["Precision", "PrecisionName", "bf16_in_hardware", "resolve_precision"]
 
@@ -31,22 +30,8 @@ class Precision:
             yield
             return
         dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
-        with torch.autocast(self.device.type, dtype), self._attention():
+        with torch.autocast(self.device.type, dtype):
             yield
-
-    @contextmanager
-    def _attention(self) -> Iterator[None]:
-        """Choose the attention kernel: on CPU in bf16 the plain one beats torch's fused one, forward and backward."""
-        if self.device.type != "cpu" or self.name != "bf16":
-            yield
-            return
-        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Make the loss scaler; outside fp16 it passes everything through."""

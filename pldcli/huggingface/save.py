@@ -37,6 +37,7 @@ def save_pretrained(
     seq_len: int,
     task: Task | None = None,
     max_seq_len: int = 0,
+    stride: int = 0,
 ) -> None:
     """Write weights, config.json and tokenizer so that the Auto classes of transformers load them without this package.
 
@@ -48,6 +49,7 @@ def save_pretrained(
         seq_len: Training length in tokens.
         task: What the model was fine-tuned for.
         max_seq_len: Tokens of a row at most in fine-tuning.
+        stride: Tokens that two windows of a long text shared in fine-tuning.
     """
     model_type, family = family_to_write(settings.norm)
     head = _head_name(model, task)
@@ -55,7 +57,7 @@ def save_pretrained(
     content = save(_to_hugging_face(weights, settings, family, head, tokenizer.special.pad_id), metadata={"format": "pt"})
     (directory / "model.safetensors").write_bytes(content)
     config = {"architectures": [f"{family.class_name}For{_CLASSES[head]}"], "model_type": model_type}
-    config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, max_seq_len) if task else {})
+    config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, max_seq_len, stride) if task else {})
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
     described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings.max_position_embeddings)
@@ -132,7 +134,7 @@ def _config_json(settings: ModelConfig, special: SpecialTokens, seq_len: int) ->
     }
 
 
-def _task_json(task: Task, max_seq_len: int) -> dict[str, Any]:
+def _task_json(task: Task, max_seq_len: int, stride: int) -> dict[str, Any]:
     """Name the labels, and write down what `pld evaluate` needs to read the task's files again."""
     entries: dict[str, Any] = {}
     if task.kind in ("classification", "tags"):
@@ -142,7 +144,7 @@ def _task_json(task: Task, max_seq_len: int) -> dict[str, Any]:
         entries["problem_type"] = "single_label_classification"
     if task.kind == "regression":
         entries |= {"id2label": {"0": task.label_column}, "label2id": {task.label_column: 0}, "problem_type": "regression"}
-    entries[TASK] = task.record() | {"max_seq_len": max_seq_len}
+    entries[TASK] = task.record() | {"max_seq_len": max_seq_len, "stride": stride}
     return entries
 
 

@@ -180,14 +180,21 @@ def _read_spans(path: Path, task: Task, split: str) -> Examples:
 
 
 def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
-    """Take the columns that a file's names point to where those of the task are not there."""
+    """Take the columns that a file's names point to where those of the task are not there, or not known.
+
+    Raises:
+        DataError: The task knows none, and the names point to none.
+    """
 
     def is_there(name: str) -> bool:
         return any(one in table.columns for one in (name, *task.aliases.get(name, ())))
 
     texts, label = guess_columns(table)
     chosen = task
-    if not all(map(is_there, task.text_columns)) and len(texts) == len(task.text_columns):
+    if not task.text_columns and not texts:
+        listed = ", ".join(table.headings)
+        raise DataError("cannot tell which column holds the text", where=str(table.path), hint=f"call it text; its columns are: {listed}")
+    if not task.text_columns or (not all(map(is_there, task.text_columns)) and len(texts) == len(task.text_columns)):
         chosen = replace(chosen, text_columns=texts)
     if not is_there(task.label_column) and label is not None and label not in chosen.text_columns:
         chosen = replace(chosen, label_column=label)

@@ -92,11 +92,18 @@ class Task:
             raise ValueError(f"{error}") from error
         if task.kind not in get_args(Kind) or not task.text_columns:
             raise ValueError(f"kind {task.kind!r}")
+        for name in _RECORDED:
+            if type(getattr(task, name)) is not type(getattr(_EXAMPLE, name)):
+                raise ValueError(f"{name} {getattr(task, name)!r}")
         return task
 
     def with_labels(self, labels: Sequence[Label]) -> Task:
         """Take the labels that were found in the data."""
         return replace(self, labels=tuple(str(label) for label in labels), written=tuple(labels))
+
+
+_EXAMPLE = Task("", "classification", (), "")
+"""Its fields have the types that a record's have."""
 
 
 @dataclass(frozen=True)

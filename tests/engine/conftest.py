@@ -18,10 +18,44 @@ from pldcli.finetune_config import FinetuneConfig, cells
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 
-WORDS = (
-    "river engine village teacher winter market moved followed watched found opened small old quiet northern broken famous green "
-    "the a in of and by with house tree cloud road stone bread water music paper wheel garden"
-).split()
+WORDS = [
+    "river",
+    "engine",
+    "village",
+    "teacher",
+    "winter",
+    "market",
+    "moved",
+    "followed",
+    "watched",
+    "found",
+    "opened",
+    "small",
+    "old",
+    "quiet",
+    "northern",
+    "broken",
+    "famous",
+    "green",
+    "the",
+    "a",
+    "in",
+    "of",
+    "and",
+    "by",
+    "with",
+    "house",
+    "tree",
+    "cloud",
+    "road",
+    "stone",
+    "bread",
+    "water",
+    "music",
+    "paper",
+    "wheel",
+    "garden",
+]
 
 FAST = ("learning_rate=3e-3", "batch_size=16", "epochs=6", "precision=fp32", "dropout=0")
 """Settings under which the tiny model learns whether the river is named, in about a second."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pldcli.config import ModelConfig
 from pldcli.data.loader import Batch
-from pldcli.engine.objectives import MaskedLm, encode, masked_logits
-from pldcli.model import StBert
+from pldcli.data.tokenizer import train_tokenizer
+from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
+from pldcli.huggingface.save import save_pretrained
+from pldcli.model import StBert, TaskHead
+from pldcli.tasks.batches import TaskBatch
+from pldcli.tasks.task import Kind, Task
 
 V = 40
 
@@ -142,3 +149,112 @@ def test_losses_are_summed_in_float32_under_autocast() -> None:
     exact = MaskedLm(next_sentence=True).loss_sums(model, batch, None, None)
     assert torch.allclose(sums, exact, rtol=0.03)
     assert not torch.equal(sums, exact)
+
+
+# Fine-tuning
+
+
+KINDS: dict[Kind, tuple[TaskHead, str]] = {
+    "classification": (TaskHead("sequence", 3), "SequenceClassification"),
+    "regression": (TaskHead("sequence", 1), "SequenceClassification"),
+    "tags": (TaskHead("token", 4), "TokenClassification"),
+    "spans": (TaskHead("token", 2), "QuestionAnswering"),
+}
+LENGTHS = (10, 6, 3)
+LABELS: dict[Kind, Tensor] = {
+    "classification": torch.tensor([2, 0, 1]),
+    "regression": torch.tensor([0.5, -2.0, 3.25]),
+    "tags": torch.tensor([[-100, 0, 3, -100, 2, 1, 1, 0, 0, -100], [-100, 2, 2, 0, 1, -100, *[-100] * 4], [-100, 3, -100, *[-100] * 7]]),
+    "spans": torch.tensor([[2, 4], [5, 5], [0, 0]]),
+}
+
+
+def task_batch(kind: Kind, rows: slice = slice(0, 3), width: int = 10) -> TaskBatch:
+    mask = torch.arange(10) < torch.tensor(LENGTHS)[:, None]
+    ids = make_batch().input_ids.masked_fill(~mask, 0)[rows, :width]
+    types = ((torch.arange(10) > 3) & mask).long()[rows, :width]
+    labels = LABELS[kind][rows]
+    return TaskBatch(ids, types, mask[rows, :width], labels[:, :width] if kind == "tags" else labels)
+
+
+def with_head(kind: Kind) -> StBert:
+    return make_model(masked_lm=False, task_head=KINDS[kind][0], norm="post", type_vocab_size=2)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Callable[[Kind, StBert], Any]:
+    """The same model as transformers has it."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train_tokenizer([f"a b c d e f g h i j {number}" for number in range(30)], vocab_size=V)
+
+    def load(kind: Kind, model: StBert) -> Any:
+        settings = ModelConfig(
+            num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=V, max_position_embeddings=10,
+            norm="post", dropout=0.0,
+        )  # fmt: skip
+        labels = tuple(f"B-{number}" for number in range(KINDS[kind][0].num_outputs)) if kind in ("classification", "tags") else ()
+        task = Task("mine", kind, ("text",), "label", labels)
+        save_pretrained(tmp_path, model, settings, tokenizer=tokenizer, seq_len=10, task=task, max_seq_len=10)
+        return getattr(transformers, f"AutoModelFor{KINDS[kind][1]}").from_pretrained(tmp_path).eval()
+
+    return load
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tasks_loss_is_that_of_transformers(kind: Kind, theirs: Callable[[Kind, StBert], Any]) -> None:
+    model, objective = with_head(kind), TaskLoss(kind)
+    other = theirs(kind, model)
+    total, count = 0.0, 0
+    for row, length in enumerate(LENGTHS):  # row by row: their loss over spans counts padding as places where an answer may be
+        batch = task_batch(kind, slice(row, row + 1), length)
+        labels = (
+            {"labels": batch.labels} if kind != "spans" else {"start_positions": batch.labels[:, 0], "end_positions": batch.labels[:, 1]}
+        )
+        inputs = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids, "attention_mask": batch.attention_mask.long()}
+        [targets] = objective.num_targets(batch)
+        total += float(other(**inputs, **labels).loss.detach()) * targets
+        count += targets
+    padded = task_batch(kind)
+    assert objective.names == (kind,)
+    assert objective.num_targets(padded) == [count] == [{"tags": 12}.get(kind, 3)]
+    assert float(objective.loss_sums(model, padded, None, None).detach()) == pytest.approx(total, rel=1e-5)
+    if kind != "spans":
+        inputs = {"input_ids": padded.input_ids, "token_type_ids": padded.token_type_ids, "attention_mask": padded.attention_mask.long()}
+        together = float(other(**inputs, labels=padded.labels).loss.detach())
+        assert float(objective.loss_sums(model, padded, None, None).detach()) / count == pytest.approx(together, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tasks_sums_and_gradients_do_not_depend_on_the_split(kind: Kind) -> None:
+    model, objective = with_head(kind).double(), TaskLoss(kind)
+
+    def run(batches: list[TaskBatch]) -> tuple[float, int, list[Tensor]]:
+        model.zero_grad()
+        sums = [objective.loss_sums(model, each, None, None) for each in batches]
+        sum(each.sum() for each in sums).backward()  # type: ignore[union-attr]
+        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        return float(sum(sums).detach()), sum(objective.num_targets(each)[0] for each in batches), gradients  # type: ignore[union-attr]
+
+    whole = run([task_batch(kind)])
+    parts = run([task_batch(kind, slice(0, 1)), task_batch(kind, slice(1, 3), 6)])
+    assert whole[:2] == (pytest.approx(parts[0], rel=1e-5), parts[1])
+    assert len(whole[2]) == len(parts[2]) == len(list(model.parameters()))
+    for one, other in zip(whole[2], parts[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tasks_loss_is_summed_in_float32_under_autocast(kind: Kind) -> None:
+    model, batch = with_head(kind), task_batch(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = TaskLoss(kind).loss_sums(model, batch, None, None)
+    exact = TaskLoss(kind).loss_sums(model, batch, None, None)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
+
+
+def test_gates_reach_a_tasks_model() -> None:
+    model, batch = with_head("classification"), task_batch("classification")
+    TaskLoss("classification").loss_sums(model, batch, (False, True), None).sum().backward()
+    assert all(parameter.grad is None for parameter in model.blocks[0].parameters())
+    assert all(parameter.grad is not None for parameter in model.blocks[1].parameters())
