@@ -49,8 +49,9 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None) -> Tensor:
-        """Look up and sum; without token types every token has type 0."""
-        types = self.token_type.weight[0] if token_type_ids_BT is None else self.token_type(token_type_ids_BT)
+        """Look up and sum; without token types, or with a table of one, every token has type 0."""
+        no_types = token_type_ids_BT is None or self.token_type.num_embeddings == 1
+        types = self.token_type.weight[0] if no_types else self.token_type(token_type_ids_BT)
         x_BTD = self.word(input_ids_BT) + (self.position.weight[: input_ids_BT.shape[1]] + types)
         x_BTD = self.dropout(self.norm(x_BTD))
         return x_BTD  # type: ignore[no-any-return]

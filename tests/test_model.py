@@ -434,3 +434,12 @@ def test_attention_in_bf16_on_a_cpu_keeps_its_scores_exact(masked: bool) -> None
     dropped = torch.stack([_attend(*rough, mask, 0.5).detach().float() for _ in range(300)])
     assert not torch.equal(dropped[0], dropped[1])
     assert float((dropped.mean(0) - expected).abs().mean()) < 0.1
+
+
+def test_a_table_of_one_token_type_ignores_types() -> None:
+    """As RoBERTa's, which a tokenizer may still give types for."""
+    model = make_model(type_vocab_size=1).eval()
+    input_ids = torch.randint(0, 16, (2, 8), generator=torch.Generator().manual_seed(0))
+    types = torch.arange(8).expand(2, -1) // 4
+    with torch.no_grad():
+        assert torch.equal(model(input_ids, token_type_ids_BT=types), model(input_ids))

@@ -71,7 +71,7 @@ def finetune(
     """
     from pldcli.finetune_config import cells
 
-    settings = cells([*(overrides or []), *(grid or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
+    settings = cells([*(grid or []), *(overrides or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
     from pldcli.engine.experiment import Experiment
     from pldcli.engine.glue import check_submission, finetune_tasks, submit
     from pldcli.engine.model_source import latest_run, short_name

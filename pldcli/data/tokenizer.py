@@ -306,6 +306,9 @@ def _from_json(text: str, *, where: str, sentencepiece: bytes | None = None) -> 
     vocabulary = fast.get_vocab(with_added_tokens=True)
     added = fast.get_added_tokens_decoder()
     special = _find_special(vocabulary, where=where, others=tuple(i for i, token in added.items() if token.special))
+    if fast.post_processor is None:  # nothing would stand around a text otherwise
+        _add_template(fast, {i: token for token, i in vocabulary.items()}, special)
+        text = fast.to_str()
     parsed = json.loads(text)
     name = (parsed.get("normalizer") or {}).get("type", "none")
     if sentencepiece is not None:
@@ -341,10 +344,16 @@ def _find_special(vocabulary: dict[str, int], *, where: str, others: tuple[int, 
 
 def _add_special(fast: Any, vocabulary: dict[str, int], special: SpecialTokens) -> None:
     """Mark the special tokens as such, and let the tokenizer wrap sequences as BERT does."""
-    from tokenizers import AddedToken, processors
+    from tokenizers import AddedToken
 
     names = {i: token for token, i in vocabulary.items()}
     fast.add_special_tokens([AddedToken(names[i], special=True, normalized=False) for i in special.ids])
+    _add_template(fast, names, special)
+
+
+def _add_template(fast: Any, names: dict[int, str], special: SpecialTokens) -> None:
+    from tokenizers import processors
+
     cls, sep = names[special.cls_id], names[special.sep_id]
     fast.post_processor = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",

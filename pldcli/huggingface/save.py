@@ -60,7 +60,7 @@ def save_pretrained(
     config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, max_seq_len, stride) if task else {})
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
-    described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings.max_position_embeddings)
+    described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings)
     (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -148,13 +148,13 @@ def _task_json(task: Task, max_seq_len: int, stride: int) -> dict[str, Any]:
     return entries
 
 
-def _tokenizer_config(tokenizer: dict[str, Any], special: SpecialTokens, max_length: int) -> dict[str, Any]:
+def _tokenizer_config(tokenizer: dict[str, Any], special: SpecialTokens, settings: ModelConfig) -> dict[str, Any]:
     tokens = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
     roles = {"pad_token": special.pad_id, "unk_token": special.unk_id, "cls_token": special.cls_id, "sep_token": special.sep_id}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # without this AutoTokenizer builds a wrong one, silently
-        "model_max_length": max_length,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_max_length": settings.max_position_embeddings,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if settings.type_vocab_size > 1 else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **{role: tokens[token_id] for role, token_id in (roles | {"mask_token": special.mask_id}).items()},
     }

@@ -230,3 +230,11 @@ def test_files_that_are_no_tokenizers(tmp_path, name, content):
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"none.json: no such file"):
         load_tokenizer(tmp_path / "none.json")
+
+
+def test_a_tokenizer_without_a_template_gets_berts(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]), encoding="utf-8")
+    bare = json.loads(load_tokenizer(tmp_path / "vocab.txt").json_text) | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bare), encoding="utf-8")
+    encoded = load_tokenizer(tmp_path / "tokenizer.json").fast.encode("a", "b")
+    assert (encoded.ids, encoded.type_ids) == ([2, 5, 3, 6, 3], [0, 0, 0, 1, 1])
