@@ -241,7 +241,7 @@ class Trainer(Generic[BatchesT]):
             raise DivergedError(
                 f"training diverged: {what}",
                 where=f"step {step}",
-                hint="lower the learning rate or lengthen its warm-up; the last checkpoint holds finite numbers",
+                hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers",
             )
 
     def _observation(self, position: Position, outcome: _Step | None, wait_seconds: float, stop_signal: int) -> Observation:
