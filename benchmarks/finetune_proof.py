@@ -209,11 +209,13 @@ def make_table(results: Path) -> str:
                 means.append(statistics.mean(scores))
                 spreads.append(spread)
             difference = f"{means[0] - means[1]:+.2f}" if len(means) > 1 else ""
-            lines.append(f"| {task} | {metrics} | " + " | ".join(cells) + f" | {difference} |")
+            epochs = next(run["epochs"] for run in own if run["task"] == task)
+            lines.append(f"| {task}, {epochs:g} epoch(s) | {metrics} | " + " | ".join(cells) + f" | {difference} |")
     first = runs[0]
     facts = (
-        f"Batch {first['batch_size']}, learning rate {first['learning_rate']:g}, {first['epochs']:g} epochs unless the table says otherwise, "
-        f"{first['precision']}, {first['threads']} thread(s) per run. {first['hardware']}; {first['software']}."
+        f"Score: mean of the metrics x 100 on validation examples after the last epoch; mean ± standard deviation (each seed). "
+        f"Batch {first['batch_size']}, learning rate {first['learning_rate']:g}, {first['precision']}, {first['threads']} thread(s) per run. "
+        f"{first['hardware']}; {first['software']}."
     )
     return "\n".join([facts, *lines]) + "\n"
 

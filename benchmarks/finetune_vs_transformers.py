@@ -79,16 +79,30 @@ def compare(options: argparse.Namespace) -> str:
     import transformers
 
     facts = (
-        f"{options.pairs} pairs of processes in turn, {options.steps} steps each after {WARM_UP_STEPS} to warm up, {options.threads} thread(s), "
-        f"rows of at most {MAX_SEQ_LEN} tokens. {hardware_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))}; pldcli {__version__}, "
+        f"{options.pairs} pairs of processes in turn, {options.steps} steps each after {WARM_UP_STEPS} to warm up, "
+        f"{options.threads} thread(s), "
+        f"rows of at most {MAX_SEQ_LEN} tokens. {hardware_name(this_device())}; pldcli {__version__}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}."
     )
     head = "| comparison | task | pld, tokens/s | Trainer, tokens/s | pld / Trainer, median of pairs (range) |\n|---|---|---|---|---|"
-    return f"# Fine-tuning against transformers.Trainer\n\n    {shlex.join(['python', *sys.argv])}\n\n{facts}\n\n{head}\n" + "\n".join(rows) + "\n"
+    return (
+        f"# Fine-tuning against transformers.Trainer\n\n    {shlex.join(['python', *sys.argv])}\n\n{facts}\n\n{head}\n"
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def in_a_process(system: str, how: str, task: str, options: argparse.Namespace) -> float:
-    words = [sys.executable, __file__, "--data-dir", str(options.data_dir), "--threads", str(options.threads), "--steps", str(options.steps)]
+    words = [
+        sys.executable,
+        __file__,
+        "--data-dir",
+        str(options.data_dir),
+        "--threads",
+        str(options.threads),
+        "--steps",
+        str(options.steps),
+    ]
     words += ["--one", json.dumps([system, how, task]), *(["--model", str(options.model)] if options.model else [])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -102,7 +116,9 @@ def measure(system: str, how: str, task: str, options: argparse.Namespace) -> fl
     settings = FinetuneConfig(**SETTINGS[how], max_seq_len=MAX_SEQ_LEN)  # type: ignore[arg-type]
     if system == "trainer":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return with_trainer(CellRunner(experiment, Runtime(device)), settings, how, options.steps)  # not `launch`: the process stays as it is
+        return with_trainer(
+            CellRunner(experiment, Runtime(device)), settings, how, options.steps
+        )  # not `launch`: the process stays as it is
     with launch() as runtime:
         trainer = CellRunner(experiment, runtime).trainer(settings)
         last = WARM_UP_STEPS + options.steps
@@ -153,6 +169,10 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig, how: str, steps: 
         transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
     assert len(clock) == WARM_UP_STEPS + steps
     return sum(tokens[WARM_UP_STEPS : len(clock)]) / (clock[-1] - clock[WARM_UP_STEPS - 1])
+
+
+def this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def packaged_model() -> Path:
