@@ -214,7 +214,8 @@ def make_table(results: Path) -> str:
     first = runs[0]
     facts = (
         f"Score: mean of the metrics x 100 on validation examples after the last epoch; mean ± standard deviation (each seed). "
-        f"Batch {first['batch_size']}, learning rate {first['learning_rate']:g}, {first['precision']}, {first['threads']} thread(s) per run. "
+        f"Batch {first['batch_size']}, learning rate {first['learning_rate']:g}, {first['precision']}, "
+        f"{first['threads']} thread(s) per run. "
         f"{first['hardware']}; {first['software']}."
     )
     return "\n".join([facts, *lines]) + "\n"
