@@ -46,6 +46,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._began = self._last = 0.0
+        self._printed = -1.0
 
     def __enter__(self) -> Progress:
         from rich.console import Console
@@ -61,7 +62,7 @@ class Progress:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._last > self._began:
+        elif kind is None and self._last > self._began and self._printed != self.completed:
             self._print_line(time.monotonic())
 
     def update(self, completed: float) -> None:
@@ -98,6 +99,7 @@ class Progress:
     def _print_line(self, now: float) -> None:
         if self._quiet or self._console is None:
             return
+        self._printed = self.completed
         seconds = max(now - self._began, 1e-9)
         rate = self.completed / seconds
         amount = self._amount(self.completed)

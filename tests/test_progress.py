@@ -44,3 +44,9 @@ def test_standard_error_is_the_default(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Reading: 5" in captured.err
+
+
+def test_the_end_is_said_once(capsys):
+    with Progress("work", total=10, unit="steps", every_seconds=0.0) as progress:
+        progress.update(10)
+    assert capsys.readouterr().err.count("100 %") == 1
