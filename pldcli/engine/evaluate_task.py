@@ -14,6 +14,7 @@ from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
 from pldcli.engine.evaluate import Evaluated
 from pldcli.engine.experiment import is_known_task
+from pldcli.engine.finetune_cell import usual_row_tokens
 from pldcli.engine.model_source import open_model
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, outputs_of, score_split
@@ -249,7 +250,7 @@ def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
         CheckpointError: What it says is impossible.
     """
     remembered, positions = loaded.task or {}, loaded.settings.max_position_embeddings
-    length = remembered.get("max_seq_len") or min(384 if task.kind == "spans" else 128, positions)
+    length = remembered.get("max_seq_len") or usual_row_tokens(task.kind, positions)
     stride = remembered.get("stride", _STRIDE)
     if type(length) is not int or type(stride) is not int or not 0 < length <= positions or stride < 0:
         raise CheckpointError(f"pld_task in config.json is damaged (rows of {length!r} tokens, {stride!r} shared)", where=loaded.where)

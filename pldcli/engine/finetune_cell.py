@@ -39,11 +39,11 @@ from pldcli.pld import Schedule
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.kinds import KINDS
 from pldcli.tasks.metrics import task_score
-from pldcli.tasks.task import Examples, Features, TaskData
+from pldcli.tasks.task import Examples, Features, Kind, TaskData
 
-__all__ = ["CellRunner", "Report", "max_seq_len_of", "read_result"]
+__all__ = ["CellRunner", "Report", "max_seq_len_of", "read_result", "usual_row_tokens"]
 
-_ROW_TOKENS = {"spans": 384}
+_ROW_TOKENS: dict[Kind, int] = {"spans": 384}
 _OTHER_ROW_TOKENS = 128
 _LOG_EVERY_STEPS = 10
 _SAVE_EVERY_SECONDS = 300.0
@@ -338,12 +338,17 @@ def max_seq_len_of(settings: FinetuneConfig, data: TaskData, positions: int) -> 
     """
     wanted = settings.max_seq_len
     if wanted == "auto":
-        return min(_ROW_TOKENS.get(data.task.kind, _OTHER_ROW_TOKENS), positions)
+        return usual_row_tokens(data.task.kind, positions)
     if wanted > positions:
         raise UsageError(
             f"{wanted} tokens do not fit the model's {positions} positions", where="max_seq_len", hint=f"use max_seq_len={positions}"
         )
     return wanted
+
+
+def usual_row_tokens(kind: Kind, positions: int) -> int:
+    """Choose the row length where nothing says it."""
+    return min(_ROW_TOKENS.get(kind, _OTHER_ROW_TOKENS), positions)
 
 
 def read_result(place: Path) -> dict[str, Any] | None:
