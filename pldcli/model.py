@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pldcli.dropout import Dropout, dropout
+
 __all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
 
 
@@ -46,7 +48,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(max_position_embeddings, hidden_size)
         self.token_type = nn.Embedding(type_vocab_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None) -> Tensor:
         """Look up and sum; without token types, or with a table of one, every token has type 0."""
@@ -84,21 +86,21 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.ffn_input = nn.Linear(hidden_size, intermediate_size)
         self.ffn_output = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None, residual_scale: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None = None, residual_scale: Tensor | None = None) -> Tensor:
         """Run both sublayers.
 
         Args:
             x_BTD: The residual stream.
             attention_mask_B11T: True where attention may look; None when there is no padding.
-            residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a number would recompile).
+            residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a number would recompile); None for 1.
         """
         if self.pre_norm:
-            h_BTD = x_BTD + residual_scale * self._attention(self.attention_norm(x_BTD), attention_mask_B11T)
-            return h_BTD + residual_scale * self._ffn(self.ffn_norm(h_BTD))
-        h_BTD = self.attention_norm(x_BTD + residual_scale * self._attention(x_BTD, attention_mask_B11T))
-        return self.ffn_norm(h_BTD + residual_scale * self._ffn(h_BTD))  # type: ignore[no-any-return]
+            h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention_mask_B11T), residual_scale)
+            return h_BTD + _scaled(self._ffn(self.ffn_norm(h_BTD)), residual_scale)
+        h_BTD = self.attention_norm(x_BTD + _scaled(self._attention(x_BTD, attention_mask_B11T), residual_scale))
+        return self.ffn_norm(h_BTD + _scaled(self._ffn(h_BTD), residual_scale))  # type: ignore[no-any-return]
 
     def _attention(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None) -> Tensor:
         B, T, D = x_BTD.shape
@@ -112,22 +114,24 @@ class Block(nn.Module):
         return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
 
 
-def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None, dropout: float) -> Tensor:
-    """Attend, [B, H, T, K]: torch's kernels, but in bf16 on a CPU scores and softmax in float32 and the product with the values in bf16.
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale * x
 
-    There torch either rounds the scores to bf16 too, with three times the error, or computes everything in float32, which takes
-    longer.
+
+def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None, p_drop: float) -> Tensor:
+    """Attend, [B, H, T, K]: torch's kernels, but on a CPU in bf16 or with dropout scores and softmax in float32, then the values.
+
+    There torch either rounds bf16 scores to bf16 too, with three times the error, or computes everything in float32, which takes
+    longer; and it has no kernel with dropout.
     """
-    if q_BHTK.dtype != torch.bfloat16 or q_BHTK.device.type != "cpu":
-        return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask_B11T, dropout)
+    if q_BHTK.device.type != "cpu" or (q_BHTK.dtype != torch.bfloat16 and (p_drop == 0.0 or q_BHTK.dtype == torch.float64)):
+        return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask_B11T, p_drop)
     with torch.autocast("cpu", enabled=False):
-        scores_BHTT = (q_BHTK.float() @ k_BHTK.float().transpose(-1, -2)) * q_BHTK.shape[-1] ** -0.5
+        scores_BHTT = (q_BHTK.float() * q_BHTK.shape[-1] ** -0.5) @ k_BHTK.float().transpose(-1, -2)
     if mask_B11T is not None:
         scores_BHTT = scores_BHTT.masked_fill(~mask_B11T, -torch.inf)
-    weights_BHTT = scores_BHTT.softmax(-1)
-    if dropout:
-        weights_BHTT = functional.dropout(weights_BHTT, dropout)
-    mixed_BHTK: Tensor = weights_BHTT.to(v_BHTK.dtype) @ v_BHTK
+    weights_BHTT = dropout(scores_BHTT.softmax(-1).to(v_BHTK.dtype), p_drop)
+    mixed_BHTK: Tensor = weights_BHTT @ v_BHTK
     return mixed_BHTK
 
 
@@ -171,7 +175,7 @@ class SequenceHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.output = nn.Linear(hidden_size, num_outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.drops_input = norm == "pre"
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -188,7 +192,7 @@ class TokenHead(nn.Module):
     def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float) -> None:
         super().__init__()
         self.output = nn.Linear(hidden_size, num_outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Score each token, [B, T, outputs]."""
@@ -297,10 +301,9 @@ class StBert(nn.Module):
         """
         mask_B11T = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
         x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT)
-        scales = x_BTD.new_ones(len(self.blocks)) if residual_scales_L is None else residual_scales_L
         for index, block in enumerate(self.blocks):
             if gates is None or gates[index]:
-                x_BTD = block(x_BTD, mask_B11T, scales[index])
+                x_BTD = block(x_BTD, mask_B11T, None if residual_scales_L is None else residual_scales_L[index])
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]
 

@@ -63,6 +63,11 @@ class Schedule:
         """Resolve gamma, in 1/steps; `auto` is the paper's 100 / T."""
         return 100.0 / self.total_steps if self.gamma == "auto" else self.gamma
 
+    @property
+    def scales(self) -> bool:
+        """Tell whether any residual scale of the run differs from 1."""
+        return self.scale_residual and self.theta_bar < 1.0
+
     def theta(self, step: int) -> float:
         """Compute the keep ratio of the deepest block after `step` completed updates.
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,6 +110,14 @@ class Process:
     def err(self) -> str:
         """What it wrote to stderr so far."""
         return (self._place / "err").read_text(encoding="utf-8")
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    """Look again and again until something holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.005)
 
 
 class Processes:

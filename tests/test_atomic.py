@@ -3,12 +3,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from pldcli import atomic
 from pldcli.errors import OutputError
+from tests.conftest import wait_for
 
 
 def names(path):
@@ -49,8 +49,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "d")], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
-    while not names(tmp_path):
-        time.sleep(0.01)
+    wait_for(lambda: bool(names(tmp_path)))
     atomic.remove_leftovers(tmp_path / "d")
     assert len(names(tmp_path)) == 1, "the process still lives"
     process.send_signal(signal.SIGKILL)

@@ -117,6 +117,7 @@ def test_theta_bar_one_drops_nothing_and_scales_by_exactly_one() -> None:
                 assert plan.gates == (True,) * 12
                 assert plan.residual_scales == (1.0,) * 12
         assert off.mean_kept_fraction == 1.0
+        assert not off.scales
 
 
 def test_a_plan_carries_the_scales_of_its_own_probabilities() -> None:
@@ -125,6 +126,8 @@ def test_a_plan_carries_the_scales_of_its_own_probabilities() -> None:
     assert plan.residual_scales == pytest.approx((8 / 7, 4 / 3, 1.6, 2.0), abs=1e-15)
     assert plan.kept_blocks == plan.gates.count(True)
     assert constant(num_blocks=4, scale_residual=False).plan(3, 0, seed=0).residual_scales == (1.0, 1.0, 1.0, 1.0)
+    assert constant(num_blocks=4).scales
+    assert not constant(num_blocks=4, scale_residual=False).scales
 
 
 def test_scaling_does_not_change_the_gates() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, PldError
 
 __all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "read_starts", "summarise"]
+
+_LOCK_WITHIN_SECONDS = 1.0
+"""Somebody who looks whether a run is locked holds the lock for a moment."""
 
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
 
@@ -98,7 +102,10 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a")
         with file:
-            if not _take(file):
+            until = time.monotonic() + _LOCK_WITHIN_SECONDS
+            while not (taken := _take(file, fcntl.LOCK_EX)) and time.monotonic() < until:
+                time.sleep(0.01)
+            if not taken:
                 raise OutputError("another process is training here", where=str(self.path), hint="wait for it, or choose another --out")
             yield
 
@@ -115,7 +122,7 @@ class RunDirectory:
             return False
         try:
             with lock.open("r") as file:
-                return not _take(file)
+                return not _take(file, fcntl.LOCK_SH)
         except OSError:
             return False
 
@@ -187,9 +194,9 @@ def _last(rows: list[dict[str, Any]], name: str) -> float | None:
     return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
 
 
-def _take(file: Any) -> bool:
+def _take(file: Any, kind: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

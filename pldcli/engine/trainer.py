@@ -171,7 +171,7 @@ class Trainer(Generic[BatchesT]):
             num_targets: Targets of each loss in the whole step, over all processes.
         """
         batch, device = host_batch.to(self.runtime.device), self.runtime.device
-        scales_L = torch.tensor(plan.residual_scales, device=device)
+        scales_L = torch.tensor(plan.residual_scales, device=device) if self.schedule.scales else None
         with self.precision.autocast():
             loss_sums = self.objective.loss_sums(self.model, batch, plan.gates, scales_L)
         loss = (loss_sums / torch.tensor(num_targets, device=device)).sum()

@@ -19,7 +19,7 @@ from pldcli.engine import pretrain as module
 from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, wait_for
 
 RUN = (
     *TINY, "model.dropout=0.1", "pld.schedule=constant", "pld.draws_per_step=2", "train.log_every_steps=2", "checkpoint.every_steps=5",
@@ -61,13 +61,6 @@ def steps(run):
 
 def everything_below(path):
     return sorted(entry.relative_to(path) for entry in path.rglob("*"))
-
-
-def wait_for(condition, *, seconds=60.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.005)
 
 
 def stop_in_step(monkeypatch, number, signal_number=signal.SIGTERM):

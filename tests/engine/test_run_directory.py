@@ -1,12 +1,15 @@
+import fcntl
 import json
 import os
+import threading
+import time
 
 import pytest
 
 from pldcli import presets
 from pldcli.engine.run_directory import RunDirectory, list_runs, summarise
 from pldcli.errors import OutputError
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, wait_for
 
 
 def make(place, *, rows=(), checkpoints=(), model=False, card=False):
@@ -68,6 +71,23 @@ def test_the_lock(tmp_path):
         pass
 
 
+def test_whoever_looks_at_the_lock_keeps_nobody_from_taking_it(tmp_path):
+    """Looking holds the lock for a moment: taking it then waits, instead of refusing to train."""
+    run, taken = RunDirectory(tmp_path), []
+    with run.lock():
+        pass
+    looking = (tmp_path / ".lock").open("r")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not run.is_locked, "two may look at once"
+    trainer = threading.Thread(target=lambda: taken.append(run.lock().__enter__()))
+    trainer.start()
+    time.sleep(0.1)
+    assert not taken
+    looking.close()
+    trainer.join(10)
+    assert taken == [None]
+
+
 def test_the_lock_of_another_process(tmp_path, processes):
     run = RunDirectory(tmp_path)
     code = f"""
@@ -78,8 +98,7 @@ with RunDirectory(Path({str(tmp_path)!r})).lock():
     time.sleep(60)
 """
     process = processes.python(code)
-    while not run.is_locked:
-        pass
+    wait_for(lambda: run.is_locked)
     os.kill(process.number, 9)
     process.wait()
     assert not run.is_locked

@@ -68,6 +68,17 @@ def test_nothing_dropped_is_the_preln_preset():
     assert train(tiny_trainer())[-1].losses != control[-1].losses
 
 
+@pytest.mark.parametrize(
+    ("change", "scaled"), [("pld.theta_bar=1", False), ("pld.scale_residual=false", False), ("pld.theta_bar=0.9", True)]
+)
+def test_residuals_are_multiplied_only_where_a_factor_can_differ_from_one(change, scaled):
+    trainer, seen = tiny_trainer(change), []
+    for block in trainer.model.blocks:
+        block.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[2]))
+    train(trainer, until=3)
+    assert seen and all((scale is not None) == scaled for scale in seen)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 8])
 def test_the_loss_is_the_mean_over_all_targets_of_the_step(micro_batch):
     """Against a mean over one whole batch, through the whole head, with rows of unequal length and unequal numbers of targets."""
