@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from pldcli.dropout import Dropout, dropout
 
@@ -144,9 +145,19 @@ class MaskedLmHead(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(self, hidden_MD: Tensor, word_embeddings_VD: Tensor) -> Tensor:
-        """Score the vocabulary for each position given, [M, V]."""
-        return functional.linear(self.norm(functional.gelu(self.dense(hidden_MD))), word_embeddings_VD, self.bias)
+    def forward(self, hidden_MD: Tensor, word_embeddings_VD: Tensor, multiple: int = 1) -> Tensor:
+        """Score the vocabulary for each position given, [M, V].
+
+        Args:
+            hidden_MD: Hidden states.
+            word_embeddings_VD: The decoder's weight.
+            multiple: Add scores of minus infinity until their number is a multiple of this: tensor cores need one of 8 at least.
+        """
+        bias_V: Tensor = self.bias
+        if missing := -len(bias_V) % multiple:
+            word_embeddings_VD = functional.pad(word_embeddings_VD, (0, 0, 0, missing))
+            bias_V = functional.pad(bias_V, (0, missing), value=-torch.inf)
+        return functional.linear(self.norm(functional.gelu(self.dense(hidden_MD))), word_embeddings_VD, bias_V)
 
 
 class NextSentenceHead(nn.Module):
@@ -255,6 +266,8 @@ class StBert(nn.Module):
         self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
+        self.checkpoint_activations = False
+        """In training, keep a block's input only and run the block again for its backward pass."""
         self.initialize(initializer_range, seed=seed)
 
     @property
@@ -301,9 +314,11 @@ class StBert(nn.Module):
         """
         mask_B11T = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
         x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT)
+        again = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
             if gates is None or gates[index]:
-                x_BTD = block(x_BTD, mask_B11T, None if residual_scales_L is None else residual_scales_L[index])
+                inputs = (x_BTD, mask_B11T, None if residual_scales_L is None else residual_scales_L[index])
+                x_BTD = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]
 

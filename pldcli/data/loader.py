@@ -18,13 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pldcli.data.masking import Masking
-from pldcli.data.order import UInt64s, hashes, key, permute
+from pldcli.data.masking import Masked, Masking
+from pldcli.data.order import UInt64s, hashes, key, permute_near
 from pldcli.data.shards import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
 
 __all__ = [
+    "NO_TARGET",
     "Batch",
     "PairSamples",
     "Rows",
@@ -34,9 +35,13 @@ __all__ = [
     "Stream",
     "built_ahead",
     "moved_to",
+    "pinned",
     "to_batch",
     "validation_batches",
 ]
+
+NO_TARGET = -100
+"""In `target_ids`: what torch's cross-entropy leaves out."""
 
 BatchT = TypeVar("BatchT")
 StepT = TypeVar("StepT")
@@ -55,7 +60,7 @@ class Batch:
     positions: Tensor
     """[M], targets as indices into the flattened [B x T]."""
     target_ids: Tensor
-    """[M], what stood there."""
+    """[M], what stood there; NO_TARGET where the batch was filled up to a fixed number."""
     next_sentence_labels: Tensor | None
     """[B], 0 where the second segment continues the first."""
 
@@ -68,9 +73,17 @@ def moved_to(batch: BatchT, device: torch.device) -> BatchT:
     """Copy a dataclass of tensors to a device; asynchronously from pinned memory."""
     if device.type == "cpu":
         return batch
+    return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(groups: list[list[BatchT]]) -> list[list[BatchT]]:
+    """Move the batches of a step into memory that a CUDA device reads by itself."""
+    return [[_each(batch, Tensor.pin_memory) for batch in micro_batches] for micro_batches in groups]
+
+
+def _each(batch: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
     tensors: dict[str, Any] = vars(batch)
-    moved = {name: value if value is None else value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
-    return type(batch)(**moved)
+    return type(batch)(**{name: None if tensor is None else change(tensor) for name, tensor in tensors.items()})
 
 
 def built_ahead(build: Callable[[int], StepT], first: int, stop: int, *, ahead: int = 2) -> Iterator[StepT]:
@@ -171,7 +184,7 @@ class SpanSamples:
         """Cut shuffled spans from the stream closed to a ring."""
         total = self._stream.num_tokens
         offset = int(hashes(key(self._seed, "offset", epoch), np.zeros(1, np.int64))[0] % np.uint64(total)) if epoch else 0
-        starts = (permute(within, self.num_sequences, key(self._seed, "order", epoch)) * self._span + offset) % total
+        starts = (permute_near(within, self.num_sequences, key(self._seed, "order", epoch)) * self._span + offset) % total
         inside = starts + self._span <= total
         spans = np.empty((len(starts), self._span), np.int64)
         spans[inside] = self._stream.take(starts[inside], self._span)
@@ -237,7 +250,7 @@ class PairSamples:
         for row, (epoch, place) in enumerate(zip(epochs.tolist(), within.tolist(), strict=True)):
             keys[row] = hashes(key(self._seed, "sample", epoch), np.array([place]))[0]
             order_key = key(self._seed, "order", epoch)
-            chunk = int(permute(np.array([place]), self.num_sequences, order_key)[0]) if self._shuffle else place
+            chunk = int(permute_near(np.array([place]), self.num_sequences, order_key)[0]) if self._shuffle else place
             first, second, labels[row] = self._pair(chunk, keys[row])
             filled = 1 + len(first) + 1
             ids[row, 0], ids[row, 1 : filled - 1], ids[row, filled - 1] = self._special.cls_id, first, self._special.sep_id
@@ -262,13 +275,29 @@ class PairSamples:
         return first, self._stream.slice(start + cut, start + length), 0
 
 
-def to_batch(rows: Rows, masking: Masking) -> Batch:
-    """Mask rows and make tensors of them."""
+def to_batch(rows: Rows, masking: Masking, *, fixed_targets: bool = False) -> Batch:
+    """Mask rows and make tensors of them.
+
+    Args:
+        rows: The rows.
+        masking: Chooses targets.
+        fixed_targets: Fill up with targets that teach nothing, so that their number depends on the shape of the rows alone: then
+            nothing that follows changes its shape.
+    """
     masked = masking(rows.input_ids, rows.keys)
+    if fixed_targets:
+        masked = _filled(masked, len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1]))
     optional = (rows.token_type_ids, rows.attention_mask, rows.next_sentence_labels)
     types, mask, labels = (None if array is None else torch.from_numpy(array) for array in optional)
     ids, positions, targets = (torch.from_numpy(array) for array in (masked.input_ids, masked.positions, masked.target_ids))
     return Batch(ids, types, mask, positions, targets, labels)
+
+
+def _filled(masked: Masked, num_targets: int) -> Masked:
+    missing = num_targets - len(masked.positions)
+    assert missing >= 0
+    targets = np.pad(masked.target_ids, (0, missing), constant_values=NO_TARGET)
+    return Masked(masked.input_ids, np.pad(masked.positions, (0, missing)), targets)
 
 
 @dataclass(frozen=True)
@@ -284,6 +313,8 @@ class StepBatches:
     micro_batch_size: int
     rank: int = 0
     world_size: int = 1
+    pin_memory: bool = False
+    """Hand batches over in memory that a CUDA device reads by itself."""
 
     def step(self, step: int) -> list[list[Batch]]:
         """Build the batches of a step: per gate group, per micro-step."""
@@ -294,7 +325,7 @@ class StepBatches:
             first = step * self.global_batch_size + group * group_size + self.rank * share
             starts = range(first, first + share, self.micro_batch_size)
             groups.append([self._batch(start, self.micro_batch_size) for start in starts])
-        return groups
+        return pinned(groups) if self.pin_memory else groups
 
     def num_sequences(self, step: int) -> int:
         """Count the rows of a step, over all processes."""
@@ -305,7 +336,7 @@ class StepBatches:
         return built_ahead(self.step, first, stop)
 
     def _batch(self, start: int, size: int) -> Batch:
-        return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking)
+        return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking, fixed_targets=True)
 
 
 def validation_batches(samples: Samples, masking: Masking, *, batch_size: int, max_sequences: int | None = None) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ __all__ = ["Masked", "Masking"]
 
 _CHOOSE, _REPLACE, _RANDOM = (np.uint64(tag << 32) for tag in (1, 2, 3))
 """Keys apart: which positions, what happens there, which random token."""
+_LAST = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Masking:
     special_ids: tuple[int, ...]
     vocab_size: int
 
+    def most_targets(self, num_tokens: int) -> int:
+        """Count the targets of a row of so many tokens, [CLS] and [SEP] among them, without further special tokens: no row has more."""
+        return max(1, round(self.probability * (num_tokens - 2)))
+
+    @cached_property
+    def _is_special(self) -> npt.NDArray[np.bool_]:
+        return np.isin(np.arange(self.vocab_size), self.special_ids)
+
     @cached_property
     def ordinary_ids(self) -> npt.NDArray[np.int64]:
         """The ids that random replacement draws from; once, for listing them takes longer than masking a batch."""
@@ -55,14 +64,17 @@ class Masking:
             input_ids: [B, T]; special tokens, padding among them, are never targets.
             row_keys: [B], one key per sequence; equal keys and ids give equal masks.
         """
-        places = np.arange(input_ids.shape[1])
-        maskable = ~np.isin(input_ids, self.special_ids)
-        available = maskable.sum(1)
+        num_tokens = input_ids.shape[1]
+        special = self._is_special[input_ids]
+        available = num_tokens - special.sum(1)
         wanted = np.minimum(available, np.maximum(1, np.rint(self.probability * available).astype(np.int64)))
-        order = hashes(row_keys[:, None] ^ _CHOOSE, places)
-        order[~maskable] = np.iinfo(np.uint64).max
-        ranks = order.argsort(axis=1).argsort(axis=1)
-        rows, columns = np.nonzero((ranks < wanted[:, None]) & maskable)
+        order = hashes(row_keys[:, None] ^ _CHOOSE, np.arange(num_tokens))
+        order[special] = _LAST
+        # A row's targets are its `wanted` smallest hashes; the rest need not be sorted.
+        most = max(1, int(wanted.max(initial=0)))
+        smallest = np.sort(np.partition(order, most - 1, axis=1)[:, :most], axis=1)
+        bounds = np.take_along_axis(smallest, np.maximum(wanted, 1)[:, None] - 1, axis=1)
+        rows, columns = np.nonzero((order <= bounds) & (wanted > 0)[:, None])
 
         fate = hashes(row_keys[rows] ^ _REPLACE, columns) % np.uint64(10)
         ordinary = self.ordinary_ids

@@ -6,15 +6,18 @@ arithmetic is ours, on 64-bit integers, and so does not change with a library's 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["UInt64s", "hashes", "key", "permute"]
+__all__ = ["UInt64s", "hashes", "key", "permute", "permute_near"]
 
 UInt64s = npt.NDArray[np.uint64]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 6
+_BLOCK = 8192
 
 
 def key(*parts: int | str) -> np.uint64:
@@ -32,8 +35,7 @@ def hashes(row_keys: UInt64s | np.uint64, positions: npt.NDArray[np.integer]) ->
 
     Source: SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
     """
-    with np.errstate(over="ignore"):
-        return _mix(np.asarray(row_keys, np.uint64) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    return _mix(np.asarray(row_keys, np.uint64) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
 
 
 def permute(positions: npt.NDArray[np.integer], size: int, permutation_key: np.uint64) -> npt.NDArray[np.int64]:
@@ -49,15 +51,29 @@ def permute(positions: npt.NDArray[np.integer], size: int, permutation_key: np.u
     while outside.any():
         left, right = places[outside] >> half, places[outside] & low
         for round_key in round_keys:
-            with np.errstate(over="ignore"):
-                left, right = right, left ^ (_mix(right + round_key) & low)
+            left, right = right, left ^ (_mix(right + round_key) & low)
         places[outside] = left << half | right
         outside = places >= np.uint64(size)
     return places.astype(np.int64)
 
 
+def permute_near(positions: npt.NDArray[np.integer], size: int, permutation_key: np.uint64) -> npt.NDArray[np.int64]:
+    """Do the same for positions that lie close together, a few at a time: a block of the permutation is kept for the next call."""
+    places = np.empty(positions.shape, np.int64)
+    blocks, within = np.divmod(positions, _BLOCK)
+    for block in np.unique(blocks).tolist():
+        chosen = blocks == block
+        places[chosen] = _block(size, int(permutation_key), block)[within[chosen]]
+    return places
+
+
+@lru_cache(maxsize=16)
+def _block(size: int, permutation_key: int, block: int) -> npt.NDArray[np.int64]:
+    return permute(np.arange(block * _BLOCK, min((block + 1) * _BLOCK, size)), size, np.uint64(permutation_key))
+
+
 def _mix(state: UInt64s) -> UInt64s:
-    with np.errstate(over="ignore"):
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """Mix an array of at least one axis: numpy lets those wrap around in silence, and warns at scalars."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

@@ -231,13 +231,13 @@ class TokenStream:
         if int(np.min(starts)) < 0 or int(np.max(starts)) + length > self.num_tokens:
             raise IndexError(f"spans of {length} tokens reach out of a stream of {self.num_tokens}")
         segments = np.searchsorted(self._starts, starts, side="right") - 1
-        inside = (starts - self._starts[segments]).tolist()
-        for row, (segment, start) in enumerate(zip(segments.tolist(), inside, strict=True)):
-            values = self._values[segment]
-            if start + length <= len(values):
-                spans[row] = values[start : start + length]
-            else:
-                spans[row] = self.slice(int(starts[row]), int(starts[row]) + length)
+        inside = np.asarray(starts) + length <= self._starts[segments + 1]
+        for segment in np.unique(segments[inside]):
+            rows = np.flatnonzero(inside & (segments == segment))
+            windows = np.lib.stride_tricks.sliding_window_view(self._values[segment], length)
+            spans[rows] = windows[starts[rows] - self._starts[segment]]
+        for row in np.flatnonzero(~inside):
+            spans[row] = self.slice(int(starts[row]), int(starts[row]) + length)
         return spans
 
     def slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:

@@ -20,15 +20,14 @@ from pldcli.engine.environment import peak_flops_per_second, record_start
 from pldcli.engine.estimate import Estimate, warnings
 from pldcli.engine.evaluation import MaskedLmScore, fixed_batches, score_masked_lm
 from pldcli.engine.metrics import MetricsLog
+from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import PldError, PreemptedError, StoppedError
-from pldcli.huggingface.save import largest_difference, save_pretrained
+from pldcli.huggingface.save import check_reload, save_pretrained
 
 __all__ = ["Bookkeeper", "PretrainResult"]
-
-_RELOAD_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,8 @@ class Bookkeeper:
             "pld/theta": seen.theta,
             "pld/kept_blocks": seen.kept_blocks,
             "speed/tokens_per_second": tokens / seconds,
-            "speed/data_wait_fraction": seen.data_wait_seconds / seconds,
+            "speed/data_wait_fraction": seen.phase_seconds["data"] / seconds,
+            **{f"speed/{phase}_fraction": seen.phase_seconds[phase] / seconds for phase in PHASES if phase != "data"},
         }
         if self.peak is not None:
             executed = position.executed_flops - self.last_logged.executed_flops
@@ -197,10 +197,7 @@ class Bookkeeper:
                 seq_len=self.config.data.seq_len,
             )
             batch = self.trainer.batches.step(0)[0][0]
-            difference = largest_difference(place, model, batch.input_ids[:2].cpu())
-            if difference is not None and not difference < _RELOAD_TOLERANCE:
-                raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(place))
-        return difference
+            return check_reload(place, model, batch.input_ids[:2].cpu(), where=self.run.model)
 
     def _stopped(self, position: Position, signal_number: int) -> PldError:
         saved = f"saved at step {position.step:,}" if position.step else "nothing to save yet"

@@ -15,15 +15,15 @@ from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose
 from pldcli.engine.evaluate import Evaluated
 from pldcli.engine.experiment import is_known_task
 from pldcli.engine.finetune_cell import usual_row_tokens
-from pldcli.engine.model_source import open_model
+from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, outputs_of, score_split
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.model import StBert, TaskHead
+from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
 from pldcli.progress import Progress
-from pldcli.tasks.kinds import KINDS
+from pldcli.tasks.kinds import KINDS, head_of
 from pldcli.tasks.own_files import load_split
 from pldcli.tasks.registry import find_task
 from pldcli.tasks.sources import load_task
@@ -208,7 +208,7 @@ def _open(
         name: (examples, kind.encode(examples, task, loaded.tokenizer, max_seq_len=length, stride=stride))
         for name, examples in splits.items()
     }
-    model = loaded.with_head(TaskHead(kind.head, outputs), trained=True)
+    model = loaded.with_head(head_of(task), trained=True)
     with launch(device) as runtime:
         number_format = resolve_precision(precision, runtime.device)
         yield _Subject(loaded, model.to(runtime.device), task, rows, number_format, runtime)
@@ -221,12 +221,7 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
         CheckpointError: What it wrote down of its task is damaged, or it is of another kind than the task.
         UsageError: It wrote nothing down, and the file does not say it.
     """
-    remembered = None
-    if loaded.task is not None:
-        try:
-            remembered = Task.from_record(loaded.task)
-        except ValueError as error:
-            raise CheckpointError(f"pld_task in config.json is damaged ({error})", where=loaded.where) from error
+    remembered = remembered_task(loaded)
     if is_known_task(source.task):
         task = find_task(source.task)
         if remembered is not None and (remembered.kind != task.kind or set(remembered.labels) != set(task.labels)):

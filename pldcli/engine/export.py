@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, Gates, check_depth, keep_probs_of, kept_blocks
-from pldcli.engine.model_source import open_model
-from pldcli.errors import CheckpointError, OutputError, PldError
-from pldcli.huggingface.save import largest_difference, save_pretrained
-from pldcli.model import StBert, TaskHead
+from pldcli.engine.model_source import open_model, remembered_task
+from pldcli.errors import CheckpointError, OutputError
+from pldcli.huggingface.save import check_reload, save_pretrained
+from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
+from pldcli.tasks.kinds import head_of
 from pldcli.tasks.task import Task
 
 __all__ = ["Exported", "export", "with_blocks"]
-
-_RELOAD_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,7 @@ def export(
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
-        difference = largest_difference(place, model, _some_input(loaded))
-        if difference is not None and not difference < _RELOAD_TOLERANCE:
-            raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(out))
+        difference = check_reload(place, model, _some_input(loaded), where=out)
     left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
     return Exported(loaded.where, out, gates, reason, difference, left_out)
 
@@ -106,27 +102,12 @@ def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:
     Raises:
         CheckpointError: There is neither.
     """
-    if loaded.task is not None:
-        task, head = _task_of(loaded.task, loaded.where)
-        return loaded.with_head(head, trained=True).eval(), task
+    if (task := remembered_task(loaded)) is not None:
+        return loaded.with_head(head_of(task), trained=True).eval(), task
     if any(name.startswith("task_head.") for name in loaded.weights):
         what = "has the head of a task that `pld finetune` did not write down"
         raise CheckpointError(what, where=loaded.where, hint="give the pre-trained model, or fine-tune it with `pld finetune` first")
     return loaded.masked_lm().eval(), None
-
-
-def _task_of(record: dict[str, Any], where: str) -> tuple[Task, TaskHead]:
-    """Read what fine-tuning wrote down of its task.
-
-    Raises:
-        CheckpointError: The record is damaged.
-    """
-    try:
-        task = Task.from_record(record)
-        outputs = {"classification": len(task.labels), "regression": 1, "tags": len(task.labels), "spans": 2}[task.kind]
-    except ValueError as error:
-        raise CheckpointError(f"has a damaged record of its task in config.json ({error})", where=where) from error
-    return task, TaskHead("token" if task.kind in ("tags", "spans") else "sequence", outputs)
 
 
 def _some_input(loaded: Pretrained) -> torch.Tensor:

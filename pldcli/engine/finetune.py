@@ -32,18 +32,16 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest, stop_requests
 from pldcli.engine.task_card import task_card
-from pldcli.errors import DivergedError, OutputError, PldError, PreemptedError, StoppedError
+from pldcli.errors import DivergedError, OutputError, PreemptedError, StoppedError
 from pldcli.finetune_config import FinetuneConfig, changed
 from pldcli.huggingface.load import load_pretrained
-from pldcli.huggingface.save import largest_difference
-from pldcli.model import TaskHead
+from pldcli.huggingface.save import check_reload
 from pldcli.progress import Progress
-from pldcli.tasks.kinds import KINDS
+from pldcli.tasks.kinds import head_of
 from pldcli.tasks.task import Task
 
 __all__ = ["Finetuned", "finetune"]
 
-_RELOAD_TOLERANCE = 1e-3
 _RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
 _MARK = "experiment.json"
 """It marks a directory as one of ours."""
@@ -355,16 +353,12 @@ def _read_back(model: Path, runner: CellRunner) -> float | None:
     Raises:
         PldError: They differ.
     """
-    loaded, task = load_pretrained(model), runner.data.task
-    kind = KINDS[task.kind]
-    ours = loaded.with_head(TaskHead(kind.head, kind.num_outputs(task)), trained=True)
+    loaded = load_pretrained(model)
+    ours = loaded.with_head(head_of(runner.data.task), trained=True)
     ids = torch.randint(
         5, loaded.tokenizer.vocab_size, (2, min(16, loaded.settings.max_position_embeddings)), generator=torch.Generator().manual_seed(0)
     )
-    difference = largest_difference(model, ours, ids)
-    if difference is not None and not difference < _RELOAD_TOLERANCE:
-        raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(model))
-    return difference
+    return check_reload(model, ours, ids, where=model)
 
 
 def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:

@@ -7,13 +7,14 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pldcli import __version__, atomic
+from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine import finetune_checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.display import quantity
@@ -34,10 +35,10 @@ from pldcli.finetune_config import FinetuneConfig
 from pldcli.flops import Flops
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
-from pldcli.model import StBert, TaskHead
+from pldcli.model import StBert
 from pldcli.pld import Schedule
 from pldcli.tasks.batches import TaskBatches
-from pldcli.tasks.kinds import KINDS
+from pldcli.tasks.kinds import KINDS, head_of
 from pldcli.tasks.metrics import task_score
 from pldcli.tasks.task import Examples, Features, Kind, TaskData
 
@@ -54,13 +55,26 @@ Report = Callable[[int, int, str], None]
 """Told (steps done, steps in all, what is going on) while a cell trains."""
 
 
-@dataclass(frozen=True)
 class _Rows:
-    """A task tokenised for one row length."""
+    """A task tokenised for one row length, each split when it is first asked for: a worker never reads test splits."""
 
-    train: Features
-    others: dict[str, tuple[Examples, Features]]
-    """Validation and test splits."""
+    def __init__(self, data: TaskData, tokenizer: Tokenizer, max_seq_len: int, stride: int) -> None:
+        assert data.train is not None
+        self._task, self._tokenizer, self._max_seq_len, self._stride = data.task, tokenizer, max_seq_len, stride
+        self._splits = data.validation | data.test
+        self._encoded: dict[str, Features] = {}
+        self.train = self._encode(data.train)
+
+    def of(self, split: str) -> tuple[Examples, Features]:
+        """Find a validation or test split and its rows."""
+        examples = self._splits[split]
+        if split not in self._encoded:
+            self._encoded[split] = self._encode(examples)
+        return examples, self._encoded[split]
+
+    def _encode(self, examples: Examples) -> Features:
+        kind = KINDS[self._task.kind]
+        return kind.encode(examples, self._task, self._tokenizer, max_seq_len=self._max_seq_len, stride=self._stride)
 
 
 class CellRunner:
@@ -107,14 +121,7 @@ class CellRunner:
         length = max_seq_len_of(settings, self.data, self.start.settings.max_position_embeddings)
         key = (length, settings.stride)
         if key not in self._rows:
-            kind, task = KINDS[self.data.task.kind], self.data.task
-
-            def encode(examples: Examples) -> Features:
-                return kind.encode(examples, task, self.start.tokenizer, max_seq_len=length, stride=min(settings.stride, length // 3))
-
-            assert self.data.train is not None
-            others = {name: (examples, encode(examples)) for name, examples in (self.data.validation | self.data.test).items()}
-            self._rows[key] = _Rows(encode(self.data.train), others)
+            self._rows[key] = _Rows(self.data, self.start.tokenizer, length, min(settings.stride, length // 3))
         return self._rows[key]
 
     def run(self, settings: FinetuneConfig, place: Path, *, report: Report, stop: StopRequest) -> dict[str, Any]:
@@ -159,21 +166,16 @@ class CellRunner:
 
     def predict_tests(self, settings: FinetuneConfig, model_directory: Path) -> dict[str, list[dict[str, Any]]]:
         """Predict the test splits with a finished model, as lines of JSON per split."""
-        task = self.data.task
-        kind = KINDS[task.kind]
-        head = TaskHead(kind.head, kind.num_outputs(task))
-        model = load_pretrained(model_directory).with_head(head, trained=True).to(self.runtime.device)
+        model = load_pretrained(model_directory).with_head(head_of(self.data.task), trained=True).to(self.runtime.device)
         rows = self.rows(settings)
-        return {name: as_json_lines(self._score(model, rows, name).predictions, rows.others[name][0]) for name in self.data.test}
+        return {name: as_json_lines(self._score(model, rows, name).predictions, test) for name, test in self.data.test.items()}
 
     def trainer(self, settings: FinetuneConfig) -> Trainer[TaskBatches]:
         """Put the parts of one fine-tuning together at its first step."""
         train = self.rows(settings).train
         runtime, task = self.runtime, self.data.task
-        kind = KINDS[task.kind]
         dropout = self.start.settings.dropout if settings.dropout == "auto" else settings.dropout
-        head = TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == "spans" else dropout)
-        model = self.start.with_head(head, seed=settings.seed, dropout=dropout).to(runtime.device).train()
+        model = self.start.with_head(head_of(task, dropout=dropout), seed=settings.seed, dropout=dropout).to(runtime.device).train()
         share = math.ceil(settings.batch_size / runtime.world_size)
         batches = TaskBatches(
             train,
@@ -184,6 +186,7 @@ class CellRunner:
             runtime.rank,
             runtime.world_size,
             _CUDA_LENGTH_MULTIPLE if runtime.device.type == "cuda" else 1,
+            pin_memory=runtime.device.type == "cuda",
         )
         total = _total_steps(train.num_rows, settings)
         shape = self.start.settings
@@ -257,7 +260,7 @@ class CellRunner:
 
     def _score(self, model: StBert, rows: _Rows, split: str) -> ScoredSplit:
         """Score at full depth in fp32, as `pld evaluate` does."""
-        examples, features = rows.others[split]
+        examples, features = rows.of(split)
         pad_id = self.start.tokenizer.special.pad_id
         return score_split(model, examples, features, self.data.task, Precision("fp32", self.runtime.device), self.runtime, pad_id=pad_id)
 
@@ -289,8 +292,9 @@ class CellRunner:
             "steps": position.step if position else None,
             "total_steps": trainer.schedule.total_steps,
             "error": error,
-            "examples": {"train": len(self.data.train)} | {name: len(examples) for name, (examples, _) in rows.others.items()},
-            "truncated": {"train": rows.train.num_truncated} | {name: f.num_truncated for name, (_, f) in rows.others.items()},
+            "examples": {"train": len(self.data.train)}
+            | {name: len(split) for name, split in (self.data.validation | self.data.test).items()},
+            "truncated": {"train": rows.train.num_truncated} | {name: rows.of(name)[1].num_truncated for name in self.data.validation},
             "train_tokens": tokens,
             "train_seconds": seconds,
             "tokens_per_second": tokens / seconds if seconds else None,
@@ -310,11 +314,10 @@ class CellRunner:
         self, place: Path, result: dict[str, Any], splits: Mapping[str, ScoredSplit], model: StBert, settings: FinetuneConfig
     ) -> None:
         """Write everything a cell leaves behind, whole or not at all."""
-        rows = self.rows(settings)
         length = max_seq_len_of(settings, self.data, self.start.settings.max_position_embeddings)
         with atomic.directory(place, overwrite=True) as temporary:
             for name, scored in splits.items():
-                text = json_lines(as_json_lines(scored.predictions, rows.others[name][0]))
+                text = json_lines(as_json_lines(scored.predictions, self.data.validation[name]))
                 (temporary / f"predictions-{name}.jsonl").write_text(text, encoding="utf-8")
             (temporary / "model").mkdir()
             save_pretrained(

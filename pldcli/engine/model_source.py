@@ -10,8 +10,9 @@ from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.load import load_pretrained
 from pldcli.pretrained import Pretrained
+from pldcli.tasks.task import Task
 
-__all__ = ["latest_run", "open_model", "recorded_data", "short_name"]
+__all__ = ["latest_run", "open_model", "recorded_data", "remembered_task", "short_name"]
 
 
 def open_model(target: Path, *, data: Path | None = None, allow_bin: bool = False) -> Pretrained:
@@ -50,6 +51,20 @@ def recorded_data(target: Path) -> Path:
         if starts and "data" in starts[-1]:
             return Path(starts[-1]["data"])
     return Path("data")
+
+
+def remembered_task(loaded: Pretrained) -> Task | None:
+    """Read what fine-tuning wrote down of its task; None where it wrote nothing.
+
+    Raises:
+        CheckpointError: What it wrote is damaged.
+    """
+    if loaded.task is None:
+        return None
+    try:
+        return Task.from_record(loaded.task)
+    except ValueError as error:
+        raise CheckpointError(f"pld_task in config.json is damaged ({error})", where=loaded.where) from error
 
 
 def short_name(target: Path) -> str:

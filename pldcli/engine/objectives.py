@@ -6,16 +6,17 @@ processes change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pldcli.data.loader import Batch
-from pldcli.model import StBert
+from pldcli.data.loader import NO_TARGET, Batch
+from pldcli.model import MaskedLmHead, StBert
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Kind
 
@@ -67,6 +68,10 @@ class MaskedLm:
     """BERT's objective: masked tokens, and the next sentence when the model has the head."""
 
     next_sentence: bool = False
+    compiled: bool = False
+    """Compile head and loss into one."""
+    vocab_multiple: int = 1
+    """Score a multiple of so many entries; those beyond the vocabulary have no probability."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,13 +80,15 @@ class MaskedLm:
 
     def num_targets(self, batch: Batch) -> list[int]:
         """Count masked positions, and sequences."""
-        return [len(batch.target_ids)] + [len(batch.input_ids)] * self.next_sentence
+        return [int((batch.target_ids != NO_TARGET).sum())] + [len(batch.input_ids)] * self.next_sentence
 
     def loss_sums(self, model: StBert, batch: Batch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
         """Run the model and add up each loss over its targets."""
+        assert model.mlm_head is not None
         hidden_BTD = encode(model, batch, gates, residual_scales_L)
-        logits_MV = masked_logits(model, hidden_BTD, batch)
-        sums = [functional.cross_entropy(logits_MV.float(), batch.target_ids, reduction="sum")]
+        loss_sum = compiled_masked_loss_sum() if self.compiled else masked_loss_sum
+        word_embeddings_VD = model.embeddings.word.weight
+        sums = [loss_sum(model.mlm_head, hidden_BTD, word_embeddings_VD, batch.positions, batch.target_ids, self.vocab_multiple)]
         if self.next_sentence:
             assert model.nsp_head is not None
             assert batch.next_sentence_labels is not None
@@ -119,6 +126,20 @@ class TaskLoss:
             hidden = outputs if batch.attention_mask is None else outputs.masked_fill(~batch.attention_mask[..., None], -1e9)
             return functional.cross_entropy(hidden, batch.labels, reduction="sum")[None] / 2
         return functional.cross_entropy(outputs.flatten(0, -2), batch.labels.flatten(), reduction="sum")[None]
+
+
+def masked_loss_sum(
+    head: MaskedLmHead, hidden_BTD: Tensor, word_embeddings_VD: Tensor, positions_M: Tensor, target_ids_M: Tensor, vocab_multiple: int
+) -> Tensor:
+    """Add up the cross-entropy at masked positions only."""
+    logits_MV = head(hidden_BTD.flatten(0, 1).index_select(0, positions_M), word_embeddings_VD, vocab_multiple)
+    return functional.cross_entropy(logits_MV.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
+
+
+@cache
+def compiled_masked_loss_sum() -> Callable[..., Tensor]:
+    """Compile it once: scores in float32 are then never in memory."""
+    return torch.compile(masked_loss_sum)
 
 
 def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, residual_scales_L: Tensor | None = None) -> Tensor:

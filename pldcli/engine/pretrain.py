@@ -32,6 +32,8 @@ from pldcli.model import StBert
 
 __all__ = ["DryRun", "PretrainResult", "build_trainer", "dry_run", "pretrain"]
 
+_CUDA_VOCAB_MULTIPLE = 64
+
 
 @dataclass(frozen=True)
 class DryRun:
@@ -127,9 +129,11 @@ def build_trainer(
         )
     config.share_of_group(runtime.world_size)
     model = _initial_model(config, prepared, initial=initial, allow_bin=allow_bin).to(runtime.device)
-    if _compiles(config, runtime):
-        for block in model.blocks:
-            block.compile()
+    model.checkpoint_activations = config.runtime.checkpoint_activations
+    compiled = _compiles(config, runtime)
+    if compiled:
+        for part in (model.embeddings, *model.blocks):
+            part.compile()
     fitting = fitting_micro_batch(config, sum(parameter.numel() for parameter in model.parameters()), runtime.device)
     micro_steps, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     cut = PairSamples if config.data.layout == "nsp-pairs" else SpanSamples
@@ -143,10 +147,11 @@ def build_trainer(
         micro_batch_size,
         runtime.rank,
         runtime.world_size,
+        pin_memory=runtime.device.type == "cuda",
     )
     return Trainer(
         model.train(),
-        objective=MaskedLm(config.objective.next_sentence),
+        objective=MaskedLm(config.objective.next_sentence, compiled, _CUDA_VOCAB_MULTIPLE if runtime.device.type == "cuda" else 1),
         schedule=config.pld_schedule,
         optimizer=build_optimizer(model, config.optim),
         batches=batches,

@@ -63,6 +63,10 @@ class Runtime:
                 parts = torch.split(flat, [gradient.numel() for gradient in gradients])
                 torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Copy a small tensor from the host without waiting for the device."""
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
     def sum_on_host(self, values: Sequence[float]) -> list[float]:
         """Add up numbers of all processes without touching the accelerator's queue."""
         if self.world_size == 1:

@@ -16,6 +16,7 @@ from pldcli.engine.checkpoint import Position
 from pldcli.engine.evaluation import count_tokens
 from pldcli.engine.objectives import Inputs, Objective
 from pldcli.engine.optim import clip_gradients, set_learning_rate
+from pldcli.engine.phases import Phase, PhaseTimer
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.signals import StopRequest
@@ -62,8 +63,8 @@ class Observation:
     theta: float
     kept_blocks: float
     """Mean over the step's gate groups."""
-    data_wait_seconds: float
-    """Since the last observation."""
+    phase_seconds: dict[Phase, float]
+    """Where the time since the last observation went."""
     stop_signal: int
     """The signal on which the loop ends with this observation, or 0."""
 
@@ -111,7 +112,7 @@ class Trainer(Generic[BatchesT]):
         self.model, self.objective, self.schedule, self.optimizer = model, objective, schedule, optimizer
         self.batches, self.learning_rate, self.max_grad_norm = batches, learning_rate, max_grad_norm
         self.precision, self.runtime, self.flops, self.seed = precision, runtime, flops, seed
-        self.scaler = precision.scaler()
+        self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
         runtime.replicate(model.units)
 
     def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Iterator[Observation]:
@@ -127,20 +128,24 @@ class Trainer(Generic[BatchesT]):
         Raises:
             DivergedError: A loss or a gradient norm is not finite, or fp16 skips every update.
         """
-        total_steps, wait_seconds = self.schedule.total_steps, 0.0
+        total_steps = self.schedule.total_steps
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
+        self.runtime.synchronize()
+        self.phases.read()  # forget what came before the first step
         clock = time.perf_counter()
         batches = self.batches.from_step(position.step, total_steps)
         for step in range(position.step, total_steps):
-            asked = time.perf_counter()
+            self.phases.begin("data")
             groups = next(batches)
-            wait_seconds += time.perf_counter() - asked
+            self.phases.begin("other")
             set_learning_rate(self.optimizer, self.learning_rate(step))
             outcome = self._step(step, groups, stop)
             if isinstance(outcome, int):
                 self._check_alive(finite, position.step)
                 position = self._advance(position, None, clock)
-                yield self._observation(position, None, wait_seconds, outcome)
+                self.phases.pause()
+                self.runtime.synchronize()
+                yield self._observation(position, None, outcome)
                 return
             finite = finite & outcome.loss_sums.isfinite().all()
             if not self.scaler.is_enabled():  # loss scaling overflows by design and skips the update
@@ -150,8 +155,10 @@ class Trainer(Generic[BatchesT]):
                 self.runtime.synchronize()
                 self._check_alive(finite, position.step)
                 position = self._advance(position, None, clock)
-                yield self._observation(position, outcome, wait_seconds, 0)
-                wait_seconds, clock = 0.0, time.perf_counter()
+                self.phases.pause()
+                self.runtime.synchronize()
+                yield self._observation(position, outcome, 0)
+                clock = time.perf_counter()
 
     def warm_up(self) -> None:
         """Run every block forward and backward once and forget the result, so that compilation is out of the way."""
@@ -170,12 +177,15 @@ class Trainer(Generic[BatchesT]):
             plan: Its group's gates and residual scales.
             num_targets: Targets of each loss in the whole step, over all processes.
         """
-        batch, device = host_batch.to(self.runtime.device), self.runtime.device
-        scales_L = torch.tensor(plan.residual_scales, device=device) if self.schedule.scales else None
+        self.phases.begin("forward")
+        batch = host_batch.to(self.runtime.device)
+        scales_L = self.runtime.to_device(torch.tensor(plan.residual_scales)) if self.schedule.scales else None
         with self.precision.autocast():
             loss_sums = self.objective.loss_sums(self.model, batch, plan.gates, scales_L)
-        loss = (loss_sums / torch.tensor(num_targets, device=device)).sum()
+        loss = torch.stack([total / count for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]).sum()
+        self.phases.begin("backward")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.phases.begin("other")
         return loss_sums.detach()
 
     def _step(self, step: int, groups: list[list[Any]], stop: StopRequest) -> _Step | int:
@@ -194,11 +204,13 @@ class Trainer(Generic[BatchesT]):
                 loss_sums += self.forward_backward(batch, plan, num_targets)
                 micro_step += 1
         self.runtime.finish()
+        self.phases.begin("optimizer")
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.phases.begin("other")
         return _Step(loss_sums, num_targets, grad_norm, plans, group_tokens)
 
     def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float]]:
@@ -244,7 +256,7 @@ class Trainer(Generic[BatchesT]):
                 hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers",
             )
 
-    def _observation(self, position: Position, outcome: _Step | None, wait_seconds: float, stop_signal: int) -> Observation:
+    def _observation(self, position: Position, outcome: _Step | None, stop_signal: int) -> Observation:
         """Read a step's numbers off the device."""
         step = max(0, position.step - 1)
         losses, grad_norm, kept = {}, 0.0, 0.0
@@ -254,6 +266,5 @@ class Trainer(Generic[BatchesT]):
             losses = {"loss": sum(means)} | dict(zip(self.objective.names, means, strict=True))
             grad_norm = float(outcome.grad_norm)
             kept = sum(plan.kept_blocks for plan in outcome.plans) / len(outcome.plans)
-        return Observation(
-            position, losses, self.learning_rate(step), grad_norm, self.schedule.theta(step), kept, wait_seconds, stop_signal
-        )
+        phases, theta = self.phases.read(), self.schedule.theta(step)
+        return Observation(position, losses, self.learning_rate(step), grad_norm, theta, kept, phases, stop_signal)

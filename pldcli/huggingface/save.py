@@ -13,12 +13,16 @@ from torch import Tensor
 
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import SpecialTokens, Tokenizer
+from pldcli.errors import PldError
 from pldcli.huggingface.load import SEQ_LEN, TASK
 from pldcli.huggingface.names import Family, HeadName, family_to_write
 from pldcli.model import SequenceHead, StBert
 from pldcli.tasks.task import Task
 
-__all__ = ["largest_difference", "save_pretrained"]
+__all__ = ["check_reload", "largest_difference", "save_pretrained"]
+
+_RELOAD_TOLERANCE = 1e-3
+"""Of outputs in float32; kernels and their order of sums differ by less."""
 
 _CLASSES: dict[HeadName, str] = {
     "mlm": "MaskedLM",
@@ -62,6 +66,27 @@ def save_pretrained(
     (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
     described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings)
     (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def check_reload(directory: Path, model: StBert, input_ids_BT: Tensor, *, where: Path) -> float | None:
+    """Make sure that transformers reads back the model that was saved.
+
+    Args:
+        directory: Where it was saved.
+        model: What was saved.
+        input_ids_BT: Some rows to compare outputs on.
+        where: The place to name in an error.
+
+    Returns:
+        The largest absolute difference of outputs, or None where transformers is not installed.
+
+    Raises:
+        PldError: They differ.
+    """
+    difference = largest_difference(directory, model, input_ids_BT)
+    if difference is not None and not difference < _RELOAD_TOLERANCE:
+        raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(where))
+    return difference
 
 
 def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> float | None:

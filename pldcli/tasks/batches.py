@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pldcli.data.loader import built_ahead, moved_to
+from pldcli.data.loader import built_ahead, moved_to, pinned
 from pldcli.data.order import key, permute
 from pldcli.tasks.task import Features
 
@@ -101,6 +101,8 @@ class TaskBatches:
     world_size: int = 1
     multiple: int = 1
     """Lengths are padded to a multiple of this."""
+    pin_memory: bool = False
+    """Hand batches over in memory that a CUDA device reads by itself."""
     _orders: dict[int, list[npt.NDArray[np.int64]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -119,7 +121,8 @@ class TaskBatches:
         own = rows[self.rank * share : (self.rank + 1) * share]
         micro_steps = math.ceil(share / self.micro_batch_size)
         parts = [own[i * self.micro_batch_size : (i + 1) * self.micro_batch_size] for i in range(micro_steps)]
-        return [[self._batch(part) if len(part) else self._nothing(rows[:1]) for part in parts]]
+        groups = [[self._batch(part) if len(part) else self._nothing(rows[:1]) for part in parts]]
+        return pinned(groups) if self.pin_memory else groups
 
     def from_step(self, first: int, stop: int) -> Iterator[list[list[TaskBatch]]]:
         """Yield the batches of steps first..stop-1, built ahead in a thread."""

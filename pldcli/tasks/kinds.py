@@ -1,13 +1,23 @@
-"""The kinds of tasks, by name."""
+"""The kinds of tasks, by name, and the head that a task needs."""
 
 from __future__ import annotations
 
+from pldcli.model import TaskHead
 from pldcli.tasks.sequence import Classification, Regression
 from pldcli.tasks.spans import Spans
 from pldcli.tasks.tags import Tags
-from pldcli.tasks.task import Kind, KindCode
+from pldcli.tasks.task import Kind, KindCode, Task
 
-__all__ = ["KINDS"]
+__all__ = ["KINDS", "head_of"]
 
 KINDS: dict[Kind, KindCode] = {"classification": Classification(), "regression": Regression(), "tags": Tags(), "spans": Spans()}
 """What differs between tasks; everything else is data."""
+
+
+def head_of(task: Task, *, dropout: float = 0.0) -> TaskHead:
+    """Shape the head for a task; the two outputs of a span have no dropout.
+
+    Source: Devlin et al. 2019, section 4.2, as released.
+    """
+    kind = KINDS[task.kind]
+    return TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == "spans" else dropout)

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pldcli.data.loader import Batch, PairSamples, Rows, SpanSamples, StepBatches, built_ahead, to_batch, validation_batches
+from pldcli.data.loader import NO_TARGET, Batch, PairSamples, Rows, SpanSamples, StepBatches, built_ahead, to_batch, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.shards import ShardWriter, TokenStream
 from pldcli.data.tokenizer import SpecialTokens
@@ -209,6 +211,37 @@ def test_to_batch_masks_and_makes_tensors(stream: TokenStream) -> None:
     assert batch.to(torch.device("cpu")) is batch
 
 
+@pytest.mark.parametrize("kind", [SpanSamples, PairSamples])
+def test_the_number_of_targets_can_be_fixed(stream: TokenStream, kind: type[SpanSamples | PairSamples]) -> None:
+    """Rows with marks or padding inside have fewer; what fills up is no target."""
+    samples, sizes, filled = kind(stream, SPECIAL, 30, seed=0), set(), 0
+    for start in range(0, 40, 8):
+        rows = samples.rows(np.arange(start, start + 8))
+        loose, fixed = to_batch(rows, MASKING), to_batch(rows, MASKING, fixed_targets=True)
+        count = len(loose.positions)
+        assert len(fixed.positions) == len(fixed.target_ids) == 8 * 4
+        assert torch.equal(fixed.positions[:count], loose.positions) and torch.equal(fixed.target_ids[:count], loose.target_ids)
+        assert (fixed.target_ids[count:] == NO_TARGET).all() and torch.equal(fixed.input_ids, loose.input_ids)
+        sizes.add(count)
+        filled += 32 - count
+    assert filled > 0 or kind is SpanSamples
+
+
+def test_batches_are_pinned_where_they_are_built(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        threads.add(threading.current_thread())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    plain = make_batches(stream, micro_batch_size=4)
+    expected, batches = [list(made.from_step(0, 3)) for made in (plain, replace(plain, pin_memory=True))]
+    for ours, theirs in zip(*(chain.from_iterable(chain.from_iterable(made)) for made in (expected, batches)), strict=True):
+        assert equal(ours, theirs)
+    assert threads and threading.main_thread() not in threads
+
+
 def make_batches(stream: TokenStream, *, micro_batch_size: int, rank: int = 0, world_size: int = 1, pairs: bool = False) -> StepBatches:
     samples = (PairSamples if pairs else SpanSamples)(stream, SPECIAL, 14, seed=5)
     micro_steps = 16 // 2 // world_size // micro_batch_size
@@ -229,7 +262,8 @@ def samples_of(batch: Batch) -> list[tuple[list[int], list[tuple[int, int]]]]:
     length = batch.input_ids.shape[1]
     targets: list[list[tuple[int, int]]] = [[] for _ in batch.input_ids]
     for position, target in zip(batch.positions.tolist(), batch.target_ids.tolist(), strict=True):
-        targets[position // length].append((position % length, target))
+        if target != NO_TARGET:
+            targets[position // length].append((position % length, target))
     return list(zip(batch.input_ids.tolist(), targets, strict=True))
 
 

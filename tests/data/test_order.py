@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pldcli.data.order import hashes, key, permute
+from pldcli.data.order import hashes, key, permute, permute_near
 
 SPLITMIX64_OF_1234567 = [
     6457827717110365317,
@@ -120,3 +120,14 @@ def test_every_place_is_as_likely_for_every_position() -> None:
     for seed in range(3000):
         counts[np.arange(6), permute(np.arange(6), 6, key(seed))] += 1
     assert abs(counts - 500).max() < 5 * np.sqrt(500 * 5 / 6)
+
+
+@pytest.mark.parametrize("size", [1, 5, 8191, 8192, 8193, 20000])
+def test_near_positions_are_permuted_as_far_ones(size: int) -> None:
+    """Across the borders of the blocks that are kept, in any order."""
+    everywhere = permute(np.arange(size), size, key(3, "order"))
+    scattered = np.random.default_rng(0).integers(0, size, 300)
+    for positions in (np.arange(size), scattered, np.array([size - 1, 0]), np.array([], np.int64)):
+        assert np.array_equal(permute_near(positions, size, key(3, "order")), everywhere[positions])
+    if size > 5:
+        assert not np.array_equal(permute_near(np.arange(size), size, key(4, "order")), everywhere)

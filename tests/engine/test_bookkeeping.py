@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine import bookkeeping
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import PldError
+from pldcli.huggingface import save as save_module
 from tests.conftest import TINY
 
 Run = Callable[..., Any]
 
 
 def test_a_model_that_comes_back_different_is_not_kept(pld: Run, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bookkeeping, "largest_difference", lambda *_: 0.5)
+    monkeypatch.setattr(save_module, "largest_difference", lambda *_: 0.5)
     outcome = pld("pretrain", "--preset", "bert-tiny-pld", *TINY, "train.total_steps=1", "--data", prepared, "--out", tmp_path / "run")
     assert outcome.code == PldError.exit_code and "differs by 0.5 when transformers reads it back" in outcome.err
     assert not (tmp_path / "run" / "model").exists()

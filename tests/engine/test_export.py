@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from pldcli.data.tokenizer import load_prepared_tokenizer
-from pldcli.engine import export as module
 from pldcli.engine.export import export
 from pldcli.engine.model_source import open_model
 from pldcli.errors import CheckpointError, OutputError, PldError, UsageError
+from pldcli.huggingface import save as save_module
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
@@ -112,8 +112,8 @@ def test_models_without_a_head_or_a_record(save, tmp_path):
     for change, message in (
         ({}, "has the head of a task that `pld finetune` did not write down; give the pre-trained model"),
         ({"architectures": ["BertModel"]}, "has no masked-LM head; give a model that was saved with its pre-training head"),
-        ({"pld_task": {"kind": "tags"}}, "has a damaged record of its task in config.json"),
-        ({"pld_task": record | {"kind": "poetry"}}, "has a damaged record of its task in config.json"),
+        ({"pld_task": {"kind": "tags"}}, "pld_task in config.json is damaged"),
+        ({"pld_task": record | {"kind": "poetry"}}, "pld_task in config.json is damaged"),
     ):
         (source / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError) as raised:
@@ -136,7 +136,7 @@ def test_nothing_is_replaced_by_accident(save, tmp_path):
 
 
 def test_a_model_that_reads_back_differently_is_not_written(save, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "largest_difference", lambda *_: float("nan"))
+    monkeypatch.setattr(save_module, "largest_difference", lambda *_: float("nan"))
     source, _ = save("pre")
     with pytest.raises(PldError, match="differs by nan when transformers reads it back"):
         export(source, tmp_path / "out", keep_blocks=2)

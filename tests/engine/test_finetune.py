@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pldcli.engine import finetune as module
 from pldcli.engine.finetune_cell import CellRunner
 from pldcli.engine.prediction import score_split
 from pldcli.engine.trainer import Trainer
@@ -23,6 +22,8 @@ from pldcli.errors import (
     PldError,
     UsageError,
 )
+from pldcli.finetune_config import cells
+from pldcli.huggingface import save as save_module
 from tests.engine.conftest import FAST, river_rows, save_tiny, write_rows
 
 ROUGH = ("epochs=2",)
@@ -364,7 +365,7 @@ def test_an_error_in_one_of_several_processes_is_that_error(learn, river_experim
 
 
 def test_a_model_that_is_read_back_differently_is_an_error(learn, river_experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "largest_difference", lambda *_: 0.5)
+    monkeypatch.setattr(save_module, "largest_difference", lambda *_: 0.5)
     with pytest.raises(PldError, match=r"model: the exported model differs by 0\.5 when transformers reads it back"):
         learn(river_experiment(), tmp_path / "out", "epochs=0.1")
 
@@ -404,3 +405,27 @@ def test_long_texts_are_cut_and_it_is_said(learn, river_experiment, rivers, tmp_
     assert done.cells[done.best]["truncated"] == counts and min(counts.values()) > 0
     expected = f"longer than a row and cut: {counts['train']} of 160 in train, {counts['validation']} of 50 in validation"
     assert done.notes == [f"{expected}; max_seq_len is the row's length"]
+
+
+def test_test_splits_are_tokenised_only_to_be_predicted(river_experiment, rivers, tmp_path, monkeypatch):
+    """A worker never predicts them, and that of QQP has 390,965 rows."""
+    from pldcli.engine.finetune_cell import CellRunner
+    from pldcli.engine.runtime import launch
+    from pldcli.engine.signals import StopRequest
+    from pldcli.tasks.sequence import Classification
+
+    encode, seen = Classification.encode, []
+
+    def watched(self, examples, *arguments, **named):
+        seen.append(examples.split)
+        return encode(self, examples, *arguments, **named)
+
+    monkeypatch.setattr(Classification, "encode", watched)
+    files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
+    [settings] = cells([*FAST, "epochs=0.2"])
+    with launch("cpu") as runtime:
+        runner = CellRunner(river_experiment(files=files), runtime)
+        result = runner.run(settings, tmp_path / "cell", report=lambda *_: None, stop=StopRequest())
+        assert sorted(seen) == ["train", "validation"] and result["examples"]["test"] == 20
+        assert len(runner.predict_tests(settings, tmp_path / "cell" / "model")["test"]) == 20
+        assert sorted(seen) == ["test", "train", "validation"]

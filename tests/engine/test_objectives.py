@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pldcli.config import ModelConfig
-from pldcli.data.loader import Batch
+from pldcli.data.loader import NO_TARGET, Batch
 from pldcli.data.tokenizer import train_tokenizer
+from pldcli.engine import objectives
 from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
@@ -109,6 +111,45 @@ def test_gates_and_scales_reach_the_model() -> None:
     sums.sum().backward()
     assert all(parameter.grad is None for parameter in model.blocks[0].parameters())
     assert all(parameter.grad is not None for parameter in model.blocks[1].parameters())
+
+
+def test_targets_that_fill_up_and_scores_beyond_the_vocabulary_teach_nothing() -> None:
+    model, batch = make_model().double(), make_batch()
+    filled = replace(
+        batch,
+        positions=torch.cat([batch.positions, torch.zeros(5, dtype=torch.int64)]),
+        target_ids=torch.cat([batch.target_ids, torch.full((5,), NO_TARGET)]),
+    )
+    plain, padded = MaskedLm(), MaskedLm(vocab_multiple=64)
+    assert plain.num_targets(filled) == plain.num_targets(batch) == [len(batch.target_ids)]
+    results = []
+    for objective, given in ((plain, batch), (plain, filled), (padded, filled)):
+        model.zero_grad()
+        total = objective.loss_sums(model, given, None, None).sum()
+        total.backward()
+        results.append([total.detach(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while tracing
+def test_head_and_loss_compile_into_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: neither other targets nor another step compile anything."""
+    from torch._dynamo.utils import counters
+
+    compiled = torch.compile(objectives.masked_loss_sum, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(objectives, "compiled_masked_loss_sum", lambda: compiled)
+    torch._dynamo.reset()
+    counters.clear()
+    model, batch = make_model(), make_batch()
+    for step in range(3):
+        given = replace(batch, target_ids=(batch.target_ids + step) % 20 + 5)
+        losses = [MaskedLm(compiled=compiled).loss_sums(model, given, None, None) for compiled in (False, True)]
+        torch.testing.assert_close(*losses)
+        losses[1].sum().backward()
+        assert counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("pairs", [False, True])
