@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pldcli import __version__
-from pldcli.commands import config, demo, doctor, evaluate, export, finetune, plot_schedule, prepare_data, pretrain, runs, tasks
+from pldcli.commands import bench, config, demo, doctor, evaluate, export, finetune, plot_schedule, prepare_data, pretrain, runs, tasks
 from pldcli.errors import OutputError, PldError
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -49,6 +49,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("config validate", config.validate, LOOKING, "pld config validate my.yaml optim.learning_rate=5e-4"),
     Entry("config list", config.list_presets, LOOKING, "pld config list"),
     Entry("config finetune", config.finetune_settings, LOOKING, "pld config finetune"),
+    Entry("bench", bench.bench, LOOKING, "pld bench --preset bert-small-pld --steps 20"),
     Entry("doctor", doctor.doctor, LOOKING, "pld doctor --path /scratch"),
 )
 """Every subcommand, once."""

@@ -14,7 +14,15 @@ from pldcli.engine.trainer import Trainer
 from pldcli.model import StBert
 from pldcli.pld import Plan
 
-__all__ = ["Estimate", "device_memory_bytes", "estimate", "fitting_micro_batch", "measure_step_seconds", "warnings"]
+__all__ = [
+    "Estimate",
+    "device_memory_bytes",
+    "estimate",
+    "expected_memory_bytes",
+    "fitting_micro_batch",
+    "measure_step_seconds",
+    "warnings",
+]
 
 _LONG_RUN_SECONDS = 24 * 3600
 _MANY_PASSES = 40
@@ -61,11 +69,16 @@ def estimate(config: Config, model: StBert, batches: StepBatches, *, seconds: fl
         num_tokens=sequences * config.data.seq_len,
         num_sequences=sequences,
         passes=sequences / batches.samples.num_sequences,
-        memory_bytes=_TRAINING_STATE_BYTES * num_parameters + batches.micro_batch_size * _activation_bytes_per_sequence(config),
+        memory_bytes=expected_memory_bytes(config, batches.micro_batch_size),
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * (config.checkpoint.keep + 1) + 4 * num_parameters,
         seconds=seconds,
     )
+
+
+def expected_memory_bytes(config: Config, micro_batch_size: int) -> int:
+    """Guess what one process needs on its device."""
+    return _TRAINING_STATE_BYTES * config.num_parameters + micro_batch_size * _activation_bytes_per_sequence(config)
 
 
 def fitting_micro_batch(config: Config, num_parameters: int, device: torch.device) -> int:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from pldcli import atomic, presets
@@ -30,7 +31,7 @@ from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
 
-__all__ = ["DryRun", "PretrainResult", "build_trainer", "dry_run", "pretrain"]
+__all__ = ["DryRun", "PretrainResult", "assemble", "build_trainer", "check_vocabulary", "compiles", "dry_run", "place", "pretrain"]
 
 _CUDA_VOCAB_MULTIPLE = 64
 
@@ -120,40 +121,80 @@ def build_trainer(
         UsageError: The vocabulary or the batch does not fit.
         DataError: The training text is shorter than a sequence.
     """
-    settings, train = config.model, config.train
-    if settings.vocab_size < prepared.vocab_size:
+    check_vocabulary(config, prepared)
+    config.share_of_group(runtime.world_size)
+    model = _initial_model(config, prepared, initial=initial, allow_bin=allow_bin)
+    cut = PairSamples if config.data.layout == "nsp-pairs" else SpanSamples
+    samples: Samples = cut(prepared.stream("train"), prepared.special, config.data.seq_len, seed=config.train.seed)
+    masking = Masking(config.objective.mask_probability, prepared.special.mask_id, prepared.special.ids, prepared.vocab_size)
+    return assemble(config, place(model, config, runtime), samples, masking, runtime)
+
+
+def check_vocabulary(config: Config, prepared: PreparedData) -> None:
+    """Make sure that the model has a row for every entry of the tokenizer.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if config.model.vocab_size < prepared.vocab_size:
         raise UsageError(
-            f"{settings.vocab_size} rows cannot hold the {prepared.vocab_size} entries of the tokenizer in {prepared.path}",
+            f"{config.model.vocab_size} rows cannot hold the {prepared.vocab_size} entries of the tokenizer in {prepared.path}",
             where="model.vocab_size",
             hint="leave it out: the prepared data's size is taken",
         )
-    config.share_of_group(runtime.world_size)
-    model = _initial_model(config, prepared, initial=initial, allow_bin=allow_bin).to(runtime.device)
+
+
+def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
+    """Move a model to the device, ready to be trained; compile its parts where the configuration says so."""
+    model.to(runtime.device).train()
     model.checkpoint_activations = config.runtime.checkpoint_activations
-    compiled = _compiles(config, runtime)
-    if compiled:
+    if compiles(config, runtime):
         for part in (model.embeddings, *model.blocks):
             part.compile()
+    return model
+
+
+def assemble(
+    config: Config,
+    model: StBert,
+    samples: Samples,
+    masking: Masking,
+    runtime: Runtime,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Trainer[StepBatches]:
+    """Put a trainer together.
+
+    Args:
+        config: The resolved configuration.
+        model: In its place.
+        samples: What it reads.
+        masking: Chooses targets.
+        runtime: Device and processes.
+        optimizer: Of the model; a fresh one by default.
+
+    Raises:
+        UsageError: The batch does not divide.
+    """
+    train, on_cuda = config.train, runtime.device.type == "cuda"
     fitting = fitting_micro_batch(config, sum(parameter.numel() for parameter in model.parameters()), runtime.device)
     micro_steps, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
-    cut = PairSamples if config.data.layout == "nsp-pairs" else SpanSamples
-    samples: Samples = cut(prepared.stream("train"), prepared.special, config.data.seq_len, seed=train.seed)
     batches = StepBatches(
         samples,
-        Masking(config.objective.mask_probability, prepared.special.mask_id, prepared.special.ids, prepared.vocab_size),
+        masking,
         train.global_batch_size,
         config.pld.draws_per_step,
         micro_steps,
         micro_batch_size,
         runtime.rank,
         runtime.world_size,
-        pin_memory=runtime.device.type == "cuda",
+        pin_memory=on_cuda,
     )
     return Trainer(
-        model.train(),
-        objective=MaskedLm(config.objective.next_sentence, compiled, _CUDA_VOCAB_MULTIPLE if runtime.device.type == "cuda" else 1),
+        model,
+        objective=MaskedLm(config.objective.next_sentence, compiles(config, runtime), _CUDA_VOCAB_MULTIPLE if on_cuda else 1),
         schedule=config.pld_schedule,
-        optimizer=build_optimizer(model, config.optim),
+        optimizer=optimizer or build_optimizer(model, config.optim),
         batches=batches,
         learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim),
         max_grad_norm=config.optim.max_grad_norm,
@@ -222,14 +263,14 @@ def _pretrain(
         books = Bookkeeper(config, prepared, run, trainer, display, stack, position, resume)
         with _out_of_memory(trainer):
             books.announce(_estimate(config, trainer), command, resumed=snapshot is not None)
-            if _compiles(config, runtime):
+            if compiles(config, runtime):
                 trainer.warm_up()
             stack.enter_context(display)
             position = books.train(position, stop)
         return books.finish(position, command)
 
 
-def _compiles(config: Config, runtime: Runtime) -> bool:
+def compiles(config: Config, runtime: Runtime) -> bool:
     """Tell whether blocks are compiled here."""
     return config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda")
 

@@ -63,6 +63,12 @@ class Runtime:
                 parts = torch.split(flat, [gradient.numel() for gradient in gradients])
                 torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
+    def seed(self, number: int) -> None:
+        """Seed what the device draws from; `torch.manual_seed` takes milliseconds where there is no device to seed."""
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(number)
+
     def to_device(self, tensor: Tensor) -> Tensor:
         """Copy a small tensor from the host without waiting for the device."""
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)

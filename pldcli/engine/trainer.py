@@ -199,7 +199,7 @@ class Trainer(Generic[BatchesT]):
                 if signal_number := self._agreed_stop(stop):
                     self.optimizer.zero_grad(set_to_none=True)
                     return signal_number
-                torch.manual_seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
+                self.runtime.seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
                 self.runtime.begin(micro_step == last)
                 loss_sums += self.forward_backward(batch, plan, num_targets)
                 micro_step += 1

@@ -1,0 +1,291 @@
+"""Measure training steps on this machine: dense and with layers dropped, in turn, phase by phase."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pldcli.config import Config
+from pldcli.data.loader import PairSamples, Samples, SpanSamples, StepBatches, Stream
+from pldcli.data.masking import Masking
+from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.tokenizer import SpecialTokens
+from pldcli.engine.bench_result import Bench, MicroBatch, Mode
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.environment import hardware_name, peak_flops_per_second
+from pldcli.engine.estimate import device_memory_bytes, expected_memory_bytes, fitting_micro_batch
+from pldcli.engine.memory import out_of_memory
+from pldcli.engine.optim import build_optimizer
+from pldcli.engine.phases import PHASES
+from pldcli.engine.precision import resolve_precision
+from pldcli.engine.pretrain import assemble, check_vocabulary, compiles, place
+from pldcli.engine.runtime import Runtime, launch
+from pldcli.engine.signals import StopRequest
+from pldcli.engine.trainer import Observation, Trainer
+from pldcli.errors import DeviceError, UsageError
+from pldcli.model import StBert
+
+__all__ = ["bench", "find_micro_batch"]
+
+Report = Callable[[str], None]
+
+_PARTS = 5
+"""A measurement is cut into so many parts, and the modes take turns part by part."""
+_RANDOM_TOKENS = 1 << 20
+_SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
+_MEMORY_SHARE = 0.6
+_ENOUGH_GAIN = 1.02
+"""A larger micro-batch must be so many times as fast to go on looking."""
+_TRIAL_STEPS = 3
+_PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+
+
+class RandomStream:
+    """Random ordinary tokens, for where there is no text: the operations of a step do not depend on what it reads."""
+
+    num_tokens = _RANDOM_TOKENS
+
+    def __init__(self, vocab_size: int) -> None:
+        first = len(_SPECIAL.ids)
+        self._tokens = np.random.default_rng(0).integers(first, vocab_size, self.num_tokens, dtype=np.int64)
+
+    def slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Copy the tokens from `start` to `stop`, clipped to the stream."""
+        return self._tokens[max(0, start) : stop].copy()
+
+    def take(self, starts: npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int64]:
+        """Gather spans of `length` tokens, [B, length]."""
+        spans: npt.NDArray[np.int64] = np.lib.stride_tricks.sliding_window_view(self._tokens, length)[starts]
+        return spans
+
+
+def bench(config: Config, *, data: Path | None, steps: int, search: bool = False, report: Report = lambda line: None) -> Bench:
+    """Time steps of a configuration with all blocks and, where it drops any, with as many dropped as it ever does.
+
+    A step is what one step of the run is on this process, but with one forward pass per gate group: forward, backward, clipping and
+    optimizer. Both modes train the same model with the same optimizer.
+
+    Args:
+        config: The resolved configuration.
+        data: A prepared directory; None for random tokens.
+        steps: Steps of each mode that count.
+        search: Find the best micro-batch first.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: Fewer steps than parts, or pairs without data.
+        DeviceError: Memory ran out.
+    """
+    if steps < _PARTS:
+        raise UsageError(f"must be at least {_PARTS}, not {steps}", where="--steps")
+    if data is None and config.data.layout == "nsp-pairs":
+        raise UsageError("pairs are cut from documents", where="data.layout", hint="name prepared text with --data")
+    with launch(config.runtime.device) as runtime:
+        prepared = None if data is None else open_prepared(data, verify=False)
+        if prepared is not None:
+            check_vocabulary(config, prepared)
+        source = _Source(config, prepared)
+        tried: tuple[MicroBatch, ...] = ()
+        if search:
+            tried = tuple(find_micro_batch(config, source, runtime, report))
+            speeds = {trial.sequences: trial.tokens_per_second for trial in tried if trial.tokens_per_second}
+            if not speeds:
+                raise DeviceError("out of memory with a single sequence", where=str(runtime.device), hint="choose a smaller model")
+            config = _with_micro_batch(config, max(speeds, key=lambda size: speeds[size]), runtime.world_size)
+            torch.compiler.reset()
+        return _measure(config, source, runtime, steps, tried, report)
+
+
+def find_micro_batch(config: Config, source: _Source, runtime: Runtime, report: Report) -> Iterator[MicroBatch]:
+    """Try 1, 2, 4, ... sequences per forward pass until memory ends, or twice as many are hardly faster twice."""
+    best, misses, sequences = 0.0, 0, 1
+    while misses < 2:
+        one_group = replace(config, pld=replace(_dense(config).pld, draws_per_step=1))
+        trial = _try(_with_micro_batch(one_group, sequences, runtime.world_size), source, runtime)
+        speed = trial.tokens_per_second
+        report(f"micro-batch {sequences}: " + ("does not fit" if speed is None else f"{speed:,.0f} tokens/s"))
+        yield trial
+        if speed is None:
+            return
+        misses = 0 if speed > best * _ENOUGH_GAIN else misses + 1
+        best, sequences = max(best, speed), sequences * 2
+
+
+class _Source:
+    """What the rows of a measurement are made of."""
+
+    def __init__(self, config: Config, prepared: PreparedData | None) -> None:
+        self.special = prepared.special if prepared else _SPECIAL
+        self.vocab_size = prepared.vocab_size if prepared else config.model.vocab_size
+        self.name = str(prepared.path) if prepared else "random tokens"
+        self._stream: Stream = prepared.stream("train") if prepared else RandomStream(self.vocab_size)
+
+    def samples(self, config: Config) -> Samples:
+        """Cut rows."""
+        cut: Any = PairSamples if config.data.layout == "nsp-pairs" else SpanSamples
+        rows: Samples = cut(self._stream, self.special, config.data.seq_len, seed=config.train.seed)
+        return rows
+
+    def masking(self, config: Config) -> Masking:
+        """Choose targets as the run does."""
+        return Masking(config.objective.mask_probability, self.special.mask_id, self.special.ids, self.vocab_size)
+
+
+def _measure(given: Config, source: _Source, runtime: Runtime, steps: int, tried: tuple[MicroBatch, ...], report: Report) -> Bench:
+    per_part = -(-steps // _PARTS)
+    total = per_part * (_PARTS + 1)  # the first part warms up
+    config = given
+    model = place(StBert(**vars(config.model), next_sentence=config.objective.next_sentence), config, runtime)
+    optimizer = build_optimizer(model, config.optim)
+    fitting = fitting_micro_batch(config, config.num_parameters, runtime.device)
+    _, size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
+    config = _with_micro_batch(config, size, runtime.world_size)
+    config = replace(config, train=replace(config.train, total_steps=total))
+    configs = {"dense": _dense(config)}
+    if config.pld.theta_bar < 1.0:
+        configs["dropped"] = replace(config, pld=replace(config.pld, schedule="constant"))
+    trainers = {
+        name: assemble(one, model, source.samples(one), source.masking(one), runtime, optimizer=optimizer) for name, one in configs.items()
+    }
+    device = runtime.device
+    with out_of_memory(size, device, key="train.micro_batch_size", otherwise="choose a smaller model or shorter sequences"):
+        modes = _take_turns(trainers, per_part, report)
+    precision = trainers["dense"].precision.name
+    peak = peak_flops_per_second(device, precision)
+    return Bench(
+        modes=modes,
+        micro_batch_size=size,
+        micro_batches=tried,
+        steps=per_part * _PARTS,
+        num_blocks=config.model.num_hidden_layers,
+        sequences_per_step=trainers["dense"].batches.num_sequences(0),
+        seq_len=config.data.seq_len,
+        precision=precision,
+        compiled=compiles(config, runtime),
+        hardware=hardware_name(device),
+        threads=torch.get_num_threads(),
+        processes=runtime.world_size,
+        peak_flops_per_second=peak or _measured_peak(config, runtime),
+        peak_source="the maker's data sheet" if peak else "a large matrix product, measured here",
+        whole_run_saved=given.flops.total_saved(given.pld_schedule.mean_kept_fraction),
+        text=source.name,
+        is_main=runtime.is_main,
+    )
+
+
+def _take_turns(trainers: dict[str, Trainer[StepBatches]], per_part: int, report: Report) -> tuple[Mode, ...]:
+    """Let each trainer do a part of its steps, in turn, and observe it at the end of each part."""
+    device = next(iter(trainers.values())).runtime.device
+    runs = {
+        name: trainer.steps(Position(), observe=lambda step: step % per_part == 0, stop=StopRequest()) for name, trainer in trainers.items()
+    }
+    seen: dict[str, list[Observation]] = {name: [] for name in trainers}
+    memory = dict.fromkeys(trainers, 0)
+    for part in range(_PARTS + 1):
+        for name, run in runs.items():
+            _reset_peak_memory(device)
+            seen[name].append(next(run))
+            memory[name] = max(memory[name], _peak_memory_bytes(device))
+            if part:
+                before, after = seen[name][-2:]
+                seconds = (after.position.train_seconds - before.position.train_seconds) / per_part
+                report(f"part {part} of {_PARTS}, {name}: {seconds * 1e3:,.1f} ms a step")
+    return tuple(_mode(name, observed, per_part, trainers[name], memory[name]) for name, observed in seen.items())
+
+
+def _mode(name: str, seen: Sequence[Observation], per_part: int, trainer: Trainer[StepBatches], memory: int) -> Mode:
+    positions, measured = [observation.position for observation in seen], seen[1:]
+    steps = per_part * len(measured)
+    flops = [(b.executed_flops - a.executed_flops) / per_part for a, b in pairwise(positions)]
+    tokens = (positions[-1].tokens - positions[0].tokens) / steps
+    return Mode(
+        name=name,
+        step_seconds=tuple((b.train_seconds - a.train_seconds) / per_part for a, b in pairwise(positions)),
+        tokens_per_step=tokens,
+        flops_per_step=tuple(flops),
+        kept_blocks=(statistics.fmean(flops) / tokens - trainer.flops.head) / trainer.flops.per_block,
+        phase_seconds={phase: sum(one.phase_seconds[phase] for one in measured) / steps for phase in PHASES},
+        peak_memory_bytes=memory,
+    )
+
+
+def _try(config: Config, source: _Source, runtime: Runtime) -> MicroBatch:
+    """Time a few dense steps with one micro-batch."""
+    size, device = config.train.global_batch_size // runtime.world_size, runtime.device
+    if device.type == "cpu" and expected_memory_bytes(config, size) > _MEMORY_SHARE * device_memory_bytes(device):
+        return MicroBatch(size, None, 0)  # a CPU that runs out of memory ends the process instead of saying so
+    gc.collect()
+    torch.compiler.reset()  # or it would compile for any size after the second one
+    _reset_peak_memory(device)
+    try:
+        with out_of_memory(size, device, key="", otherwise=""):
+            model = place(StBert(**vars(config.model), next_sentence=config.objective.next_sentence), config, runtime)
+            config = replace(config, train=replace(config.train, total_steps=1 + _TRIAL_STEPS))
+            trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
+            first, last = trainer.steps(Position(), observe=lambda step: step == 1, stop=StopRequest())
+    except DeviceError:
+        return MicroBatch(size, None, _peak_memory_bytes(device))
+    seconds = last.position.train_seconds - first.position.train_seconds
+    return MicroBatch(size, (last.position.tokens - first.position.tokens) / seconds, _peak_memory_bytes(device))
+
+
+def _dense(config: Config) -> Config:
+    return replace(config, pld=replace(config.pld, theta_bar=1.0, schedule="constant"))
+
+
+def _with_micro_batch(config: Config, sequences: int, world_size: int) -> Config:
+    """Make a step one forward pass of so many sequences per gate group and process."""
+    batch = sequences * config.pld.draws_per_step * world_size
+    return replace(config, train=replace(config.train, micro_batch_size=sequences, global_batch_size=batch))
+
+
+def _measured_peak(config: Config, runtime: Runtime) -> float:
+    """Time a large matrix product in the run's number format, in operations per second."""
+    precision = resolve_precision(config.runtime.precision, runtime.device)
+    size = _PRODUCT_SIZE[runtime.device.type]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision.name]
+    left, right = (torch.randn(size, size, device=runtime.device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        runtime.synchronize()
+        started = time.perf_counter()
+        left @ right
+        runtime.synchronize()
+        times.append(time.perf_counter() - started)
+    return 2.0 * size**3 / min(times)
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Read the most memory taken since the last reset: on CUDA by tensors, on a CPU by the process.
+
+    Source: proc(5), `clear_refs` and `VmHWM`; elsewhere than on Linux it is the most since the process began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
