@@ -1,0 +1,353 @@
+"""Time `pld prepare-data` against the usual recipe with `datasets`, in turn, on this machine.
+
+    pip install -e '.[bench]'
+    python benchmarks/prepare_vs_datasets.py --corpus text/ --tokenizer vocab.txt --sizes-mb 10 40 --out table.md
+
+Both tokenise with the same tokenizer.json and train none; special tokens are not added to lines by either. Of a SentencePiece model
+such a file is made, and for one more row prepare-data works with the model itself, as it does where it trained one. The recipe is
+load_dataset("text"), a map that calls the fast tokenizer in batches, and a map that cuts what came out into blocks of 128 tokens.
+It is measured as it usually stands (with the attention mask and token types that the tokenizer gives) and with ids only.
+
+Every measurement is a fresh process with a cache directory of its own, in turn. Start-up is what the same command takes on a text of
+a few lines. prepare-data drops no repeated text; it reads the corpus twice, hashes it, and splits off documents for validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pldcli import __version__, atomic
+from pldcli.data.corpus import Reader, find_sources
+from pldcli.data.tokenizer import load_tokenizer
+
+BLOCK_TOKENS = 128
+TOLERANCE = 1e-3
+"""Of token counts: over-long lines are cut by prepare-data, and a special token's name is text to it."""
+SYSTEMS = {
+    "pld": "pld prepare-data",
+    "pld-sentencepiece": "pld prepare-data, the same vocabulary as a SentencePiece model",
+    "datasets": "datasets, usual recipe",
+    "datasets-ids": "datasets, ids only",
+}
+START_UP_LINES = "A text of a few lines.\n\nIt is here to be tokenised in no time.\n\nWhat remains is the start.\n"
+SAMPLE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process of one system."""
+
+    seconds: float
+    peak_mb: float
+    """Resident memory of the largest process."""
+    peak_private_mb: float
+    """Of these, what is no page of a file; sampled."""
+    num_tokens: int
+    """Of text: without marks between documents."""
+
+
+@dataclass
+class Found:
+    """What was measured of one size."""
+
+    megabytes: float
+    num_copies: int
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+    start_up: dict[str, float] = field(default_factory=dict)
+    """Per system, seconds."""
+
+    def seconds(self, name: str, *, start_up: bool) -> list[float]:
+        """List a system's times, with start-up or without."""
+        return [run.seconds - (0.0 if start_up else self.start_up[name]) for run in self.runs[name]]
+
+    def ratios(self, name: str, *, start_up: bool) -> list[float]:
+        """Divide a system's times by prepare-data's, pair by pair."""
+        ours = self.seconds("pld", start_up=start_up)
+        return [theirs / own for own, theirs in zip(ours, self.seconds(name, start_up=start_up), strict=True)]
+
+    def rows(self) -> list[str]:
+        """Write the lines of the table."""
+        lines = []
+        for name, runs in self.runs.items():
+            rates = [f"{self.megabytes / statistics.median(self.seconds(name, start_up=which)):.2f}" for which in (True, False)]
+            memory = [f"{max(run.peak_mb for run in runs):,.0f}", f"{max(run.peak_private_mb for run in runs):,.0f}"]
+            ratios = ["1" if name == "pld" else spread(self.ratios(name, start_up=which)) for which in (True, False)]
+            cells = [
+                f"{self.megabytes:.1f}",
+                SYSTEMS[name],
+                f"{runs[0].num_tokens:,}",
+                *rates,
+                f"{self.start_up[name]:.1f}",
+                *memory,
+                *ratios,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+
+HEAD = (
+    "| MB | system | tokens of text | MB/s | MB/s without start-up | start-up, s | peak memory, MB | of it private | its time / pld's "
+    "| without start-up |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    options = parse()
+    if options.run:
+        print(json.dumps(run_and_measure(json.loads(options.run))))
+        return
+    if options.recipe:
+        print(json.dumps(recipe(**json.loads(options.recipe))))
+        return
+    measured: list[Found] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        tokenizer = load_tokenizer(options.tokenizer)
+        tokenizer.save(place)
+        names = [name for name in SYSTEMS if name != "pld-sentencepiece" or tokenizer.sentencepiece is not None]
+        start_up = measure_start_up(names, options, place)
+        for size in options.sizes_mb:
+            corpus = place / f"corpus-{size:g}.txt"
+            num_copies = cut_corpus(options.corpus, round(size * 1e6), corpus)
+            measured.append(measure(names, options, place, corpus, num_copies, start_up))
+            corpus.unlink()
+            print(*measured[-1].rows(), sep="\n", file=sys.stderr, flush=True)
+            if options.out:
+                atomic.write_text(options.out, report(measured, options))
+    print(report(measured, options))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    hidden = {"--run", "--recipe"} & set(sys.argv)
+    parser.add_argument("--corpus", nargs="+", type=Path, required=not hidden, help="text or JSON-lines files, or directories of them")
+    parser.add_argument("--tokenizer", type=Path, required=not hidden, help="a vocab.txt, a tokenizer.json or a SentencePiece .model")
+    parser.add_argument("--sizes-mb", nargs="+", type=float, default=[10.0, 40.0], help="millions of bytes to take of the corpus")
+    parser.add_argument("--pairs", type=int, default=5, help="measurements of each system")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenise, in both")
+    parser.add_argument("--threads", type=int, default=1, help="of a tokenizer in one process, in both")
+    parser.add_argument("--out", type=Path, help="a markdown file for the table, written after each size")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not hidden and (options.pairs < 1 or options.workers < 1 or min(options.sizes_mb) <= 0):
+        parser.error("--pairs and --workers must be at least 1, and --sizes-mb more than 0")
+    return options
+
+
+def cut_corpus(inputs: Sequence[Path], num_bytes: int, out: Path) -> int:
+    """Write documents, a blank line behind each, until there are so many bytes; return how often the corpus was begun.
+
+    From the second time on each document begins with a line that says so: equal documents would all fall into the same split.
+    """
+    written, num_copies = 0, 0
+    with out.open("w", encoding="utf-8") as file:
+        while written < num_bytes:
+            num_copies += 1
+            before = written
+            for number, text in enumerate(documents(inputs)):
+                marked = text if num_copies == 1 else f"Copy {num_copies} of text {number}.\n{text}"
+                if written + len(marked.encode()) > num_bytes:
+                    marked = marked.encode()[: num_bytes - written].decode(errors="ignore")
+                file.write(marked.strip() + "\n\n")
+                written += len(marked.encode()) + 2
+                if written >= num_bytes:
+                    break
+            if written == before:
+                sys.exit("the corpus holds no text")
+    return num_copies
+
+
+def documents(inputs: Sequence[Path]) -> Iterator[str]:
+    """Read the corpus as prepare-data does."""
+    for source in find_sources(inputs)[0]:
+        parts: list[str] = []
+        for text, last in Reader(source).pieces():
+            parts.append(text)
+            if last:
+                yield "".join(parts)
+                parts = []
+
+
+def measure_start_up(names: Sequence[str], options: argparse.Namespace, place: Path) -> dict[str, float]:
+    """Time each system on next to nothing."""
+    corpus = place / "start.txt"
+    corpus.write_text(START_UP_LINES, encoding="utf-8")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _, name in itertools.product(range(options.pairs), names):
+        seconds[name].append(run_once(name, corpus, options, place).seconds)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def measure(
+    names: Sequence[str], options: argparse.Namespace, place: Path, corpus: Path, num_copies: int, start_up: dict[str, float]
+) -> Found:
+    """Let the systems work in turn, another one first each time."""
+    found = Found(corpus.stat().st_size / 1e6, num_copies, {name: [] for name in names}, start_up)
+    for turn in range(options.pairs):
+        first = turn % len(names)
+        for name in (*names[first:], *names[:first]):
+            found.runs[name].append(run_once(name, corpus, options, place))
+    require_equal_tokens({name: runs[0].num_tokens for name, runs in found.runs.items()})
+    return found
+
+
+def require_equal_tokens(num_tokens: dict[str, int]) -> None:
+    """Refuse to compare systems that did not make the same of the text."""
+    if max(num_tokens.values()) - min(num_tokens.values()) > TOLERANCE * min(num_tokens.values()):
+        sys.exit(f"the systems made different numbers of tokens: {num_tokens}")
+
+
+def run_once(name: str, corpus: Path, options: argparse.Namespace, place: Path) -> Run:
+    """Start a system in a directory that is not there before and not there afterwards."""
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        if name.startswith("pld"):
+            tokenizer = place / ("sentencepiece.model" if name == "pld-sentencepiece" else "tokenizer.json")
+            words = ["-m", "pldcli", "prepare-data", str(corpus), "--out", f"{scratch}/data", "--tokenizer", str(tokenizer)]
+            words += ["--processes", str(options.workers)]
+        else:
+            given = {
+                "corpus": str(corpus),
+                "tokenizer": str(place / "tokenizer.json"),
+                "cache": f"{scratch}/cache",
+                "workers": options.workers,
+            }
+            words = [__file__, "--recipe", json.dumps(given | {"ids_only": name == "datasets-ids"})]
+        answer = in_a_process([__file__, "--run", json.dumps([sys.executable, *words])], options.threads, scratch)
+        measured = json.loads(answer)
+        if name.startswith("pld"):
+            counts = json.loads(Path(scratch, "data", "manifest.json").read_text(encoding="utf-8"))["counts"].values()
+            num_tokens = sum(count["tokens"] - count["documents"] for count in counts)
+        else:
+            num_tokens = json.loads(measured["out"].splitlines()[-1])["tokens"]
+    return Run(measured["seconds"], measured["peak_mb"], measured["peak_private_mb"], num_tokens)
+
+
+def in_a_process(words: Sequence[str], threads: int, home: str) -> str:
+    """Run Python with caches in `home`; return what it wrote."""
+    counts = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
+    environment = {**os.environ, **counts, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr or done.stdout)
+    return done.stdout
+
+
+def run_and_measure(words: Sequence[str]) -> dict[str, Any]:
+    """Run a command; tell its time, and the memory of its largest process.
+
+    This is a process of its own, and a small one: what the system counts as a child's peak is never below its parent's memory.
+    """
+    with tempfile.TemporaryFile("w+") as out:
+        began = time.perf_counter()
+        child = subprocess.Popen(words, stdout=out)
+        sampler = Sampler(child.pid)
+        sampler.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - began
+        sampler.over.set()
+        sampler.join()
+        if code := os.waitstatus_to_exitcode(status):
+            sys.exit(code)
+        out.seek(0)
+        kilobytes = 1024 if sys.platform == "linux" else 1
+        return {
+            "seconds": seconds,
+            "peak_mb": usage.ru_maxrss * kilobytes / 1e6,
+            "peak_private_mb": sampler.peak_bytes / 1e6,
+            "out": out.read(),
+        }
+
+
+class Sampler(threading.Thread):
+    """Looks at a process and its descendants again and again, for the largest one's memory that is no page of a file."""
+
+    def __init__(self, root: int) -> None:
+        super().__init__(daemon=True)
+        self.over = threading.Event()
+        self.peak_bytes = 0
+        self._root = root
+
+    def run(self) -> None:
+        import psutil
+
+        while not self.over.wait(SAMPLE_SECONDS):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                root = psutil.Process(self._root)
+                for process in (root, *root.children(recursive=True)):
+                    self._look(process.pid)
+
+    def _look(self, number: int) -> None:
+        with contextlib.suppress(OSError):  # it ended meanwhile, or the system has no such files
+            status = Path(f"/proc/{number}/status").read_text(encoding="ascii", errors="replace")
+            if found := re.search(r"RssAnon:\s+(\d+) kB", status):
+                self.peak_bytes = max(self.peak_bytes, 1024 * int(found[1]))
+
+
+def recipe(corpus: str, tokenizer: str, cache: str, workers: int, *, ids_only: bool) -> dict[str, int]:
+    """Tokenise and cut into blocks with `datasets`."""
+    from datasets import load_dataset
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_file=tokenizer)
+    given: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False} if ids_only else {}
+
+    def tokenise(examples: dict[str, list[str]]) -> Any:
+        return fast(examples["text"], add_special_tokens=False, **given)
+
+    def group(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: list(itertools.chain.from_iterable(rows)) for name, rows in examples.items()}
+        total = len(joined["input_ids"]) // BLOCK_TOKENS * BLOCK_TOKENS
+        return {name: [ids[i : i + BLOCK_TOKENS] for i in range(0, total, BLOCK_TOKENS)] for name, ids in joined.items()}
+
+    num_proc = workers if workers > 1 else None
+    text = load_dataset("text", data_files=corpus, split="train", cache_dir=cache)
+    tokenised = text.map(tokenise, batched=True, num_proc=num_proc, remove_columns=["text"])
+    blocks = tokenised.map(group, batched=True, num_proc=num_proc)
+    lengths = (len(values) for chunk in tokenised.data.column("input_ids").chunks for values in [chunk.flatten()])
+    return {"tokens": sum(lengths), "blocks": len(blocks)}
+
+
+def report(measured: Sequence[Found], options: argparse.Namespace) -> str:
+    import torch
+
+    from pldcli.engine.environment import hardware_name
+
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("datasets", "transformers", "tokenizers", "pyarrow"))
+    facts = (
+        f"{options.pairs} processes of each in turn, {options.workers} process(es) that tokenise, {options.threads} thread(s) in a "
+        f"tokenizer; medians, ratios pair by pair (lowest to highest), memory the highest of all. "
+        f"{hardware_name(torch.device('cpu'))}; pldcli {__version__}, {libraries}, Python {platform.python_version()}."
+    )
+    copies = [f"{found.megabytes:.1f} MB hold the corpus {found.num_copies} times" for found in measured if found.num_copies > 1]
+    if copies:
+        facts += f" The corpus is smaller than asked: {', '.join(copies)}, which helps whoever remembers words."
+    rows = "\n".join(line for found in measured for line in found.rows())
+    command = shlex.join(["python", *sys.argv])
+    return f"# Preparing data against datasets\n\n    {command}\n\n{facts}\n\n{HEAD}\n{rows}\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
