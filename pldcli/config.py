@@ -139,6 +139,9 @@ class DataConfig:
     """Tokens per sequence with [CLS] and [SEP], T."""
     layout: Literal["spans", "nsp-pairs"] = "spans"
     """`spans`: full rows of contiguous text. `nsp-pairs`: two segments, the second the true continuation half of the time."""
+    packing: Literal["stream", "documents"] = "stream"
+    """For `spans`. `stream`: a row holds what follows in the text, over the ends of documents. `documents`: whole documents side by side,
+    which do not see each other; positions begin anew in each."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
@@ -292,6 +295,12 @@ class Config:
             "train.global_batch_size",
             f"{batch} sequences do not divide into pld.draws_per_step {draws} gate groups",
             "make it a multiple",
+        )
+        _require(
+            self.data.packing == "stream" or self.data.layout == "spans",
+            "data.packing",
+            "documents are packed in rows of spans",
+            "use data.layout=spans",
         )
         _require(
             not self.objective.next_sentence or self.data.layout == "nsp-pairs",

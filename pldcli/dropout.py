@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -56,5 +58,10 @@ def _factors(x: Tensor, p: float) -> Tensor:
     random = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
     dropped = random.bitwise_and_(2**_BITS - 1).sub_(round(p * 2**_BITS)).bitwise_right_shift_(_BITS)
     integer = _INTEGERS[x.element_size()]
-    kept_bits = int(torch.tensor(1.0 / (1.0 - p), dtype=x.dtype).view(integer))
-    return dropped.bitwise_not_().to(integer).bitwise_and_(kept_bits).view(x.dtype)
+    return dropped.bitwise_not_().to(integer).bitwise_and_(_bits(1.0 / (1.0 - p), x.dtype)).view(x.dtype)
+
+
+@lru_cache(maxsize=64)
+def _bits(value: float, dtype: torch.dtype) -> int:
+    """Read the bits of a floating-point number as an integer of its size."""
+    return int(torch.tensor(value, dtype=dtype).view(_INTEGERS[dtype.itemsize]))

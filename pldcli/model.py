@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from pldcli.dropout import Dropout, dropout
@@ -51,11 +52,12 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = Dropout(dropout)
 
-    def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None) -> Tensor:
-        """Look up and sum; without token types, or with a table of one, every token has type 0."""
+    def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None, position_ids_BT: Tensor | None = None) -> Tensor:
+        """Look up and sum; without token types, or with a table of one, every token has type 0; without positions a row counts from 0."""
         no_types = token_type_ids_BT is None or self.token_type.num_embeddings == 1
         types = self.token_type.weight[0] if no_types else self.token_type(token_type_ids_BT)
-        x_BTD = self.word(input_ids_BT) + (self.position.weight[: input_ids_BT.shape[1]] + types)
+        positions = self.position.weight[: input_ids_BT.shape[1]] if position_ids_BT is None else self.position(position_ids_BT)
+        x_BTD = self.word(input_ids_BT) + (positions + types)
         x_BTD = self.dropout(self.norm(x_BTD))
         return x_BTD  # type: ignore[no-any-return]
 
@@ -89,27 +91,40 @@ class Block(nn.Module):
         self.ffn_output = nn.Linear(intermediate_size, hidden_size)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None = None, residual_scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        attention_mask: Tensor | None = None,
+        residual_scale: Tensor | None = None,
+        boundaries_N: Tensor | None = None,
+    ) -> Tensor:
         """Run both sublayers.
 
         Args:
             x_BTD: The residual stream.
-            attention_mask_B11T: True where attention may look; None when there is no padding.
+            attention_mask: True where attention may look, [B, 1, 1, T] or [B, 1, T, T]; None when it may look everywhere.
             residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a number would recompile); None for 1.
+            boundaries_N: In place of a mask: where texts that do not see each other begin in the flattened rows, and the end.
         """
         if self.pre_norm:
-            h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention_mask_B11T), residual_scale)
+            h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention_mask, boundaries_N), residual_scale)
             return h_BTD + _scaled(self._ffn(self.ffn_norm(h_BTD)), residual_scale)
-        h_BTD = self.attention_norm(x_BTD + _scaled(self._attention(x_BTD, attention_mask_B11T), residual_scale))
+        h_BTD = self.attention_norm(x_BTD + _scaled(self._attention(x_BTD, attention_mask, boundaries_N), residual_scale))
         return self.ffn_norm(h_BTD + _scaled(self._ffn(h_BTD), residual_scale))  # type: ignore[no-any-return]
 
-    def _attention(self, x_BTD: Tensor, attention_mask_B11T: Tensor | None) -> Tensor:
+    def _attention(self, x_BTD: Tensor, attention_mask: Tensor | None, boundaries_N: Tensor | None = None) -> Tensor:
         B, T, D = x_BTD.shape
-        qkv_3BHTK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        q_BHTK, k_BHTK, v_BHTK = qkv_3BHTK.unbind(0)
-        dropout = self.dropout.p if self.training else 0.0
-        mixed_BHTK = _attend(q_BHTK, k_BHTK, v_BHTK, attention_mask_B11T, dropout)
-        return self.dropout(self.attention_output(mixed_BHTK.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
+        qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
+        if boundaries_N is not None:
+            q, k, v = qkv_BT3HK.flatten(0, 1).unbind(1)
+            mixed = varlen_attn(q, k, v, boundaries_N, boundaries_N, T, T)
+            assert isinstance(mixed, Tensor)
+            mixed_BTD = mixed.reshape(B, T, D)
+        else:
+            q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4).unbind(0)
+            dropped = self.dropout.p if self.training else 0.0
+            mixed_BTD = _attend(q_BHTK, k_BHTK, v_BHTK, attention_mask, dropped).transpose(1, 2).reshape(B, T, D)
+        return self.dropout(self.attention_output(mixed_BTD))  # type: ignore[no-any-return]
 
     def _ffn(self, x_BTD: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
@@ -119,18 +134,18 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale * x
 
 
-def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask_B11T: Tensor | None, p_drop: float) -> Tensor:
+def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
     """Attend, [B, H, T, K]: torch's kernels, but on a CPU in bf16 or with dropout scores and softmax in float32, then the values.
 
     There torch either rounds bf16 scores to bf16 too, with three times the error, or computes everything in float32, which takes
     longer; and it has no kernel with dropout.
     """
     if q_BHTK.device.type != "cpu" or (q_BHTK.dtype != torch.bfloat16 and (p_drop == 0.0 or q_BHTK.dtype == torch.float64)):
-        return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask_B11T, p_drop)
+        return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask, p_drop)
     with torch.autocast("cpu", enabled=False):
         scores_BHTT = (q_BHTK.float() * q_BHTK.shape[-1] ** -0.5) @ k_BHTK.float().transpose(-1, -2)
-    if mask_B11T is not None:
-        scores_BHTT = scores_BHTT.masked_fill(~mask_B11T, -torch.inf)
+    if mask is not None:
+        scores_BHTT = scores_BHTT.masked_fill(~mask, -torch.inf)
     weights_BHTT = dropout(scores_BHTT.softmax(-1).to(v_BHTK.dtype), p_drop)
     mixed_BHTK: Tensor = weights_BHTT @ v_BHTK
     return mixed_BHTK
@@ -266,6 +281,7 @@ class StBert(nn.Module):
         self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
+        self.dropout = dropout
         self.checkpoint_activations = False
         """In training, keep a block's input only and run the block again for its backward pass."""
         self.initialize(initializer_range, seed=seed)
@@ -297,6 +313,9 @@ class StBert(nn.Module):
         *,
         token_type_ids_BT: Tensor | None = None,
         attention_mask_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+        boundaries_N: Tensor | None = None,
         gates: Sequence[bool] | None = None,
         residual_scales_L: Tensor | None = None,
     ) -> Tensor:
@@ -306,21 +325,32 @@ class StBert(nn.Module):
             input_ids_BT: Token ids.
             token_type_ids_BT: Segment of each token; None for all 0.
             attention_mask_BT: True at real tokens; None when there is no padding.
+            segments_BT: Which text of its row a token belongs to; texts do not see each other. None where a row is one text.
+            position_ids_BT: Places within the texts; None for places within the row.
+            boundaries_N: The same as segments, as `Block` reads it: used where torch has a kernel for it.
             gates: Which blocks run; None for all. A block that does not run costs nothing.
             residual_scales_L: Per block, the factor of its sublayers' outputs; None for 1.
 
         Returns:
             Hidden states, [B, T, D].
         """
-        mask_B11T = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
-        x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT)
+        mask = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
+        x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT, position_ids_BT)
+        if segments_BT is not None:
+            boundaries_N = boundaries_N if self._has_kernel(x_BTD) else None
+            mask = None if boundaries_N is not None else segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
         again = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
             if gates is None or gates[index]:
-                inputs = (x_BTD, mask_B11T, None if residual_scales_L is None else residual_scales_L[index])
+                inputs = (x_BTD, mask, None if residual_scales_L is None else residual_scales_L[index], boundaries_N)
                 x_BTD = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]
+
+    def _has_kernel(self, x_BTD: Tensor) -> bool:
+        """Tell whether torch can attend within texts of unequal length here: on CUDA, in 16 bits, without dropout."""
+        on_cuda = x_BTD.is_cuda and torch.is_autocast_enabled("cuda")
+        return on_cuda and not (self.training and self.dropout > 0.0)
 
     def mlm_logits(self, hidden_MD: Tensor) -> Tensor:
         """Score the vocabulary at the hidden states given, [M, V]."""

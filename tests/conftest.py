@@ -217,6 +217,9 @@ class MadeUpStream:
     def slice(self, start: int, stop: int) -> np.ndarray:
         return self.ids[start:stop].copy()
 
+    def gather(self, positions: np.ndarray) -> np.ndarray:
+        return self.ids[positions]
+
     def take(self, starts: np.ndarray, length: int) -> np.ndarray:
         return np.stack([self.ids[start : start + length] for start in starts.tolist()])
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def test_step_time_measures_both_and_writes_the_table(
 def load_script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, SCRIPT.with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
+    script = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     spec.loader.exec_module(script)
     return script
 
@@ -97,3 +99,51 @@ def test_the_speed_of_fine_tuning_is_measured_for_both(tiny_glue: tuple[Path, Pa
     options = argparse.Namespace(data_dir=data, model=model, steps=3)
     rates = [script.measure(system, how, "rte", options) for system in ("pld", "trainer")]
     assert all(10 < rate < 1e7 for rate in rates)
+
+
+def run_gpu_section(section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    from pldcli.engine import bench
+
+    script = load_script("gpu")
+    monkeypatch.setattr(script, "GOALS", script.GOALS[:1])
+    monkeypatch.setattr(bench, "_ENOUGH_GAIN", 1e9)  # three sizes are enough here
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu.py", section, "--small", "--steps", "5", "--compile", "off"])
+    script.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_rate_on_a_gpu_stands_beside_its_goals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run_gpu_section("rate", monkeypatch, capsys)
+    dense, dropped = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "| dense |" in line or "| dropped |" in line)
+    rates = [float(row[4].replace(",", "")) for row in (dense, dropped)]
+    assert dense[:4] == ["bert-base", "32", "dense", dense[3]] and int(dense[3]) in (1, 2, 4)
+    assert (dense[5], dense[6], dropped[5]) == ("460,000", "700,000", "")
+    assert float(dropped[6].replace(",", "")) == pytest.approx(1.27 * rates[0], rel=1e-3)
+    assert float(dropped[7]) == pytest.approx(rates[1] / (1.27 * rates[0]), abs=0.01)
+    assert any(re.search(r"1: dropping saved [\d.]+% of the operations", line) for line in lines)
+
+
+def test_rows_for_which_no_time_is_left_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = load_script("gpu")
+    monkeypatch.setattr(script, "SECONDS", 0.0)
+    monkeypatch.setattr(script.time, "perf_counter", iter(range(100)).__next__)
+    rows = list(script.rate(argparse.Namespace(small=True, steps=5, compile="off")))
+    assert [row.partition(":")[0] for row in rows[2:]] == ["bert-base at 128", "bert-base at 512", "bert-large at 512"]
+
+
+def test_the_profile_names_phases_and_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run_gpu_section("profile", monkeypatch, capsys)
+    for phase in ("data", "forward", "backward", "optimizer", "other"):
+        assert any(line.startswith(f"| {phase} |") for line in lines)
+    shares = [float(line.split("|")[3].strip(" %")) for line in lines if line.startswith("| aten::")]
+    assert len(shares) > 5 and 50 < sum(shares) <= 100.5 and shares == sorted(shares, reverse=True)
+
+
+def test_the_comparison_on_a_gpu_runs_through_the_shell_script() -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    words = ["bash", str(SCRIPT.with_name("gpu.sh")), "compare", "--small", "--compile", "off"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| L4-H256 \| 500 \| pld dense \|", done.stdout)
+    refused = subprocess.run([*words[:2], "nothing"], capture_output=True, text=True, check=False, env=environment)
+    assert refused.returncode == 2 and "invalid choice" in refused.stderr

@@ -114,6 +114,12 @@ def test_a_value_that_cannot_be_is_refused(key: str, value: object, line: str) -
     assert str(caught.value) == line
 
 
+def test_pairs_are_not_packed() -> None:
+    with pytest.raises(UsageError) as caught:
+        build({"data.packing": "documents", "data.layout": "nsp-pairs"})
+    assert str(caught.value) == "data.packing: documents are packed in rows of spans; use data.layout=spans"
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         Config(train=TrainConfig(global_batch_size=30), pld=PldConfig(draws_per_step=4))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pldcli import model as model_module
 from pldcli.model import Block, StBert, _attend
 
 Norm = Literal["pre", "post"]
@@ -109,6 +112,87 @@ def test_padding_and_what_stands_there_change_nothing(norm: Norm) -> None:
     assert torch.allclose(model(input_ids, attention_mask_BT=mask)[:, :6], alone, rtol=0, atol=1e-12)
     assert torch.equal(model(input_ids, attention_mask_BT=mask), model(input_ids, attention_mask_BT=mask.long()))
     assert not torch.allclose(model(input_ids)[:, :6], alone, atol=1e-3), "without the mask it must matter"
+
+
+# Several texts in a row
+
+
+LENGTHS = [[4, 5, 3], [12], [6, 2, 1]]
+"""Of the texts in rows of 12; the last row has padding."""
+
+
+def packed() -> dict[str, Tensor]:
+    """Rows of texts side by side, with segments, positions and boundaries."""
+    segments, positions = torch.zeros(3, 12, dtype=torch.int64), torch.zeros(3, 12, dtype=torch.int64)
+    boundaries = []
+    for row, lengths in enumerate(LENGTHS):
+        at = 0
+        for number, length in enumerate(lengths):
+            segments[row, at : at + length], positions[row, at : at + length] = number + 1, torch.arange(length)
+            boundaries.append(12 * row + at)
+            at += length
+        boundaries += [12 * row + at] * (at < 12)
+    boundaries += [36] * 4
+    return {"segments_BT": segments, "position_ids_BT": positions, "boundaries_N": torch.tensor(boundaries, dtype=torch.int32)}
+
+
+def attend_text_by_text(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
+    """Do what torch's kernel for texts of unequal length does, with a loop."""
+    assert torch.equal(cu_q, cu_k) and max_q == max_k == 12
+    parts = []
+    for start, stop in zip(cu_q.tolist(), cu_q[1:].tolist(), strict=False):
+        if stop > start:
+            one = [tensor[start:stop].transpose(0, 1)[None] for tensor in (q, k, v)]
+            parts.append(functional.scaled_dot_product_attention(*one)[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kernel", [False, True])
+def test_texts_in_a_row_do_not_see_each_other(norm: Norm, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a mask, or by a kernel for texts of unequal length: hidden states and gradients are those of each text alone."""
+    if kernel:
+        monkeypatch.setattr(model_module, "varlen_attn", attend_text_by_text)
+        monkeypatch.setattr(StBert, "_has_kernel", lambda *_: True)
+    model, input_ids, documents = shaken(make_model(norm)).double(), random_input(3, 12), packed()
+    hidden = model(input_ids, **documents)
+    weights = torch.randn(hidden.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weights *= (documents["segments_BT"] > 0)[..., None]
+    gradients = torch.autograd.grad((hidden * weights).sum(), list(model.parameters()), allow_unused=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for row, lengths in enumerate(LENGTHS):
+        at = 0
+        for length in lengths:
+            alone = model(input_ids[row : row + 1, at : at + length])
+            torch.testing.assert_close(hidden[row, at : at + length], alone[0], rtol=0, atol=1e-12)
+            total = total + (alone[0] * weights[row, at : at + length]).sum()
+            at += length
+    for ours, theirs in zip(gradients, torch.autograd.grad(total, list(model.parameters()), allow_unused=True), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(model(input_ids), hidden, atol=1e-2), "as one text it must be another"
+
+
+def test_the_kernel_is_for_cuda_in_16_bits_without_dropout() -> None:
+    model, cpu, cuda = make_model(dropout=0.1), torch.zeros(1), SimpleNamespace(is_cuda=True)
+    assert not model._has_kernel(cpu)
+    assert not model._has_kernel(cuda)  # type: ignore[arg-type]
+    with torch.autocast("cuda", torch.bfloat16, enabled=True) if torch.cuda.is_available() else autocast_on():
+        assert not model.train()._has_kernel(cuda)  # type: ignore[arg-type]
+        assert model.eval()._has_kernel(cuda)  # type: ignore[arg-type]
+        assert make_model().train()._has_kernel(cuda)  # type: ignore[arg-type]
+        assert not model._has_kernel(cpu)
+
+
+@contextmanager
+def autocast_on() -> Iterator[None]:
+    """Turn autocast for CUDA on where there is none."""
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
 
 
 # Gates and scales

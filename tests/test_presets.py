@@ -158,7 +158,7 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
         ("model.theta_bar=0.5", "model.theta_bar: unknown key; did you mean pld.theta_bar?"),
         ("train.learning_rate=1", "train.learning_rate: unknown key; did you mean optim.learning_rate?"),
         ("checkpoint.every=1", "checkpoint.every: unknown key; did you mean checkpoint.every_steps?"),
-        ("data.zzz=1", "data.zzz: unknown key; the keys of data are seq_len, layout"),
+        ("data.zzz=1", "data.zzz: unknown key; the keys of data are seq_len, layout, packing"),
         ("zzz=1", "zzz: unknown key; `pld config show PRESET` lists all keys"),
         ("pld=1", "pld: unknown key; `pld config show PRESET` lists all keys"),
     ],

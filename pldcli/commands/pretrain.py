@@ -128,7 +128,7 @@ def _show_dry_run(dry: DryRun) -> None:
         "parameters": f"{estimated.num_parameters:,}",
         "FLOP per token, dense": quantity(estimated.flops_per_token_dense),
         "FLOP per token, scheduled": f"{quantity(estimated.flops_per_token_scheduled)} (mean over the run, {saved:.1%} saved)",
-        "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences",
+        "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences ({estimated.packing_efficiency:.1%} of the rows)",
         "passes over the text": f"{estimated.passes:.2f}",
         "device": f"{dry.device}, {dry.precision}, {dry.world_size} process(es)",
         "one step": f"{groups} gate group(s) x {dry.micro_steps} forward(s) x {dry.micro_batch_size} sequences per process",

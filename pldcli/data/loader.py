@@ -63,6 +63,12 @@ class Batch:
     """[M], what stood there; NO_TARGET where the batch was filled up to a fixed number."""
     next_sentence_labels: Tensor | None
     """[B], 0 where the second segment continues the first."""
+    segments: Tensor | None = None
+    """[B, T], which document of its row a token belongs to, 0 for padding; None where a row is one text."""
+    position_ids: Tensor | None = None
+    """[B, T], places within the documents; None for places within the row."""
+    boundaries: Tensor | None = None
+    """[N + 1] int32, where each document, and padding, begins in the flattened [B x T], and its end, repeated to a fixed number."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
@@ -107,6 +113,9 @@ class Rows:
     next_sentence_labels: npt.NDArray[np.int64] | None
     keys: UInt64s
     """[B], one key per sample for everything drawn later."""
+    segments: npt.NDArray[np.int64] | None = None
+    position_ids: npt.NDArray[np.int64] | None = None
+    boundaries: npt.NDArray[np.int32] | None = None
 
 
 class Stream(Protocol):
@@ -129,6 +138,11 @@ class Samples(Protocol):
     @property
     def num_sequences(self) -> int:
         """Count the sequences of one epoch."""
+        ...
+
+    @property
+    def efficiency(self) -> float:
+        """Compute the share of an epoch's rows that is not padding."""
         ...
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
@@ -162,6 +176,7 @@ class SpanSamples:
                 hint="add text, or lower data.seq_len",
             )
         self.num_sequences = stream.num_tokens // self._span if shuffle else -(-stream.num_tokens // self._span)
+        self.efficiency = 1.0 if shuffle else (stream.num_tokens + 2 * self.num_sequences) / max(1, self.num_sequences * seq_len)
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
@@ -240,6 +255,8 @@ class PairSamples:
         self.num_sequences = len(self._starts)
         if self.num_sequences == 0:
             raise DataError("no document has the two tokens that a pair needs", hint="use data.layout=spans")
+        self.efficiency = float(np.mean(self._lengths + 3)) / seq_len
+        """A little less in fact: where the second text is another's and short."""
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
@@ -287,10 +304,12 @@ def to_batch(rows: Rows, masking: Masking, *, fixed_targets: bool = False) -> Ba
     masked = masking(rows.input_ids, rows.keys)
     if fixed_targets:
         masked = _filled(masked, len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1]))
-    optional = (rows.token_type_ids, rows.attention_mask, rows.next_sentence_labels)
+    optional: tuple[npt.NDArray[Any] | None, ...] = (rows.token_type_ids, rows.attention_mask, rows.next_sentence_labels)
     types, mask, labels = (None if array is None else torch.from_numpy(array) for array in optional)
+    packing: tuple[npt.NDArray[Any] | None, ...] = (rows.segments, rows.position_ids, rows.boundaries)
     ids, positions, targets = (torch.from_numpy(array) for array in (masked.input_ids, masked.positions, masked.target_ids))
-    return Batch(ids, types, mask, positions, targets, labels)
+    documents = (None if array is None else torch.from_numpy(array) for array in packing)
+    return Batch(ids, types, mask, positions, targets, labels, *documents)
 
 
 def _filled(masked: Masked, num_targets: int) -> Masked:

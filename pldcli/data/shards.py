@@ -240,6 +240,15 @@ class TokenStream:
             spans[row] = self.slice(int(starts[row]), int(starts[row]) + length)
         return spans
 
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Copy the tokens at these positions, [N]."""
+        tokens = np.empty(len(positions), np.int64)
+        segments = np.searchsorted(self._starts, positions, side="right") - 1
+        for segment in np.unique(segments):
+            chosen = segments == segment
+            tokens[chosen] = self._values[segment][positions[chosen] - self._starts[segment]]
+        return tokens
+
     def slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Copy the tokens from `start` to `stop`, clipped to the stream."""
         start, stop = max(0, start), min(stop, self.num_tokens)

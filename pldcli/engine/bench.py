@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from pldcli.config import Config
-from pldcli.data.loader import PairSamples, Samples, SpanSamples, StepBatches, Stream
+from pldcli.data.loader import Samples, SpanSamples, StepBatches
 from pldcli.data.masking import Masking
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.data.tokenizer import SpecialTokens
@@ -31,14 +31,14 @@ from pldcli.engine.memory import out_of_memory
 from pldcli.engine.optim import build_optimizer
 from pldcli.engine.phases import PHASES
 from pldcli.engine.precision import resolve_precision
-from pldcli.engine.pretrain import assemble, check_vocabulary, compiles, place
+from pldcli.engine.pretrain import assemble, check_vocabulary, compiles, cut_rows, place
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import DeviceError, UsageError
 from pldcli.model import StBert
 
-__all__ = ["bench", "find_micro_batch"]
+__all__ = ["Source", "bench", "find_micro_batch"]
 
 Report = Callable[[str], None]
 
@@ -91,13 +91,14 @@ def bench(config: Config, *, data: Path | None, steps: int, search: bool = False
     """
     if steps < _PARTS:
         raise UsageError(f"must be at least {_PARTS}, not {steps}", where="--steps")
-    if data is None and config.data.layout == "nsp-pairs":
-        raise UsageError("pairs are cut from documents", where="data.layout", hint="name prepared text with --data")
+    if data is None and (config.data.layout == "nsp-pairs" or config.data.packing == "documents"):
+        key = "data.layout" if config.data.layout == "nsp-pairs" else "data.packing"
+        raise UsageError("random tokens have no documents", where=key, hint="name prepared text with --data")
     with launch(config.runtime.device) as runtime:
         prepared = None if data is None else open_prepared(data, verify=False)
         if prepared is not None:
             check_vocabulary(config, prepared)
-        source = _Source(config, prepared)
+        source = Source(config, prepared)
         tried: tuple[MicroBatch, ...] = ()
         if search:
             tried = tuple(find_micro_batch(config, source, runtime, report))
@@ -109,7 +110,7 @@ def bench(config: Config, *, data: Path | None, steps: int, search: bool = False
         return _measure(config, source, runtime, steps, tried, report)
 
 
-def find_micro_batch(config: Config, source: _Source, runtime: Runtime, report: Report) -> Iterator[MicroBatch]:
+def find_micro_batch(config: Config, source: Source, runtime: Runtime, report: Report) -> Iterator[MicroBatch]:
     """Try 1, 2, 4, ... sequences per forward pass until memory ends, or twice as many are hardly faster twice."""
     best, misses, sequences = 0.0, 0, 1
     while misses < 2:
@@ -124,27 +125,27 @@ def find_micro_batch(config: Config, source: _Source, runtime: Runtime, report: 
         best, sequences = max(best, speed), sequences * 2
 
 
-class _Source:
+class Source:
     """What the rows of a measurement are made of."""
 
     def __init__(self, config: Config, prepared: PreparedData | None) -> None:
         self.special = prepared.special if prepared else _SPECIAL
         self.vocab_size = prepared.vocab_size if prepared else config.model.vocab_size
         self.name = str(prepared.path) if prepared else "random tokens"
-        self._stream: Stream = prepared.stream("train") if prepared else RandomStream(self.vocab_size)
+        self._stream = prepared.stream("train") if prepared else RandomStream(self.vocab_size)
 
     def samples(self, config: Config) -> Samples:
         """Cut rows."""
-        cut: Any = PairSamples if config.data.layout == "nsp-pairs" else SpanSamples
-        rows: Samples = cut(self._stream, self.special, config.data.seq_len, seed=config.train.seed)
-        return rows
+        if isinstance(self._stream, RandomStream):
+            return SpanSamples(self._stream, self.special, config.data.seq_len, seed=config.train.seed)
+        return cut_rows(config, self._stream, self.special)
 
     def masking(self, config: Config) -> Masking:
         """Choose targets as the run does."""
         return Masking(config.objective.mask_probability, self.special.mask_id, self.special.ids, self.vocab_size)
 
 
-def _measure(given: Config, source: _Source, runtime: Runtime, steps: int, tried: tuple[MicroBatch, ...], report: Report) -> Bench:
+def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried: tuple[MicroBatch, ...], report: Report) -> Bench:
     per_part = -(-steps // _PARTS)
     total = per_part * (_PARTS + 1)  # the first part warms up
     config = given
@@ -222,7 +223,7 @@ def _mode(name: str, seen: Sequence[Observation], per_part: int, trainer: Traine
     )
 
 
-def _try(config: Config, source: _Source, runtime: Runtime) -> MicroBatch:
+def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
     """Time a few dense steps with one micro-batch."""
     size, device = config.train.global_batch_size // runtime.world_size, runtime.device
     if device.type == "cpu" and expected_memory_bytes(config, size) > _MEMORY_SHARE * device_memory_bytes(device):

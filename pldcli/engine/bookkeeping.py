@@ -134,11 +134,13 @@ class Bookkeeper:
         row: dict[str, Any] = {"step": position.step, "train/loss": seen.losses["loss"]}
         if len(seen.losses) > 2:
             row |= {f"train/{name}_loss": value for name, value in seen.losses.items() if name != "loss"}
+        rows = (position.sequences - self.last_logged.sequences) * self.config.data.seq_len
         row |= {
             "optim/learning_rate": seen.learning_rate,
             "optim/grad_norm": seen.grad_norm,
             "pld/theta": seen.theta,
             "pld/kept_blocks": seen.kept_blocks,
+            "data/packing_efficiency": tokens / max(rows, 1),
             "speed/tokens_per_second": tokens / seconds,
             "speed/data_wait_fraction": seen.phase_seconds["data"] / seconds,
             **{f"speed/{phase}_fraction": seen.phase_seconds[phase] / seconds for phase in PHASES if phase != "data"},

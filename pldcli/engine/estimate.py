@@ -44,6 +44,8 @@ class Estimate:
     """Mean over the run, blocks that are dropped not counted."""
     num_tokens: int
     num_sequences: int
+    packing_efficiency: float
+    """Share of the rows that is not padding."""
     passes: float
     """Over the training text."""
     memory_bytes: int
@@ -66,8 +68,9 @@ def estimate(config: Config, model: StBert, batches: StepBatches, *, seconds: fl
         num_parameters=num_parameters,
         flops_per_token_dense=flops.dense,
         flops_per_token_scheduled=flops.executed(schedule.mean_kept_fraction * schedule.num_blocks),
-        num_tokens=sequences * config.data.seq_len,
+        num_tokens=round(sequences * config.data.seq_len * batches.samples.efficiency),
         num_sequences=sequences,
+        packing_efficiency=batches.samples.efficiency,
         passes=sequences / batches.samples.num_sequences,
         memory_bytes=expected_memory_bytes(config, batches.micro_batch_size),
         checkpoint_bytes=checkpoint,

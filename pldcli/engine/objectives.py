@@ -148,9 +148,16 @@ def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, re
         batch.input_ids,
         token_type_ids_BT=batch.token_type_ids,
         attention_mask_BT=batch.attention_mask,
+        **_documents(batch),
         gates=gates,
         residual_scales_L=residual_scales_L,
     )
+
+
+def _documents(batch: Inputs) -> dict[str, Tensor | None]:
+    if not isinstance(batch, Batch) or batch.segments is None:
+        return {}
+    return {"segments_BT": batch.segments, "position_ids_BT": batch.position_ids, "boundaries_N": batch.boundaries}
 
 
 def masked_logits(model: StBert, hidden_BTD: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,9 @@ from pldcli import atomic, presets
 from pldcli.config import Config
 from pldcli.data.loader import PairSamples, Samples, SpanSamples, StepBatches
 from pldcli.data.masking import Masking
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.packing import PackedSamples
+from pldcli.data.shards import PreparedData, TokenStream, open_prepared
+from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine import checkpoint
 from pldcli.engine.bookkeeping import Bookkeeper, PretrainResult
 from pldcli.engine.checkpoint import Position, Snapshot
@@ -31,7 +33,18 @@ from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
 
-__all__ = ["DryRun", "PretrainResult", "assemble", "build_trainer", "check_vocabulary", "compiles", "dry_run", "place", "pretrain"]
+__all__ = [
+    "DryRun",
+    "PretrainResult",
+    "assemble",
+    "build_trainer",
+    "check_vocabulary",
+    "compiles",
+    "cut_rows",
+    "dry_run",
+    "place",
+    "pretrain",
+]
 
 _CUDA_VOCAB_MULTIPLE = 64
 
@@ -124,10 +137,21 @@ def build_trainer(
     check_vocabulary(config, prepared)
     config.share_of_group(runtime.world_size)
     model = _initial_model(config, prepared, initial=initial, allow_bin=allow_bin)
-    cut = PairSamples if config.data.layout == "nsp-pairs" else SpanSamples
-    samples: Samples = cut(prepared.stream("train"), prepared.special, config.data.seq_len, seed=config.train.seed)
+    samples = cut_rows(config, prepared.stream("train"), prepared.special)
     masking = Masking(config.objective.mask_probability, prepared.special.mask_id, prepared.special.ids, prepared.vocab_size)
     return assemble(config, place(model, config, runtime), samples, masking, runtime)
+
+
+def cut_rows(config: Config, stream: TokenStream, special: SpecialTokens) -> PairSamples | PackedSamples | SpanSamples:
+    """Cut a stream as the configuration says.
+
+    Raises:
+        DataError: There is too little text.
+    """
+    cut: type[PairSamples | PackedSamples | SpanSamples] = (
+        PairSamples if config.data.layout == "nsp-pairs" else PackedSamples if config.data.packing == "documents" else SpanSamples
+    )
+    return cut(stream, special, config.data.seq_len, seed=config.train.seed)
 
 
 def check_vocabulary(config: Config, prepared: PreparedData) -> None:

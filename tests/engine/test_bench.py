@@ -94,14 +94,14 @@ def test_micro_batches_double_until_memory_ends_or_they_are_no_faster(monkeypatc
 def test_a_size_is_really_tried():
     config = module._with_micro_batch(module._dense(tiny_config(*SMALL)), 4, 1)
     with module.launch("cpu") as runtime:
-        trial = module._try(config, module._Source(config, None), runtime)
+        trial = module._try(config, module.Source(config, None), runtime)
     assert trial.sequences == 4 and trial.tokens_per_second > 0 and trial.peak_memory_bytes > 50e6
 
 
 def test_memory_that_runs_out(monkeypatch):
     config = module._with_micro_batch(module._dense(tiny_config(*SMALL)), 4, 1)
     with module.launch("cpu") as runtime:
-        source = module._Source(config, None)
+        source = module.Source(config, None)
         with monkeypatch.context() as patched:
             patched.setattr(module, "device_memory_bytes", lambda device: 1000)
             assert module._try(config, source, runtime).tokens_per_second is None
@@ -118,8 +118,9 @@ def test_memory_that_runs_out(monkeypatch):
 def test_refusals():
     with pytest.raises(UsageError, match="--steps: must be at least 5, not 4"):
         bench(tiny_config(), data=None, steps=4)
-    with pytest.raises(UsageError, match="pairs are cut from documents"):
-        bench(tiny_config("data.layout=nsp-pairs"), data=None, steps=5)
+    for change in ("data.layout=nsp-pairs", "data.packing=documents"):
+        with pytest.raises(UsageError, match="random tokens have no documents"):
+            bench(tiny_config(change), data=None, steps=5)
 
 
 def test_random_tokens_are_ordinary_and_the_same_each_time():

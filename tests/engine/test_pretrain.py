@@ -30,7 +30,7 @@ TRAINING_NAMES = {
     "progress/tokens", "progress/train_seconds", "progress/wall_seconds", "progress/executed_flops",
 }  # fmt: skip
 PHASE_NAMES = {f"speed/{phase}_fraction" for phase in ("data_wait", "forward", "backward", "optimizer", "other")}
-OUR_NAMES = {*PHASE_NAMES, "progress/sequences"}
+OUR_NAMES = {*PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
 SLOW = """
 import sys, time
 from pldcli import cli
@@ -139,6 +139,7 @@ def test_metrics_have_the_promised_names(whole):
         assert row["pld/kept_blocks"] == sum(kept) / 2
         assert row["progress/tokens"] == row["step"] * 8 * 32 and row["progress/sequences"] == row["step"] * 8
         assert 0 < row["progress/train_seconds"] < row["progress/wall_seconds"]
+        assert row["data/packing_efficiency"] == 1
         assert row["speed/tokens_per_second"] > 0 and all(0 <= row[name] <= 1 for name in PHASE_NAMES)
     for name in ("progress/train_seconds", "progress/wall_seconds", "progress/executed_flops"):
         values = [row[name] for row in rows(whole, "step")]

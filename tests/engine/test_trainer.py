@@ -108,6 +108,26 @@ def test_the_loss_is_the_mean_over_all_targets_of_the_step(micro_batch):
     assert first.position.sequences == 8
 
 
+def test_packed_documents_are_trained_on_as_each_alone():
+    """The loss of a step is the mean over its targets, each seen from within its own document; padding is not counted."""
+    trainer = tiny_trainer("data.packing=documents", "pld.theta_bar=1", "optim.max_grad_norm=0")
+    [[batch]] = tiny_trainer("data.packing=documents", "train.micro_batch_size=8").batches.step(0)
+    total, count = 0.0, 0
+    for row in range(8):
+        for segment in range(1, int(batch.segments[row].max()) + 1):
+            places = (batch.segments[row] == segment).nonzero().flatten()
+            within = (batch.positions >= row * 32 + places[0]) & (batch.positions <= row * 32 + places[-1]) & (batch.target_ids >= 0)
+            if within.any():
+                hidden = trainer.model(batch.input_ids[row : row + 1, places])[0]
+                logits = trainer.model.mlm_logits(hidden[batch.positions[within] - row * 32 - places[0]])
+                total += float(functional.cross_entropy(logits, batch.target_ids[within], reduction="sum").detach())
+                count += int(within.sum())
+    first = train(trainer, until=1)[0]
+    assert first.losses["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert first.position.tokens == int(batch.attention_mask.sum()) < 8 * 32 and (batch.segments > 1).any()
+    assert len(train(tiny_trainer("data.packing=documents", "train.micro_batch_size=2"))) == 12
+
+
 def test_a_block_that_no_group_ran_is_left_alone():
     trainer = tiny_trainer("pld.schedule=constant", "pld.theta_bar=0.3", "pld.depth_rule=uniform", "optim.weight_decay=0.1")
 

@@ -1,0 +1,179 @@
+"""Measure training on one GPU in three sections, each within ten minutes; every row is printed as it is measured.
+
+    benchmarks/gpu.sh rate
+    benchmarks/gpu.sh compare
+    benchmarks/gpu.sh profile
+
+- rate: tokens/s of bert-base at 128 and 512 tokens and of bert-large at 512, dense and with layers dropped, compiled, at the fastest
+  micro-batch, beside what we must and want to reach on one H200;
+- compare: the same steps as transformers' BertForMaskedLM takes them, with SDPA and torch.compile on both sides;
+- profile: what the time of a step goes to, kernel by kernel, and whether the host ever waits for the device.
+
+On a machine without a GPU it runs on the CPU, for which `--small` is meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pldcli import __version__, presets
+from pldcli.config import Config
+from pldcli.engine.bench import Source, bench
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.environment import hardware_name
+from pldcli.engine.pretrain import assemble, place
+from pldcli.engine.runtime import launch
+from pldcli.engine.signals import StopRequest
+from pldcli.model import StBert
+
+SECONDS = 570.0
+SMALL = ("model.num_hidden_layers=4", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64")
+SMALL += ("model.vocab_size=500", "data.seq_len=32")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is measured, and the real tokens per second on one H200 that it is held against."""
+
+    size: str
+    seq_len: int
+    must: float
+    target: float
+    dropped: float | None
+    """With layers dropped; None for 1.27 times our own dense rate."""
+
+
+GOALS = (Goal("base", 128, 460e3, 700e3, None), Goal("base", 512, 430e3, 650e3, None), Goal("large", 512, 160e3, 200e3, 255e3))
+DROPPED_GAIN = 1.27
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("section", choices=["rate", "compare", "profile"])
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
+    parser.add_argument("--steps", type=int, default=30, help="steps of each mode that count")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    say(f"{hardware_name(device)}; pldcli {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    say(f"python {' '.join(sys.argv)}\n")
+    if options.section == "rate":
+        for row in rate(options):
+            say(row)
+    elif options.section == "compare":
+        compare(options, device)
+    else:
+        for row in profiled(options, device):
+            say(row)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def configure(goal: Goal, options: argparse.Namespace, *more: str) -> Config:
+    """Resolve a preset of the size, with as much dropped as it ever drops and fixed depth: 8 or 9 of 12 blocks."""
+    small = SMALL if options.small else (f"data.seq_len={goal.seq_len}", f"model.max_position_embeddings={max(512, goal.seq_len)}")
+    changes = (f"runtime.compile={options.compile}", "pld.draw=fixed-depth", "pld.draws_per_step=1", "train.global_batch_size=4096")
+    return presets.resolve(f"bert-{goal.size}-pld", [*changes, *small, *more]).config
+
+
+def rate(options: argparse.Namespace) -> Iterator[str]:
+    """Measure each goal at the micro-batch that is fastest without compilation, since each size would compile anew."""
+    began = time.perf_counter()
+    yield "| model | tokens | mode | micro-batch | tokens/s | must | target | of target | MFU | ms a step | memory |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for number, goal in enumerate(GOALS):
+        left = SECONDS - (time.perf_counter() - began)
+        if left < SECONDS / 6:
+            yield f"bert-{goal.size} at {goal.seq_len}: not measured, {left:.0f} s are left"
+            continue
+        torch.compiler.reset()
+        tried = bench(configure(goal, options, "runtime.compile=off", "pld.theta_bar=1"), data=None, steps=5, search=True)
+        sizes = f"train.micro_batch_size={tried.micro_batch_size}"
+        config = configure(goal, options, sizes, f"train.global_batch_size={tried.micro_batch_size}")
+        found = bench(config, data=None, steps=options.steps)
+        dense = found.modes[0].tokens_per_second
+        for mode in found.modes:
+            must, target = (goal.must, goal.target) if mode.name == "dense" else (None, goal.dropped or DROPPED_GAIN * dense)
+            yield (
+                f"| bert-{goal.size} | {config.data.seq_len} | {mode.name} | {found.micro_batch_size} | {mode.tokens_per_second:,.0f} | "
+                f"{'' if must is None else f'{must:,.0f}'} | {target:,.0f} | {mode.tokens_per_second / target:.2f} | "
+                f"{found.mfu(mode):.1%} | {mode.seconds * 1e3:.1f} | {mode.peak_memory_bytes / 1e9:.1f} GB |"
+            )
+        if found.saved is not None:
+            operations, seconds = found.saved
+            yield f"  {number + 1}: dropping saved {operations:.1%} of the operations and {seconds:.1%} of the time"
+
+
+def compare(options: argparse.Namespace, device: torch.device) -> None:
+    """Hand over to the benchmark against transformers, with compilation on both sides."""
+    script = Path(__file__).with_name("pretrain_vs_transformers.py")
+    words = [sys.executable, str(script), "--threads", str(torch.get_num_threads()), "--precision", "bf16"]
+    if options.small:
+        words += ["--shapes", "L4-H256", "--vocab", "500", "--tokens", "64", "--seq-len", "32", "--rounds", "2", "--steps", "1"]
+        words += ["--systems", "dense"]
+    else:
+        words += ["--shapes", "L12-H768", "--vocab", "30522", "--tokens", "32768", "--seq-len", "128", "--rounds", "10", "--steps", "5"]
+        words += ["--systems", "full-head", "dense", "dense-preln", "pld"]
+    if options.compile != "off":
+        words += ["--compile"]
+    subprocess.run(words, check=True)
+
+
+def profiled(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
+    """Profile dense steps of bert-base at 128 tokens."""
+    goal = GOALS[0]
+    size = 2 if options.small else 256
+    batch = f"train.micro_batch_size={size}", f"train.global_batch_size={size}"
+    config = configure(goal, options, *batch, "pld.theta_bar=1", "train.total_steps=24")
+    with launch() as runtime:
+        source = Source(config, None)
+        model = place(StBert(**vars(config.model)), config, runtime)
+        trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
+        trainer.warm_up()
+        steps = trainer.steps(Position(), observe=lambda step: step in (8, 16, 24), stop=StopRequest())
+        next(steps)
+        waits = 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
+            plain = next(steps)
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+            waits = sum("synchronizing" in str(one.message) for one in caught)
+        on_cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
+        with profile(activities=[ProfilerActivity.CPU, *on_cuda]) as seen:
+            next(steps)
+    yield f"bert-{goal.size}, {size} x {config.data.seq_len} tokens, {trainer.precision.name}; means of 8 steps"
+    for phase, seconds in plain.phase_seconds.items():
+        yield f"| {phase} | {seconds / 8 * 1e3:.2f} ms |"
+    yield f"calls that made the host wait for the device in 8 steps (the reading of the metrics among them): {waits}\n"
+    yield "| kernel | ms a step | share | launches a step |"
+    yield "|---|---|---|---|"
+    events = [event for event in seen.key_averages() if own_time(event, device) > 0]
+    total = sum(own_time(event, device) for event in events)
+    for event in sorted(events, key=lambda event: -own_time(event, device))[:25]:
+        mine = own_time(event, device)
+        yield f"| {event.key[:90]} | {mine / 8e3:.3f} | {mine / total:.1%} | {event.count / 8:.1f} |"
+
+
+def own_time(event: object, device: torch.device) -> float:
+    """Read an event's own microseconds."""
+    return float(getattr(event, "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"))
+
+
+if __name__ == "__main__":
+    main()
