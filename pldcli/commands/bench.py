@@ -100,7 +100,7 @@ def _column(mode: Mode, result: Bench) -> dict[str, str]:
 def _sentences(result: Bench) -> list[str]:
     from pldcli.engine.display import quantity
 
-    lines = [f"MFU: executed operations of {quantity(result.peak_flops_per_second)}FLOP/s ({result.peak_source})."]
+    lines = [f"MFU: executed operations per second, of {quantity(result.peak_flops_per_second)},\n{result.peak_source}."]
     if result.saved is None:
         lines.append("This configuration drops nothing: add pld.theta_bar=0.5 to see what dropping saves.")
     else:

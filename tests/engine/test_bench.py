@@ -53,7 +53,7 @@ def test_json_holds_everything(measured):
     assert read["modes"]["dense"]["step_seconds"] == found.modes[0].seconds
     assert set(read["modes"]["dropped"]["phase_seconds"]) == {"data", "forward", "backward", "optimizer", "other"}
     assert (read["operations_saved"], read["time_saved"]) == found.saved
-    assert read["text"] == "random tokens" and read["peak_source"] == "a large matrix product, measured here"
+    assert read["text"] == "random tokens" and read["peak_source"] == "the fastest matrix product, measured here"
 
 
 def test_a_configuration_that_drops_nothing_has_one_mode():
