@@ -140,8 +140,7 @@ class DataConfig:
     layout: Literal["spans", "nsp-pairs"] = "spans"
     """`spans`: full rows of contiguous text. `nsp-pairs`: two segments, the second the true continuation half of the time."""
     packing: Literal["stream", "documents"] = "stream"
-    """For `spans`. `stream`: a row holds what follows in the text, over the ends of documents. `documents`: whole documents side by side,
-    which do not see each other; positions begin anew in each."""
+    """For `spans`: rows go on over the ends of documents (`stream`), or hold whole `documents` that do not see each other."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
