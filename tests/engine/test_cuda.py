@@ -1,0 +1,70 @@
+"""What only a CUDA device can show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.runtime import launch
+from pldcli.engine.signals import StopRequest
+from pldcli.model import StBert
+from tests.conftest import tiny_config, tiny_trainer
+from tests.test_model import packed, random_input
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_the_host_waits_for_nothing_within_steps(precision: str, packing: str) -> None:
+    """torch raises where an operation makes the host wait; the loop is asked for nothing before its last step."""
+    with launch("cuda") as runtime:
+        trainer = tiny_trainer(f"runtime.precision={precision}", "runtime.compile=off", f"data.packing={packing}", runtime=runtime)
+        steps = trainer.steps(Position(), observe=lambda step: step == 4, stop=StopRequest())
+        next(steps)  # what is set up once may wait
+
+        def until_the_last(step: int) -> bool:
+            if step == trainer.schedule.total_steps - 1:
+                torch.cuda.set_sync_debug_mode("default")
+            return False
+
+        steps = trainer.steps(Position(4), observe=until_the_last, stop=StopRequest())
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            next(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiled_steps_follow_the_plain_ones_and_compile_once() -> None:
+    from torch._dynamo.utils import counters
+
+    losses = {}
+    for compile_ in ("off", "on"):
+        torch.compiler.reset()
+        with launch("cuda") as runtime:
+            trainer = tiny_trainer("runtime.precision=fp32", f"runtime.compile={compile_}", "pld.theta_bar=0.4", runtime=runtime)
+            trainer.warm_up()
+            counters.clear()
+            seen = list(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()))
+            losses[compile_] = [observation.losses["loss"] for observation in seen]
+            assert counters["stats"]["unique_graphs"] <= 1, "blocks may come first, without a gradient before them"
+    assert losses["on"] == pytest.approx(losses["off"], rel=1e-3)
+
+
+def test_the_kernel_for_packed_documents_is_the_mask() -> None:
+    settings = tiny_config("model.dropout=0", "model.hidden_size=64", "model.num_attention_heads=2", "model.vocab_size=64").model
+    model, documents = StBert(**vars(settings)).cuda(), {name: tensor.cuda() for name, tensor in packed().items()}
+    input_ids = random_input(3, 12).cuda()
+    results = []
+    for given in (documents, documents | {"boundaries_N": None}):
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            hidden = model(input_ids, **given)
+        hidden = hidden.float() * (documents["segments_BT"] > 0)[..., None]
+        hidden.square().sum().backward()
+        results.append([hidden.detach(), *(parameter.grad for parameter in model.blocks.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=3e-2, atol=3e-2)
