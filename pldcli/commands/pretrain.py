@@ -13,6 +13,7 @@ import typer
 from pldcli.commands.config import Overrides, complete_preset
 
 if TYPE_CHECKING:
+    from pldcli.config import Config
     from pldcli.engine.pretrain import DryRun, PretrainResult
 
 __all__ = ["pretrain"]
@@ -29,6 +30,10 @@ def pretrain(
             help="Begin with the weights of a run, a checkpoint or a Hugging Face directory; short for train.init_from=...",
             show_default=False,
         ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Train for so long (24h, 90m): steps are timed once, and train.total_steps is set.", show_default=False),
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the path of a checkpoint.")] = "auto",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
@@ -51,10 +56,16 @@ def pretrain(
     first = resolve(preset, wanted).config  # what is wrong without the data shows before it is read
     from pldcli.data.shards import read_manifest
 
+    if budget is not None:
+        from pldcli.engine.budget import parse_budget
+
+        seconds = parse_budget(budget)
     place = out or Path("runs") / Path(preset).stem
     goes_on = None if dry_run or resume == "never" else place if resume == "auto" else Path(resume)
     vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
     config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, goes_on, allow_bin)).config
+    if budget is not None:
+        config = _within(config, seconds, data, goes_on)
     from pldcli.engine import pretrain as engine
 
     if dry_run:
@@ -65,6 +76,25 @@ def pretrain(
     result = engine.pretrain(config, data=data, out=place, resume=resume, command=_command_line(), allow_bin=allow_bin)
     if result.is_main:
         _show(result, data)
+
+
+def _within(config: Config, seconds: float, data: Path, goes_on: Path | None) -> Config:
+    """Set the number of steps that fit into a budget; a run that goes on keeps its own."""
+    from dataclasses import replace
+
+    from pldcli.engine.budget import calibrate
+    from pldcli.engine.display import duration
+    from pldcli.presets import load
+
+    stored = goes_on / "config.yaml" if goes_on else None
+    if stored is not None and stored.is_file():
+        total_steps = load(stored).train.total_steps
+        typer.echo(f"{total_steps:,} steps, as the run that is there", err=True)
+    else:
+        found = calibrate(config, data=data, seconds=seconds)
+        total_steps = found.total_steps
+        typer.echo(f"a step takes {found.step_seconds * 1e3:,.1f} ms here: {total_steps:,} steps in {duration(seconds)}", err=True)
+    return replace(config, train=replace(config.train, total_steps=total_steps))
 
 
 def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def bench(config: Config, *, data: Path | None, steps: int, search: bool = False
             if not speeds:
                 raise DeviceError("out of memory with a single sequence", where=str(runtime.device), hint="choose a smaller model")
             config = _with_micro_batch(config, max(speeds, key=lambda size: speeds[size]), runtime.world_size)
-            torch.compiler.reset()
+            _forget_everything(runtime.device)
         return _measure(config, source, runtime, steps, tried, report)
 
 
@@ -229,8 +229,7 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
     size, device = config.train.global_batch_size // runtime.world_size, runtime.device
     if device.type == "cpu" and expected_memory_bytes(config, size) > _MEMORY_SHARE * device_memory_bytes(device):
         return MicroBatch(size, None, 0)  # a CPU that runs out of memory ends the process instead of saying so
-    gc.collect()
-    torch.compiler.reset()  # or it would compile for any size after the second one
+    _forget_everything(device)
     _reset_peak_memory(device)
     try:
         with out_of_memory(size, device, key="", otherwise=""):
@@ -268,6 +267,14 @@ def _measured_peak(config: Config, runtime: Runtime) -> float:
             runtime.synchronize()
             best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
     return best
+
+
+def _forget_everything(device: torch.device) -> None:
+    """Give memory back, and forget compiled sizes: after the second one torch would compile for any."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _reset_peak_memory(device: torch.device) -> None:

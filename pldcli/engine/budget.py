@@ -1,0 +1,87 @@
+"""Turn a budget of training time into a number of steps, which then belongs to the run like any other."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pldcli.config import Config
+from pldcli.engine.bench import bench
+from pldcli.engine.bench_result import Bench, Mode
+from pldcli.errors import UsageError
+
+__all__ = ["Calibration", "calibrate", "parse_budget"]
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How long a step takes on average over a run, and how many fit."""
+
+    step_seconds: float
+    total_steps: int
+
+
+def parse_budget(text: str) -> float:
+    """Read a time such as 24h, 90m, 1.5d or 1h30m, in seconds.
+
+    Raises:
+        UsageError: It is none.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not seconds or re.sub(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", "", text).strip():
+        raise UsageError(f"{text!r} is not a time", where="--budget", hint="write 24h, 90m or 1h30m")
+    return seconds
+
+
+def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[str], None] = lambda line: None) -> Calibration:
+    """Measure steps on this machine and count how many fit into so many training seconds.
+
+    Training seconds hold no validation and no saving. Every schedule of the run then decays to its own end, as `total_steps` is fixed
+    before the first step.
+
+    Args:
+        config: The resolved configuration; its number of steps does not matter.
+        data: The prepared directory.
+        seconds: The budget.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: Not even one step fits, or there are several processes, which would not agree on what they measured.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("works with one process", where="--budget", hint="time a step with `pld bench`, and set train.total_steps")
+    measured = bench(config, data=data, steps=_STEPS, report=report)
+    step_seconds = _mean_step_seconds(config, measured)
+    total_steps = int(seconds / step_seconds)
+    if total_steps < 1:
+        raise UsageError(f"a step takes {step_seconds:.1f} s", where="--budget", hint="allow more time, or lower train.global_batch_size")
+    # The kept fraction depends on the length of very short runs a little.
+    step_seconds = _mean_step_seconds(replace(config, train=replace(config.train, total_steps=total_steps)), measured)
+    return Calibration(step_seconds, max(1, int(seconds / step_seconds)))
+
+
+def _mean_step_seconds(config: Config, measured: Bench) -> float:
+    """Weigh what dense and dropped steps take by the schedule; forward passes count as often as the run's step has them."""
+    forwards = config.train.global_batch_size / measured.sequences_per_step
+    dense = _step_seconds(measured.modes[0], forwards)
+    if len(measured.modes) < 2:
+        return dense
+    dropped, blocks = measured.modes[1], measured.num_blocks
+    per_block = (dense - _step_seconds(dropped, forwards)) / max(blocks - dropped.kept_blocks, 1e-9)
+    return dense - per_block * blocks * (1.0 - config.pld_schedule.mean_kept_fraction)
+
+
+def _step_seconds(mode: Mode, forwards: float) -> float:
+    """A measured step has one forward pass per gate group; all but the optimizer grows with their number."""
+    optimizer = mode.phase_seconds["optimizer"]
+    seconds = optimizer + (mode.seconds - optimizer) * forwards
+    assert math.isfinite(seconds)
+    return seconds
