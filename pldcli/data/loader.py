@@ -36,6 +36,7 @@ __all__ = [
     "built_ahead",
     "moved_to",
     "pinned",
+    "ranges",
     "to_batch",
     "validation_batches",
 ]
@@ -261,35 +262,49 @@ class PairSamples:
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
         epochs, within = np.divmod(indices, self.num_sequences)
+        keys, chunks = np.empty(len(indices), np.uint64), within.copy()
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            keys[chosen] = hashes(key(self._seed, "sample", epoch), within[chosen])
+            if self._shuffle:
+                chunks[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
+        starts, lengths, labels = self._pairs(chunks, keys)
+
         shape = (len(indices), self._seq_len)
-        ids, types, mask = np.full(shape, self._special.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
-        labels, keys = np.zeros(len(indices), np.int64), np.empty(len(indices), np.uint64)
-        for row, (epoch, place) in enumerate(zip(epochs.tolist(), within.tolist(), strict=True)):
-            keys[row] = hashes(key(self._seed, "sample", epoch), np.array([place]))[0]
-            order_key = key(self._seed, "order", epoch)
-            chunk = int(permute_near(np.array([place]), self.num_sequences, order_key)[0]) if self._shuffle else place
-            first, second, labels[row] = self._pair(chunk, keys[row])
-            filled = 1 + len(first) + 1
-            ids[row, 0], ids[row, 1 : filled - 1], ids[row, filled - 1] = self._special.cls_id, first, self._special.sep_id
-            ids[row, filled : filled + len(second)], ids[row, filled + len(second)] = second, self._special.sep_id
-            types[row, filled : filled + len(second) + 1] = 1
-            mask[row, : filled + len(second) + 1] = True
+        ids, types = np.full(shape, self._special.pad_id, np.int64), np.zeros(shape, np.int64)
+        begins = np.arange(len(indices)) * self._seq_len
+        ends = begins + 1 + lengths[:, 0]  # of the first text, where its [SEP] stands
+        ids.reshape(-1)[begins] = self._special.cls_id
+        ids.reshape(-1)[ends] = ids.reshape(-1)[ends + 1 + lengths[:, 1]] = self._special.sep_id
+        places = ranges(np.stack([begins + 1, ends + 1], 1).ravel(), lengths.ravel())
+        ids.reshape(-1)[places] = self._stream.gather(ranges(starts.ravel(), lengths.ravel()))
+        types.reshape(-1)[ranges(ends + 1, lengths[:, 1] + 1)] = 1
+        mask = np.arange(self._seq_len) < (3 + lengths.sum(1))[:, None]
         return Rows(ids, types, None if mask.all() else mask, labels, keys)
 
-    def _pair(self, chunk: int, row_key: np.uint64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-        draws = hashes(row_key ^ np.uint64(4 << 32), np.arange(13))
-        start, length = int(self._starts[chunk]), int(self._lengths[chunk])
-        cut = 1 + int(draws[0] % np.uint64(length - 1))
-        first = self._stream.slice(start, start + cut)
-        if draws[1] >> np.uint64(63):
-            for draw in draws[3:]:
-                other = int(draw % np.uint64(self.num_sequences))
-                if self._documents[other] != self._documents[chunk]:
-                    # As long as the true continuation, from a random place: neither length nor a fresh start gives it away.
-                    size = min(int(self._lengths[other]), length - cut)
-                    begin = int(self._starts[other]) + int(draws[2] % np.uint64(int(self._lengths[other]) - size + 1))
-                    return first, self._stream.slice(begin, begin + size), 1
-        return first, self._stream.slice(start + cut, start + length), 0
+    def _pairs(
+        self, chunks: npt.NDArray[np.int64], keys: UInt64s
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Choose first positions and lengths of both texts, [B, 2] each, and whether the second is another's, [B]."""
+        draws = hashes(keys[:, None] ^ np.uint64(4 << 32), np.arange(13))
+        start, length = self._starts[chunks], self._lengths[chunks]
+        cut = 1 + (draws[:, 0] % (length - 1).astype(np.uint64)).astype(np.int64)
+        others = (draws[:, 3:] % np.uint64(self.num_sequences)).astype(np.int64)
+        foreign = self._documents[others] != self._documents[chunks][:, None]
+        other = np.take_along_axis(others, foreign.argmax(1)[:, None], 1)[:, 0]
+        random = (draws[:, 1] >> np.uint64(63)).astype(bool) & foreign.any(1)
+        # As long as the true continuation, from a random place: neither length nor a fresh start gives it away.
+        size = np.minimum(self._lengths[other], length - cut)
+        begin = self._starts[other] + (draws[:, 2] % (self._lengths[other] - size + 1).astype(np.uint64)).astype(np.int64)
+        second = np.where(random, begin, start + cut)
+        return np.stack([start, second], 1), np.stack([cut, np.where(random, size, length - cut)], 1), random.astype(np.int64)
+
+
+def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Concatenate range(start, start + length) for each pair."""
+    before = np.cumsum(lengths) - lengths
+    every: npt.NDArray[np.int64] = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+    return every
 
 
 def to_batch(rows: Rows, masking: Masking, *, fixed_targets: bool = False) -> Batch:

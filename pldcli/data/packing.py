@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.loader import Rows
+from pldcli.data.loader import Rows, ranges
 from pldcli.data.order import hashes, key, permute, permute_near
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
@@ -74,7 +74,7 @@ class PackedSamples:
             keys[chosen] = hashes(key(self._seed, "sample", epoch), within[chosen])
             places[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
         first, counts = self._first_piece[places], np.diff(self._first_piece)[places]
-        pieces = _ranges(first, counts)
+        pieces = ranges(first, counts)
         lengths = self._lengths[pieces]
         row_of_piece = np.repeat(np.arange(len(indices)), counts)
         before = np.cumsum(lengths + 2) - (lengths + 2)  # tokens of the pieces before, over all rows
@@ -82,12 +82,12 @@ class PackedSamples:
 
         shape = (len(indices), self._seq_len)
         ids, segments, positions = np.full(shape, self._special.pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        filled = _ranges(begins, lengths + 2)
+        filled = ranges(begins, lengths + 2)
         ids.reshape(-1)[begins] = self._special.cls_id
         ids.reshape(-1)[begins + 1 + lengths] = self._special.sep_id
-        ids.reshape(-1)[_ranges(begins + 1, lengths)] = self._stream.gather(_ranges(self._starts[pieces], lengths))
-        segments.reshape(-1)[filled] = np.repeat(_ranges(np.ones_like(counts), counts), lengths + 2)
-        positions.reshape(-1)[filled] = _ranges(np.zeros_like(lengths), lengths + 2)
+        ids.reshape(-1)[ranges(begins + 1, lengths)] = self._stream.gather(ranges(self._starts[pieces], lengths))
+        segments.reshape(-1)[filled] = np.repeat(ranges(np.ones_like(counts), counts), lengths + 2)
+        positions.reshape(-1)[filled] = ranges(np.zeros_like(lengths), lengths + 2)
         return Rows(ids, None, segments > 0, None, keys, segments, positions, self._boundaries(segments))
 
     def _boundaries(self, segments: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
@@ -153,12 +153,5 @@ def _pieces(document_ends: Int64s, span: int) -> tuple[Int64s, Int64s]:
     texts = document_ends - starts - 1
     counts = -(-texts // span)
     document = np.repeat(np.arange(len(texts)), counts)
-    begins = _ranges(np.zeros_like(counts), counts) * span
+    begins = ranges(np.zeros_like(counts), counts) * span
     return starts[document] + begins, np.minimum(texts[document] - begins, span)
-
-
-def _ranges(starts: Int64s, lengths: Int64s) -> Int64s:
-    """Concatenate range(start, start + length) for each pair."""
-    before = np.cumsum(lengths) - lengths
-    ranges: Int64s = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-    return ranges
