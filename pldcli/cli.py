@@ -15,7 +15,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pldcli import __version__
-from pldcli.commands import bench, config, demo, doctor, evaluate, export, finetune, plot_schedule, prepare_data, pretrain, runs, tasks
+from pldcli.commands import (
+    bench,
+    compare,
+    config,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    plot_schedule,
+    prepare_data,
+    pretrain,
+    runs,
+    tasks,
+)
 from pldcli.errors import OutputError, PldError
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -41,6 +55,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
     Entry("demo", demo.demo, TRAINING, "pld demo --out /tmp/pld-demo"),
     Entry("evaluate", evaluate.evaluate, RESULTS, "pld evaluate runs/bert-small-pld --data data"),
+    Entry("compare", compare.compare, RESULTS, "pld compare runs/bert-small-pld runs/bert-small-preln --out comparison"),
     Entry("export", export.export, RESULTS, "pld export runs/bert-small-pld --keep-blocks 9 --out smaller"),
     Entry("runs", runs.runs, RESULTS, "pld runs"),
     Entry("tasks", tasks.tasks, LOOKING, "pld tasks"),
@@ -48,13 +63,14 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("config show", config.show, LOOKING, "pld config show bert-small-pld train.total_steps=1000"),
     Entry("config validate", config.validate, LOOKING, "pld config validate my.yaml optim.learning_rate=5e-4"),
     Entry("config list", config.list_presets, LOOKING, "pld config list"),
+    Entry("config import", config.import_deepspeed, LOOKING, "pld config import deepspeed.json --out my.yaml"),
     Entry("config finetune", config.finetune_settings, LOOKING, "pld config finetune"),
     Entry("bench", bench.bench, LOOKING, "pld bench --preset bert-small-pld --steps 20"),
     Entry("doctor", doctor.doctor, LOOKING, "pld doctor --path /scratch"),
 )
 """Every subcommand, once."""
 
-_GROUPS = {"config": "Show, check and list configurations."}
+_GROUPS = {"config": "Show, check, list and import configurations."}
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _CommandLineError = typer.BadParameter.__mro__[1]

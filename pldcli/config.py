@@ -117,6 +117,8 @@ class PldConfig:
     """Used by `growing` only: the last part of the run, as a fraction, at full depth."""
     scale_residual: bool = True
     """Multiply a kept block's outputs by 1 / keep probability in training."""
+    scaling_error: bool = False
+    """The released code's mistake, with `algorithm1` only: a kept block's factor is 1 / keep probability of the next block."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
@@ -128,6 +130,12 @@ class PldConfig:
         )
         _require(self.gamma == "auto" or self.gamma >= 0, "pld.gamma", f"must be `auto` or at least 0, not {self.gamma}")
         _require(0.0 <= self.recovery_fraction < 1.0, "pld.recovery_fraction", f"must be in [0, 1), not {self.recovery_fraction}")
+        _require(
+            not self.scaling_error or (self.depth_rule == "algorithm1" and self.scale_residual),
+            "pld.scaling_error",
+            "is a mistake of the released code, which has pld.depth_rule=algorithm1 and pld.scale_residual=true",
+            "set both, or leave it off",
+        )
         _at_least(self, "pld", 1, "draws_per_step")
 
 
@@ -322,6 +330,7 @@ class Config:
             draw=pld.draw,
             recovery_fraction=pld.recovery_fraction,
             scale_residual=pld.scale_residual,
+            scaling_error=pld.scaling_error,
         )
 
     @property

@@ -19,7 +19,7 @@ from pldcli.config import Config, flatten
 from pldcli.errors import UsageError
 from pldcli.overrides import convert, nearest, parse
 
-__all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve"]
+__all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve", "system"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ def header(preset: str) -> list[str]:
             break
         lines.append(line.lstrip("# "))
     return lines
+
+
+def system(preset: str) -> str:
+    """Name the part that says what a shipped preset is apart from its size: the last one that it extends."""
+    path = _find(preset)
+    return [preset, *_parents(_read(path), path)][-1]
 
 
 def resolve(
@@ -133,14 +139,18 @@ def _layers(preset: str, seen: tuple[str, ...] = ()) -> list[tuple[str, dict[str
         raise UsageError("extends itself", where=" -> ".join((*seen, preset)))
     path = _find(preset)
     content = _read(path)
-    parents = content.pop("extends", [])
+    inherited = [layer for parent in _parents(content, path) for layer in _layers(parent, (*seen, preset))]
+    values = {section: content[section] for section in content if section != "extends"}
+    return [*inherited, (preset, _flatten_yaml(values, str(path)))]
+
+
+def _parents(content: Mapping[str, Any], path: Path) -> list[str]:
+    """Read what a preset extends; a parent that is a file lies relative to the file that names it."""
+    parents = content.get("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UsageError("`extends` must be a list of preset names", where=str(path))
-    # A parent that is a file lies relative to the file that names it.
-    parents = [str(path.parent / parent) if parent.endswith((".yaml", ".yml")) else parent for parent in parents]
-    inherited = [layer for parent in parents for layer in _layers(parent, (*seen, preset))]
-    return [*inherited, (preset, _flatten_yaml(content, str(path)))]
+    return [str(path.parent / parent) if parent.endswith((".yaml", ".yml")) else parent for parent in parents]
 
 
 def _find(preset: str) -> Path:

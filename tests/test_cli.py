@@ -165,7 +165,13 @@ main()
     asked = environment(_PLD_COMPLETE="complete_bash", COMP_WORDS="pld plot-schedule --preset bert-base-p", COMP_CWORD="3")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=asked, check=False)
     *offered, heavy = done.stdout.splitlines()
-    assert [line for line in offered if line] == ["bert-base-pld", "bert-base-pld-paper", "bert-base-postln", "bert-base-preln"]
+    assert [line for line in offered if line] == [
+        "bert-base-pld",
+        "bert-base-pld-paper",
+        "bert-base-postln",
+        "bert-base-preln",
+        "bert-base-preln-low-lr",
+    ]
     assert heavy == "HEAVY []"
 
 

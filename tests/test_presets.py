@@ -9,10 +9,21 @@ from pldcli import presets
 from pldcli.config import Config, flatten
 from pldcli.errors import UsageError
 
-SHIPPED = [
-    *(f"bert-{size}-{system}" for size in ("tiny", "small", "base", "large") for system in ("pld", "preln", "postln")),
-    "bert-base-pld-paper",
+SYSTEMS = [
+    "pld",
+    "preln",
+    "postln",
+    "preln-low-lr",
+    "shallow",
+    "rand",
+    "time-only",
+    "depth-only",
+    "lamb",
+    "released-scaling-error",
+    "growing",
+    "fixed-depth",
 ]
+SHIPPED = [*(f"bert-{size}-{system}" for size in ("tiny", "small", "base", "large") for system in SYSTEMS), "bert-base-pld-paper"]
 SIZES = {
     "tiny": (8, 128, 4, 512, 2048),
     "small": (12, 256, 4, 1024, 8192),
@@ -28,7 +39,14 @@ def refused(*overrides: str, preset: str = "bert-tiny-pld") -> str:
 
 
 def test_the_shipped_presets() -> None:
-    assert set(SHIPPED) <= set(presets.names())
+    assert sorted(SHIPPED) == presets.names()
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_belongs_to_a_system_with_a_heading(name: str) -> None:
+    size = name.split("-")[1]
+    assert name in (f"bert-{size}-{presets.system(name)}", "bert-base-pld-paper")
+    assert presets.header(presets.system(name))[0].startswith("System: ")
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -85,6 +103,69 @@ def test_the_control_differs_by_the_dropping_only(size: str) -> None:
         "model.norm": ("pre", "post"),
         "optim.learning_rate": (1e-3, 1e-4),
     }
+
+
+def differences(name: str, other: str) -> dict[str, object]:
+    """What `name` has and `other` has not."""
+    changed, control = (flatten(presets.resolve(preset).config) for preset in (name, other))
+    return {key: changed[key] for key in changed if changed[key] != control[key]}
+
+
+SHALLOW = {"tiny": 6, "small": 9, "base": 9, "large": 18}
+RAND = {"tiny": 0.7216, "small": 0.7320, "base": 0.7319, "large": 0.7422}
+TIME_ONLY = {"tiny": 0.71875, "small": 0.72917, "base": 0.72917, "large": 0.73958}
+LAMB = {"tiny": (512, 550, 2.83e-3), "small": (256, 200, 2.83e-3), "base": (32768, 25_000, 5e-3), "large": (32768, 25_000, 5e-3)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_makes_each_system_what_it_is(size: str) -> None:
+    pld, preln = f"bert-{size}-pld", f"bert-{size}-preln"
+    assert differences(f"bert-{size}-preln-low-lr", preln) == {"optim.learning_rate": 1e-4}
+    assert differences(f"bert-{size}-shallow", preln) == {"model.num_hidden_layers": SHALLOW[size]}
+    assert SHALLOW[size] * 4 == SIZES[size][0] * 3
+    rand = {"pld.schedule": "constant", "pld.depth_rule": "uniform", "pld.theta_bar": RAND[size]}
+    assert differences(f"bert-{size}-rand", pld) == rand
+    assert differences(f"bert-{size}-time-only", pld) == {"pld.depth_rule": "uniform", "pld.theta_bar": TIME_ONLY[size]}
+    assert differences(f"bert-{size}-depth-only", pld) == {"pld.schedule": "constant"}
+    assert differences(f"bert-{size}-released-scaling-error", pld) == {"pld.depth_rule": "algorithm1", "pld.scaling_error": True}
+    released = presets.resolve(f"bert-{size}-released-scaling-error").config.pld_schedule.plan(4000, 0, seed=0)
+    assert released.keep_probs[0] == 1.0 and released.residual_scales[:-1] == tuple(1 / p for p in released.keep_probs[1:])
+    assert differences(f"bert-{size}-growing", pld) == {"pld.schedule": "growing"}
+    assert presets.resolve(f"bert-{size}-growing").config.pld.recovery_fraction == 0.1
+    assert differences(f"bert-{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
+
+
+@pytest.mark.parametrize(("size", "kept"), [("tiny", 5.773), ("small", 8.784), ("base", 8.783), ("large", 17.813)])
+def test_controls_keep_as_many_blocks_as_pld(size: str, kept: float) -> None:
+    schedules = {system: presets.resolve(f"bert-{size}-{system}").config.pld_schedule for system in SYSTEMS}
+    blocks = SIZES[size][0]
+    assert schedules["pld"].mean_kept_fraction * blocks == pytest.approx(kept, abs=1e-3)
+    for system in ("rand", "time-only", "fixed-depth"):
+        assert schedules[system].mean_kept_fraction == pytest.approx(schedules["pld"].mean_kept_fraction, abs=1e-4)
+    assert schedules["rand"].theta(0) < 0.75 and schedules["time-only"].theta(0) == 1.0
+    last = schedules["growing"].total_steps - 1
+    assert (schedules["growing"].theta(0), schedules["growing"].theta(last)) == (0.5, 1.0)
+    for system in ("preln", "postln", "preln-low-lr", "shallow", "lamb"):
+        assert schedules[system].mean_kept_fraction == 1.0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_lamb_sees_the_controls_tokens_in_an_eighth_of_the_steps(size: str) -> None:
+    control, lamb = (presets.resolve(f"bert-{size}-{system}").config for system in ("preln", "lamb"))
+    assert (lamb.train.global_batch_size, lamb.train.total_steps, lamb.optim.learning_rate) == LAMB[size]
+    assert lamb.train.global_batch_size == 8 * control.train.global_batch_size
+    assert lamb.train.total_steps * 8 == control.train.total_steps
+    assert (lamb.optim.name, lamb.model, lamb.pld.theta_bar) == ("lamb", control.model, 1.0)
+    assert lamb.optim.warmup_fraction == (0.05 if size in ("tiny", "small") else 0.2)
+    changed = {
+        "optim.name",
+        "optim.learning_rate",
+        "train.total_steps",
+        "train.global_batch_size",
+        "checkpoint.every_steps",
+        "eval.every_steps",
+    }
+    assert set(differences(f"bert-{size}-lamb", f"bert-{size}-preln")) - {"optim.warmup_fraction"} == changed
 
 
 def test_the_paper_preset_has_the_papers_values() -> None:
@@ -151,6 +232,11 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
         ("optim.learning_rate=nan", "optim.learning_rate: must be a number, not 'nan'"),
         ("optim.learning_rate=[1]", "optim.learning_rate: must be a number, not [1]"),
         ("pld.gamma=fast", "pld.gamma: must be a number or auto, not 'fast'"),
+        (
+            "pld.scaling_error=true",
+            "pld.scaling_error: is a mistake of the released code, which has pld.depth_rule=algorithm1 and pld.scale_residual=true; "
+            "set both, or leave it off",
+        ),
         ("pld.scale_residual=1", "pld.scale_residual: must be true or false, not 1"),
         ("model.norm=both", "model.norm: must be pre or post, not 'both'"),
         ("pld.theta=0.5", "pld.theta: unknown key; did you mean pld.theta_bar?"),

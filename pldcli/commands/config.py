@@ -1,9 +1,11 @@
-"""`pld config`: the resolved configuration, where each value came from, and what it means."""
+"""`pld config`: the resolved configuration, where each value came from and what it means; presets listed, and made of other files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,9 +13,20 @@ from rich.markup import escape
 
 from pldcli import presets
 from pldcli.config import documentation, field_docstrings, flatten
+from pldcli.errors import OutputError, UsageError
 from pldcli.finetune_config import FinetuneConfig
 
-__all__ = ["Overrides", "Preset", "complete_override", "complete_preset", "finetune_settings", "list_presets", "show", "validate"]
+__all__ = [
+    "Overrides",
+    "Preset",
+    "complete_override",
+    "complete_preset",
+    "finetune_settings",
+    "import_deepspeed",
+    "list_presets",
+    "show",
+    "validate",
+]
 
 
 def complete_preset(incomplete: str) -> list[tuple[str, str]]:
@@ -25,6 +38,13 @@ def complete_override(incomplete: str) -> list[str]:
     """Offer the keys, ready for a value."""
     return [f"{key}=" for key in presets.key_types() if key.startswith(incomplete)]
 
+
+_LISTED = ("preset", "parameters", "blocks run", "hardware", "purpose")
+"""The columns of `pld config list`; the last one on wide screens only."""
+
+_NUMBERS = ("parameters", "blocks run")
+_MAIN_SYSTEMS = ("pld", "postln", "preln")
+"""Listed before the others."""
 
 Preset = Annotated[str, typer.Argument(metavar="PRESET", help="A shipped preset or a YAML file.", autocompletion=complete_preset)]
 Overrides = Annotated[
@@ -53,21 +73,70 @@ def validate(preset: Preset, overrides: Overrides = None) -> None:
     typer.echo(f"{preset}: ok")
 
 
+def import_deepspeed(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A DeepSpeed configuration, JSON.", show_default=False)],
+    base: Annotated[
+        str, typer.Option("--base", metavar="PRESET", help="What it extends: model and data.", autocompletion=complete_preset)
+    ] = "bert-base-pld",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A .yaml file to write.", show_default="printed")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Turn a DeepSpeed JSON configuration into a preset.
+
+    Read are progressive_layer_drop, the optimizer, gradient clipping, batch sizes, fp16 and bf16, and warm-up schedules.
+    """
+    from pldcli import atomic, deepspeed_config
+
+    if out is not None and out.suffix not in (".yaml", ".yml"):
+        raise UsageError("must end in .yaml, as presets do", where=f"--out {out}")
+    if out is not None and out.exists() and not overwrite:
+        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
+    imported = deepspeed_config.import_deepspeed(file, base=base)
+    if out is None:
+        typer.echo(imported.text, nl=False)
+    else:
+        atomic.write_text(out, imported.text)
+        typer.echo(f"preset written to {out}; `pld config show {out}` explains it")
+    for note in imported.notes:
+        typer.echo(f"note: {note}", err=True)
+    if imported.unused:
+        typer.echo(f"left out, no meaning here: {', '.join(imported.unused)}", err=True)
+
+
 def list_presets() -> None:
-    """List the shipped presets: purpose, parameters, hardware, and the mean number of blocks that run."""
+    """List the shipped presets by system: parameters, the mean number of blocks that run, and hardware."""
+    from rich.padding import Padding
+
     from pldcli.commands.screen import NARROW, screen, table
 
     console = screen()
-    beside = console.width >= NARROW
-    rows = []
-    for name in presets.names():
-        config = presets.resolve(name).config
-        blocks = config.model.num_hidden_layers
-        purpose, hardware = (_header_field(name, field).rstrip(".") for field in ("Purpose", "Hardware"))
-        size, kept = f"{config.num_parameters / 1e6:.1f} M", f"{config.pld_schedule.mean_kept_fraction * blocks:.2f}/{blocks}"
-        rows.append([name, size, kept, hardware, purpose] if beside else [name, size, kept, f"{purpose}; {hardware}"])
-    headings = ["preset", "parameters", "blocks run", *(["hardware", "purpose"] if beside else ["purpose; hardware"])]
-    console.print(table(headings, rows, right=headings[1:3], fold=headings[-1:]))
+    columns = len(_LISTED) if console.width >= 2 * NARROW else len(_LISTED) - 1
+    groups: dict[str, list[list[str]]] = {}
+    for name in sorted(presets.names(), key=lambda name: presets.resolve(name).config.num_parameters):
+        groups.setdefault(presets.system(name), []).append(_listed(name)[:columns])
+    widths = [max(map(len, column)) for column in zip(_LISTED[:columns], *chain(*groups.values()), strict=True)]
+
+    console.print(Padding(table(None, [_aligned(_LISTED, widths)]), (0, 0, 0, 2)), style="bold")
+    for system in sorted(groups, key=lambda system: (system not in _MAIN_SYSTEMS, system)):
+        console.print(table(None, [[f"[bold cyan]{system}[/]", f"[dim]{escape(_header_field(system, 'System'))}[/]"]]))
+        console.print(Padding(table(None, [_aligned(row, widths) for row in groups[system]]), (0, 0, 0, 2)))
+
+
+def _listed(name: str) -> list[str]:
+    """Say what `config list` says of a preset, column by column."""
+    config = presets.resolve(name).config
+    blocks = config.model.num_hidden_layers
+    kept = f"{config.pld_schedule.mean_kept_fraction * blocks:.2f}/{blocks}"
+    purpose, hardware = (_header_field(name, field).rstrip(".") for field in ("Purpose", "Hardware"))
+    return [name, f"{config.num_parameters / 1e6:.1f} M", kept, hardware, purpose]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Pad the cells of a row, so that the rows of all groups stand below one another; the last one may wrap."""
+    *cells, last = (
+        cell.rjust(width) if heading in _NUMBERS else cell.ljust(width) for heading, cell, width in zip(_LISTED, row, widths, strict=False)
+    )
+    return [*map(escape, cells), escape(last.rstrip())]
 
 
 def finetune_settings() -> None:

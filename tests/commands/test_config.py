@@ -76,18 +76,74 @@ def test_validate_refuses_with_one_line(arguments: list[str], line: str, pld: Ru
 
 
 def test_list_names_every_preset_on_one_line_when_piped(pld: Run) -> None:
-    lines = [" ".join(line.split()) for line in pld("config", "list").out.splitlines()]
-    assert lines[0] == "preset parameters blocks run hardware purpose"
-    assert [line.split()[0] for line in lines[1:]] == presets.names()
-    assert "bert-base-pld 109.5 M 8.78/12 one to eight GPUs BERT-base with progressive layer dropping" in lines
-    assert any(line.startswith("bert-large-preln 335.2 M 24.00/24 ") for line in lines)
+    lines = pld("config", "list").out.splitlines()
+    assert lines[0].split() == ["preset", "parameters", "blocks", "run", "hardware", "purpose"]
+    rows = [" ".join(line.split()) for line in lines[1:] if line.startswith("  ")]
+    assert sorted(row.split()[0] for row in rows) == presets.names()
+    assert "bert-base-pld 109.5 M 8.78/12 one to eight GPUs BERT-base with progressive layer dropping" in rows
+    assert any(row.startswith("bert-large-preln 335.2 M 24.00/24 ") for row in rows)
+
+
+def test_list_groups_by_system_the_small_ones_first(pld: Run) -> None:
+    lines = pld("config", "list").out.splitlines()[1:]
+    groups = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert groups[:3] == ["pld", "postln", "preln"]
+    assert sorted(groups) == sorted({presets.system(name) for name in presets.names()})
+    start = next(number for number, line in enumerate(lines) if line.startswith("rand  "))
+    assert lines[start].split("  ")[1] == '"Rand", stochastic depth at a fixed rate: every block alike, from the first step to the last.'
+    assert [line.split()[0] for line in lines[start + 1 : start + 5]] == [
+        f"bert-{size}-rand" for size in ("tiny", "small", "base", "large")
+    ]
 
 
 def test_list_fits_a_narrow_screen(pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = pld("config", "list").out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
-    assert {line.split()[0] for line in lines if not line.startswith(" ")} == {"preset", *presets.names()}
+    assert sorted(line.split()[0] for line in lines if line.startswith("  bert-")) == presets.names()
+    starts = {line.rstrip().find(" M ") for line in lines if line.startswith("  bert-")}
+    assert len(starts) == 1
+
+
+DEEPSPEED = """{"train_batch_size": 64, "steps_per_print": 10, "optimizer": {"type": "Lamb", "params": {"lr": 0.002}},
+"progressive_layer_drop": {"enabled": true, "theta": 0.6, "gamma": 0.002}}"""
+
+
+def test_import_prints_a_preset_and_says_what_was_left_out(pld: Run, tmp_path: Path) -> None:
+    source = tmp_path / "ds.json"
+    source.write_text(DEEPSPEED, encoding="utf-8")
+    outcome = pld("config", "import", source, "--base", "bert-tiny-pld")
+    assert outcome.code == 0
+    note = "note: DeepSpeed keeps LAMB's trust ratio between min_coeff and max_coeff (0.01 and 10), here it has no bounds\n"
+    assert outcome.err == note + "left out, no meaning here: steps_per_print\n"
+    (tmp_path / "printed.yaml").write_text(outcome.out, encoding="utf-8")
+    config = presets.resolve(str(tmp_path / "printed.yaml")).config
+    assert (config.pld.theta_bar, config.pld.gamma, config.optim.name, config.model.num_hidden_layers) == (0.6, 0.002, "lamb", 8)
+
+
+def test_import_writes_a_preset_but_over_nothing(pld: Run, tmp_path: Path) -> None:
+    source, out = tmp_path / "ds.json", tmp_path / "new" / "my.yaml"
+    source.write_text(DEEPSPEED, encoding="utf-8")
+    outcome = pld("config", "import", source, "--out", out)
+    assert (outcome.code, outcome.out) == (0, f"preset written to {out}; `pld config show {out}` explains it\n")
+    assert presets.resolve(str(out)).config.model.num_hidden_layers == 12
+    out.write_text("train:\n  seed: 1\n", encoding="utf-8")
+    outcome = pld("config", "import", source, "--out", out)
+    assert (outcome.code, outcome.err) == (7, f"error: {out}: is already there; add --overwrite, or choose another place with --out\n")
+    assert presets.resolve(str(out)).config.train.seed == 1
+    assert pld("config", "import", source, "--out", out, "--overwrite").code == 0
+    assert presets.resolve(str(out)).config.pld.theta_bar == 0.6
+
+
+def test_import_refuses_with_one_line(pld: Run, tmp_path: Path) -> None:
+    source = tmp_path / "ds.json"
+    source.write_text(DEEPSPEED.replace("0.6", "1.6"), encoding="utf-8")
+    line = f"error: {source}: progressive_layer_drop.theta: must be in (0, 1], not 1.6; 0.5 is the paper's value, 1 drops nothing\n"
+    outcome = pld("config", "import", source, "--out", tmp_path / "my.yaml")
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", line)
+    outcome = pld("config", "import", source, "--out", tmp_path / "my.txt")
+    assert (outcome.code, outcome.err) == (2, f"error: --out {tmp_path / 'my.txt'}: must end in .yaml, as presets do\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ds.json"]
 
 
 def test_completion() -> None:

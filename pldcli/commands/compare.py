@@ -1,0 +1,144 @@
+"""`pld compare`: pre-training runs beside one another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pldcli import __version__
+from pldcli.canvas import check_picture_path
+from pldcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pldcli.comparison import Comparison
+    from pldcli.comparison_page import Section
+
+__all__ = ["compare"]
+
+FILES = ("comparison.json", "comparison.csv", "curves.csv", "comparison.png", "comparison.svg", "index.html")
+"""What `--out` writes."""
+
+_VALIDATION_CAPTION = (
+    "Validation loss at full depth. A circle marks where a run first has the final loss of the baseline; it is hollow where the run's "
+    "schedule was not finished there."
+)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories that `pld pretrain` wrote.")],
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="RUN", help="What to compare with, by path or name.", show_default="the first run")
+    ] = None,
+    finetuned: Annotated[
+        Path | None,
+        typer.Option("--finetuned", metavar="DIR", help="Where `pld finetune` wrote; shown where there is any.", show_default="finetuned"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a row per run.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw validation losses, .png or .svg.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write everything there, with a page that opens without a network.")
+    ] = None,
+) -> None:
+    """Compare runs: final losses, tokens and time to the baseline's loss, speed, saving, and what else differs.
+
+    Runs that differ in their seed alone are one system; systems are paired by seed.
+    """
+    if plot is not None:
+        check_picture_path(plot)
+    if finetuned is not None and not finetuned.is_dir():
+        raise UsageError("no such directory", where=f"--finetuned {finetuned}")
+    from pldcli import atomic
+    from pldcli.comparison import compare_runs
+    from pldcli.comparison_files import as_json as numbers
+    from pldcli.comparison_files import runs_csv
+    from pldcli.engine.compare import read_runs
+
+    comparison = compare_runs(read_runs(runs, finetuned=finetuned or Path("finetuned")), baseline=baseline)
+    # Files first: a reader that closes the pipe early must not cost them.
+    if csv is not None:
+        atomic.write_text(csv, runs_csv(comparison))
+    if plot is not None:
+        from pldcli.comparison_plots import plot_comparison
+
+        plot_comparison(comparison, plot)
+    if out is not None:
+        _write_all(comparison, out)
+    if as_json:
+        typer.echo(json.dumps(numbers(comparison)))
+    else:
+        _show(comparison)
+    for written in (csv, plot, None if out is None else out / "index.html"):
+        if written is not None:
+            typer.echo(f"written: {written}", err=as_json)
+
+
+def _show(comparison: Comparison) -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    from pldcli.commands.comparison_tables import sections, summary, words
+    from pldcli.commands.screen import screen
+
+    console = screen()
+    for line in summary(comparison):
+        console.print(escape(line) + "\n")
+    for section in sections(comparison):
+        console.print(f"[bold cyan]{escape(section.title)}[/]")
+        console.print(_table(section))
+        for note in section.notes:
+            console.print(f"[dim]{escape(note)}[/]")
+        console.print()
+    console.print("[bold cyan]What differs[/]")
+    for heading, lines in words(comparison):
+        console.print(escape(heading))
+        for line in lines:
+            console.print(Padding(escape(line), (0, 0, 0, 2), expand=False))
+    if comparison.warnings:
+        console.print("\n[bold yellow]Read this before the numbers[/]")
+        for warning in comparison.warnings:
+            console.print(Padding(f"warning: {escape(warning)}", (0, 0, 0, 2), expand=False))
+
+
+def _table(section: Section) -> object:
+    from rich.markup import escape
+
+    from pldcli.commands.screen import table
+
+    rows = [[escape(cell) for cell in row] for row in section.rows]
+    return table(section.headings, rows, right=section.headings[section.left :], fold=section.headings[: section.left])
+
+
+def _write_all(comparison: Comparison, out: Path) -> None:
+    from pldcli import atomic
+    from pldcli.commands.comparison_tables import sections, summary, words
+    from pldcli.comparison_files import as_json, curves_csv, runs_csv
+    from pldcli.comparison_page import render_page
+    from pldcli.comparison_plots import draw_curves, plot_comparison
+
+    numbers, rows, curves, *pictures, page = (out / name for name in FILES)
+    atomic.write_text(numbers, json.dumps(as_json(comparison), indent=1) + "\n")
+    atomic.write_text(rows, runs_csv(comparison))
+    atomic.write_text(curves, curves_csv(comparison))
+    for picture in pictures:
+        plot_comparison(comparison, picture)
+    figures = [
+        (_VALIDATION_CAPTION, draw_curves(comparison, "validation")),
+        (
+            "Training loss, averaged over the last 5 % of the steps; where blocks are dropped, of the smaller network.",
+            draw_curves(comparison, "training"),
+        ),
+    ]
+    html = render_page(
+        f"Compared: {', '.join(system.name for system in comparison.systems)}",
+        summary=summary(comparison),
+        warnings=comparison.warnings,
+        sections=sections(comparison),
+        words=words(comparison),
+        figures=figures,
+        footer=f"Written by pld {__version__}. The numbers are in comparison.json, comparison.csv and curves.csv beside this page.",
+    )
+    atomic.write_text(page, html)

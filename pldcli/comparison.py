@@ -1,0 +1,249 @@
+"""What runs come to beside one another: final losses, the way to the baseline's loss, time and operations.
+
+Losses are compared at full depth, on validation text. Runs that differ in their seed alone are one system, and systems
+are paired by seed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pldcli.comparison_runs import Measurement, Run, System, group_runs
+from pldcli.comparison_words import check_runs, differences, find_controls, incomparable
+from pldcli.errors import UsageError
+from pldcli.paired_interval import Interval, mean_interval
+
+__all__ = ["Comparison", "Contrast", "Difference", "Reach", "Saving", "compare_runs", "reach_loss"]
+
+_EQUAL_TOKENS, _EQUAL_TIME = 0.001, 0.03
+"""Two systems are said to be at equal tokens or time when they differ by no more than this share."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Final validation loss of a system less that of the baseline."""
+
+    interval: Interval
+    seeds: tuple[int, ...]
+    """Of the pairs; none where the systems share no seed, and then means are compared and there is no interval."""
+    is_complete: bool
+    """Every run that went in had come to its end."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where a run first has the loss that the baseline ended with."""
+
+    run: str
+    reference: str
+    """The baseline's run: that with the same seed, else the first."""
+    target: float
+    reference_final: Measurement
+    at: Measurement | None
+    """Between two validations, by a straight line; None where the loss was not reached."""
+    is_first_validation: bool
+    """It was there at the first validation already: the true crossing may lie before it."""
+    schedule_share: float | None
+    """Part of the run's schedule that had passed; below 1 the schedule was not finished."""
+    learning_rate_share: float | None
+    """Learning rate at this point as a share of its peak."""
+    is_unfinished_pair: bool
+    """The run or the reference has not come to its end."""
+
+    def ratio(self, axis: str) -> float | None:
+        """Divide what it took by what the baseline's own run took to the same loss."""
+        own = getattr(self.reference_final, axis)
+        return None if self.at is None or not own else getattr(self.at, axis) / own
+
+    @property
+    def schedule_finished(self) -> bool | None:
+        """Tell whether the schedule had come to its end there; None where the loss was not reached."""
+        return None if self.schedule_share is None else self.schedule_share >= 1.0
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Shares saved per token against the baseline; None where something was not measured."""
+
+    predicted_flops: float
+    """From shapes and schedules."""
+    executed_flops: float
+    step_time: float | None
+    """Of the median step, so that a disturbance counts little."""
+    run_time: float | None
+    """Of all training seconds."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One system held against the baseline."""
+
+    system: System
+    difference: Difference | None
+    """None where the losses do not compare, or one diverged."""
+    reaches: tuple[Reach, ...]
+    saving: Saving
+    equal: tuple[str, ...]
+    """In what the runs are alike: `tokens`, `time`, both or neither."""
+    differs: tuple[str, ...]
+    """In words, a line each."""
+    controls: tuple[str, ...]
+    """Systems that tell what dropping did; empty where it drops nothing or there is none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems beside one another."""
+
+    systems: tuple[System, ...]
+    baseline: System
+    contrasts: tuple[Contrast, ...]
+    """Of every other system."""
+    warnings: tuple[str, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """List the runs, system by system."""
+        return tuple(run for system in self.systems for run in system.runs)
+
+
+def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
+    """Hold runs against a baseline.
+
+    Args:
+        runs: At least two.
+        baseline: A run's path or name, or a system's name; the first run by default.
+
+    Raises:
+        UsageError: There are fewer than two runs, or none is the baseline.
+    """
+    if len(runs) < 2:
+        named = f"there is only {runs[0].path}" if runs else "none is named"
+        raise UsageError(f"a comparison needs two runs, {named}", hint="name the run to compare with; `pld runs` lists the runs here")
+    systems = group_runs(runs)
+    reference = systems[0] if baseline is None else _find(baseline, systems)
+    contrasts = tuple(_contrast(system, reference, systems) for system in systems if system is not reference)
+    return Comparison(systems, reference, contrasts, tuple(check_runs(systems, reference)))
+
+
+def reach_loss(target: float, run: Run) -> tuple[Measurement | None, bool]:
+    """Find where a run first has a loss of at most `target`.
+
+    Returns:
+        The point, on a straight line between two validations, or None; and whether it is the first validation.
+    """
+    for number, row in enumerate(run.validation):
+        if row.loss is None or row.loss > target:
+            continue
+        before = run.validation[number - 1] if number else None
+        if before is None or before.loss is None:
+            return row, number == 0
+        part = (before.loss - target) / (before.loss - row.loss)
+        return _between(before, row, part, target), False
+    return None, False
+
+
+def _find(name: str, systems: Sequence[System]) -> System:
+    for system in systems:
+        if name == system.name or any(name in (run.name, run.path) or Path(name) == Path(run.path) for run in system.runs):
+            return system
+    names = ", ".join(run.name for system in systems for run in system.runs)
+    raise UsageError(f"no run called {name} is among those to compare", where="--baseline", hint=f"choose one of {names}")
+
+
+def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Contrast:
+    compares = not any(incomparable(run, other) for run in system.runs for other in baseline.runs)
+    reaches = [reach for run in system.runs if (reach := _reach(run, _partner(run, baseline)))] if compares else []
+    controls = [control.name for control in find_controls(system, systems)] if system.config.pld.theta_bar < 1.0 else []
+    return Contrast(
+        system,
+        _difference(system, baseline) if compares else None,
+        tuple(reaches),
+        _saving(system, baseline),
+        _equal(system, baseline),
+        tuple(differences(system, baseline)),
+        tuple(controls),
+    )
+
+
+def _partner(run: Run, baseline: System) -> Run:
+    """Choose the baseline's run with the same seed, else its first."""
+    return next((other for other in baseline.runs if other.seed == run.seed), baseline.runs[0])
+
+
+def _reach(run: Run, reference: Run) -> Reach | None:
+    target = reference.final.loss
+    if target is None:
+        return None
+    at, is_first = reach_loss(target, run)
+    return Reach(
+        run.name,
+        reference.name,
+        target,
+        reference.final,
+        at,
+        is_first,
+        None if at is None else at.step / run.config.train.total_steps,
+        None if at is None else run.learning_rate_share(at.step),
+        not (run.is_complete and reference.is_complete),
+    )
+
+
+def _between(before: Measurement, after: Measurement, part: float, loss: float) -> Measurement:
+    def mix(one: float, other: float) -> float:
+        return one + part * (other - one)
+
+    return Measurement(
+        math.ceil(mix(before.step, after.step) - 1e-9),  # the first whole step at which the line is there
+        mix(before.tokens, after.tokens),
+        mix(before.executed_flops, after.executed_flops),
+        mix(before.train_seconds, after.train_seconds),
+        loss,
+    )
+
+
+def _difference(system: System, baseline: System) -> Difference | None:
+    """Compare final losses seed by seed; runs that have not come to their end count only where there are no others."""
+    for complete in (True, False):
+        ours, theirs = (_loss_of_seeds(one, complete=complete) for one in (system, baseline))
+        seeds = tuple(seed for seed in ours if seed in theirs)
+        if seeds:
+            return Difference(mean_interval([ours[seed] - theirs[seed] for seed in seeds]), seeds, complete)
+        if ours and theirs:
+            mean = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+            return Difference(Interval(mean, None, 0), (), complete)
+    return None
+
+
+def _loss_of_seeds(system: System, *, complete: bool) -> dict[int, float]:
+    """Average the final losses of each seed."""
+    losses: dict[int, list[float]] = {}
+    for run in system.runs:
+        if run.final.loss is not None and (run.is_complete or not complete):
+            losses.setdefault(run.seed, []).append(run.final.loss)
+    return {seed: statistics.fmean(values) for seed, values in losses.items()}
+
+
+def _saving(system: System, baseline: System) -> Saving:
+    names = ("predicted_flops_per_token", "flops_per_token", "step_seconds_per_token", "run_seconds_per_token")
+    predicted, executed, step_time, run_time = (_saved(system.mean(name), baseline.mean(name)) for name in names)
+    return Saving(predicted or 0.0, executed or 0.0, step_time, run_time)
+
+
+def _saved(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else 1.0 - ours / theirs
+
+
+def _equal(system: System, baseline: System) -> tuple[str, ...]:
+    """Say in what two systems were given the same: both must have come to their end."""
+    if not (system.is_complete and baseline.is_complete):
+        return ()
+    shares = {}
+    for name, attribute in (("tokens", "tokens"), ("time", "train_seconds")):
+        ours, theirs = (statistics.fmean(getattr(run.final, attribute) for run in one.runs) for one in (system, baseline))
+        shares[name] = abs(ours - theirs) / theirs if theirs else 0.0
+    return tuple(name for name, limit in (("tokens", _EQUAL_TOKENS), ("time", _EQUAL_TIME)) if shares[name] <= limit)

@@ -1,0 +1,218 @@
+"""A pre-training run as a comparison sees it, and the runs that are one system with several seeds."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+from pldcli.config import Config, flatten
+
+__all__ = ["AXES", "Measurement", "Run", "System", "group_runs"]
+
+AXES = {"tokens": "tokens", "step": "steps", "executed_flops": "executed FLOPs", "train_seconds": "training seconds"}
+"""What a loss can be held against: attribute of a measurement, and its unit in words."""
+
+_SMOOTHED_SHARE = 0.05
+"""Training losses are averaged over this last part of the run's steps."""
+
+_SAME_SYSTEM = ("train.seed", "train.log_every_steps", "train.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep")
+"""Keys in which the seeds of one system may differ: the seed, and what changes neither the losses nor what is validated."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A loss, and what the run had spent when it was taken."""
+
+    step: int
+    tokens: float
+    executed_flops: float
+    train_seconds: float
+    loss: float | None
+    """Nats per target; None where it was not finite."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a comparison knows of one run."""
+
+    name: str
+    path: str
+    config: Config
+    validation: tuple[Measurement, ...]
+    """Every validation, at least one, in the order of steps."""
+    training: tuple[Measurement, ...]
+    """Every logged training loss."""
+    learning_rates: tuple[tuple[int, float], ...]
+    """Step and rate of every logged row."""
+    starts: tuple[Mapping[str, Any], ...]
+    """What environment.json says of each start; the first one first."""
+    state: str
+    """As `pld runs` says it."""
+    wall_seconds: float = 0.0
+    unreadable_lines: int = 0
+    """Of metrics.jsonl."""
+    finetuned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Task to the score of each fine-tuning, in [0, 1]."""
+
+    @property
+    def seed(self) -> int:
+        """Read the seed."""
+        return self.config.train.seed
+
+    @property
+    def final(self) -> Measurement:
+        """Give the last validation."""
+        return self.validation[-1]
+
+    @property
+    def last_step(self) -> int:
+        """Find the last step that was written down."""
+        return max(row.step for row in (*self.validation, *self.training))
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether the last validation is that of the schedule's last step."""
+        return self.final.step >= self.config.train.total_steps
+
+    @property
+    def start(self) -> Mapping[str, Any]:
+        """Give what is known of the last start."""
+        return self.starts[-1] if self.starts else {}
+
+    @cached_property
+    def smoothed(self) -> tuple[Measurement, ...]:
+        """Average each training loss with those of the steps just before it; what is not finite stays so."""
+        window = _SMOOTHED_SHARE * self.config.train.total_steps
+        inside: deque[Measurement] = deque()
+        total, smooth = 0.0, []
+        for row in self.training:
+            if row.loss is not None:
+                inside.append(row)
+                total += row.loss
+            while inside and inside[0].step <= row.step - window and inside[0] is not row:
+                total -= inside.popleft().loss or 0.0
+            smooth.append(replace(row, loss=None if row.loss is None else total / len(inside)))
+        return tuple(smooth)
+
+    @property
+    def final_training_loss(self) -> float | None:
+        """Give the last smoothed training loss."""
+        return self.smoothed[-1].loss if self.training else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Take the median over the stretches between logged rows; None where there is only one row."""
+        pairs = zip(self.training, self.training[1:], strict=False)
+        stretches = [
+            (after.train_seconds - before.train_seconds) / (after.step - before.step) for before, after in pairs if after.step > before.step
+        ]
+        return statistics.median(stretches) if stretches else None
+
+    @property
+    def step_seconds_per_token(self) -> float | None:
+        """Divide the median time of a step by its tokens."""
+        return None if self.seconds_per_step is None else self.seconds_per_step / (self.final.tokens / self.final.step)
+
+    @property
+    def run_seconds_per_token(self) -> float:
+        """Divide over the whole run."""
+        return self.final.train_seconds / self.final.tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Divide over the whole run, slow stretches and all."""
+        return self.final.tokens / self.final.train_seconds if self.final.train_seconds else 0.0
+
+    @property
+    def flops_per_token(self) -> float:
+        """Divide over the whole run."""
+        return self.final.executed_flops / self.final.tokens
+
+    @property
+    def predicted_flops_per_token(self) -> float:
+        """Compute from the schedule what should have run until the last validation."""
+        schedule = self.config.pld_schedule
+        kept = schedule.mean_kept_fraction_until(min(self.final.step, schedule.total_steps))
+        return self.config.flops.executed(kept * schedule.num_blocks)
+
+    @property
+    def drops(self) -> bool:
+        """Tell whether it drops blocks."""
+        return self.config.pld.theta_bar < 1.0
+
+    def learning_rate_share(self, step: float) -> float | None:
+        """Give the learning rate that was logged at or just before `step`, as a share of the peak."""
+        before = [rate for at, rate in self.learning_rates if at <= step]
+        return before[-1] / self.config.optim.learning_rate if before else None
+
+
+@dataclass(frozen=True)
+class System:
+    """One run, or several that differ in their seed alone."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def config(self) -> Config:
+        """Give the first run's configuration."""
+        return self.runs[0].config
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """List the seeds, each once."""
+        return tuple(dict.fromkeys(run.seed for run in self.runs))
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether every run came to its end."""
+        return all(run.is_complete for run in self.runs)
+
+    @property
+    def final_losses(self) -> tuple[float, ...]:
+        """List the last validation loss of each run that has a finite one."""
+        return tuple(run.final.loss for run in self.runs if run.final.loss is not None)
+
+    @property
+    def finetuned(self) -> dict[str, tuple[float, ...]]:
+        """Put the fine-tuning scores of all runs together."""
+        tasks = dict.fromkeys(task for run in self.runs for task in run.finetuned)
+        return {task: tuple(score for run in self.runs for score in run.finetuned.get(task, ())) for task in tasks}
+
+    def mean(self, attribute: str) -> float | None:
+        """Average a number of the runs; None where no run has it."""
+        values = [value for run in self.runs if (value := getattr(run, attribute)) is not None]
+        return statistics.fmean(values) if values else None
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
+    """Put runs together that differ in their seed alone, in the order in which systems first appear."""
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(_system_key(run), []).append(run)
+    names = [_common_name([run.name for run in members]) for members in grouped.values()]
+    return tuple(
+        System(name if names.count(name) == 1 else members[0].name, tuple(members))
+        for name, members in zip(names, grouped.values(), strict=True)
+    )
+
+
+def _system_key(run: Run) -> str:
+    settings: dict[str, Any] = {key: value for key, value in flatten(run.config).items() if key not in _SAME_SYSTEM}
+    data = [run.start.get("data_fingerprint"), run.start.get("tokenizer_fingerprint")]
+    return json.dumps([settings, data], default=str)
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Give what names have in common at their start, without a cut-off number or the word seed."""
+    if len(names) == 1:
+        return names[0]
+    shared = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
+    return re.sub(r"[-_./ ]+(?:seed|s)?[-_./ ]*\d*$", "", shared) or names[0]

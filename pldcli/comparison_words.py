@@ -1,0 +1,256 @@
+"""In words: how runs differ beyond dropping, and what keeps their numbers from being compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import combinations
+from typing import Any
+
+from pldcli.comparison_runs import Run, System
+from pldcli.config import RUN_CONTROL, Config, flatten
+
+__all__ = ["check_runs", "describe_dropping", "differences", "find_controls", "incomparable"]
+
+_LABELS = {
+    "model.norm": "LayerNorm",
+    "model.num_hidden_layers": "blocks",
+    "model.hidden_size": "hidden size",
+    "model.num_attention_heads": "attention heads",
+    "model.intermediate_size": "feed-forward size",
+    "model.vocab_size": "vocabulary",
+    "model.dropout": "dropout",
+    "data.seq_len": "tokens per row",
+    "data.layout": "layout of rows",
+    "objective.next_sentence": "next-sentence loss",
+    "objective.mask_probability": "masked share",
+    "optim.name": "optimizer",
+    "optim.learning_rate": "peak learning rate",
+    "optim.schedule": "learning-rate schedule",
+    "optim.warmup_fraction": "warm-up",
+    "optim.weight_decay": "weight decay",
+    "train.total_steps": "steps",
+    "train.global_batch_size": "batch",
+    "train.init_from": "initial weights",
+    "eval.every_steps": "steps between validations",
+    "eval.max_sequences": "validation rows",
+}
+"""Keys with a name that people use; the others go by their dotted key."""
+
+_VALUES = {("model.norm", "pre"): "Pre-LN", ("model.norm", "post"): "Post-LN", ("train.init_from", None): "random"}
+_QUIET = {key for key in RUN_CONTROL if not key.startswith("eval.")} | {"train.seed"}
+_STARTS = {
+    "hardware": "hardware",
+    "device": "device",
+    "precision": "precision",
+    "threads": "threads",
+    "processes": "processes",
+    "micro_batch_size": "micro-batch",
+    "data_fingerprint": "prepared data",
+    "tokenizer_fingerprint": "tokenizer",
+    "pldcli": "pldcli",
+}
+"""What environment.json says of a start, and how a line names it."""
+
+_TIMED_ALIKE = ("hardware", "device", "precision", "threads", "processes")
+_NEVER_ZERO = {"constant": "stays at its peak", "paper-exponential": "ends at 14 % of its peak"}
+"""Learning-rate schedules that do not decay to zero."""
+
+
+def describe_dropping(config: Config) -> str:
+    """Say in one phrase what is dropped."""
+    pld, schedule = config.pld, config.pld_schedule
+    if pld.theta_bar == 1.0:
+        return "nothing dropped"
+    parts = [f"{pld.schedule} to theta_bar {pld.theta_bar:g}" if pld.schedule != "growing" else f"growing from theta {pld.theta_bar:g}"]
+    if pld.schedule == "growing":
+        parts.append(f"the last {pld.recovery_fraction:.0%} at full depth")
+    if pld.gamma != "auto" and pld.schedule == "exponential":
+        parts.append(f"gamma {pld.gamma:g}")
+    parts += [f"depth rule {pld.depth_rule}", f"draw {pld.draw}"]
+    parts += [f"{pld.draws_per_step} draws per step"] if pld.draws_per_step > 1 else []
+    parts += [] if pld.scale_residual else ["residuals not scaled"]
+    parts += ["the released code's scaling error"] if pld.scaling_error else []
+    return f"{', '.join(parts)}: {schedule.mean_kept_fraction * schedule.num_blocks:.2f} of {schedule.num_blocks} blocks on average"
+
+
+def differences(system: System, baseline: System) -> list[str]:
+    """List what differs from the baseline, a line each: dropping first, then the rest of the configuration, then where it ran."""
+    lines = []
+    ours, theirs = describe_dropping(system.config), describe_dropping(baseline.config)
+    if ours != theirs:
+        lines.append(f"dropping: {ours} (baseline: {theirs})")
+    flat, other = flatten(system.config), flatten(baseline.config)
+    changed = [key for key in flat if flat[key] != other[key] and not key.startswith("pld.") and key not in _QUIET]
+    lines += [f"{_LABELS.get(key, key)}: {_value(key, flat[key])} (baseline: {_value(key, other[key])})" for key in changed]
+    if (tokens := _planned_tokens(system.config)) != (their_tokens := _planned_tokens(baseline.config)):
+        lines.append(f"total tokens: {tokens:,} (baseline: {their_tokens:,})")
+    if set(system.seeds) != set(baseline.seeds):
+        lines.append(f"seeds: {_listed(system.seeds)} (baseline: {_listed(baseline.seeds)})")
+    configured = [line for line in lines if not line.startswith(("dropping:", "seeds:"))]
+    if not configured:
+        lines.append("nothing else in the configuration differs")
+    return lines + _start_differences(system, baseline)
+
+
+def incomparable(run: Run, baseline: Run) -> list[str]:
+    """List why the validation losses of two runs are of different things; nothing where they compare."""
+    reasons = []
+    for key, name in (("data_fingerprint", "prepared data"), ("tokenizer_fingerprint", "vocabulary")):
+        ours, theirs = run.start.get(key), baseline.start.get(key)
+        if ours and theirs and ours != theirs:
+            reasons.append(name)
+    if not (run.starts and baseline.starts) and run.config.model.vocab_size != baseline.config.model.vocab_size:
+        reasons.append("vocabulary")
+    if run.config.data.seq_len != baseline.config.data.seq_len:
+        reasons.append("tokens per row")
+    if run.config.eval.max_sequences != baseline.config.eval.max_sequences:
+        reasons.append("number of validation rows")
+    return reasons
+
+
+def find_controls(system: System, systems: Sequence[System]) -> list[System]:
+    """Find the runs that tell what dropping did: Pre-LN, same learning rate and shape, nothing dropped."""
+    mine = system.config
+
+    def is_control(other: Config) -> bool:
+        same_shape = (other.model.num_hidden_layers, other.model.hidden_size) == (mine.model.num_hidden_layers, mine.model.hidden_size)
+        return other.model.norm == "pre" and other.pld.theta_bar == 1.0 and same_shape and other.optim == mine.optim
+
+    return [other for other in systems if is_control(other.config)]
+
+
+def check_runs(systems: Sequence[System], baseline: System) -> list[str]:
+    """Warn of what a reader must know before the numbers: a line each, the gravest first."""
+    runs = [run for system in systems for run in system.runs]
+    return [
+        *_loss_warnings(systems, baseline),
+        *_state_warnings(runs),
+        *_length_warnings(systems, baseline),
+        *_schedule_warnings(baseline),
+        *_time_warnings(runs),
+        *_control_warnings(systems),
+        *_repeat_warnings(systems),
+    ]
+
+
+def _loss_warnings(systems: Sequence[System], baseline: System) -> Iterator[str]:
+    reference = baseline.runs[0]
+    for system in systems:
+        for run in system.runs:
+            if reasons := incomparable(run, reference):
+                yield f"the losses of {run.name} and {reference.name} do not compare: other {' and other '.join(reasons)}"
+            if run.final.loss is None:
+                yield f"{run.name} diverged: its last validation loss is no finite number"
+            if not run.starts:
+                yield f"{run.name} has no environment.json: whether data, vocabulary and hardware are the same cannot be told"
+
+
+def _state_warnings(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        total = run.config.train.total_steps
+        if not run.is_complete:
+            what = "still running" if run.state == "running" else "not finished"
+            if run.state == "finished":
+                what = "finished, but metrics.jsonl is cut off"
+            yield f"{run.name} is {what}: its last validation is at step {run.final.step:,} of {total:,}, its learning rate not yet decayed"
+        if run.unreadable_lines:
+            yield f"{run.name}: {run.unreadable_lines} line(s) of metrics.jsonl cannot be read and are left out"
+
+
+def _length_warnings(systems: Sequence[System], baseline: System) -> Iterator[str]:
+    planned = _planned_tokens(baseline.config)
+    for system in systems:
+        if (tokens := _planned_tokens(system.config)) != planned:
+            yield f"{system.name} sees {tokens:,} tokens, {baseline.name} {planned:,}: their final losses are not at equal tokens"
+
+
+def _schedule_warnings(baseline: System) -> Iterator[str]:
+    if ending := _NEVER_ZERO.get(baseline.config.optim.schedule):
+        yield f"the learning rate of {baseline.name} {ending}: its final loss is not its best, and easier to reach"
+
+
+def _time_warnings(runs: Sequence[Run]) -> Iterator[str]:
+    for key in _TIMED_ALIKE:
+        values = list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start))
+        if len(values) > 1:
+            yield f"seconds do not compare: {_STARTS[key]} is not the same for all runs ({'; '.join(values)})"
+    beside = [(one.name, other.name) for one, other in combinations(runs, 2) if _overlap(one, other)]
+    if beside:
+        first, second = beside[0]
+        more = f", and {len(beside) - 1} more pair(s)" if len(beside) > 1 else ""
+        yield f"{first} and {second} ran at the same time{more}: on one machine they slow each other, so their seconds are no fair measure"
+    resumed = [run.name for run in runs if len(run.starts) > 1]
+    if resumed:
+        yield f"started more than once: {_listed(resumed)}; seconds add up over all starts"
+
+
+def _control_warnings(systems: Sequence[System]) -> Iterator[str]:
+    for system in systems:
+        if system.config.pld.theta_bar < 1.0 and not find_controls(system, systems):
+            yield (
+                f"no control for {system.name} (Pre-LN, same shape and optimizer, nothing dropped) is among these runs: "
+                "what dropping did cannot be told from the rest"
+            )
+
+
+def _repeat_warnings(systems: Sequence[System]) -> Iterator[str]:
+    for system in systems:
+        if len(system.seeds) < len(system.runs):
+            names = _listed([run.name for run in system.runs])
+            yield f"the same configuration ran several times with one seed ({names}): a seed counts once, by its mean"
+
+
+def _start_differences(system: System, baseline: System) -> list[str]:
+    lines = []
+    for key, name in _STARTS.items():
+        ours, theirs = _recorded(system, key), _recorded(baseline, key)
+        if ours and theirs and ours != theirs:
+            lines.append(f"{name}: {_listed(ours)} (baseline: {_listed(theirs)})")
+    other = _packages(baseline)
+    versions = [(name, version) for name, version in _packages(system).items() if other.get(name, version) != version]
+    return lines + [f"{name}: {version} (baseline: {other[name]})" for name, version in versions]
+
+
+def _recorded(system: System, key: str) -> list[str]:
+    """List what the starts of a system say under a key; fingerprints are cut short."""
+    values = dict.fromkeys(str(start[key]) for run in system.runs for start in run.starts if start.get(key) is not None)
+    return [value[:12] if key.endswith("fingerprint") else value for value in values]
+
+
+def _packages(system: System) -> dict[str, str]:
+    found = system.runs[0].start.get("packages")
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+
+
+def _planned_tokens(config: Config) -> int:
+    """Count the tokens of a whole run of full rows."""
+    return config.train.total_steps * config.train.global_batch_size * config.data.seq_len
+
+
+def _overlap(one: Run, other: Run) -> bool:
+    """Tell whether two runs, each started once, were at work at the same time on the same kind of machine."""
+    spans = [_span(one), _span(other)]
+    if spans[0] is None or spans[1] is None or one.start.get("hardware") != other.start.get("hardware"):
+        return False
+    (first_start, first_end), (second_start, second_end) = spans[0], spans[1]
+    return first_start < second_end and second_start < first_end
+
+
+def _span(run: Run) -> tuple[datetime, datetime] | None:
+    if len(run.starts) != 1:
+        return None
+    try:
+        started = datetime.fromisoformat(str(run.start.get("started")))
+    except ValueError:
+        return None
+    return (started, started + timedelta(seconds=run.wall_seconds)) if started.tzinfo else None
+
+
+def _value(key: str, value: Any) -> str:
+    known = _VALUES.get((key, value)) if isinstance(value, str | None) else None
+    return known or (f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
