@@ -67,9 +67,10 @@ def render_page(
         figures: Caption and SVG of each picture.
         footer: Last line.
     """
-    parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in summary)]
+    parts = [f"<h1>{escape(title)}</h1>"]
     if warnings:
         parts.append(f'<div class="warnings"><strong>Read this first</strong>{_list(warnings)}</div>')
+    parts += [f"<p>{escape(line)}</p>" for line in summary]
     parts += [
         f"<figure>{_inline(svg, f'figure{number}-')}<figcaption>{escape(caption)}</figcaption></figure>"
         for number, (caption, svg) in enumerate(figures, 1)

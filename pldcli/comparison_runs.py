@@ -193,7 +193,10 @@ class System:
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
-    """Put runs together that differ in their seed alone, in the order in which systems first appear."""
+    """Put runs together that differ in their seed alone, in the order in which systems first appear.
+
+    Of runs with the same `--budget` the number of steps may differ too: it was measured anew for each.
+    """
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(_system_key(run), []).append(run)
@@ -206,6 +209,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
 
 def _system_key(run: Run) -> str:
     settings: dict[str, Any] = {key: value for key, value in flatten(run.config).items() if key not in _SAME_SYSTEM}
+    budget = re.search(r"--budget[= ](\S+)", str(run.starts[0].get("command"))) if run.starts else None
+    if budget:
+        settings["train.total_steps"] = budget[1]
     data = [run.start.get("data_fingerprint"), run.start.get("tokenizer_fingerprint")]
     return json.dumps([settings, data], default=str)
 

@@ -127,6 +127,15 @@ def test_other_data_makes_another_system() -> None:
     assert len(group_runs([made_up_run("a"), made_up_run("b", "train.seed=1", starts=other)])) == 2
 
 
+def test_runs_of_one_budget_may_have_other_numbers_of_steps() -> None:
+    def run(name: str, steps: int, command: str) -> Run:
+        return made_up_run(name, f"train.total_steps={steps}", starts=[{**START, "command": command}])
+
+    commands = ["pld pretrain --budget 2h --data d", "pld pretrain --budget=2h", "pld pretrain --budget 3h", "pld pretrain"]
+    runs = [run(name, 40 + number, command) for number, (name, command) in enumerate(zip("abcd", commands, strict=True))]
+    assert [[run.name for run in system.runs] for system in group_runs(runs)] == [["a", "b"], ["c"], ["d"]]
+
+
 @pytest.mark.parametrize(
     ("names", "common"),
     [

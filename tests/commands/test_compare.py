@@ -138,7 +138,7 @@ def test_warnings_come_last_on_the_screen_and_first_on_the_page(pld: Run) -> Non
     page = Path("comparison/index.html").read_text()
     for line in wanted:
         assert f"warning: {line}" in lines
-        assert page.index(line) < page.index("<svg")
+        assert page.index(line) < page.index("<p>")
     assert "other does not compare - - neither" in lines
     assert "other 1 20/80 5.12 k 5.12 M 40 s 3.0000 4.0000" in lines
 
@@ -167,6 +167,7 @@ def test_it_fits_80_columns_and_cuts_nothing(extra: list[str], pld: Run, monkeyp
 def test_names_with_brackets_are_not_markup(pld: Run) -> None:
     write_run(Path("[red]x[bold]"), "model.dropout=0.2", losses=(4.0, 3.0, 2.0, 1.5))
     assert "[red]x[bold] ends" in pld("compare", PRELN[0], "[red]x[bold]").out
+    assert "Final validation loss less that of [red]x[bold]" in pld("compare", "[red]x[bold]", PRELN[0]).out
 
 
 @pytest.mark.parametrize(
