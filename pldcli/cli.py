@@ -55,7 +55,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
     Entry("demo", demo.demo, TRAINING, "pld demo --out /tmp/pld-demo"),
     Entry("evaluate", evaluate.evaluate, RESULTS, "pld evaluate runs/bert-small-pld --data data"),
-    Entry("compare", compare.compare, RESULTS, "pld compare runs/bert-small-pld runs/bert-small-preln --out comparison"),
+    Entry("compare", compare.compare, RESULTS, "pld compare runs/bert-small-preln runs/bert-small-pld --out comparison"),
     Entry("export", export.export, RESULTS, "pld export runs/bert-small-pld --keep-blocks 9 --out smaller"),
     Entry("runs", runs.runs, RESULTS, "pld runs"),
     Entry("tasks", tasks.tasks, LOOKING, "pld tasks"),

@@ -13,8 +13,8 @@ from pldcli.canvas import check_picture_path
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pldcli.comparison import Comparison
-    from pldcli.comparison_page import Section
+    from pldcli.comparison.comparison import Comparison
+    from pldcli.comparison.page import Section
 
 __all__ = ["compare"]
 
@@ -52,9 +52,9 @@ def compare(
     if finetuned is not None and not finetuned.is_dir():
         raise UsageError("no such directory", where=f"--finetuned {finetuned}")
     from pldcli import atomic
-    from pldcli.comparison import compare_runs
-    from pldcli.comparison_files import as_json as numbers
-    from pldcli.comparison_files import runs_csv
+    from pldcli.comparison.comparison import compare_runs
+    from pldcli.comparison.files import as_json as numbers
+    from pldcli.comparison.files import runs_csv
     from pldcli.engine.compare import read_runs
 
     comparison = compare_runs(read_runs(runs, finetuned=finetuned or Path("finetuned")), baseline=baseline)
@@ -62,7 +62,7 @@ def compare(
     if csv is not None:
         atomic.write_text(csv, runs_csv(comparison))
     if plot is not None:
-        from pldcli.comparison_plots import plot_comparison
+        from pldcli.comparison.plots import plot_comparison
 
         plot_comparison(comparison, plot)
     if out is not None:
@@ -115,9 +115,9 @@ def _table(section: Section) -> object:
 def _write_all(comparison: Comparison, out: Path) -> None:
     from pldcli import atomic
     from pldcli.commands.comparison_tables import sections, summary, words
-    from pldcli.comparison_files import as_json, curves_csv, runs_csv
-    from pldcli.comparison_page import render_page
-    from pldcli.comparison_plots import draw_curves, plot_comparison
+    from pldcli.comparison.files import as_json, curves_csv, runs_csv
+    from pldcli.comparison.page import render_page
+    from pldcli.comparison.plots import draw_curves, plot_comparison
 
     numbers, rows, curves, *pictures, page = (out / name for name in FILES)
     atomic.write_text(numbers, json.dumps(as_json(comparison), indent=1) + "\n")

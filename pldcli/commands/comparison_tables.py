@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pldcli.comparison import Comparison, Contrast, Difference, Reach
-from pldcli.comparison_page import Section
-from pldcli.comparison_runs import Run, System
-from pldcli.comparison_words import describe_dropping
+from pldcli.comparison.comparison import Comparison, Contrast, Difference, Reach
+from pldcli.comparison.page import Section
+from pldcli.comparison.runs import Run, System
+from pldcli.comparison.words import describe_dropping
 from pldcli.engine.display import duration, quantity
 
 __all__ = ["sections", "summary", "words"]

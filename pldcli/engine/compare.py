@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import presets
-from pldcli.comparison_runs import Measurement, Run
+from pldcli.comparison.runs import Measurement, Run
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, summarise
 from pldcli.errors import CheckpointError, DataError, UsageError

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from pldcli.commands.comparison_tables import sections, summary, words
-from pldcli.comparison import Comparison, compare_runs
-from pldcli.comparison_page import Section
-from tests.test_comparison_runs import START, made_up_run
+from pldcli.comparison.comparison import Comparison, compare_runs
+from pldcli.comparison.page import Section
+from tests.comparison.test_runs import START, made_up_run
 
 DENSE = "pld.theta_bar=1"
 

@@ -204,7 +204,7 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from pldcli.comparison import compare_runs
+from pldcli.comparison.comparison import compare_runs
 from pldcli.engine.compare import read_runs
 compare_runs(read_runs([Path(place) for place in {[str(place) for place in places]!r}], finetuned=Path("nowhere")))
 assert "torch" not in sys.modules

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from pldcli.comparison import compare_runs, reach_loss
+from pldcli.comparison.comparison import compare_runs, reach_loss
+from pldcli.comparison.intervals import Interval
 from pldcli.errors import UsageError
-from pldcli.paired_interval import Interval
-from tests.test_comparison_runs import START, made_up_run
+from tests.comparison.test_runs import START, made_up_run
 
 DENSE = "pld.theta_bar=1"
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from scipy import stats
 
-from pldcli.paired_interval import Interval, mean_interval, t_quantile
+from pldcli.comparison.intervals import Interval, mean_interval, t_quantile
 
 
 @pytest.mark.parametrize(

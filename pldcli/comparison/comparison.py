@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pldcli.comparison_runs import Measurement, Run, System, group_runs
-from pldcli.comparison_words import check_runs, differences, find_controls, incomparable
+from pldcli.comparison.intervals import Interval, mean_interval
+from pldcli.comparison.runs import Measurement, Run, System, group_runs
+from pldcli.comparison.words import check_runs, differences, find_controls, incomparable
 from pldcli.errors import UsageError
-from pldcli.paired_interval import Interval, mean_interval
 
 __all__ = ["Comparison", "Contrast", "Difference", "Reach", "Saving", "compare_runs", "reach_loss"]
 

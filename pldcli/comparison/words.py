@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
-from pldcli.comparison_runs import Run, System
+from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, flatten
 
 __all__ = ["check_runs", "describe_dropping", "differences", "find_controls", "incomparable"]

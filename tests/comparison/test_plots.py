@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pldcli import comparison_plots
-from pldcli.comparison import Comparison, compare_runs
-from pldcli.comparison_plots import draw_curves, plot_comparison
+from pldcli.comparison import plots as comparison_plots
+from pldcli.comparison.comparison import Comparison, compare_runs
+from pldcli.comparison.plots import draw_curves, plot_comparison
 from pldcli.errors import UsageError
-from tests.test_comparison_runs import made_up_run
+from tests.comparison.test_runs import made_up_run
 
 
 def comparison() -> Comparison:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.comparison_runs import Measurement, Run, group_runs
+from pldcli.comparison.runs import Measurement, Run, group_runs
 from tests.conftest import tiny_config
 
 START: Mapping[str, Any] = {

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pldcli.comparison import Comparison, Contrast, Reach
-from pldcli.comparison_runs import AXES, Measurement, Run, System
+from pldcli.comparison.comparison import Comparison, Contrast, Reach
+from pldcli.comparison.runs import AXES, Measurement, Run, System
 
 __all__ = ["as_json", "curves_csv", "runs_csv"]
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from pldcli.comparison import compare_runs
-from pldcli.comparison_runs import Run
-from pldcli.comparison_words import describe_dropping, incomparable
+from pldcli.comparison.comparison import compare_runs
+from pldcli.comparison.runs import Run
+from pldcli.comparison.words import describe_dropping, incomparable
+from tests.comparison.test_runs import START, made_up_run
 from tests.conftest import tiny_config
-from tests.test_comparison_runs import START, made_up_run
 
 DENSE = "pld.theta_bar=1"
 

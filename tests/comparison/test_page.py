@@ -4,10 +4,10 @@ import re
 from functools import cache
 from html.parser import HTMLParser
 
-from pldcli.comparison import compare_runs
-from pldcli.comparison_page import Section, render_page
-from pldcli.comparison_plots import draw_curves
-from tests.test_comparison_runs import made_up_run
+from pldcli.comparison.comparison import compare_runs
+from pldcli.comparison.page import Section, render_page
+from pldcli.comparison.plots import draw_curves
+from tests.comparison.test_runs import made_up_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from pldcli.comparison import Comparison, compare_runs
-from pldcli.comparison_files import as_json, curves_csv, runs_csv
-from tests.test_comparison_runs import made_up_run
+from pldcli.comparison.comparison import Comparison, compare_runs
+from pldcli.comparison.files import as_json, curves_csv, runs_csv
+from tests.comparison.test_runs import made_up_run
 
 
 def comparison() -> Comparison:
