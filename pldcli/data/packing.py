@@ -73,7 +73,8 @@ class PackedSamples:
             chosen = epochs == epoch
             keys[chosen] = hashes(key(self._seed, "sample", epoch), within[chosen])
             places[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
-        first, counts = self._first_piece[places], np.diff(self._first_piece)[places]
+        first = self._first_piece[places]
+        counts = self._first_piece[places + 1] - first
         pieces = ranges(first, counts)
         lengths = self._lengths[pieces]
         row_of_piece = np.repeat(np.arange(len(indices)), counts)
@@ -115,8 +116,7 @@ def pack(sizes: Int64s, capacity: int) -> Int64s:
     rows = np.empty(len(sizes), np.int64)
     by_size = np.argsort(-sizes, kind="stable")
     counts = np.bincount(sizes, minlength=capacity + 1)
-    room: list[list[Int64s]] = [[] for _ in range(capacity + 1)]
-    """Rows by the room that is left in them."""
+    room: list[list[Int64s]] = [[] for _ in range(capacity + 1)]  # rows by the room that is left in them
     num_rows = at = 0
     for size in range(capacity, 0, -1):
         waiting = by_size[at : at + counts[size]]

@@ -13,19 +13,8 @@ from pldcli import presets
 from pldcli.engine.compare import read_runs
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import CheckpointError, DataError, UsageError
+from tests.comparison.test_runs import START
 from tests.conftest import tiny_config
-
-START = {
-    "started": "2026-03-01T08:00:00+00:00",
-    "hardware": "a processor, 2 cores",
-    "device": "cpu",
-    "precision": "fp32",
-    "threads": 1,
-    "processes": 1,
-    "data_fingerprint": "d" * 64,
-    "tokenizer_fingerprint": "t" * 64,
-    "packages": {"torch": "2.13.0"},
-}
 
 
 def write_run(
