@@ -113,8 +113,12 @@ class PldConfig:
     """`bernoulli`: every block on its own. `fixed-depth`: same probabilities, but the number kept is the floor or ceiling of its mean."""
     draws_per_step: int = 1
     """Gate groups: equal slices of the global batch, each with its own draw. The released code drew 4 per step."""
-    recovery_fraction: float = 0.1
-    """Used by `growing` only: the last part of the run, as a fraction, at full depth."""
+    recovery_fraction: float = 0.0
+    """The last part of the run, as a fraction, in which every block runs, whatever the schedule."""
+    keep_first: int = 0
+    """Blocks at the input that always run."""
+    keep_last: int = 0
+    """Blocks at the output that always run."""
     scale_residual: bool = True
     """Multiply a kept block's outputs by 1 / keep probability in training."""
     scaling_error: bool = False
@@ -137,6 +141,7 @@ class PldConfig:
             "set both, or leave it off",
         )
         _at_least(self, "pld", 1, "draws_per_step")
+        _at_least(self, "pld", 0, "keep_first", "keep_last")
 
 
 @dataclass(frozen=True)
@@ -296,6 +301,13 @@ class Config:
             f"{self.data.seq_len} tokens do not fit model.max_position_embeddings {positions}",
             "raise the latter or shorten the sequences",
         )
+        always = self.pld.keep_first + self.pld.keep_last
+        _require(
+            always <= self.model.num_hidden_layers,
+            "pld.keep_first",
+            f"{always} blocks at both ends are more than model.num_hidden_layers {self.model.num_hidden_layers}",
+            "keep fewer",
+        )
         batch, draws = self.train.global_batch_size, self.pld.draws_per_step
         _require(
             batch % draws == 0,
@@ -329,6 +341,8 @@ class Config:
             depth_rule=pld.depth_rule,
             draw=pld.draw,
             recovery_fraction=pld.recovery_fraction,
+            keep_first=pld.keep_first,
+            keep_last=pld.keep_last,
             scale_residual=pld.scale_residual,
             scaling_error=pld.scaling_error,
         )
@@ -365,6 +379,13 @@ class Config:
         Raises:
             UsageError: The batch does not divide.
         """
+        always = self.pld.keep_first + self.pld.keep_last
+        _require(
+            always <= self.model.num_hidden_layers,
+            "pld.keep_first",
+            f"{always} blocks at both ends are more than model.num_hidden_layers {self.model.num_hidden_layers}",
+            "keep fewer",
+        )
         batch, draws = self.train.global_batch_size, self.pld.draws_per_step
         share, rest = divmod(batch, draws * world_size)
         _require(

@@ -56,7 +56,9 @@ class Schedule:
     gamma: float | Literal["auto"] = "auto"
     depth_rule: DepthRule = "paper"
     draw: Draw = "bernoulli"
-    recovery_fraction: float = 0.1
+    recovery_fraction: float = 0.0
+    keep_first: int = 0
+    keep_last: int = 0
     scale_residual: bool = True
     scaling_error: bool = False
 
@@ -76,17 +78,19 @@ class Schedule:
         Source: paper, equation 6 for `exponential`; section 5's "Rand" for `constant`.
         """
         dropped = 1.0 - self.theta_bar
+        if step >= self.dropping_steps:
+            return 1.0
         if self.time == "exponential":
             return dropped * math.exp(-self.gamma_per_step * step) + self.theta_bar
         if self.time == "constant":
             return self.theta_bar
         if self.time == "linear":
-            return 1.0 - dropped * step / self.total_steps
-        return 1.0 if step >= self.rising_steps else self.theta_bar + dropped * step / self.rising_steps
+            return 1.0 - dropped * step / self.dropping_steps
+        return self.theta_bar + dropped * step / self.dropping_steps
 
     @property
-    def rising_steps(self) -> int:
-        """Count the steps before `growing` has every block running; rounded first, since 0.1 x 70 is a little over 7."""
+    def dropping_steps(self) -> int:
+        """Count the steps before the last part at full depth; rounded first, since 0.1 x 70 is a little over 7."""
         return self.total_steps - math.ceil(round(self.recovery_fraction * self.total_steps, 6))
 
     def keep_probs_at(self, theta: float) -> tuple[float, ...]:
@@ -94,13 +98,12 @@ class Schedule:
 
         Source: `paper` is the paper's equation in section 4.2, `algorithm1` the loop of its released code.
         """
-        blocks = self.num_blocks
-        if self.depth_rule == "uniform":
-            return (theta,) * blocks
+        blocks, always = self.num_blocks, (1.0,)
         first = 1 if self.depth_rule == "paper" else 0
-        depths = [(i + first) / blocks for i in range(blocks)]
+        depths = [1.0 if self.depth_rule == "uniform" else (i + first) / blocks for i in range(blocks)]
         # 1 - depth (1 - theta), rearranged: exactly 1 at theta = 1 and exactly theta at full depth, never 0 for a tiny theta.
-        return tuple((1.0 - depth) + depth * theta for depth in depths)
+        probs = tuple((1.0 - depth) + depth * theta for depth in depths)
+        return always * self.keep_first + probs[self.keep_first : blocks - self.keep_last] + always * self.keep_last
 
     def keep_probs(self, step: int) -> tuple[float, ...]:
         """Compute the keep probability of each block at `step`."""
@@ -135,17 +138,18 @@ class Schedule:
 
     def mean_theta(self, steps: int) -> float:
         """Average theta over the first `steps` steps (1..T), in closed form: a run may have any length."""
-        dropped = 1.0 - self.theta_bar
+        dropping = min(steps, self.dropping_steps)
+        return 1.0 - (1.0 - self.theta_bar) * self._summed_share(dropping) / steps
+
+    def _summed_share(self, steps: int) -> float:
+        """Add up (1 - theta) / (1 - theta_bar) over the first `steps` steps, none of them at full depth."""
         if self.time == "exponential":
             gamma = self.gamma_per_step
-            return self.theta_bar + dropped * (math.expm1(-gamma * steps) / math.expm1(-gamma) / steps if gamma else 1.0)
+            return steps - (math.expm1(-gamma * steps) / math.expm1(-gamma) if gamma else steps)
         if self.time == "constant":
-            return self.theta_bar
-        if self.time == "linear":
-            return 1.0 - dropped * (steps - 1) / 2 / self.total_steps
-        rising = min(steps, self.rising_steps)
-        missing = dropped * (rising - rising * (rising - 1) / 2 / self.rising_steps) if rising else 0.0
-        return 1.0 - missing / steps
+            return steps
+        risen = steps * (steps - 1) / 2 / max(1, self.dropping_steps)
+        return risen if self.time == "linear" else steps - risen
 
     def mean_kept_fraction_until(self, steps: int) -> float:
         """Average the expected fraction of blocks that run over the first `steps` steps (keep probabilities are linear in theta)."""
@@ -166,8 +170,9 @@ class Schedule:
             return None
         # Less a rounding error, so that `linear` is half on exactly halfway.
         wanted = fraction * (1.0 - self.theta_bar) - 1e-12
-        step = bisect.bisect_left(range(self.total_steps), True, key=lambda step: 1.0 - self.theta(step) >= wanted)
-        return step if step < self.total_steps else None
+        dropping = self.dropping_steps
+        step = bisect.bisect_left(range(dropping), True, key=lambda step: 1.0 - self.theta(step) >= wanted)
+        return step if step < dropping else None
 
 
 def _generator(seed: int, step: int, group: int) -> random.Random:

@@ -79,6 +79,8 @@ BAD = [
     ("pld.theta_bar", 1.01, "pld.theta_bar: must be in (0, 1], not 1.01; 0.5 is the paper's value, 1 drops nothing"),
     ("pld.gamma", -1, "pld.gamma: must be `auto` or at least 0, not -1.0"),
     ("pld.recovery_fraction", 1, "pld.recovery_fraction: must be in [0, 1), not 1.0"),
+    ("pld.keep_last", -1, "pld.keep_last: must be at least 0, not -1"),
+    ("pld.keep_first", 13, "pld.keep_first: 13 blocks at both ends are more than model.num_hidden_layers 12; keep fewer"),
     ("pld.draws_per_step", 0, "pld.draws_per_step: must be at least 1, not 0"),
     ("model.num_hidden_layers", 0, "model.num_hidden_layers: must be at least 1, not 0"),
     ("model.num_attention_heads", 7, "model.num_attention_heads: 7 heads do not divide hidden_size 768"),

@@ -71,6 +71,31 @@ def test_recovery_takes_the_stated_part_of_the_run(steps: int, fraction: float, 
     assert next(step for step in range(steps) if growing.theta(step) == 1.0) == first_full
 
 
+def test_every_schedule_may_end_at_full_depth() -> None:
+    falling = Schedule(4, 100, time="linear", theta_bar=0.5, recovery_fraction=0.2)
+    assert [falling.theta(step) for step in (0, 40, 79)] == pytest.approx([1.0, 0.75, 0.50625], abs=1e-12)
+    for schedule in (falling, *(Schedule(4, 100, time=time, recovery_fraction=0.2) for time in ("exponential", "constant"))):  # type: ignore[arg-type]
+        assert schedule.theta(79) < 0.51
+        assert {schedule.theta(step) for step in range(80, 100)} == {1.0}
+        assert schedule.plan(80, 0, seed=0).residual_scales == (1.0,) * 4
+    # The paper's speed is tied to the whole run.
+    assert Schedule(4, 100, recovery_fraction=0.2).gamma_per_step == 1.0
+
+
+def test_blocks_at_the_ends_may_always_run() -> None:
+    assert constant(num_blocks=4, keep_first=1).keep_probs(7) == (1.0, 0.75, 0.625, 0.5)
+    ends = constant(num_blocks=4, keep_first=1, keep_last=2)
+    assert ends.keep_probs(7) == (1.0, 0.75, 1.0, 1.0)
+    assert ends.mean_kept_fraction == 3.75 / 4
+    for step in range(50):
+        plan = ends.plan(step, 0, seed=1)
+        assert plan.gates[0] and plan.gates[2] and plan.gates[3]
+        assert plan.residual_scales == pytest.approx((1.0, 4 / 3, 1.0, 1.0), abs=1e-15)
+    assert {ends.plan(step, 0, seed=1).gates[1] for step in range(50)} == {True, False}
+    every = constant(num_blocks=4, keep_first=2, keep_last=2)
+    assert every.mean_kept_fraction == 1.0
+
+
 def test_depth_rules() -> None:
     paper, released, flat = (constant(num_blocks=4, depth_rule=rule).keep_probs(7) for rule in ("paper", "algorithm1", "uniform"))
     assert paper == (0.875, 0.75, 0.625, 0.5)
@@ -97,7 +122,7 @@ def test_probabilities_stay_usable_for_tiny_ratios() -> None:
 @pytest.mark.parametrize("theta_bar", [0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7, 70, 1000])
 def test_means_are_those_of_the_steps(time: str, theta_bar: float, steps: int) -> None:
-    schedule = Schedule(6, steps, time=time, theta_bar=theta_bar, recovery_fraction=0.3)  # type: ignore[arg-type]
+    schedule = Schedule(6, steps, time=time, theta_bar=theta_bar, recovery_fraction=0.3, keep_last=1)  # type: ignore[arg-type]
     for until in {1, (steps + 1) // 2, steps}:
         kept = [schedule.expected_kept_blocks(step) for step in range(until)]
         assert schedule.mean_kept_fraction_until(until) == pytest.approx(sum(kept) / until / 6, abs=1e-12)

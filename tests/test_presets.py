@@ -130,7 +130,7 @@ def test_what_makes_each_system_what_it_is(size: str) -> None:
     assert differences(f"bert-{size}-released-scaling-error", pld) == {"pld.depth_rule": "algorithm1", "pld.scaling_error": True}
     released = presets.resolve(f"bert-{size}-released-scaling-error").config.pld_schedule.plan(4000, 0, seed=0)
     assert released.keep_probs[0] == 1.0 and released.residual_scales[:-1] == tuple(1 / p for p in released.keep_probs[1:])
-    assert differences(f"bert-{size}-growing", pld) == {"pld.schedule": "growing"}
+    assert differences(f"bert-{size}-growing", pld) == {"pld.schedule": "growing", "pld.recovery_fraction": 0.1}
     assert presets.resolve(f"bert-{size}-growing").config.pld.recovery_fraction == 0.1
     assert differences(f"bert-{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
 

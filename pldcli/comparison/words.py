@@ -63,8 +63,11 @@ def describe_dropping(config: Config) -> str:
     if pld.theta_bar == 1.0:
         return "nothing dropped"
     parts = [f"{pld.schedule} to theta_bar {pld.theta_bar:g}" if pld.schedule != "growing" else f"growing from theta {pld.theta_bar:g}"]
-    if pld.schedule == "growing":
+    if pld.recovery_fraction:
         parts.append(f"the last {pld.recovery_fraction:.0%} at full depth")
+    always = [f"the {end} {count}" for end, count in (("first", pld.keep_first), ("last", pld.keep_last)) if count]
+    if always:
+        parts.append(f"{' and '.join(always)} always kept")
     if pld.gamma != "auto" and pld.schedule == "exponential":
         parts.append(f"gamma {pld.gamma:g}")
     parts += [f"depth rule {pld.depth_rule}", f"draw {pld.draw}"]
