@@ -12,10 +12,10 @@ from typing import Any
 from pldcli import presets
 from pldcli.comparison.runs import Measurement, Run
 from pldcli.engine.metrics import read_metrics
-from pldcli.engine.run_directory import RunDirectory, read_starts, summarise
+from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
 from pldcli.errors import CheckpointError, DataError, UsageError
 
-__all__ = ["read_run", "read_runs"]
+__all__ = ["distinct_names", "read_run", "read_runs"]
 
 _SPENT = ("progress/tokens", "progress/executed_flops", "progress/train_seconds")
 
@@ -36,7 +36,7 @@ def read_runs(paths: Sequence[Path], *, finetuned: Path) -> list[Run]:
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UsageError("the same run is named twice", where=str(paths[number]), hint="name another run")
-    return [read_run(path, name=name, finetuned=finetuned) for path, name in zip(paths, _names(places), strict=True)]
+    return [read_run(path, name=name, finetuned=finetuned) for path, name in zip(paths, distinct_names(places), strict=True)]
 
 
 def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
@@ -71,14 +71,14 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
         tuple(_measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", directory) for row in logged),
         tuple((row["step"], row["optim/learning_rate"]) for row in logged if row.get("optim/learning_rate") is not None),
         tuple(start for start in read_starts(directory.environment) if isinstance(start, dict)),
-        summarise(directory).state,
+        run_state(directory, config, max((row["step"] for row in rows), default=0)),
         max((row.get("progress/wall_seconds") or 0.0 for row in rows), default=0.0),
         _unreadable_lines(directory.metrics, len(rows)),
         _finetuned(path, finetuned),
     )
 
 
-def _names(places: Sequence[Path]) -> list[str]:
+def distinct_names(places: Sequence[Path]) -> list[str]:
     """Name each directory by as many of its last parts as tell it from the others."""
     names = []
     for place in places:

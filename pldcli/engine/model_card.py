@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import __version__, atomic
+from pldcli.comparison.words import describe_dropping
 from pldcli.config import Config
 from pldcli.data.shards import PreparedData
 from pldcli.engine.checkpoint import Position
@@ -56,13 +57,7 @@ def _card(
 ) -> str:
     evaluation: dict[str, Any] = next((row for row in reversed(rows) if row.get("eval/mlm_loss") is not None), {})
     training: dict[str, Any] = next((row for row in reversed(rows) if row.get("train/loss") is not None), {})
-    schedule, counts, pld = config.pld_schedule, prepared.manifest["counts"], config.pld
-    dropping = (
-        "nothing was dropped (theta_bar 1)"
-        if pld.theta_bar == 1.0
-        else f"{pld.schedule} schedule to theta_bar {pld.theta_bar:g}, depth rule `{pld.depth_rule}`, {pld.draw} draws, "
-        f"{pld.draws_per_step} per step; on average {schedule.mean_kept_fraction:.1%} of the blocks ran in training"
-    )
+    counts = prepared.manifest["counts"]
     names = [Path(source["name"]).name for source in prepared.manifest["sources"]]
     sources = ", ".join(names[:_MOST_NAMES]) + f" and {len(names) - _MOST_NAMES} more files" * (len(names) > _MOST_NAMES)
     targets = f"masked LM, {config.objective.mask_probability:.0%} of the tokens" + " + next sentence" * config.objective.next_sentence
@@ -79,7 +74,7 @@ tags: [pldcli, progressive-layer-dropping, masked-lm]
 # {run.path.name}
 
 A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
-Progressive layer dropping: {dropping}. All blocks run when the model is used.
+Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
 {nsp}
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pldcli import atomic, presets
+from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, PldError
 
-__all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "read_starts", "summarise"]
+__all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "read_starts", "run_state", "summarise"]
 
 _LOCK_WITHIN_SECONDS = 1.0
 """Somebody who looks whether a run is locked holds the lock for a moment."""
@@ -167,9 +168,7 @@ def summarise(run: RunDirectory) -> RunSummary:
         return RunSummary(run.path, "unreadable", 0, 0, None, None, 0.0, str(error))
     rows = read_metrics(run.metrics)
     step = max((row["step"] for row in rows), default=0)
-    finished = run.is_finished and step >= config.train.total_steps
-    started = run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
-    state: RunState = "running" if run.is_locked else "finished" if finished else "stopped" if started or step else "not started"
+    state = run_state(run, config, step)
     start: dict[str, Any] = next(reversed(read_starts(run.environment)), {})
     again = start.get("command") or "the same `pld pretrain` line again"
     actions = {
@@ -188,6 +187,22 @@ def summarise(run: RunDirectory) -> RunSummary:
         _last(rows, "progress/train_seconds") or 0.0,
         actions[state],
     )
+
+
+def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
+    """Tell the state of a run.
+
+    Args:
+        run: Its directory.
+        config: Its configuration.
+        step: The last step in its metrics; 0 where there is none.
+    """
+    if run.is_locked:
+        return "running"
+    if run.is_finished and step >= config.train.total_steps:
+        return "finished"
+    started = run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
+    return "stopped" if started or step else "not started"
 
 
 def _last(rows: list[dict[str, Any]], name: str) -> float | None:
