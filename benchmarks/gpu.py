@@ -15,7 +15,6 @@ On a machine without a GPU it runs on the CPU, for which `--small` is meant.
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import sys
 import time
@@ -27,18 +26,19 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pldcli import __version__, presets
+from measuring import this_device
+from pldcli import presets
 from pldcli.config import Config
 from pldcli.engine.bench import Source, bench
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.environment import hardware_name
 from pldcli.engine.pretrain import assemble, place
 from pldcli.engine.runtime import launch
 from pldcli.engine.signals import StopRequest
 from pldcli.model import StBert
+from reporting import command, hardware, head, row, software
 
 SECONDS = 570.0
-SMALL = ("model.num_hidden_layers=4", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64")
+SMALL: tuple[str, ...] = ("model.num_hidden_layers=4", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64")
 SMALL += ("model.vocab_size=500", "data.seq_len=32")
 
 
@@ -56,6 +56,7 @@ class Goal:
 
 GOALS = (Goal("base", 128, 460e3, 700e3, None), Goal("base", 512, 430e3, 650e3, None), Goal("large", 512, 160e3, 200e3, 255e3))
 DROPPED_GAIN = 1.27
+RATE_COLUMNS = ("model", "tokens", "mode", "micro-batch", "tokens/s", "must", "target", "of target", "MFU", "ms a step", "memory")
 
 
 def main() -> None:
@@ -65,20 +66,20 @@ def main() -> None:
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--steps", type=int, default=30, help="steps of each mode that count")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    say(f"{hardware_name(device)}; pldcli {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    say(f"python {' '.join(sys.argv)}\n")
+    device = this_device()
+    tell(f"{hardware(device)}; {software()}")
+    tell(f"{command()}\n")
     if options.section == "rate":
-        for row in rate(options):
-            say(row)
+        for line in rate(options):
+            tell(line)
     elif options.section == "compare":
         compare(options, device)
     else:
-        for row in profiled(options, device):
-            say(row)
+        for line in profiled(options, device):
+            tell(line)
 
 
-def say(line: str) -> None:
+def tell(line: str) -> None:
     print(line, flush=True)
 
 
@@ -92,8 +93,7 @@ def configure(goal: Goal, options: argparse.Namespace, *more: str) -> Config:
 def rate(options: argparse.Namespace) -> Iterator[str]:
     """Measure each goal at the micro-batch that is fastest without compilation, since each size would compile anew."""
     began = time.perf_counter()
-    yield "| model | tokens | mode | micro-batch | tokens/s | must | target | of target | MFU | ms a step | memory |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield from head(*RATE_COLUMNS).splitlines()
     for number, goal in enumerate(GOALS):
         left = SECONDS - (time.perf_counter() - began)
         if left < SECONDS / 6:
@@ -107,10 +107,18 @@ def rate(options: argparse.Namespace) -> Iterator[str]:
         dense = found.modes[0].tokens_per_second
         for mode in found.modes:
             must, target = (goal.must, goal.target) if mode.name == "dense" else (None, goal.dropped or DROPPED_GAIN * dense)
-            yield (
-                f"| bert-{goal.size} | {config.data.seq_len} | {mode.name} | {found.micro_batch_size} | {mode.tokens_per_second:,.0f} | "
-                f"{'' if must is None else f'{must:,.0f}'} | {target:,.0f} | {mode.tokens_per_second / target:.2f} | "
-                f"{found.mfu(mode):.1%} | {mode.seconds * 1e3:.1f} | {mode.peak_memory_bytes / 1e9:.1f} GB |"
+            yield row(
+                f"bert-{goal.size}",
+                str(config.data.seq_len),
+                mode.name,
+                str(found.micro_batch_size),
+                f"{mode.tokens_per_second:,.0f}",
+                "" if must is None else f"{must:,.0f}",
+                f"{target:,.0f}",
+                f"{mode.tokens_per_second / target:.2f}",
+                f"{found.mfu(mode):.1%}",
+                f"{mode.seconds * 1e3:.1f}",
+                f"{mode.peak_memory_bytes / 1e9:.1f} GB",
             )
         if found.saved is not None:
             operations, seconds = found.saved
@@ -159,15 +167,14 @@ def profiled(options: argparse.Namespace, device: torch.device) -> Iterator[str]
             next(steps)
     yield f"bert-{goal.size}, {size} x {config.data.seq_len} tokens, {trainer.precision.name}; means of 8 steps"
     for phase, seconds in plain.phase_seconds.items():
-        yield f"| {phase} | {seconds / 8 * 1e3:.2f} ms |"
+        yield row(phase, f"{seconds / 8 * 1e3:.2f} ms")
     yield f"calls that made the host wait for the device in 8 steps (the reading of the metrics among them): {waits}\n"
-    yield "| kernel | ms a step | share | launches a step |"
-    yield "|---|---|---|---|"
+    yield head("kernel", "ms a step", "share", "launches a step")
     events = [event for event in seen.key_averages() if own_time(event, device) > 0]
     total = sum(own_time(event, device) for event in events)
     for event in sorted(events, key=lambda event: -own_time(event, device))[:25]:
         mine = own_time(event, device)
-        yield f"| {event.key[:90]} | {mine / 8e3:.3f} | {mine / total:.1%} | {event.count / 8:.1f} |"
+        yield row(event.key[:90], f"{mine / 8e3:.3f}", f"{mine / total:.1%}", f"{event.count / 8:.1f}")
 
 
 def own_time(event: object, device: torch.device) -> float:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
 import statistics
 import sys
 import time
@@ -24,17 +22,29 @@ from pathlib import Path
 
 import torch
 
-from pldcli import __version__, atomic, presets
+from measuring import say
+from pldcli import atomic, presets
 from pldcli.config import Config
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.environment import hardware_name
 from pldcli.engine.evaluation import fixed_batches, score_masked_lm
 from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import launch
 from pldcli.engine.signals import StopRequest
+from reporting import command, hardware, head, publish, row, software
 
 CURVE_POINTS = 40
+COLUMNS = (
+    "optimizer",
+    "batch, sequences",
+    "learning rate",
+    "steps",
+    "tokens",
+    "training loss, last tenth",
+    "validation loss",
+    "beside AdamW",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,7 @@ def main() -> None:
         for run in runs_of(options):
             if not place_of(run, options).exists():
                 train(run, prepared, options)
-    table = make_table(prepared, options)
-    print(table)
-    if options.out:
-        atomic.write_text(options.out, table)
+    publish(make_table(prepared, options), options.out)
 
 
 def parse() -> argparse.Namespace:
@@ -113,7 +120,8 @@ def configure(run: Run, prepared: PreparedData, options: argparse.Namespace) -> 
 def place_of(run: Run, options: argparse.Namespace) -> Path:
     words = [Path(options.preset).stem, run.name, f"lr{run.learning_rate:g}", f"tokens{options.tokens}", f"seed{options.seed}"]
     words += [f"batch{options.batch}"] if options.batch else []
-    return options.results / f"{'-'.join(words)}.json"
+    place: Path = options.results / f"{'-'.join(words)}.json"
+    return place
 
 
 def train(run: Run, prepared: PreparedData, options: argparse.Namespace) -> None:
@@ -128,7 +136,7 @@ def train(run: Run, prepared: PreparedData, options: argparse.Namespace) -> None
             position = seen.position
             if position.step % max(1, total // 10) == 0:
                 done = f"{run.name} at {run.learning_rate:g}: step {position.step:,} of {total:,}, loss {losses[-1]:.4f}"
-                print(f"{done}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+                say(f"{done}, {time.perf_counter() - started:.0f} s")
         batches = fixed_batches(prepared, config.data.seq_len, max_sequences=config.eval.max_sequences)
         score = score_masked_lm(trainer.model, batches, trainer.precision, runtime)
         result = {
@@ -147,13 +155,13 @@ def train(run: Run, prepared: PreparedData, options: argparse.Namespace) -> None
             "data_fingerprint": prepared.data_fingerprint,
             "precision": trainer.precision.name,
             "threads": torch.get_num_threads(),
-            "hardware": hardware_name(runtime.device),
-            "software": f"pldcli {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-            "command": shlex.join(["python", *sys.argv]),
+            "hardware": hardware(runtime.device),
+            "software": software(),
+            "command": command(),
         }
     atomic.write_text(place_of(run, options), json.dumps(result, indent=1) + "\n")
     found = f"training loss {result['train_loss']:.4f}, validation loss {result['validation_loss']:.4f}"
-    print(f"{run.name} at {run.learning_rate:g}: {found}", file=sys.stderr, flush=True)
+    say(f"{run.name} at {run.learning_rate:g}: {found}")
 
 
 def curve(losses: Sequence[float], tokens_per_step: int) -> list[tuple[int, float]]:
@@ -172,11 +180,7 @@ def make_table(prepared: PreparedData, options: argparse.Namespace) -> str:
             sys.exit(f"{options.results} holds runs on other data, or with other --set")
     first = found[0]
     anchor = first["validation_loss"] if first["run"]["optimizer"] == "adamw" and first["run"]["times"] == 1 else None
-    lines = [
-        "| optimizer | batch, sequences | learning rate | steps | tokens | training loss, last tenth | validation loss | beside AdamW "
-        "| seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [head(*COLUMNS)]
     for result in found:
         run = Run(**result["run"])
         cells = [
@@ -190,7 +194,7 @@ def make_table(prepared: PreparedData, options: argparse.Namespace) -> str:
             "-" if anchor is None else f"{result['validation_loss'] - anchor:+.4f}",
             f"{result['train_seconds']:,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(row(*cells))
     commands = sorted({result["command"] for result in found})
     machines = sorted(
         {f"{result['precision']}, {result['threads']} thread(s), {result['hardware']}; {result['software']}" for result in found}

@@ -19,9 +19,6 @@ import contextlib
 import itertools
 import json
 import os
-import platform
-import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -30,13 +27,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pldcli import __version__, atomic
+from measuring import output_of_process, rotated, say
+from pldcli import atomic
 from pldcli.data.corpus import Reader, find_sources
 from pldcli.data.tokenizer import load_tokenizer
+from pldcli.engine.process_memory import memory_counters
+from reporting import command, hardware, head, row, software, spread
 
 BLOCK_TOKENS = 128
 TOLERANCE = 1e-3
@@ -99,13 +98,21 @@ class Found:
                 *memory,
                 *ratios,
             ]
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(row(*cells))
         return lines
 
 
-HEAD = (
-    "| MB | system | tokens of text | MB/s | MB/s without start-up | start-up, s | peak memory, MB | of it private | its time / pld's "
-    "| without start-up |\n|---|---|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    "MB",
+    "system",
+    "tokens of text",
+    "MB/s",
+    "MB/s without start-up",
+    "start-up, s",
+    "peak memory, MB",
+    "of it private",
+    "its time / pld's",
+    "without start-up",
 )
 
 
@@ -129,7 +136,7 @@ def main() -> None:
             num_copies = cut_corpus(options.corpus, round(size * 1e6), corpus)
             measured.append(measure(names, options, place, corpus, num_copies, start_up))
             corpus.unlink()
-            print(*measured[-1].rows(), sep="\n", file=sys.stderr, flush=True)
+            say(*measured[-1].rows())
             if options.out:
                 atomic.write_text(options.out, report(measured, options))
     print(report(measured, options))
@@ -203,8 +210,7 @@ def measure(
     """Let the systems work in turn, another one first each time."""
     found = Found(corpus.stat().st_size / 1e6, num_copies, {name: [] for name in names}, start_up)
     for turn in range(options.pairs):
-        first = turn % len(names)
-        for name in (*names[first:], *names[:first]):
+        for name in rotated(names, turn):
             found.runs[name].append(run_once(name, corpus, options, place))
     require_equal_tokens({name: runs[0].num_tokens for name, runs in found.runs.items()})
     return found
@@ -245,10 +251,7 @@ def in_a_process(words: Sequence[str], threads: int, home: str) -> str:
     """Run Python with caches in `home`; return what it wrote."""
     counts = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
     environment = {**os.environ, **counts, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr or done.stdout)
-    return done.stdout
+    return output_of_process(words, environment=environment)
 
 
 def run_and_measure(words: Sequence[str]) -> dict[str, Any]:
@@ -296,10 +299,7 @@ class Sampler(threading.Thread):
                     self._look(process.pid)
 
     def _look(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # it ended meanwhile, or the system has no such files
-            status = Path(f"/proc/{number}/status").read_text(encoding="ascii", errors="replace")
-            if found := re.search(r"RssAnon:\s+(\d+) kB", status):
-                self.peak_bytes = max(self.peak_bytes, 1024 * int(found[1]))
+        self.peak_bytes = max(self.peak_bytes, memory_counters(number).get("RssAnon", 0))
 
 
 def recipe(corpus: str, tokenizer: str, cache: str, workers: int, *, ids_only: bool) -> dict[str, int]:
@@ -327,26 +327,16 @@ def recipe(corpus: str, tokenizer: str, cache: str, workers: int, *, ids_only: b
 
 
 def report(measured: Sequence[Found], options: argparse.Namespace) -> str:
-    import torch
-
-    from pldcli.engine.environment import hardware_name
-
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("datasets", "transformers", "tokenizers", "pyarrow"))
     facts = (
         f"{options.pairs} processes of each in turn, {options.workers} process(es) that tokenise, {options.threads} thread(s) in a "
         f"tokenizer; medians, ratios pair by pair (lowest to highest), memory the highest of all. "
-        f"{hardware_name(torch.device('cpu'))}; pldcli {__version__}, {libraries}, Python {platform.python_version()}."
+        f"{hardware('cpu')}; {software('datasets', 'transformers', 'tokenizers', 'pyarrow')}."
     )
     copies = [f"{found.megabytes:.1f} MB hold the corpus {found.num_copies} times" for found in measured if found.num_copies > 1]
     if copies:
         facts += f" The corpus is smaller than asked: {', '.join(copies)}, which helps whoever remembers words."
     rows = "\n".join(line for found in measured for line in found.rows())
-    command = shlex.join(["python", *sys.argv])
-    return f"# Preparing data against datasets\n\n    {command}\n\n{facts}\n\n{HEAD}\n{rows}\n"
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"# Preparing data against datasets\n\n    {command()}\n\n{facts}\n\n{head(*COLUMNS)}\n{rows}\n"
 
 
 if __name__ == "__main__":

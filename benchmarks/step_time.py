@@ -10,27 +10,22 @@ forward, backward, clipping and optimizer. theta is constant at 0.5, depth rule 
 from __future__ import annotations
 
 import argparse
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-from pldcli import __version__, atomic, presets
+from measuring import prepared_documentation, steps_in_turn
+from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.docstrings import docstring_corpus
-from pldcli.data.prepare import prepare
 from pldcli.data.shards import open_prepared
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.environment import hardware_name
 from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import launch
-from pldcli.engine.signals import StopRequest
+from reporting import command, hardware, publish, row, software
 
 WARM_UP_STEPS = 3
+PARTS = 5
 
 
 def main() -> None:
@@ -46,18 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        data = options.data or make_data(Path(scratch))
-        table = measure(data, options)
-    print(table)
-    if options.out:
-        atomic.write_text(options.out, table)
-
-
-def make_data(scratch: Path) -> Path:
-    corpus = scratch / "corpus.txt"
-    corpus.write_text("\n\n".join(docstring_corpus(3_000_000)), encoding="utf-8")
-    prepare([corpus], scratch / "data", vocab_size=8192, quiet=True)
-    return scratch / "data"
+        table = measure(options.data or prepared_documentation(Path(scratch)), options)
+    publish(table, options.out)
 
 
 def configure(system: str, data: Path, options: argparse.Namespace) -> Config:
@@ -76,55 +61,41 @@ def configure(system: str, data: Path, options: argparse.Namespace) -> Config:
 def measure(data: Path, options: argparse.Namespace) -> str:
     configs = {system: configure(system, data, options) for system in ("preln", "pld")}
     prepared = open_prepared(data)
-    seconds: dict[str, list[float]] = {system: [] for system in configs}
-    blocks: list[float] = []
     with launch() as runtime:
         trainers = {system: build_trainer(config, prepared, runtime) for system, config in configs.items()}
-        runs = {system: trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()) for system, trainer in trainers.items()}
-        before = dict.fromkeys(configs, 0.0)
-        for step in range(options.steps + WARM_UP_STEPS):
-            for system, run in runs.items():
-                seen = next(run)
-                if step >= WARM_UP_STEPS:
-                    seconds[system].append(seen.position.train_seconds - before[system])
-                    if system == "pld":
-                        blocks.append(seen.kept_blocks)
-                before[system] = seen.position.train_seconds
+        seconds, blocks = steps_in_turn(trainers, warm_up_steps=WARM_UP_STEPS, steps=options.steps)
         precision, device = trainers["pld"].precision.name, runtime.device
-    config = configs["pld"]
-    kept = statistics.mean(blocks)
-    predicted = config.flops.total_saved(config.pld_schedule.mean_kept_fraction)
-    executed = config.flops.total_saved(kept / config.model.num_hidden_layers)
-    means = {system: statistics.mean(values) for system, values in seconds.items()}
-    ratio = means["pld"] / means["preln"]
-    tenth = max(1, len(seconds["pld"]) // 5)
-    batches = [
-        statistics.mean(seconds["pld"][start : start + tenth]) / statistics.mean(seconds["preln"][start : start + tenth])
-        for start in range(0, len(seconds["pld"]) - tenth + 1, tenth)
-    ]
+    shape = f"bert-{options.size}, {options.batch} x {configs['pld'].data.seq_len} tokens a step"
     rows = [
-        (
-            "shape",
-            f"bert-{options.size}, {options.batch} x {config.data.seq_len} tokens a step, V {config.model.vocab_size:,}, {precision}",
-        ),
-        ("dense, seconds per step", spread(seconds["preln"])),
-        ("dropped, seconds per step", spread(seconds["pld"])),
-        ("blocks kept", f"{kept:.3f} of {config.model.num_hidden_layers} (mean of {len(blocks)} {options.draw} draws)"),
-        ("dropped / dense, mean", f"{ratio:.3f} (in five parts of the run: {min(batches):.3f} to {max(batches):.3f})"),
-        ("operations saved, predicted", f"{predicted:.3f} (by the blocks that ran: {executed:.3f})"),
-        ("time saved / operations saved", f"{(1 - ratio) / predicted:.3f}"),
-        ("hardware", f"{hardware_name(device)}; {torch.get_num_threads()} thread(s)"),
-        ("software", f"pldcli {__version__}, torch {torch.__version__}, Python {platform.python_version()}"),
+        ("shape", f"{shape}, V {configs['pld'].model.vocab_size:,}, {precision}"),
+        *compare(configs["pld"], seconds["preln"], seconds["pld"], blocks["pld"], options.draw),
+        ("hardware", f"{hardware(device)}; {torch.get_num_threads()} thread(s)"),
+        ("software", software()),
     ]
-    body = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    body = "\n".join(row(*cells) for cells in rows)
     return f"# Step time with layers dropped against dense\n\n    {command()}\n\n| | |\n|---|---|\n{body}\n"
 
 
-def command() -> str:
-    return shlex.join(["python", *sys.argv])
+def compare(config: Config, dense: list[float], dropped: list[float], blocks: list[float], draw: str) -> list[tuple[str, str]]:
+    """Put the time saved beside the operations saved."""
+    kept = statistics.mean(blocks)
+    predicted = config.flops.total_saved(config.pld_schedule.mean_kept_fraction)
+    executed = config.flops.total_saved(kept / config.model.num_hidden_layers)
+    ratio = statistics.mean(dropped) / statistics.mean(dense)
+    length = max(1, len(dropped) // PARTS)
+    starts = range(0, len(dropped) - length + 1, length)
+    parts = [statistics.mean(dropped[start : start + length]) / statistics.mean(dense[start : start + length]) for start in starts]
+    return [
+        ("dense, seconds per step", summary(dense)),
+        ("dropped, seconds per step", summary(dropped)),
+        ("blocks kept", f"{kept:.3f} of {config.model.num_hidden_layers} (mean of {len(blocks)} {draw} draws)"),
+        ("dropped / dense, mean", f"{ratio:.3f} (in five parts of the run: {min(parts):.3f} to {max(parts):.3f})"),
+        ("operations saved, predicted", f"{predicted:.3f} (by the blocks that ran: {executed:.3f})"),
+        ("time saved / operations saved", f"{(1 - ratio) / predicted:.3f}"),
+    ]
 
 
-def spread(values: list[float]) -> str:
+def summary(values: list[float]) -> str:
     return f"mean {statistics.mean(values):.3f}, median {statistics.median(values):.3f}, {min(values):.3f} to {max(values):.3f}"
 
 

@@ -1,4 +1,4 @@
-"""Dropout. On a CPU its masks come from numpy's fastest generator: torch draws one number at a time there, a fifth of a step."""
+"""Dropout. On a CPU its masks come from numpy's fastest generator: torch draws one number at a time there."""
 
 from __future__ import annotations
 

@@ -1,26 +1,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pldcli.data.tokenizer import load_tokenizer
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "step_time.py"
+from tests.benchmark_scripts import BENCHMARKS, load
 
 
 def test_step_time_measures_both_and_writes_the_table(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = load_script("step_time")
+    script = load("step_time")
     words = ["--data", prepared, "--size", "tiny", "--steps", "10", "--batch", "2", "--threads", torch.get_num_threads()]
     out = tmp_path / "table.md"
     monkeypatch.setattr(sys, "argv", ["benchmarks/step_time.py", *map(str, words), "--out", str(out)])
@@ -37,12 +34,24 @@ def test_step_time_measures_both_and_writes_the_table(
     assert 0.0 < ratio == pytest.approx(dropped / dense, rel=0.2)
 
 
-def load_script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SCRIPT.with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    script = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    spec.loader.exec_module(script)
-    return script
+def test_whole_runs_are_the_command_itself_and_their_saving_is_what_their_clocks_say(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("whole_run")
+    small = ["model.num_hidden_layers=4", "model.hidden_size=16", "model.intermediate_size=32", "train.global_batch_size=4", "pld.gamma=9"]
+    words = ["--data", str(prepared), "--steps", "12", "--rounds", "1", "--set", *small]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/whole_run.py", *words])
+    script.main()
+    table = capsys.readouterr().out
+    assert "4 blocks" not in table and "12 steps of 4 x 128 tokens" in table
+    promised, counted = map(float, re.search(r"promises ([\d.]+)% of the operations; ([\d.]+)% were", table).groups())
+    assert 15 < promised < 35 and abs(promised - counted) < 15
+    for clock in ("training", "whole command"):
+        dense, dropped, saved, share = map(float, re.search(rf"\| {clock} \|" + r" ([-\d.]+) \([^|]*\|" * 4, table).groups())
+        assert min(dense, dropped) > 0
+        assert share == pytest.approx(saved / counted, abs=0.01)
+    training, whole = (float(re.search(rf"\| {clock} \| ([\d.]+)", table)[1]) for clock in ("training", "whole command"))
+    assert training < whole
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def test_the_proof_puts_both_programs_side_by_side(
     tiny_glue: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, model = tiny_glue
-    script, out = load_script("finetune_proof"), tmp_path / "table.md"
+    script, out = load("finetune_proof"), tmp_path / "table.md"
     words = [
         "--data-dir",
         data,
@@ -95,7 +104,7 @@ def test_the_proof_puts_both_programs_side_by_side(
 @pytest.mark.parametrize("how", ["like for like", "Trainer's defaults"])
 def test_the_speed_of_fine_tuning_is_measured_for_both(tiny_glue: tuple[Path, Path], how: str) -> None:
     data, model = tiny_glue
-    script = load_script("finetune_vs_transformers")
+    script = load("finetune_vs_transformers")
     options = argparse.Namespace(data_dir=data, model=model, steps=3)
     rates = [script.measure(system, how, "rte", options) for system in ("pld", "trainer")]
     assert all(10 < rate < 1e7 for rate in rates)
@@ -104,7 +113,7 @@ def test_the_speed_of_fine_tuning_is_measured_for_both(tiny_glue: tuple[Path, Pa
 def run_gpu_section(section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
     from pldcli.engine import bench
 
-    script = load_script("gpu")
+    script = load("gpu")
     monkeypatch.setattr(script, "GOALS", script.GOALS[:1])
     monkeypatch.setattr(bench, "_ENOUGH_GAIN", 1e9)  # three sizes are enough here
     monkeypatch.setattr(sys, "argv", ["benchmarks/gpu.py", section, "--small", "--steps", "5", "--compile", "off"])
@@ -124,7 +133,7 @@ def test_the_rate_on_a_gpu_stands_beside_its_goals(monkeypatch: pytest.MonkeyPat
 
 
 def test_rows_for_which_no_time_is_left_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    script = load_script("gpu")
+    script = load("gpu")
     monkeypatch.setattr(script, "SECONDS", 0.0)
     monkeypatch.setattr(script.time, "perf_counter", iter(range(100)).__next__)
     rows = list(script.rate(argparse.Namespace(small=True, steps=5, compile="off")))
@@ -141,7 +150,7 @@ def test_the_profile_names_phases_and_kernels(monkeypatch: pytest.MonkeyPatch, c
 
 def test_the_comparison_on_a_gpu_runs_through_the_shell_script() -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
-    words = ["bash", str(SCRIPT.with_name("gpu.sh")), "compare", "--small", "--compile", "off"]
+    words = ["bash", str(BENCHMARKS / "gpu.sh"), "compare", "--small", "--compile", "off"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| L4-H256 \| 500 \| pld dense \|", done.stdout)

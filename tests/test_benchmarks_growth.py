@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import sys
@@ -17,8 +16,8 @@ from pldcli.engine.checkpoint import Position
 from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest
+from tests.benchmark_scripts import load, number, rows_of
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Run = Callable[..., tuple[Any, str]]
 
 
@@ -34,32 +33,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return script, capsys.readouterr().err
 
     return call
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[name] = script
-    spec.loader.exec_module(script)
-    del sys.modules[name]
-    return script
-
-
-def rows_of(document: str, heading: str) -> list[list[str]]:
-    """Read the first table below a heading, without its head."""
-    lines = document.partition(f"{heading}\n")[2].splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("|---"))
-    rows = []
-    for line in lines[start + 1 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
-
-
-def number(cell: str) -> float:
-    return float(cell.split()[0].replace(",", ""))
 
 
 # Growth
@@ -109,7 +82,7 @@ def test_growth_measures_every_axis_once(growth_here: Any, run: Run, prepared: P
     assert len(list((tmp_path / "points").glob("*.json"))) == 18
     assert not list((tmp_path / "points").glob(".scratch*"))
     document = out.read_text(encoding="utf-8")
-    check_steps(script, document, tmp_path / "points")
+    check_steps(document, tmp_path / "points")
     (small, large) = rows_of(document, "## MB of text")
     assert (small[0], large[0], small[4]) == ("0.02", "0.1", "none")
     assert "each size holds the text given so many times: 0." in document
@@ -120,7 +93,8 @@ def test_growth_measures_every_axis_once(growth_here: Any, run: Run, prepared: P
         assert rows_of(out.read_text(encoding="utf-8"), "## MB of text") == [small, large]
 
 
-def check_steps(script: Any, document: str, points: Path) -> None:
+def check_steps(document: str, points: Path) -> None:
+    script = load("growth_report")
     results = [json.loads(place.read_text(encoding="utf-8")) for place in points.glob("step-*.json")]
     assert all(len(result["seconds"]) == 3 and result["flops"] > 0 for result in results)
     values = {"length": [16, 32, 64], "depth": [1, 2], "width": [32], "vocabulary": [512, 1024], "micro-batch": [1, 2, 4]}
@@ -154,15 +128,13 @@ def test_growth_measures_in_fresh_processes_and_says_what_is_missing(run: Run, p
 
 
 @pytest.mark.parametrize("size", [0.0001, 0.00057, 0.002])
-def test_growth_cuts_and_repeats_text(tmp_path: Path, size: float) -> None:
-    script = load("growth")
+def test_text_is_cut_and_repeated_to_size(tmp_path: Path, size: float) -> None:
     one, two = tmp_path / "one.txt", tmp_path / "two.txt"
     one.write_text("\n".join(f"line {i}" for i in range(40)), encoding="utf-8")
     two.write_text("\n".join(f"verse {i}" for i in range(30)) + "\n", encoding="utf-8")
-    options = type("Options", (), {"corpus": [one, two]})()
     place = tmp_path / "scratch"
     place.mkdir()
-    corpus, times = script.write_corpus(place, size, options)
+    corpus, times = load("measuring").sized_text([one, two], place, size)
     text = corpus.read_text(encoding="utf-8")
     assert size * 1e6 <= len(text) < size * 1e6 + 12
     assert times == pytest.approx(len(text) / (one.stat().st_size + two.stat().st_size))

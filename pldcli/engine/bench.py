@@ -32,6 +32,7 @@ from pldcli.engine.optim import build_optimizer
 from pldcli.engine.phases import PHASES
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.pretrain import assemble, check_vocabulary, compiles, cut_rows, place
+from pldcli.engine.process_memory import memory_counters
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Observation, Trainer
@@ -292,9 +293,7 @@ def _peak_memory_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
+    peak = memory_counters().get("VmHWM")
+    if peak is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
