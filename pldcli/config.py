@@ -81,6 +81,8 @@ class ModelConfig:
     """Epsilon of every LayerNorm."""
     initializer_range: float = 0.02
     """Standard deviation of initial weights."""
+    attention_init: Literal["normal", "local"] = "normal"
+    """`normal` as BERT, or `local`: attention begins at nearby tokens, so that a model learns from context with far less text."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""

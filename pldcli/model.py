@@ -20,6 +20,13 @@ from pldcli.dropout import Dropout, dropout
 __all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
 
 
+_LOUD_POSITIONS = 4.0
+"""With `local`: how much larger position embeddings begin than those of words."""
+
+_OWN_SCORE = 12.7
+"""With `local`: what a token's own place scores before the softmax; a place ten tokens away begins about 3 lower."""
+
+
 @dataclass(frozen=True)
 class TaskHead:
     """The shape of a head for fine-tuning."""
@@ -112,6 +119,16 @@ class Block(nn.Module):
         h_BTD = self.attention_norm(x_BTD + _scaled(self._attention(x_BTD, attention_mask, boundaries_N), residual_scale))
         return self.ffn_norm(h_BTD + _scaled(self._ffn(h_BTD), residual_scale))  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def look_nearby(self, generator: torch.Generator) -> None:
+        """Let queries and keys of each head be one random orthonormal projection: tokens that are alike then look at each other."""
+        hidden_size = self.qkv.in_features
+        head_size = hidden_size // self.num_heads
+        weights_3HKD = self.qkv.weight.view(3, self.num_heads, head_size, hidden_size)
+        for head in range(self.num_heads):
+            directions_DK, _ = torch.linalg.qr(torch.empty(hidden_size, head_size).normal_(generator=generator))
+            weights_3HKD[:2, head] = directions_DK.T * (_OWN_SCORE / head_size**0.5) ** 0.5
+
     def _attention(self, x_BTD: Tensor, attention_mask: Tensor | None, boundaries_N: Tensor | None = None) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
@@ -128,6 +145,17 @@ class Block(nn.Module):
 
     def _ffn(self, x_BTD: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
+
+
+def _sinusoids(num_positions: int, hidden_size: int) -> Tensor:
+    """Compute sines, then cosines, with a variance of 1, [positions, D].
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    frequencies = 1e4 ** (-torch.arange(-(-hidden_size // 2)) / (hidden_size / 2))
+    angles = torch.arange(num_positions)[:, None] * frequencies
+    both: Tensor = 2.0**0.5 * torch.cat([angles.sin(), angles.cos()], 1)[:, :hidden_size]
+    return both
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -252,6 +280,7 @@ class StBert(nn.Module):
         dropout: float = 0.1,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
+        attention_init: Literal["normal", "local"] = "normal",
         masked_lm: bool = True,
         next_sentence: bool = False,
         task_head: TaskHead | None = None,
@@ -284,7 +313,7 @@ class StBert(nn.Module):
         self.dropout = dropout
         self.checkpoint_activations = False
         """In training, keep a block's input only and run the block again for its backward pass."""
-        self.initialize(initializer_range, seed=seed)
+        self.initialize(initializer_range, attention=attention_init, seed=seed)
 
     @property
     def units(self) -> list[nn.Module]:
@@ -293,10 +322,14 @@ class StBert(nn.Module):
         return [self.embeddings, self.final_norm, *heads, *self.blocks]
 
     @torch.no_grad()
-    def initialize(self, initializer_range: float, *, seed: int) -> None:
+    def initialize(self, initializer_range: float, *, attention: Literal["normal", "local"] = "normal", seed: int) -> None:
         """Set every weight: the one table of initial values.
 
-        Source: Devlin et al. 2019 (normal weights, zero biases, unit norms).
+        With `local` attention, positions are sinusoids and each head's queries and keys the same projection, so that a token begins by
+        looking at its neighbours.
+
+        Source: Devlin et al. 2019 (normal weights, zero biases, unit norms); for `local` Vaswani et al. 2017, section 3.5 (sinusoids), and
+        the idea of Trockman & Kolter 2023 (arXiv 2305.09828), whose products of queries and keys resemble the identity.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -306,6 +339,10 @@ class StBert(nn.Module):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, initializer_range, generator=generator)
+        if attention == "local":
+            self.embeddings.position.weight.copy_(_sinusoids(*self.embeddings.position.weight.shape) * _LOUD_POSITIONS * initializer_range)
+            for block in self.blocks:
+                block.look_nearby(generator)  # type: ignore[operator]
 
     def forward(
         self,
