@@ -16,6 +16,7 @@ import typer
 
 from pldcli import __version__
 from pldcli.commands import (
+    analyze,
     bench,
     compare,
     config,
@@ -28,6 +29,7 @@ from pldcli.commands import (
     prepare_data,
     pretrain,
     runs,
+    study,
     tasks,
 )
 from pldcli.errors import OutputError, PldError
@@ -52,10 +54,12 @@ class Entry:
 COMMANDS: tuple[Entry, ...] = (
     Entry("prepare-data", prepare_data.prepare_data, DATA, "pld prepare-data corpus.txt --out data --vocab-size 8192"),
     Entry("pretrain", pretrain.pretrain, TRAINING, "pld pretrain --preset bert-small-pld train.total_steps=1000 --data data"),
+    Entry("study", study.study, TRAINING, "pld study benchmarks/studies/tiny.yaml --dry-run"),
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
     Entry("demo", demo.demo, TRAINING, "pld demo --out /tmp/pld-demo"),
     Entry("evaluate", evaluate.evaluate, RESULTS, "pld evaluate runs/bert-small-pld --data data"),
     Entry("compare", compare.compare, RESULTS, "pld compare runs/bert-small-preln runs/bert-small-pld --out comparison"),
+    Entry("analyze", analyze.analyze, RESULTS, "pld analyze runs/bert-small-postln runs/bert-small-preln --gates 0.5 --out analysis"),
     Entry("export", export.export, RESULTS, "pld export runs/bert-small-pld --keep-blocks 9 --out smaller"),
     Entry("runs", runs.runs, RESULTS, "pld runs"),
     Entry("tasks", tasks.tasks, LOOKING, "pld tasks"),

@@ -7,35 +7,83 @@ Ctrl-C away from them, and they end when their pipe closes, even if this process
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["close_pipe", "start_worker"]
+from pldcli import errors
+from pldcli.errors import PldError
+
+__all__ = ["as_error", "close_pipe", "describe_error", "end_with_parent", "start_command", "start_worker"]
 
 
 def start_worker(
-    module: str, arguments: Sequence[str] = (), *, threads: int = 1, environment: Mapping[str, str] | None = None
+    module: str, arguments: Sequence[str] = (), *, threads: int | None = 1, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start the function `serve` of a module in an interpreter of its own.
 
     Args:
         module: Its full name.
         arguments: What it finds in sys.argv[1:].
-        threads: Of numeric libraries.
+        threads: Of numeric libraries; None leaves them to the environment.
         environment: Variables besides those of this process.
     """
+    return _start(f"from {module} import serve; serve()", arguments, threads, environment, None)
+
+
+def start_command(
+    arguments: Sequence[str], *, log: IO[bytes], threads: int | None, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command line of this program in an interpreter of its own; it is asked to stop when its standard input closes.
+
+    Args:
+        arguments: What follows `pld`.
+        log: Takes what it writes, errors too.
+        threads: Of numeric libraries; None leaves them to the environment.
+        environment: Variables besides those of this process.
+    """
+    code = "from pldcli.workers import end_with_parent; end_with_parent(); from pldcli.cli import main; main()"
+    return _start(code, arguments, threads, environment, log)
+
+
+def _start(
+    code: str, arguments: Sequence[str], threads: int | None, environment: Mapping[str, str] | None, log: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
+        **({} if threads is None else {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}),
         **(environment or {}),
     }
-    command = [sys.executable, "-c", f"from {module} import serve; serve()", *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables, start_new_session=True)
+    command = [sys.executable, "-c", code, *arguments]
+    out, err = (subprocess.PIPE, None) if log is None else (log, log)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=variables, start_new_session=True)
+
+
+def end_with_parent() -> None:
+    """Send SIGTERM to this worker when the pipe on its standard input closes, even in the middle of its work."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not sys.stdin, whose lock would be held while the interpreter ends
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def describe_error(error: PldError) -> dict[str, str]:
+    """Name the parts of an error, for the other side of a pipe."""
+    return {"error": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+
+
+def as_error(answer: Mapping[str, Any]) -> PldError:
+    """Build the error again that `describe_error` took apart."""
+    kind: type[PldError] = getattr(errors, answer["error"], PldError)
+    return kind(answer["what"], where=answer["where"], hint=answer["hint"])
 
 
 def close_pipe(pipe: IO[bytes] | None) -> None:

@@ -42,6 +42,8 @@ def arguments_of(line: str) -> list[str]:
         return [*words, *QUICK, "--jobs", "1", "--device", "cpu"]
     if "--init-from" in words:  # the shape is the model's
         return [*words, *(change for change in SMALLER if not change.startswith("model."))]
+    if "analyze" in words:
+        return [*words, "--sequences", "4", "--draws", "2"]
     if "bench" in words:
         return [*words, *SMALLER, "--steps", "5"]
     return [*words, *SMALLER] if "pretrain" in words else words

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pldcli import __version__
 from pldcli.canvas import check_picture_path
 from pldcli.errors import UsageError
 
@@ -17,14 +16,6 @@ if TYPE_CHECKING:
     from pldcli.comparison.page import Section
 
 __all__ = ["compare"]
-
-FILES = ("comparison.json", "comparison.csv", "curves.csv", "comparison.png", "comparison.svg", "index.html")
-"""What `--out` writes."""
-
-_VALIDATION_CAPTION = (
-    "Validation loss at full depth. A circle marks where a run first has the final loss of the baseline; it is hollow where the run's "
-    "schedule was not finished there."
-)
 
 
 def compare(
@@ -66,7 +57,9 @@ def compare(
 
         plot_comparison(comparison, plot)
     if out is not None:
-        _write_all(comparison, out)
+        from pldcli.commands.comparison_files import write_comparison
+
+        write_comparison(comparison, out)
     if as_json:
         typer.echo(json.dumps(numbers(comparison)))
     else:
@@ -110,35 +103,3 @@ def _table(section: Section) -> object:
 
     rows = [[escape(cell) for cell in row] for row in section.rows]
     return table(section.headings, rows, right=section.headings[section.left :], fold=section.headings[: section.left])
-
-
-def _write_all(comparison: Comparison, out: Path) -> None:
-    from pldcli import atomic
-    from pldcli.commands.comparison_tables import sections, summary, words
-    from pldcli.comparison.files import as_json, curves_csv, runs_csv
-    from pldcli.comparison.page import render_page
-    from pldcli.comparison.plots import draw_curves, plot_comparison
-
-    numbers, rows, curves, *pictures, page = (out / name for name in FILES)
-    atomic.write_text(numbers, json.dumps(as_json(comparison), indent=1) + "\n")
-    atomic.write_text(rows, runs_csv(comparison))
-    atomic.write_text(curves, curves_csv(comparison))
-    for picture in pictures:
-        plot_comparison(comparison, picture)
-    figures = [
-        (_VALIDATION_CAPTION, draw_curves(comparison, "validation")),
-        (
-            "Training loss, averaged over the last 5 % of the steps; where blocks are dropped, of the smaller network.",
-            draw_curves(comparison, "training"),
-        ),
-    ]
-    html = render_page(
-        f"Compared: {', '.join(system.name for system in comparison.systems)}",
-        summary=summary(comparison),
-        warnings=comparison.warnings,
-        sections=sections(comparison),
-        words=words(comparison),
-        figures=figures,
-        footer=f"Written by pld {__version__}. The numbers are in comparison.json, comparison.csv and curves.csv beside this page.",
-    )
-    atomic.write_text(page, html)

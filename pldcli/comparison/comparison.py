@@ -17,7 +17,7 @@ from pldcli.comparison.runs import Measurement, Run, System, group_runs
 from pldcli.comparison.words import check_runs, differences, find_controls, incomparable
 from pldcli.errors import UsageError
 
-__all__ = ["Comparison", "Contrast", "Difference", "Reach", "Saving", "compare_runs", "reach_loss"]
+__all__ = ["Comparison", "Contrast", "Difference", "Reach", "Saving", "compare_runs", "compare_systems", "reach_loss"]
 
 _EQUAL_TOKENS, _EQUAL_TIME = 0.001, 0.03
 """Two systems are said to be at equal tokens or time when they differ by no more than this share."""
@@ -125,9 +125,18 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
         named = f"there is only {runs[0].path}" if runs else "none is named"
         raise UsageError(f"a comparison needs two runs, {named}", hint="name the run to compare with; `pld runs` lists the runs here")
     systems = group_runs(runs)
-    reference = systems[0] if baseline is None else _find(baseline, systems)
+    return compare_systems(systems, systems[0] if baseline is None else _find(baseline, systems))
+
+
+def compare_systems(systems: Sequence[System], reference: System) -> Comparison:
+    """Hold systems against one of them.
+
+    Args:
+        systems: At least one.
+        reference: The baseline, one of them.
+    """
     contrasts = tuple(_contrast(system, reference, systems) for system in systems if system is not reference)
-    return Comparison(systems, reference, contrasts, tuple(check_runs(systems, reference)))
+    return Comparison(tuple(systems), reference, contrasts, tuple(check_runs(systems, reference)))
 
 
 def reach_loss(target: float, run: Run) -> tuple[Measurement | None, bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from pldcli.config import Config
 from pldcli.engine.bench import bench
 from pldcli.engine.bench_result import Bench, Mode
 from pldcli.errors import UsageError
+from pldcli.step_time import StepTime, parse_seconds
 
-__all__ = ["Calibration", "calibrate", "parse_budget"]
+__all__ = ["Calibration", "calibrate", "parse_budget", "step_time"]
 
-_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _STEPS = 10
 
 
@@ -34,11 +33,7 @@ def parse_budget(text: str) -> float:
     Raises:
         UsageError: It is none.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", text)
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not seconds or re.sub(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", "", text).strip():
-        raise UsageError(f"{text!r} is not a time", where="--budget", hint="write 24h, 90m or 1h30m")
-    return seconds
+    return parse_seconds(text, "--budget")
 
 
 def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[str], None] = lambda line: None) -> Calibration:
@@ -68,15 +63,24 @@ def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[s
     return Calibration(step_seconds, max(1, int(seconds / step_seconds)))
 
 
-def _mean_step_seconds(config: Config, measured: Bench) -> float:
-    """Weigh what dense and dropped steps take by the schedule; forward passes count as often as the run's step has them."""
+def step_time(config: Config, measured: Bench) -> StepTime:
+    """Read what a step of a run takes off a measurement; forward passes count as often as the run's step has them.
+
+    Args:
+        config: The run's; its batch counts.
+        measured: Steps of the same model, dense and perhaps dropped.
+    """
     forwards = config.train.global_batch_size / measured.sequences_per_step
     dense = _step_seconds(measured.modes[0], forwards)
     if len(measured.modes) < 2:
-        return dense
+        return StepTime(dense, 0.0)
     dropped, blocks = measured.modes[1], measured.num_blocks
-    per_block = (dense - _step_seconds(dropped, forwards)) / max(blocks - dropped.kept_blocks, 1e-9)
-    return dense - per_block * blocks * (1.0 - config.pld_schedule.mean_kept_fraction)
+    return StepTime(dense, (dense - _step_seconds(dropped, forwards)) / max(blocks - dropped.kept_blocks, 1e-9))
+
+
+def _mean_step_seconds(config: Config, measured: Bench) -> float:
+    """Weigh what dense and dropped steps take by the schedule."""
+    return step_time(config, measured).mean_seconds(config.pld_schedule)
 
 
 def _step_seconds(mode: Mode, forwards: float) -> float:

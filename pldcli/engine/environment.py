@@ -9,6 +9,7 @@ import platform
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from pldcli.data.shards import PreparedData
 from pldcli.engine.run_directory import read_starts
 from pldcli.engine.trainer import Trainer
 
-__all__ = ["hardware_name", "peak_flops_per_second", "record_start"]
+__all__ = ["hardware_name", "peak_flops_per_second", "record_start", "versions"]
 
 _PEAK_16_BIT = {
     "H200": 989e12,
@@ -57,16 +58,23 @@ def hardware_name(device: torch.device) -> str:
     return f"{model or platform.machine()}, {os.cpu_count()} cores"
 
 
+def versions() -> dict[str, Any]:
+    """Name what runs here, with the versions of what decides numbers."""
+    return {
+        "pldcli": __version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+    }
+
+
 def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
     """Add this start to a run's environment.json."""
     runtime, batches = trainer.runtime, trainer.batches
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "pldcli": __version__,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "platform": platform.platform(),
+        **versions(),
         "hardware": hardware_name(runtime.device),
         "device": str(runtime.device),
         "precision": trainer.precision.name,

@@ -26,6 +26,7 @@ from pldcli.progress import Progress
 __all__ = [
     "Evaluated",
     "Material",
+    "check_vocabulary",
     "evaluate",
     "evaluate_depths",
     "evaluate_pairs",
@@ -71,7 +72,7 @@ def evaluate(target: Path, **opening: Unpack[Opening]) -> Evaluated[MaskedLmScor
     """
     prepared = open_prepared(opening.get("data") or recorded_data(target))
     with open_subject(target, **_with_data(opening, prepared.path)) as subject:
-        _check_vocabulary(subject.loaded, prepared)
+        check_vocabulary(subject.loaded, prepared)
         score = _masked_lm(subject, fixed_batches(prepared, subject.loaded.seq_len))
         return _evaluated(subject, f"{prepared.path}, validation split", score)
 
@@ -184,7 +185,7 @@ def _measure(subject: Subject, material: Material, inputs: Sequence[Path], text_
         stream = tokenise(inputs, tokenizer, text_field=text_field)
         return _of_batches(subject, lambda: _rows(subject, stream), stream.notes)
     prepared = open_prepared(inputs[0])
-    _check_vocabulary(subject.loaded, prepared)
+    check_vocabulary(subject.loaded, prepared)
     return _of_batches(subject, lambda: fixed_batches(prepared, subject.loaded.seq_len))
 
 
@@ -233,7 +234,12 @@ def _with_data(opening: Opening, data: Path) -> Opening:
     return {**opening, "data": data}
 
 
-def _check_vocabulary(loaded: Pretrained, prepared: PreparedData) -> None:
+def check_vocabulary(loaded: Pretrained, prepared: PreparedData) -> None:
+    """Make sure that data speaks the language of a model.
+
+    Raises:
+        DataError: It was prepared with another tokenizer.
+    """
     if loaded.tokenizer.fingerprint != prepared.fingerprint or loaded.settings.vocab_size < prepared.vocab_size:
         raise DataError(
             f"was prepared with another tokenizer than that of {loaded.where}",

@@ -53,14 +53,24 @@ class MaskedLmScore:
         return {"mlm_loss": self.mlm_loss, "perplexity": self.perplexity, "mlm_accuracy": self.mlm_accuracy}
 
 
-def fixed_batches(prepared: PreparedData, seq_len: int, *, max_sequences: int | None = None) -> Iterator[Batch]:
+def fixed_batches(
+    prepared: PreparedData, seq_len: int, *, max_sequences: int | None = None, batch_size: int = _BATCH_SIZE
+) -> Iterator[Batch]:
     """Cut the validation split into rows under masks that depend on nothing but the data and the length."""
     stream = prepared.stream("validation")
-    return stream_batches(stream, prepared.special, seq_len, vocab_size=prepared.vocab_size, max_sequences=max_sequences)
+    return stream_batches(
+        stream, prepared.special, seq_len, vocab_size=prepared.vocab_size, max_sequences=max_sequences, batch_size=batch_size
+    )
 
 
 def stream_batches(
-    stream: Stream, special: SpecialTokens, seq_len: int, *, vocab_size: int, max_sequences: int | None = None
+    stream: Stream,
+    special: SpecialTokens,
+    seq_len: int,
+    *,
+    vocab_size: int,
+    max_sequences: int | None = None,
+    batch_size: int = _BATCH_SIZE,
 ) -> Iterator[Batch]:
     """Cut any stream of tokens into rows, in order, under the masks of `fixed_batches`.
 
@@ -70,10 +80,11 @@ def stream_batches(
         seq_len: Tokens per row with [CLS] and [SEP].
         vocab_size: Of the tokenizer; random replacements are drawn from it.
         max_sequences: Stop after so many rows.
+        batch_size: Rows of a batch; the rows and their masks do not depend on it.
     """
     samples = SpanSamples(stream, special, seq_len, seed=_SEED, shuffle=False)
     masking = Masking(_MASK_PROBABILITY, special.mask_id, special.ids, vocab_size)
-    return validation_batches(samples, masking, batch_size=_BATCH_SIZE, max_sequences=max_sequences)
+    return validation_batches(samples, masking, batch_size=batch_size, max_sequences=max_sequences)
 
 
 @torch.no_grad()

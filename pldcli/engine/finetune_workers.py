@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pldcli import errors
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.signals import StopRequest
 from pldcli.errors import PldError
 from pldcli.finetune_config import FinetuneConfig, from_dict
-from pldcli.workers import close_pipe, start_worker
+from pldcli.workers import as_error, close_pipe, describe_error, start_worker
 
 __all__ = ["Job", "run_jobs", "serve"]
 
@@ -82,7 +81,7 @@ def run_jobs(
                 continue  # it had nothing left to do
             job = busy[number]
             if "error" in answer:
-                raise _as_error(answer)
+                raise as_error(answer)
             if "result" not in answer:
                 report(job.name, answer["step"], answer["total"], answer["what"])
                 continue
@@ -129,7 +128,7 @@ def serve() -> None:
                 )
                 answer(result=result)
     except PldError as error:
-        answer(error=type(error).__name__, what=error.what, where=error.where, hint=error.hint)
+        answer(**describe_error(error))
     except BrokenPipeError:
         return  # the parent is gone
 
@@ -150,8 +149,3 @@ def _listen(number: int, worker: subprocess.Popen[bytes], answers: queue.SimpleQ
     for line in worker.stdout:
         answers.put((number, json.loads(line)))
     answers.put((number, {"error": "DeviceError", "what": "a process that fine-tunes died", "where": "", "hint": "try --jobs 1"}))
-
-
-def _as_error(answer: dict[str, Any]) -> PldError:
-    kind: type[PldError] = getattr(errors, answer["error"], PldError)
-    return kind(answer["what"], where=answer["where"], hint=answer["hint"])

@@ -42,6 +42,7 @@ __all__ = [
     "compiles",
     "cut_rows",
     "dry_run",
+    "initial_model",
     "place",
     "pretrain",
 ]
@@ -136,7 +137,7 @@ def build_trainer(
     """
     check_vocabulary(config, prepared)
     config.share_of_group(runtime.world_size)
-    model = _initial_model(config, prepared, initial=initial, allow_bin=allow_bin)
+    model = initial_model(config, prepared, initial=initial, allow_bin=allow_bin)
     samples = cut_rows(config, prepared.stream("train"), prepared.special)
     masking = Masking(config.objective.mask_probability, prepared.special.mask_id, prepared.special.ids, prepared.vocab_size)
     return assemble(config, place(model, config, runtime), samples, masking, runtime)
@@ -229,8 +230,20 @@ def assemble(
     )
 
 
-def _initial_model(config: Config, prepared: PreparedData, *, initial: bool, allow_bin: bool) -> StBert:
-    """Build the model with random weights, or with those of `train.init_from`."""
+def initial_model(config: Config, prepared: PreparedData, *, initial: bool = True, allow_bin: bool = False) -> StBert:
+    """Build the model with random weights, or with those of `train.init_from`, as a run has them before its first step.
+
+    Args:
+        config: The resolved configuration.
+        prepared: What it is trained on.
+        initial: Load the weights of `train.init_from`.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+
+    Raises:
+        CheckpointError: The model to begin with cannot be read.
+        DataError: Its tokenizer is not that of the data.
+        UsageError: It has another shape.
+    """
     next_sentence, seed = config.objective.next_sentence, config.train.seed
     if config.train.init_from is None or not initial:
         return StBert(**vars(config.model), next_sentence=next_sentence, seed=seed)

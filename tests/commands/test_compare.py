@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.commands.compare import FILES
+from pldcli.commands.comparison_files import FILES
 from tests.engine.test_compare import write_results, write_run
 
 Run = Callable[..., Any]

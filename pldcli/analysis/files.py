@@ -1,0 +1,69 @@
+"""An analysis as JSON and CSV: every number in full, every draw by itself, for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pldcli.analysis.results import Analysis, Probe, measures
+
+__all__ = ["as_json", "blocks_csv", "removal_csv"]
+
+_BLOCK_COLUMNS = ("run", "norm", "step", "gates", "draw", "loss", "block", "runs", *measures())
+_REMOVAL_COLUMNS = ("run", "norm", "step", "block", "loss", "loss_without", "increase", "loss_without_from_here", "increase_from_here")
+
+
+def as_json(analysis: Analysis) -> dict[str, Any]:
+    """Name every number; what is not finite, or not there because a block did not run, is null."""
+    content = {
+        "gates": analysis.gates,
+        "num_draws": analysis.num_draws,
+        "notes": list(analysis.notes),
+        "runs": [{**asdict(run), "num_blocks": run.num_blocks} for run in analysis.runs],
+    }
+    return {name: _finite(value) for name, value in content.items()}
+
+
+def blocks_csv(analysis: Analysis) -> str:
+    """Write a row per run, step, draw and block; `gates` is empty and `draw` too where every block ran."""
+    rows: list[dict[str, Any]] = []
+    for run in analysis.runs:
+        for state in run.states:
+            probes: list[tuple[object, object, Probe]] = [("", "", state.whole)]
+            probes += [(analysis.gates, number, probe) for number, probe in enumerate(state.draws, 1)]
+            for gates, draw, probe in probes:
+                common = {"run": run.name, "norm": run.norm, "step": state.step, "gates": gates, "draw": draw, "loss": probe.loss}
+                for number, block in enumerate(probe.blocks, 1):
+                    rows.append({**common, "block": number, "runs": int(probe.gates[number - 1]), **asdict(block)})
+    return _csv(_BLOCK_COLUMNS, rows)
+
+
+def removal_csv(analysis: Analysis) -> str:
+    """Write a row per run and block: the loss without it, and without it and every block after it."""
+    rows = []
+    for run in analysis.runs:
+        removal = run.removal
+        columns = (removal.alone, removal.increases(), removal.from_here, removal.increases(from_here=True))
+        for block, values in enumerate(zip(*columns, strict=True), 1):
+            rows.append(dict(zip(_REMOVAL_COLUMNS, (run.name, run.norm, removal.step, block, removal.loss, *values), strict=True)))
+    return _csv(_REMOVAL_COLUMNS, rows)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,200 @@
+"""`pld study`: a whole comparison of systems, from one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pldcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pldcli.comparison.page import Section
+    from pldcli.engine.study import Study
+    from pldcli.study.outcome import Outcome
+    from pldcli.study.results import Results
+
+__all__ = ["study"]
+
+
+def study(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to compare.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where runs and report go.", show_default="studies/NAME")] = None,
+    data: Annotated[Path | None, typer.Option(help="The prepared directory.", show_default="what the file says")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once on a CPU, each on its part of the cores.")] = 1,
+    gpus: Annotated[str, typer.Option(metavar="0,1", help="GPUs to use, one run on each at a time.", show_default="the first")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs there are, how long they take, and stop.")] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write the report of what is finished, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what came out as one JSON object.")] = False,
+) -> None:
+    """Train and compare several systems with several seeds, at equal tokens or equal time, and write a report.
+
+    Typed again it goes on where it was. benchmarks/studies holds examples of SPEC.yaml.
+    """
+    if dry_run and report_only:
+        raise UsageError("exclude each other", where="--dry-run and --report-only")
+    from pldcli.study.read_spec import read_spec
+
+    read = read_spec(spec)
+    from rich.console import Console
+
+    from pldcli.engine.study import make_slots, open_study, train_study
+    from pldcli.engine.study_display import StudyDisplay
+
+    place = out or Path("studies") / read.name
+    slots = make_slots(jobs=jobs, gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()])
+    opened = open_study(
+        read,
+        out=place,
+        data=data or Path(read.data),
+        slots=slots,
+        measure=not report_only,
+        keep=not (dry_run or report_only),
+        report=lambda line: typer.echo(line, err=True, color=False),
+    )
+    if dry_run:
+        _show_dry_run(opened, len(slots), as_json)
+        return
+    outcomes: dict[str, Outcome] | None = None
+    if not report_only:
+        if len(slots) > 1 and not gpus:
+            note = "runs at once slow each other; times in the report are steps x step time, measured alone"
+            typer.echo(f"note: {note}", err=True)
+        outcomes = train_study(opened, slots=slots, display=StudyDisplay(place, at_once=len(slots), console=Console(stderr=True)))
+    results = _report(opened, outcomes)
+    _show(results, place, as_json)
+    if not report_only:
+        _raise_failures(results)
+
+
+def _report(opened: Study, outcomes: Mapping[str, Outcome] | None) -> Results:
+    from pldcli.commands.study_report import write_report
+    from pldcli.engine.study_results import read_results, read_thinned
+
+    results = read_results(opened, outcomes)
+    write_report(results, read_thinned(opened, results), opened.out / "report")
+    return results
+
+
+def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
+    from pldcli.commands import study_tables as tables
+    from pldcli.engine.display import duration
+
+    runs = opened.runs()
+    outcomes = [opened.outcome(run) for run in runs]
+    if as_json:
+        rows = [_run_json(run, outcome) for run, outcome in zip(runs, outcomes, strict=True)]
+        typer.echo(json.dumps({"study": opened.spec.name, "out": str(opened.out), "runs": rows}))
+        return
+    _print([tables.run_table(opened.plan, runs, outcomes)])
+    left = sum(
+        run.seconds * (1.0 - outcome.step / run.config.train.total_steps)
+        for run, outcome in zip(runs, outcomes, strict=True)
+        if not outcome.is_settled
+    )
+    done = sum(outcome.is_settled for outcome in outcomes)
+    typer.echo(f"{done} of {len(runs)} runs are done; about {duration(left / at_once)} of training left, from measured steps")
+    if not opened.is_measured_for_good:
+        typer.echo("Steps are measured anew when the study begins: numbers of steps at equal time will differ a little.")
+
+
+def _show(results: Results, place: Path, as_json: bool) -> None:
+    from pldcli.commands import study_tables as tables
+
+    if as_json:
+        typer.echo(json.dumps(_results_json(results, place)))
+        return
+    held = tables.differences(results)
+    _print([tables.results_table(results), *([held] if held else [])])
+    for line in tables.check_lines(results):
+        typer.echo(line)
+    typer.echo(f"report {place / 'report' / 'report.md'}")
+
+
+def _raise_failures(results: Results) -> None:
+    """End with the exit code of the first run that failed, after a line for each."""
+    failed = [(run, results.outcomes[run.name]) for run in results.runs if not results.outcomes[run.name].is_settled]
+    for run, outcome in failed:
+        typer.echo(f"error: {run.name} {outcome.state} at step {outcome.step:,}: {outcome.note.removeprefix('error: ')}", err=True)
+    if failed:
+        typer.echo("run the same command again to try what is left", err=True)
+        raise typer.Exit(next((outcome.exit_code for _, outcome in failed if outcome.exit_code > 0), 1))
+
+
+def _results_json(results: Results, place: Path) -> dict[str, Any]:
+    return {
+        "study": results.plan.spec.name,
+        "out": str(place),
+        "report": str(place / "report" / "report.md"),
+        "is_complete": results.is_complete,
+        "runs": [_run_json(run, results.outcomes[run.name]) for run in results.runs],
+        "systems": [_system_json(results, group) for group in results.groups],
+        "checks": [
+            {
+                "better": result.check.better,
+                "than": result.check.than,
+                "by_seed_deviations": result.check.by_seed_deviations,
+                "difference": result.difference,
+                "deviation": result.deviation,
+                "num_seeds": result.num_seeds,
+                "passed": result.passed,
+            }
+            for result in results.checks
+        ],
+        "rungs": [
+            {
+                "number": rung.number,
+                "fraction": rung.rung.fraction,
+                "standing": [{"system": name, "loss": loss if loss < float("inf") else None} for name, loss in rung.standing],
+            }
+            for rung in results.rungs
+        ],
+    }
+
+
+def _run_json(run: Any, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "system": run.group,
+        "seed": run.seed,
+        "total_steps": run.config.train.total_steps,
+        "tokens": run.tokens,
+        "seconds": run.seconds,
+        "state": outcome.state,
+        "step": outcome.step,
+        "validation_loss": outcome.loss,
+        "note": outcome.note,
+    }
+
+
+def _system_json(results: Results, group: str) -> dict[str, Any]:
+    from pldcli.study.results import verdict
+
+    contrast, system = results.contrast(group), results.systems.get(group)
+    difference = None if contrast is None or contrast.difference is None else contrast.difference.interval
+    return {
+        "system": group,
+        "against": results.baseline_of(group),
+        "validation_losses": list(system.final_losses) if system else [],
+        "difference": None if difference is None else {"mean": difference.mean, "low": difference.low, "high": difference.high},
+        "verdict": None if contrast is None else verdict(contrast),
+    }
+
+
+def _print(sections: list[Section]) -> None:
+    from rich.markup import escape
+
+    from pldcli.commands.screen import screen, table
+
+    console = screen()
+    for section in sections:
+        rows = [[escape(cell) for cell in row] for row in section.rows]
+        console.print(f"[bold cyan]{escape(section.title)}[/]")
+        words = (*section.headings[: section.left], *(name for name in ("state", "final loss") if name in section.headings))
+        console.print(table(section.headings, rows, right=[name for name in section.headings if name not in words], fold=words))
+        for note in section.notes:
+            console.print(f"[dim]{escape(note)}[/]")
+        console.print()

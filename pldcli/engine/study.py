@@ -1,0 +1,205 @@
+"""A study carried out: measured, planned, and trained run by run; typed again, it goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pldcli import atomic, presets
+from pldcli.data.shards import data_fingerprint, read_manifest
+from pldcli.engine.run_directory import RunDirectory
+from pldcli.engine.signals import StopRequest, stop_requests
+from pldcli.engine.study_calibration import measure_shapes
+from pldcli.engine.study_display import StudyDisplay
+from pldcli.engine.study_runs import Slot, read_outcome, train_runs
+from pldcli.errors import DataError, PldError, PreemptedError, StoppedError, UsageError
+from pldcli.study.halving import RungResult, climb
+from pldcli.study.outcome import Outcome
+from pldcli.study.plan import Plan, PlannedRun, Shape, changed_keys, make_plan, shapes
+from pldcli.study.spec import Spec
+from pldcli.study.timings import QUIET, Timings, read_timings, write_plan
+
+__all__ = ["Study", "make_slots", "open_study", "train_study"]
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study whose runs are known."""
+
+    plan: Plan
+    timings: Timings
+    out: Path
+    data: Path
+    is_measured_for_good: bool
+    """What was measured lies on the disk; otherwise it will be measured anew when the study begins."""
+
+    @property
+    def spec(self) -> Spec:
+        """Give what the file says."""
+        return self.plan.spec
+
+    def place(self, run: PlannedRun) -> Path:
+        """Give the directory of a run."""
+        return self.out / "runs" / run.name
+
+    def outcome(self, run: PlannedRun) -> Outcome:
+        """Read what became of a run."""
+        return read_outcome(self.place(run))
+
+    def rungs(self) -> list[RungResult]:
+        """List the rungs whose candidates are known."""
+        return climb(self.plan, self.outcome)
+
+    def runs(self) -> list[PlannedRun]:
+        """List every run that is known to be wanted, in the order in which they begin."""
+        return [*self.plan.runs(), *(run for rung in self.rungs() for run in rung.runs)]
+
+
+def make_slots(*, jobs: int, gpus: Sequence[str]) -> list[Slot]:
+    """Decide where runs train: one after the other as a run alone would, several at once on a part of the cores, or one on each GPU.
+
+    Args:
+        jobs: Runs at once.
+        gpus: As CUDA_VISIBLE_DEVICES names them; none for no choice.
+
+    Raises:
+        UsageError: Both are given.
+    """
+    if gpus and jobs > 1:
+        raise UsageError("is for a CPU: on GPUs there is one run on each", where="--jobs", hint="leave it out")
+    if gpus:
+        return [Slot({"CUDA_VISIBLE_DEVICES": gpu}, None) for gpu in gpus]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [Slot({}, None if jobs == 1 else max(1, cores // jobs))] * jobs
+
+
+def open_study(spec: Spec, *, out: Path, data: Path, slots: Sequence[Slot], measure: bool, keep: bool, report: Report) -> Study:
+    """Find out how long every run is, and that the runs that are there are those of this study.
+
+    Args:
+        spec: The study.
+        out: Its directory.
+        data: The prepared directory.
+        slots: Where runs train: steps are measured under the same conditions.
+        measure: Measure the steps of what is not measured yet.
+        keep: Write down what was measured.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: The file changed in a way that alters runs that are there, or nothing was measured and nothing shall be.
+        DataError: The prepared data is not that of the runs.
+    """
+    manifest = read_manifest(data)
+    from_data, fingerprint = {"model.vocab_size": manifest["tokenizer"]["vocab_size"]}, data_fingerprint(manifest)
+    place = out / "plan.json"
+    stored = read_timings(place)
+    if stored is not None and stored.data_fingerprint != fingerprint:
+        raise DataError(f"is not the data that the study in {out} began with", where=str(data), hint="choose another --out")
+    wanted = shapes(spec, from_data)
+    timings = stored
+    if timings is None or any(shape.key not in timings.shapes for shape in wanted):
+        if not measure:
+            raise UsageError("nothing was trained for this file yet", where=str(out), hint="run it without --report-only first")
+        timings = _measure(spec, wanted, stored, fingerprint, data, slots[0], report)
+    study = Study(make_plan(spec, from_data, timings.times), timings, out, data, keep or timings == stored)
+    _refuse_changes(study)
+    if keep:
+        with RunDirectory(out).lock():
+            write_plan(place, timings, _systems(study.plan))
+            atomic.write_text(out / "spec.yaml", spec.text)
+    return study
+
+
+def train_study(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -> dict[str, Outcome]:
+    """Train every run that is left.
+
+    Args:
+        study: The study, measured for good.
+        slots: Where runs train.
+        display: Shows how far it is.
+
+    Returns:
+        Name to outcome of every run that is known to be wanted; some may have failed.
+
+    Raises:
+        StoppedError, PreemptedError: A signal arrived; the runs at work have saved their state.
+        UsageError: Runs would share a GPU.
+    """
+    if len(slots) > 1 and study.timings.machine.get("device") == "cuda" and not slots[0].environment:
+        raise UsageError("several runs at once on one GPU", where="--jobs", hint="name GPUs with --gpus, or add set: [runtime.device=cpu]")
+    ended: dict[str, Outcome] = {}
+    with RunDirectory(study.out).lock(), stop_requests() as stop, display:
+        while left := [run for run in study.runs() if run.name not in ended and not study.outcome(run).is_settled]:
+            display.begin(study.runs(), {run.name: study.outcome(run) for run in study.runs()})
+            ended |= train_runs(left, out=study.out, data=study.data, slots=slots, tell=display.tell, watch=display.watch, stop=stop)
+            if stop.signal_number:
+                raise _stopped(study, stop)
+    return {run.name: ended.get(run.name, study.outcome(run)) for run in study.runs()}
+
+
+def _measure(
+    spec: Spec, wanted: Sequence[Shape], stored: Timings | None, fingerprint: str, data: Path, slot: Slot, report: Report
+) -> Timings:
+    """Measure what is not measured yet; beside it, if anything was measured before, the baseline's shape, to bring both to one speed."""
+    known = stored.shapes if stored else {}
+    missing = [shape for shape in wanted if shape.key not in known]
+    anchor = next((shape for shape in wanted if spec.baseline in shape.systems and shape.key in known), None)
+    asked = [*missing, *([anchor] if anchor else [])]
+    report(f"measuring the steps of {len(asked)} shape(s) of model, alone and in turn")
+    measured = measure_shapes(asked, data=data, threads=slot.threads, environment=slot.environment, report=report)
+    worst = max(shape.spread for shape in measured.shapes.values())
+    if worst > QUIET:
+        report(
+            f"warning: this machine is not quiet, rounds differ by {worst:.0%}: times, and steps at equal time, are no more certain "
+            "than that; stop, and begin when nothing else runs, or write `steps` into the file"
+        )
+    factor = known[anchor.key].time.dense_seconds / measured.shapes[anchor.key].time.dense_seconds if anchor else 1.0
+    fresh = {shape.key: measured.shapes[shape.key].scaled(factor) for shape in missing}
+    if stored is None:
+        return Timings(fingerprint, measured.machine, fresh)
+    return replace(stored, shapes={**known, **fresh})
+
+
+def _refuse_changes(study: Study) -> None:
+    """Refuse a file that says of runs that are there something else than they are."""
+    changes = []
+    for run in study.runs():
+        stored = RunDirectory(study.place(run)).config
+        if stored.is_file() and (keys := changed_keys(run.config, presets.load(stored))):
+            changes.append(f"{run.name} ({', '.join(keys)})")
+    if changes:
+        raise UsageError(
+            f"the study no longer fits {len(changes)} run(s) that are there: {', '.join(changes)}",
+            where=str(study.out),
+            hint="undo the change, name the new systems anew, choose another --out, or remove these runs",
+        )
+
+
+def _systems(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Write down for readers how long every system is, and why."""
+    return {
+        name: {
+            "preset": system.preset,
+            "set": list(system.overrides),
+            "length": str(system.length),
+            "total_steps": plan.configs[name].train.total_steps,
+            "step_seconds": plan.times[name].mean_seconds(plan.configs[name].pld_schedule),
+            "seconds": plan.seconds(name),
+        }
+        for name, system in plan.spec.systems.items()
+    }
+
+
+def _stopped(study: Study, stop: StopRequest) -> PldError:
+    runs = study.runs()
+    done = sum(study.outcome(run).is_settled for run in runs)
+    kind, word = (StoppedError, "interrupted") if stop.signal_number == signal.SIGINT else (PreemptedError, "terminated")
+    return kind(
+        f"{word} with {done} of {len(runs)} runs done, the others saved", where=str(study.out), hint="run the same command again to go on"
+    )

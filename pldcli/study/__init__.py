@@ -1,0 +1,1 @@
+"""A whole comparison of pre-training systems: what is to be trained, and what came of it."""

@@ -1,0 +1,58 @@
+"""Can this study answer anything? A known difference must show above the noise of the seeds first."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pldcli.study.spec import Check
+
+__all__ = ["CheckResult", "judge"]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came of a check."""
+
+    check: Check
+    num_seeds: int
+    """That both systems have finished."""
+    difference: float | None
+    """Mean over seeds of the worse system's final loss less the better one's; positive is as expected. None without a pair."""
+    deviation: float | None
+    """The largest of three standard deviations over seeds: of each system's losses, and of the differences. None below two pairs."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Divide the difference by the deviation; None where it cannot be told yet."""
+        if self.difference is None or self.deviation is None:
+            return None
+        if self.deviation == 0.0:
+            return math.inf if self.difference > 0 else 0.0 if self.difference == 0 else -math.inf
+        return self.difference / self.deviation
+
+    @property
+    def passed(self) -> bool | None:
+        """Tell whether it holds; None where it cannot be told yet."""
+        return None if self.ratio is None else self.ratio > self.check.by_seed_deviations
+
+
+def judge(check: Check, better: Mapping[int, float], than: Mapping[int, float]) -> CheckResult:
+    """Hold two systems against each other, paired by seed.
+
+    Args:
+        check: What is expected.
+        better: Seed to final validation loss of the system that should be better.
+        than: The same of the other.
+    """
+    seeds = [seed for seed in better if seed in than]
+    differences = [than[seed] - better[seed] for seed in seeds]
+    if not differences:
+        return CheckResult(check, 0, None, None)
+    mean = math.fsum(differences) / len(differences)
+    if len(seeds) < 2:
+        return CheckResult(check, 1, mean, None)
+    samples = ([better[seed] for seed in seeds], [than[seed] for seed in seeds], differences)
+    return CheckResult(check, len(seeds), mean, max(map(statistics.stdev, samples)))

@@ -1,0 +1,230 @@
+"""From a study's file to its runs: how many steps each system gets, and what each run is called and told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pldcli import presets
+from pldcli.config import RUN_CONTROL, Config, PldConfig, flatten
+from pldcli.errors import UsageError
+from pldcli.step_time import StepTime
+from pldcli.study.spec import Spec, SystemSpec
+
+__all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "make_plan", "shapes"]
+
+_SHAPE_SECTIONS = ("model.", "data.", "objective.", "runtime.")
+_SHAPE_KEYS = ("pld.draws_per_step", "optim.name", "train.global_batch_size", "train.micro_batch_size")
+_NOT_IN_SHAPE = ("model.initializer_range", "model.layer_norm_eps")
+"""What a step takes depends on these keys; what is dropped is weighed in by the schedule."""
+
+_MAY_CHANGE = tuple(key for key in RUN_CONTROL if key not in ("runtime.precision", "eval.max_sequences"))
+"""Keys that leave the losses of a run what they are."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that the time of a step depends on, but for what is dropped: systems of one shape are measured once."""
+
+    key: str
+    label: str
+    config: Config
+    """To measure: as many blocks dropped as leaves half of them."""
+    systems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run to be."""
+
+    name: str
+    """Its directory: SYSTEM-seedN, or SYSTEM-rungK-seedN."""
+    group: str
+    """What it is averaged with over seeds: SYSTEM, or SYSTEM-rungK."""
+    system: str
+    seed: int
+    rung: int
+    """From 1; 0 outside a halving."""
+    config: Config
+    preset: str
+    changes: tuple[str, ...]
+    """`KEY=VALUE` of its command line."""
+    seconds: float
+    """Of training, predicted from measured steps."""
+
+    @property
+    def tokens(self) -> int:
+        """Count the tokens of its rows."""
+        return self.config.train.total_steps * self.config.train.global_batch_size * self.config.data.seq_len
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The systems of a study with their numbers of steps."""
+
+    spec: Spec
+    base: Mapping[str, Config]
+    """Of every system, at the length that its preset says."""
+    configs: Mapping[str, Config]
+    """Of every system, at its whole length in this study."""
+    times: Mapping[str, StepTime]
+    """Of every system."""
+
+    def seconds(self, system: str) -> float:
+        """Predict the training time of a system at its whole length."""
+        schedule = self.configs[system].pld_schedule
+        return self.times[system].seconds_until(schedule, schedule.total_steps)
+
+    def runs(self) -> list[PlannedRun]:
+        """List the runs outside the halving: every system with its first seed, then every system with its second, ..."""
+        systems = [system for system in self.spec.systems.values() if system.name not in self.spec.candidates]
+        most = max((len(system.seeds) for system in systems), default=0)
+        return [
+            self._run(system, system.name, system.seeds[turn], 0, self.configs[system.name])
+            for turn in range(most)
+            for system in systems
+            if turn < len(system.seeds)
+        ]
+
+    def rung(self, number: int, candidates: Sequence[str]) -> list[PlannedRun]:
+        """List the runs of a rung (0 is the first) with those candidates that take part."""
+        assert self.spec.halving is not None
+        rung, runs = self.spec.halving.rungs[number], []
+        for seed in rung.seeds:
+            for name in candidates:
+                system = self.spec.systems[name]
+                reference = system.length.equal_time
+                seconds = None if reference is None else self.seconds(reference)
+                steps = _steps(system, self.base[name], self.times[name], rung.fraction, seconds)
+                runs.append(self._run(system, f"{name}-rung{number + 1}", seed, number + 1, _with_steps(self.base[name], steps)))
+        return runs
+
+    def _run(self, system: SystemSpec, group: str, seed: int, rung: int, config: Config) -> PlannedRun:
+        config = replace(config, train=replace(config.train, seed=seed))
+        return PlannedRun(
+            name=f"{group}-seed{seed}",
+            group=group,
+            system=system.name,
+            seed=seed,
+            rung=rung,
+            config=config,
+            preset=system.preset,
+            changes=(*system.overrides, f"train.total_steps={config.train.total_steps}", f"train.seed={seed}"),
+            seconds=self.times[system.name].seconds_until(config.pld_schedule, config.train.total_steps),
+        )
+
+
+def shapes(spec: Spec, from_data: Mapping[str, Any]) -> list[Shape]:
+    """Group the systems of a study by what the time of a step depends on.
+
+    Args:
+        spec: The study.
+        from_data: Values that the prepared data decides.
+
+    Raises:
+        UsageError: A configuration does not fit.
+    """
+    members: dict[str, list[tuple[str, Config]]] = {}
+    for system in spec.systems.values():
+        config = presets.resolve(system.preset, system.overrides, from_data=from_data).config
+        members.setdefault(_shape_key(config), []).append((system.name, config))
+    return [Shape(key, _label(found[0][1]), _half_dropped(found[0][1]), tuple(name for name, _ in found)) for key, found in members.items()]
+
+
+def make_plan(spec: Spec, from_data: Mapping[str, Any], times: Mapping[str, StepTime]) -> Plan:
+    """Work out how many steps each system gets.
+
+    Args:
+        spec: The study.
+        from_data: Values that the prepared data decides.
+        times: Shape's key to what its steps take.
+
+    Raises:
+        UsageError: Not even one step fits into a system's time, or two runs would share a directory.
+    """
+    base = {system.name: presets.resolve(system.preset, system.overrides, from_data=from_data).config for system in spec.systems.values()}
+    own = {name: times[_shape_key(config)] for name, config in base.items()}
+    configs: dict[str, Config] = {}
+
+    def settle(name: str) -> None:
+        system = spec.systems[name]
+        reference = system.length.equal_time
+        if reference is not None and reference not in configs:
+            settle(reference)
+        seconds = None
+        if reference is not None:
+            schedule = configs[reference].pld_schedule
+            seconds = own[reference].seconds_until(schedule, schedule.total_steps)
+        configs[name] = _with_steps(base[name], _steps(system, base[name], own[name], 1.0, seconds))
+
+    for name in spec.systems:
+        settle(name)
+    plan = Plan(spec, base, configs, own)
+    names = [run.name for run in plan.runs()]
+    if spec.halving is not None:
+        for number in range(len(spec.halving.rungs)):
+            names += [run.name for run in plan.rung(number, spec.candidates)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two runs would be called {twice}", where="systems", hint="rename a system")
+    return plan
+
+
+def changed_keys(planned: Config, stored: Config) -> list[str]:
+    """List the keys in which a run that is there differs from what is planned, but for those that change no loss."""
+    ours, theirs = flatten(planned), flatten(stored)
+    return [key for key in ours if ours[key] != theirs[key] and key not in _MAY_CHANGE]
+
+
+def _steps(system: SystemSpec, base: Config, time: StepTime, scale: float, reference_seconds: float | None) -> int:
+    """Count the steps of `scale` times the whole length of a system.
+
+    Args:
+        system: What the file says of it.
+        base: Its configuration at the length that its preset says.
+        time: What its steps take.
+        scale: 1, or the fraction of a rung.
+        reference_seconds: Training time of the system that it takes as long as; None for none.
+    """
+    length, share = system.length, scale * system.length.fraction
+    if reference_seconds is not None:
+        seconds, upwards = share * reference_seconds, 0.5
+    elif length.budget_seconds is not None:
+        seconds, upwards = share * length.budget_seconds, 0.0  # a budget is not exceeded
+    else:
+        return max(1, round(share * (length.steps or base.train.total_steps)))
+    steps = math.floor(time.steps_within(seconds, base.pld_schedule) + upwards)
+    if steps < 1:
+        step = time.mean_seconds(base.pld_schedule)
+        raise UsageError(f"not one step of {step:.1f} s fits into {seconds:.1f} s", where=f"systems.{system.name}", hint="allow more time")
+    return steps
+
+
+def _with_steps(config: Config, steps: int) -> Config:
+    return replace(config, train=replace(config.train, total_steps=steps))
+
+
+def _shape_key(config: Config) -> str:
+    flat = flatten(config)
+    kept = {key: flat[key] for key in flat if key.startswith(_SHAPE_SECTIONS) or key in _SHAPE_KEYS}
+    for key in _NOT_IN_SHAPE:
+        del kept[key]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _label(config: Config) -> str:
+    model, train = config.model, config.train
+    return (
+        f"{model.num_hidden_layers} blocks of {model.hidden_size}, {'Pre' if model.norm == 'pre' else 'Post'}-LN, "
+        f"{train.global_batch_size} x {config.data.seq_len} tokens, {config.runtime.precision}"
+    )
+
+
+def _half_dropped(config: Config) -> Config:
+    """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
+    pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
+    return replace(config, pld=pld)

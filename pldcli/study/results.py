@@ -1,0 +1,122 @@
+"""What a study came to: its runs grouped by system, held against their baselines, and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from pldcli.comparison.comparison import Comparison, Contrast, compare_systems
+from pldcli.comparison.runs import Run, System
+from pldcli.study.checks import CheckResult, judge
+from pldcli.study.halving import RungResult
+from pldcli.study.outcome import Outcome
+from pldcli.study.plan import Plan, PlannedRun
+from pldcli.study.timings import Timings
+
+__all__ = ["Results", "verdict"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study with what became of its runs so far."""
+
+    plan: Plan
+    timings: Timings
+    data: str
+    """The prepared directory."""
+    runs: tuple[PlannedRun, ...]
+    """All that are known to be wanted, those of rungs among them."""
+    outcomes: Mapping[str, Outcome]
+    """Of each run."""
+    trained: Mapping[str, Run]
+    """Runs that finished, with seconds as measured alone."""
+    rungs: tuple[RungResult, ...]
+
+    @cached_property
+    def groups(self) -> dict[str, list[PlannedRun]]:
+        """Put runs together that differ in their seed alone, in the order of the file; rungs follow."""
+        found: dict[str, list[PlannedRun]] = {name: [] for name in self.plan.spec.systems if name not in self.plan.spec.candidates}
+        for run in self.runs:
+            found.setdefault(run.group, []).append(run)
+        return found
+
+    @cached_property
+    def systems(self) -> dict[str, System]:
+        """Give the finished runs of each group; none where none has finished."""
+        found = {}
+        for group, runs in self.groups.items():
+            done = tuple(self.trained[run.name] for run in runs if run.name in self.trained)
+            if done:
+                found[group] = System(group, done)
+        return found
+
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Hold each group against its baseline, where both have a finished run; earlier rungs are too short to be held."""
+        found = {}
+        for baseline in dict.fromkeys(self._baseline(group) for group in self.groups):
+            if baseline not in self.systems:
+                continue
+            held = [group for group in self.systems if group != baseline and self._baseline(group) == baseline and self._counts(group)]
+            if held:
+                systems = [self.systems[group] for group in (baseline, *held)]
+                found[baseline] = compare_systems(systems, systems[0])
+        return found
+
+    @cached_property
+    def checks(self) -> list[CheckResult]:
+        """Judge every check by the runs that finished."""
+        return [judge(check, self._losses(check.better), self._losses(check.than)) for check in self.plan.spec.checks]
+
+    def contrast(self, group: str) -> Contrast | None:
+        """Give what a group came to beside its baseline."""
+        comparison = self.comparisons.get(self._baseline(group))
+        if comparison is None:
+            return None
+        return next((contrast for contrast in comparison.contrasts if contrast.system.name == group), None)
+
+    def baseline_of(self, group: str) -> str | None:
+        """Name what a group is held against; None for a baseline itself."""
+        baseline = self._baseline(group)
+        return None if baseline == group else baseline
+
+    def count(self, *states: str) -> int:
+        """Count the runs in some states."""
+        return sum(self.outcomes[run.name].state in states for run in self.runs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether nothing is left to train."""
+        halving = self.plan.spec.halving
+        settled = all(outcome.is_settled for outcome in self.outcomes.values())
+        last = not halving or len(self.rungs) == len(halving.rungs) or not any(loss < float("inf") for _, loss in self.rungs[-1].standing)
+        return settled and last
+
+    def _baseline(self, group: str) -> str:
+        return self.plan.spec.systems[self.groups[group][0].system].baseline
+
+    def _counts(self, group: str) -> bool:
+        """Tell whether a group is a system of its own, or of the last rung."""
+        halving, rung = self.plan.spec.halving, self.groups[group][0].rung
+        return rung == 0 or (halving is not None and rung == len(halving.rungs))
+
+    def _losses(self, group: str) -> dict[int, float]:
+        runs = self.systems[group].runs if group in self.systems else ()
+        return {run.seed: run.final.loss for run in runs if run.final.loss is not None}
+
+
+def verdict(contrast: Contrast) -> str:
+    """Say in a few words what a difference is worth."""
+    difference = contrast.difference
+    if difference is None:
+        return "does not compare"
+    if not contrast.equal:
+        return "no verdict: neither equal tokens nor equal time"
+    at = f"at equal {' and '.join(contrast.equal)}"
+    interval = difference.interval
+    if interval.n < 2:
+        return f"{'higher' if interval.mean > 0 else 'lower'} {at}, perhaps by chance: {interval.n or 'no'} pair"
+    if interval.holds_zero:
+        return f"no difference seen {at}"
+    return f"{'worse' if interval.mean > 0 else 'better'} {at}"

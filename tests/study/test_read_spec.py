@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pldcli.errors import UsageError
+from pldcli.study.plan import shapes
+from pldcli.study.read_spec import read_spec
+from pldcli.study.spec import Check, Rung, Spec
+from tests.study.conftest import FROM_DATA, SMALL, plan_of
+
+STUDIES = sorted((Path(__file__).parents[2] / "benchmarks" / "studies").glob("*.yaml"))
+PRELN, PLD = {"preset": "bert-tiny-preln"}, {"preset": "bert-tiny-pld"}
+
+
+def test_a_small_study(spec_of: Callable[..., Spec]) -> None:
+    spec = spec_of(seeds=[3, 1], checks=[{"better": "preln", "than": "pld", "by_seed_deviations": 3}])
+    assert (spec.name, spec.data, spec.seeds, spec.baseline) == ("try", "data", (3, 1), "preln")
+    pld = spec.systems["pld"]
+    assert (pld.preset, pld.seeds, pld.baseline, pld.overrides) == ("bert-tiny-pld", (3, 1), "preln", tuple(SMALL))
+    assert spec.checks == (Check("preln", "pld", 3.0),)
+    assert (spec.halving, spec.candidates) == (None, ())
+
+
+def test_changes_of_the_study_come_before_those_of_a_system(spec_of: Callable[..., Spec]) -> None:
+    spec = spec_of({"a": PRELN | {"set": {"optim.learning_rate": "2e-3", "model.dropout": 0.1}, "seeds": [7]}}, set=["model.dropout=0"])
+    assert spec.systems["a"].overrides == ("model.dropout=0", "optim.learning_rate=2e-3", "model.dropout=0.1")
+    assert spec.systems["a"].seeds == (7,) and spec.seeds == (0,)
+
+
+def test_a_grid_is_every_combination_named_as_it_is_written(spec_of: Callable[..., Spec]) -> None:
+    spec = spec_of({"preln": PRELN, "lr": PLD | {"grid": {"optim.learning_rate": ["1e-3", 0.002], "pld.theta_bar": [0.5, 0.9]}}})
+    assert list(spec.systems) == ["preln", "lr-1e-3-0.5", "lr-1e-3-0.9", "lr-0.002-0.5", "lr-0.002-0.9"]
+    last = spec.systems["lr-0.002-0.9"]
+    assert last.overrides[-2:] == ("optim.learning_rate=0.002", "pld.theta_bar=0.9")
+    assert (last.grid, last.values) == ("lr", (("optim.learning_rate", 0.002), ("pld.theta_bar", 0.9)))
+    assert list(spec.grids) == ["lr"] and len(spec.grids["lr"]) == 4
+
+
+def test_lengths(spec_of: Callable[..., Spec]) -> None:
+    spec = spec_of(
+        {
+            "a": PRELN,
+            "b": PLD | {"steps": 5600},
+            "c": PLD | {"equal_time": "a", "fraction": 0.25},
+            "d": PLD | {"budget": "1h30m"},
+            "e": PLD | {"fraction": 0.5, "baseline": "c"},
+        }
+    )
+    words = {name: str(system.length) for name, system in spec.systems.items()}
+    assert words == {"a": "the preset's steps", "b": "5,600 steps", "c": "0.25 of the time of a",
+        "d": "5,400 s", "e": "0.5 of the preset's steps"}  # fmt: skip
+    assert spec.systems["e"].baseline == "c"
+
+
+def test_a_halving_takes_grids_apart(spec_of: Callable[..., Spec]) -> None:
+    systems = {"preln": PRELN, "pld": PLD, "lr": PLD | {"grid": {"optim.learning_rate": ["1e-3", "2e-3"]}}}
+    rungs = [{"fraction": 0.125}, {"fraction": 0.5, "keep": 2}, {"fraction": 1, "keep": 1, "seeds": [0, 1]}]
+    spec = spec_of(systems, seeds=[4, 5], halving={"candidates": ["pld", "lr"], "rungs": rungs})
+    assert spec.halving is not None
+    assert spec.halving.candidates == spec.candidates == ("pld", "lr-1e-3", "lr-2e-3")
+    assert spec.halving.rungs == (Rung(0.125, None, (4,)), Rung(0.5, 2, (4,)), Rung(1.0, 1, (0, 1)))
+    assert [spec.halving.takes_part(number) for number in range(3)] == [3, 2, 1]
+
+
+def with_halving(**changes: Any) -> dict[str, Any]:
+    return {"halving": {"candidates": ["pld", "b"], "rungs": [{"fraction": 0.5}]} | changes}
+
+
+BASE: dict[str, Any] = {"preln": PRELN, "pld": PLD, "b": PLD}
+
+
+@pytest.mark.parametrize(
+    ("systems", "more", "message"),
+    [
+        (BASE, {"sedes": [0]}, r"spec\.yaml: unknown key sedes; did you mean seeds\?"),
+        ({"a": PLD | {"equaltime": "b"}}, {}, r"systems\.a: unknown key equaltime; did you mean equal_time\?"),
+        ({"a": {}}, {}, r"systems\.a: has no `preset`; `pld config list` shows them"),
+        ({"a": {"preset": "bert-tiny-pdl"}}, {}, r"systems\.a: unknown preset 'bert-tiny-pdl'; did you mean bert-tiny-pld\?"),
+        ({"a": PLD | {"set": ["pld.thetabar=0.5"]}}, {}, r"systems\.a: pld\.thetabar: unknown key; did you mean pld\.theta_bar\?"),
+        ({"a": PLD | {"set": {"pld": {"theta_bar": 0.5}}}}, {}, r"systems\.a\.set\.pld: must be one value"),
+        ({"a": PLD | {"set": {"train.seed": 1}}}, {}, r"systems\.a\.set: train\.seed cannot be set here; seeds stand under `seeds`"),
+        ({"a": PLD | {"grid": {"pld.theta_bar": 0.5}}}, {}, r"systems\.a\.grid\.pld\.theta_bar: must be a list of values"),
+        ({"a": PLD | {"grid": {"pld.theta_bar": [0.5, 2]}}}, {}, r"systems\.a: pld\.theta_bar: must be in \(0, 1\], not 2"),
+        ({"a": PLD | {"steps": 5, "equal_time": "b"}}, {}, r"systems\.a: `steps` and `equal_time` exclude each other"),
+        ({"a": PLD | {"steps": 5, "set": {"train.total_steps": 4}}}, {}, r"systems\.a\.set: `steps` sets train\.total_steps"),
+        ({"a": PLD | {"fraction": 1.5}}, {}, r"systems\.a\.fraction: must be in \(0, 1\], not 1\.5"),
+        ({"a": PLD | {"budget": "soon"}}, {}, r"systems\.a\.budget: 'soon' is not a time"),
+        ({"a": PLD | {"seeds": [1, 1]}}, {}, r"systems\.a\.seeds: must be a list of different whole numbers"),
+        ({"a/b": PLD}, {}, r"'a/b' cannot be a name of files"),
+        ({"a": PLD, "b": PLD | {"equal_time": "aa"}}, {}, r"systems\.b\.equal_time: no system is called aa; "),
+        (BASE | {"lr": PLD | {"grid": {"pld.theta_bar": [0.5]}}}, {"baseline": "lr"},
+         r"lr is a grid of 1 systems; name one of them, such as lr-0\.5"),
+        ({"a": PLD | {"equal_time": "b"}, "b": PLD | {"equal_time": "a"}}, {}, r"systems\.a\.equal_time: goes in a circle: a -> b -> a"),
+        ({"a-0.5": PLD, "a": PLD | {"grid": {"pld.theta_bar": [0.5]}}}, {}, r"systems\.a: a system of this name is there already: a-0\.5"),
+        (BASE, {"baseline": "prelm"}, r"baseline: no system is called prelm; did you mean preln\?"),
+        (BASE, {"checks": [{"better": "pld", "than": "preln"}]}, r"checks\[0\]: has no `by_seed_deviations`"),
+        (BASE, {"checks": [{"better": "pld", "than": "pld", "by_seed_deviations": 3}]}, r"checks\[0\]: pld cannot be better than itself"),
+        (BASE, with_halving(candidates=["pld"]), r"halving\.candidates: must name at least two systems"),
+        (BASE, with_halving(rungs=[{"fraction": 0.5}, {"fraction": 1}]), r"halving\.rungs\[1\]: has no `keep`"),
+        (BASE, with_halving(rungs=[{"fraction": 0.5}, {"fraction": 1, "keep": 3}]), r"halving\.rungs\[1\]\.keep: cannot keep 3 of 2"),
+        (BASE, with_halving(rungs=[{"fraction": 0.5}, {"fraction": 0.2, "keep": 1}]), r"must not be shorter than the rung before"),
+        (BASE, with_halving() | {"baseline": "pld"}, r"baseline: pld is a candidate of the halving and has no run of its own"),
+        (BASE, {"data": 5}, r"spec\.yaml: data: must be a text, not 5"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_its_place(spec_of: Callable[..., Spec], systems: Any, more: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spec_of(systems, **more)
+
+
+def test_a_name_that_stands_there_twice_is_not_dropped_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("data: data\nsystems:\n  a: {preset: bert-tiny-pld}\n  a: {preset: bert-tiny-preln}\n")
+    with pytest.raises(UsageError, match=r"spec\.yaml:3: a stands there twice"):
+        read_spec(path)
+
+
+@pytest.mark.parametrize("text", ["", "systems: [", "- a"])
+def test_what_is_no_study(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"spec\.yaml: (cannot be read as YAML|must hold keys with values)"):
+        read_spec(path)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies_can_be_planned(path: Path) -> None:
+    spec = read_spec(path)
+    assert spec.name == path.stem and f"benchmarks/studies/{path.name}" in spec.text
+    plan = plan_of(spec)
+    assert len(plan.runs()) + (len(plan.rung(0, spec.candidates)) if spec.halving else 0) >= 6
+
+
+def test_the_shipped_studies_are_what_they_say() -> None:
+    specs = {path.stem: read_spec(path) for path in STUDIES}
+    assert set(specs) >= {"tiny", "theta-bar", "learning-rate", "amp", "halving"}
+    assert len(plan_of(specs["tiny"]).runs()) == 27 and len(shapes(specs["tiny"], FROM_DATA)) == 3
+    halving = specs["halving"].halving
+    assert halving is not None and [halving.takes_part(number) for number in range(3)] == [12, 4, 2]
+    assert [rung.fraction for rung in halving.rungs] == [0.125, 0.5, 1.0]
+    assert [dict(system.values)["pld.theta_bar"] for system in specs["theta-bar"].grids["tokens"]] == [0.5, 0.6, 0.7, 0.8, 0.9]
