@@ -70,7 +70,7 @@ def test_keep_probabilities_come_from_the_run(tmp_path):
         found = keep_probs_of(tmp_path / place, 4)
         assert found.probs == pytest.approx((0.85, 0.7, 0.55, 0.4))
         assert found.origin.endswith("at its last step (constant schedule, paper rule)")
-    growing = tiny_config("pld.theta_bar=0.4", "pld.schedule=growing", "model.num_hidden_layers=4")
+    growing = tiny_config("pld.theta_bar=0.4", "pld.schedule=growing", "pld.recovery_fraction=0.1", "model.num_hidden_layers=4")
     (tmp_path / "run" / "config.yaml").write_text(dump(growing))
     assert keep_probs_of(tmp_path / "run", 4).probs == (1.0, 1.0, 1.0, 1.0), "the last step's, not the first's"
 
