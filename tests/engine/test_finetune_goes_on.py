@@ -184,7 +184,7 @@ def test_patience_and_the_best_weights_survive_a_stop(learn, river_experiment, t
 def test_a_signal_to_a_real_process(processes, rivers, tiny, tmp_path, pld, jobs, number, code):
     line = [str(part) for part in (
         "finetune", rivers / "train.jsonl", "--validation", rivers / "validation.jsonl", "--model", tiny, "--out", tmp_path / "out",
-        *FAST, "epochs=1", "--seeds", 4, "--jobs", jobs, "--device", "cpu",
+        *FAST, "epochs=1", "--seeds", 8, "--jobs", jobs, "--device", "cpu",
     )]  # fmt: skip
     process = processes.python(SLOW.format(arguments=line))
     until = time.monotonic() + 60
@@ -193,13 +193,13 @@ def test_a_signal_to_a_real_process(processes, rivers, tiny, tmp_path, pld, jobs
     process.kill(number)
     process.wait()
     assert f"SystemExit: {code}" in process.err, process.err
-    assert re.search(r"error: .* of 4 run\(s\) finished, .*; run the same command again to go on\n", process.err), process.err
+    assert re.search(r"error: .* of 8 run\(s\) finished, .*; run the same command again to go on\n", process.err), process.err
     kept = [path.name for path in (tmp_path / "out" / "cells").iterdir() if not path.name.startswith(".")]
-    assert 1 <= len(kept) < 4
+    assert 1 <= len(kept) < 8
     outcome = pld(*line)
     assert outcome.code == 0, outcome.err
-    assert f"{len(kept)} of 4 runs were done before" in outcome.err
-    assert len(table(tmp_path / "out")) == 4
+    assert f"{len(kept)} of 8 runs were done before" in outcome.err
+    assert len(table(tmp_path / "out")) == 8
 
 
 def test_the_model_is_always_that_of_the_best_cell_asked_for(learn, river_experiment, rivers, tmp_path):
