@@ -6,18 +6,19 @@ Ctrl-C away from them, and they end when their pipe closes, even if this process
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from pldcli import errors
 from pldcli.errors import PldError
 
-__all__ = ["as_error", "close_pipe", "describe_error", "end_with_parent", "start_command", "start_worker"]
+__all__ = ["answering", "as_error", "close_pipe", "describe_error", "end_with_parent", "start_command", "start_worker", "tell"]
 
 
 def start_worker(
@@ -73,6 +74,32 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def tell(worker: subprocess.Popen[bytes], **values: Any) -> None:
+    """Hand a worker a line of JSON; of one that is gone the last words come through the other pipe."""
+    assert worker.stdin is not None
+    try:
+        worker.stdin.write(json.dumps(values).encode() + b"\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        pass
+
+
+def answering() -> Callable[..., None]:
+    """Keep standard output for lines of JSON, in a worker; what libraries print goes to standard error.
+
+    Returns:
+        Writes its keyword arguments as a line.
+    """
+    out = sys.stdout
+    sys.stdout = sys.stderr
+
+    def answer(**values: Any) -> None:
+        out.write(json.dumps(values) + "\n")
+        out.flush()
+
+    return answer
 
 
 def describe_error(error: PldError) -> dict[str, str]:

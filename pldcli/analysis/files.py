@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pldcli.analysis.results import Analysis, Probe, measures
+from pldcli.csv_text import csv_text
 
 __all__ = ["as_json", "blocks_csv", "removal_csv"]
 
@@ -39,7 +37,7 @@ def blocks_csv(analysis: Analysis) -> str:
                 common = {"run": run.name, "norm": run.norm, "step": state.step, "gates": gates, "draw": draw, "loss": probe.loss}
                 for number, block in enumerate(probe.blocks, 1):
                     rows.append({**common, "block": number, "runs": int(probe.gates[number - 1]), **asdict(block)})
-    return _csv(_BLOCK_COLUMNS, rows)
+    return csv_text(rows, _BLOCK_COLUMNS)
 
 
 def removal_csv(analysis: Analysis) -> str:
@@ -50,15 +48,7 @@ def removal_csv(analysis: Analysis) -> str:
         columns = (removal.alone, removal.increases(), removal.from_here, removal.increases(from_here=True))
         for block, values in enumerate(zip(*columns, strict=True), 1):
             rows.append(dict(zip(_REMOVAL_COLUMNS, (run.name, run.norm, removal.step, block, removal.loss, *values), strict=True)))
-    return _csv(_REMOVAL_COLUMNS, rows)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, _REMOVAL_COLUMNS)
 
 
 def _finite(value: Any) -> Any:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pldcli.analysis.results import Analysis, AnalyzedRun, Measure, State
+from pldcli.analysis.results import Analysis, AnalyzedRun, Measure
 from pldcli.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure, whole_numbers
+from pldcli.plotting import evenly_spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +134,8 @@ def _draw_run(axes: Axes, run: AnalyzedRun, measure: Measure, *, dropped: bool) 
     """Draw a line per moment; tell whether there was anything to draw."""
     import matplotlib
 
-    blocks, shown = range(1, run.num_blocks + 1), _thinned(run.states)
+    blocks = range(1, run.num_blocks + 1)
+    shown = [run.states[number] for number in evenly_spaced(len(run.states), _MOST_LINES)]
     drawn = False
     for number, state in enumerate(shown):
         share = number / max(1, len(shown) - 1)
@@ -155,13 +157,6 @@ def _mark_blocks(axes: Axes, num_blocks: int) -> None:
     else:
         axes.xaxis.set_major_locator(whole_numbers())
     axes.grid(visible=False, axis="x")
-
-
-def _thinned(states: Sequence[State]) -> Sequence[State]:
-    """Leave out moments where there are more than a panel shows; the first and the last stay."""
-    if len(states) <= _MOST_LINES:
-        return states
-    return [states[number * (len(states) - 1) // (_MOST_LINES - 1)] for number in range(_MOST_LINES)]
 
 
 def _drawable(values: Sequence[float]) -> list[float]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pldcli.comparison.comparison import Comparison, Contrast, Reach
 from pldcli.comparison.runs import AXES, Measurement, Run, System
+from pldcli.csv_text import csv_text
 
 __all__ = ["as_json", "curves_csv", "runs_csv"]
 
@@ -36,7 +35,7 @@ def runs_csv(comparison: Comparison) -> str:
             row = {key: value for key, value in _run(run, system.name).items() if key not in ("curves", "finetuned")}
             row |= {key: value for key, value in reaches.get(run.name, {}).items() if key != "run"}
             rows.append(row | {f"finetuned {task}": sum(scores) / len(scores) for task, scores in run.finetuned.items()})
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def curves_csv(comparison: Comparison) -> str:
@@ -46,7 +45,7 @@ def curves_csv(comparison: Comparison) -> str:
         for run in system.runs:
             for kind, curve in (("validation", run.validation), ("training_smoothed", run.smoothed)):
                 rows += [{"run": run.name, "system": system.name, "seed": run.seed, "kind": kind, **asdict(point)} for point in curve]
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def _system(system: System) -> dict[str, Any]:
@@ -133,12 +132,3 @@ def _run(run: Run, system: str) -> dict[str, Any]:
 
 def _points(curve: Sequence[Measurement]) -> list[dict[str, Any]]:
     return [asdict(point) for point in curve]
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import atomic
+from pldcli.csv_text import csv_text
 from pldcli.engine.model_source import short_name
 from pldcli.score_plots import plot_spread
 from pldcli.tasks.metrics import Summary, summary
@@ -127,13 +126,11 @@ def _csv(cells: Mapping[str, Mapping[str, Any]]) -> str:
     metrics = list(dict.fromkeys(name for cell in cells.values() for name in flat_scores(cell)))
     columns = ["cell", *(next(iter(cells.values()))["settings"] if cells else []), "score", *metrics]
     columns += ["best_step", "total_steps", "train_seconds", "tokens_per_second", "error"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for name, cell in cells.items():
-        own = {key: cell[key] for key in columns if key in cell}
-        writer.writerow({"cell": name, **cell["settings"], **flat_scores(cell), **own})
-    return text.getvalue()
+    rows = [
+        {"cell": name, **cell["settings"], **flat_scores(cell), **{key: cell[key] for key in columns if key in cell}}
+        for name, cell in cells.items()
+    ]
+    return csv_text(rows, columns)
 
 
 def _markdown(task: Task, start: str, groups: Sequence[Group], best: str | None) -> str:

@@ -19,7 +19,7 @@ from pldcli.engine.experiment import Experiment
 from pldcli.engine.signals import StopRequest
 from pldcli.errors import PldError
 from pldcli.finetune_config import FinetuneConfig, from_dict
-from pldcli.workers import as_error, close_pipe, describe_error, start_worker
+from pldcli.workers import answering, as_error, close_pipe, describe_error, start_worker, tell
 
 __all__ = ["Job", "run_jobs", "serve"]
 
@@ -108,12 +108,7 @@ def serve() -> None:
     from pldcli.engine.runtime import launch
     from pldcli.engine.signals import stop_requests
 
-    out = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print must not stand between answers
-
-    def answer(**values: Any) -> None:
-        print(json.dumps(values), file=out, flush=True)
-
+    answer = answering()
     try:
         device: Any = sys.argv[2]
         with launch(device) as runtime, stop_requests() as stop:
@@ -134,13 +129,7 @@ def serve() -> None:
 
 
 def _give(worker: subprocess.Popen[bytes], job: Job) -> Job:
-    assert worker.stdin is not None
-    line = json.dumps({"settings": asdict(job.settings), "place": str(job.place)})
-    try:
-        worker.stdin.write(line.encode() + b"\n")
-        worker.stdin.flush()
-    except BrokenPipeError:
-        pass  # its last words come through the other pipe
+    tell(worker, settings=asdict(job.settings), place=str(job.place))
     return job
 
 

@@ -135,12 +135,16 @@ def train_study(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -
         raise UsageError("several runs at once on one GPU", where="--jobs", hint="name GPUs with --gpus, or add set: [runtime.device=cpu]")
     ended: dict[str, Outcome] = {}
     with RunDirectory(study.out).lock(), stop_requests() as stop, display:
-        while left := [run for run in study.runs() if run.name not in ended and not study.outcome(run).is_settled]:
-            display.begin(study.runs(), {run.name: study.outcome(run) for run in study.runs()})
+        while True:
+            runs = study.runs()
+            outcomes = {run.name: study.outcome(run) for run in runs}
+            left = [run for run in runs if run.name not in ended and not outcomes[run.name].is_settled]
+            if not left:
+                return outcomes | {name: outcome for name, outcome in ended.items() if name in outcomes}
+            display.begin(runs, outcomes)
             ended |= train_runs(left, out=study.out, data=study.data, slots=slots, tell=display.tell, watch=display.watch, stop=stop)
             if stop.signal_number:
                 raise _stopped(study, stop)
-    return {run.name: ended.get(run.name, study.outcome(run)) for run in study.runs()}
 
 
 def _measure(

@@ -18,7 +18,7 @@ from pldcli.errors import DeviceError, PldError
 from pldcli.step_time import StepTime
 from pldcli.study.plan import Shape
 from pldcli.study.timings import QUIET, ShapeTime
-from pldcli.workers import as_error, close_pipe, describe_error, end_with_parent, start_worker
+from pldcli.workers import answering, as_error, close_pipe, describe_error, end_with_parent, start_worker, tell
 
 __all__ = ["Measured", "measure_shapes", "serve"]
 
@@ -58,15 +58,10 @@ def measure_shapes(
         PldError: What went wrong there.
     """
     worker = start_worker(__name__, threads=threads, environment=environment)
-    assert worker.stdin is not None and worker.stdout is not None
-    task = {"data": str(data), "configs": {shape.key: flatten(shape.config) for shape in shapes}}
+    assert worker.stdout is not None
     labels = {shape.key: shape.label for shape in shapes}
     try:
-        try:
-            worker.stdin.write(json.dumps(task).encode() + b"\n")
-            worker.stdin.flush()
-        except BrokenPipeError:
-            pass  # its last words come through the other pipe
+        tell(worker, data=str(data), configs={shape.key: flatten(shape.config) for shape in shapes})
         for line in worker.stdout:
             answer = json.loads(line)
             if "error" in answer:
@@ -85,12 +80,7 @@ def measure_shapes(
 
 def serve() -> None:
     """Measure what standard input asks for: the main function of the worker."""
-    out = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print must not stand between answers
-
-    def answer(**values: Any) -> None:
-        print(json.dumps(values), file=out, flush=True)
-
+    answer = answering()
     task = json.loads(sys.stdin.readline())
     end_with_parent()
     try:
