@@ -82,7 +82,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     """Standard deviation of initial weights."""
     attention_init: Literal["normal", "local"] = "normal"
-    """`normal` as BERT, or `local`: attention begins at nearby tokens, so that a model learns from context with far less text."""
+    """`normal` as BERT; `local`: heads begin by looking 1, 2, ... tokens back or ahead, and small models learn from context far sooner."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
@@ -93,6 +93,11 @@ class ModelConfig:
             self.hidden_size % self.num_attention_heads == 0,
             "model.num_attention_heads",
             f"{self.num_attention_heads} heads do not divide hidden_size {self.hidden_size}",
+        )
+        _require(
+            self.attention_init == "normal" or self.hidden_size >= 2 * self.num_attention_heads >= 4,
+            "model.attention_init",
+            f"local needs 2 heads or more, of size 2 or more, not {self.num_attention_heads} in hidden_size {self.hidden_size}",
         )
         _require(0.0 <= self.dropout < 1.0, "model.dropout", f"must be in [0, 1), not {self.dropout}")
         _require(self.layer_norm_eps > 0, "model.layer_norm_eps", "must be positive")
@@ -245,7 +250,7 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when there is any."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast format; weights stay fp32. `auto`: bf16 where the device has it in hardware, else fp16 on CUDA and fp32 on CPU."""
+    """Autocast format; weights stay fp32. `auto`: bf16 where it is fast (Ampere, AMX), else fp16 on CUDA and fp32 on CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""
     checkpoint_activations: bool = False

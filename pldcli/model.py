@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D hidden, H heads, K head size, F feed-forward, V voc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,11 +21,14 @@ from pldcli.dropout import Dropout, dropout
 __all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
 
 
-_LOUD_POSITIONS = 4.0
+_LOUD_POSITIONS = 2.0
 """With `local`: how much larger position embeddings begin than those of words."""
 
-_OWN_SCORE = 12.7
-"""With `local`: what a token's own place scores before the softmax; a place ten tokens away begins about 3 lower."""
+_NEARBY_SCORE = 12.0
+"""With `local`: what the place that a head looks at scores before the softmax; its neighbours begin about 1 lower, far places about 10."""
+
+_PERIODS = 4.0, 256.0
+"""With `local`: the shortest and the longest period of the sinusoids, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,31 @@ class Block(nn.Module):
         return self.ffn_norm(h_BTD + _scaled(self._ffn(h_BTD), residual_scale))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def look_nearby(self, generator: torch.Generator) -> None:
-        """Let queries and keys of each head be one random orthonormal projection: tokens that are alike then look at each other."""
-        hidden_size = self.qkv.in_features
+    def look_nearby(self) -> None:
+        """Let each head begin by looking one, two, ... tokens back or ahead, at positions that `_sinusoids` made.
+
+        Queries read the first copy of the sinusoids and keys the second, turned by the head's distance: what the words are, which is in all
+        dimensions, then adds noise to a score and no preference.
+        """
+        hidden_size, num_frequencies = self.qkv.in_features, self.qkv.in_features // 4
         head_size = hidden_size // self.num_heads
-        weights_3HKD = self.qkv.weight.view(3, self.num_heads, head_size, hidden_size)
+        pairs = torch.arange(head_size // 2)
+        stride = num_frequencies // len(pairs)
+        loudness = _LOUD_POSITIONS**2 / (_LOUD_POSITIONS**2 + 1.0)  # the positions' share of the variance
+        scale = (_NEARBY_SCORE * head_size**0.5 / (2 * len(pairs) * loudness)) ** 0.5
+        query_HKD, key_HKD = self.qkv.weight.view(3, self.num_heads, head_size, hidden_size)[:2]
         for head in range(self.num_heads):
-            directions_DK, _ = torch.linalg.qr(torch.empty(hidden_size, head_size).normal_(generator=generator))
-            weights_3HKD[:2, head] = directions_DK.T * (_OWN_SCORE / head_size**0.5) ** 0.5
+            distance = (head // 2 + 1) * (1 if head % 2 else -1)
+            chosen = pairs * stride + head % stride
+            sine, cosine = chosen, num_frequencies + chosen
+            query_HKD[head, pairs, sine] += scale
+            query_HKD[head, len(pairs) + pairs, cosine] += scale
+            turn = _frequencies(num_frequencies)[chosen] * distance
+            sine, cosine = 2 * num_frequencies + sine, 2 * num_frequencies + cosine
+            key_HKD[head, pairs, sine] += scale * turn.cos()
+            key_HKD[head, pairs, cosine] -= scale * turn.sin()
+            key_HKD[head, len(pairs) + pairs, cosine] += scale * turn.cos()
+            key_HKD[head, len(pairs) + pairs, sine] += scale * turn.sin()
 
     def _attention(self, x_BTD: Tensor, attention_mask: Tensor | None, boundaries_N: Tensor | None = None) -> Tensor:
         B, T, D = x_BTD.shape
@@ -147,14 +168,17 @@ class Block(nn.Module):
         return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
 
 
-def _sinusoids(num_positions: int, hidden_size: int) -> Tensor:
-    """Compute sines, then cosines, with a variance of 1, [positions, D].
+def _frequencies(number: int) -> Tensor:
+    """Space angular frequencies evenly on a log scale, per token."""
+    shortest, longest = _PERIODS
+    frequencies: Tensor = 2.0 * math.pi / shortest * (shortest / longest) ** torch.linspace(0.0, 1.0, number)
+    return frequencies
 
-    Source: Vaswani et al. 2017, section 3.5.
-    """
-    frequencies = 1e4 ** (-torch.arange(-(-hidden_size // 2)) / (hidden_size / 2))
-    angles = torch.arange(num_positions)[:, None] * frequencies
-    both: Tensor = 2.0**0.5 * torch.cat([angles.sin(), angles.cos()], 1)[:, :hidden_size]
+
+def _sinusoids(num_positions: int, hidden_size: int) -> Tensor:
+    """Compute sines and cosines with a variance of 1, both twice, [positions, 4 * (D // 4)]."""
+    angles = torch.arange(num_positions)[:, None] * _frequencies(hidden_size // 4)
+    both: Tensor = 2.0**0.5 * torch.cat([angles.sin(), angles.cos()] * 2, 1)
     return both
 
 
@@ -325,11 +349,10 @@ class StBert(nn.Module):
     def initialize(self, initializer_range: float, *, attention: Literal["normal", "local"] = "normal", seed: int) -> None:
         """Set every weight: the one table of initial values.
 
-        With `local` attention, positions are sinusoids and each head's queries and keys the same projection, so that a token begins by
-        looking at its neighbours.
+        With `local` attention, positions are sinusoids, and the heads of every block begin by looking 1, 2, ... tokens back and ahead.
 
-        Source: Devlin et al. 2019 (normal weights, zero biases, unit norms); for `local` Vaswani et al. 2017, section 3.5 (sinusoids), and
-        the idea of Trockman & Kolter 2023 (arXiv 2305.09828), whose products of queries and keys resemble the identity.
+        Source: Devlin et al. 2019 (normal weights, zero biases, unit norms); for `local` Vaswani et al. 2017, section 3.5 (sinusoids, of
+        which a fixed distance is a rotation), and You et al. 2020 (arXiv 2005.00742), whose heads look at fixed distances throughout.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -340,9 +363,11 @@ class StBert(nn.Module):
             else:
                 parameter.normal_(0.0, initializer_range, generator=generator)
         if attention == "local":
-            self.embeddings.position.weight.copy_(_sinusoids(*self.embeddings.position.weight.shape) * _LOUD_POSITIONS * initializer_range)
+            places = self.embeddings.position.weight
+            known = _sinusoids(*places.shape) * _LOUD_POSITIONS * initializer_range
+            places[:, : known.shape[1]] = known
             for block in self.blocks:
-                block.look_nearby(generator)  # type: ignore[operator]
+                block.look_nearby()  # type: ignore[operator]
 
     def forward(
         self,

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -53,21 +52,6 @@ def test_whole_runs_are_the_command_itself_and_their_saving_is_what_their_clocks
         assert share == pytest.approx(saved / counted, abs=0.01)
     training, whole = (float(re.search(rf"\| {clock} \| ([\d.]+)", table)[1]) for clock in ("training", "whole command"))
     assert training < whole
-
-
-def test_the_floor_of_frequencies_is_what_a_model_with_nothing_else_can_reach(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = load("frequency_floor")
-    # Two tokens, equally frequent: [MASK] says nothing (ln 2); a token shown is right 3 times of 4, wrong once.
-    unigram, floor = script.floors(np.array([0.5, 0.5]), np.array([0.5, 0.5]))
-    assert unigram == pytest.approx(np.log(2))
-    # "Kept" says p(true) = 1/2 + 1/2 x 1/2; a token drawn evenly is the other one or, half of the time, the same one: scored as strange.
-    assert floor == pytest.approx(0.8 * np.log(2) + 0.1 * -np.log(0.75) + 0.1 * (np.log(2) + np.log(2)))
-    monkeypatch.setattr(sys, "argv", ["benchmarks/frequency_floor.py", "--data", str(prepared)])
-    script.main()
-    unigram, floor = map(float, re.search(r"unigram ([\d.]+) nats, .* ([\d.]+) nats", capsys.readouterr().out).groups())
-    assert 1.0 < 0.8 * unigram < floor < unigram
 
 
 @pytest.fixture(scope="module")

@@ -467,30 +467,31 @@ def test_initial_weights(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_local_attention_begins_at_nearby_tokens_and_leaves_the_rest_alone(norm: Norm) -> None:
-    shape = {"hidden_size": 128, "vocab_size": 300, "max_position_embeddings": 64, "num_hidden_layers": 2, "seed": 5}
-    normal, local = (make_model(norm, attention_init=kind, **shape) for kind in ("normal", "local"))
-    words = torch.randint(5, 300, (8, 64), generator=torch.Generator().manual_seed(0))
-    nearby = {}
-    for name, model in (("normal", normal), ("local", local)):
-        block = model.blocks[0]
-        x_BTD = model.embeddings(words)
-        q, k, _ = block.qkv(block.attention_norm(x_BTD) if norm == "pre" else x_BTD).view(8, 64, 3, 4, 32).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (q @ k.transpose(-1, -2) / 32**0.5).softmax(-1)
-        close = (torch.arange(64)[:, None] - torch.arange(64)).abs() <= 8
-        nearby[name] = float((weights * close).sum(-1).mean().detach())
-        places = model.embeddings.position.weight
-        assert float(places.detach().square().mean().sqrt()) == pytest.approx({"normal": 0.02, "local": 0.08}[name], rel=0.1)
-    assert nearby["normal"] < 0.3
-    assert nearby["local"] > 0.6
+@pytest.mark.parametrize(("hidden_size", "heads"), [(128, 4), (130, 5), (192, 2)])
+def test_local_attention_begins_at_nearby_tokens_and_leaves_the_rest_alone(norm: Norm, hidden_size: int, heads: int) -> None:
+    shape = {"vocab_size": 300, "max_position_embeddings": 96, "num_hidden_layers": 2, "seed": 5}
+    sizes = {"hidden_size": hidden_size, "num_attention_heads": heads, "intermediate_size": 64}
+    normal, local = (make_model(norm, attention_init=kind, **shape, **sizes) for kind in ("normal", "local"))
+    words = torch.randint(5, 300, (8, 96), generator=torch.Generator().manual_seed(0))
+    size = hidden_size // heads
+    for number, block in enumerate(local.blocks):
+        x_BTD = local.embeddings(words)
+        q, k, _ = (
+            block.qkv(block.attention_norm(x_BTD) if norm == "pre" else x_BTD).view(8, 96, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        weights = (q @ k.transpose(-1, -2) / size**0.5).softmax(-1).detach().mean(0)
+        for head, expected in zip(range(heads), (-1, 1, -2, 2, -3), strict=False):
+            by_distance = {d: float(weights[head].diagonal(d)[20:-20].mean()) for d in range(-10, 11)}
+            assert max(by_distance, key=by_distance.__getitem__) == expected, (number, head)
+            assert by_distance[expected] > 0.3
+            assert sum(by_distance.values()) > 0.9
     changed = {name for name, one in normal.state_dict().items() if not torch.equal(one, local.state_dict()[name])}
     assert changed == {"embeddings.position.weight", "blocks.0.qkv.weight", "blocks.1.qkv.weight"}
     for one, other in zip(normal.blocks, local.blocks, strict=True):
-        assert torch.equal(one.qkv.weight[256:], other.qkv.weight[256:])  # what is read from a token
-    heads = local.blocks[1].qkv.weight.view(3, 4, 32, 128)
-    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0, 0], heads[0, 1])
-    torch.testing.assert_close(heads[0, 2] @ heads[0, 2].T, 12.7 / 32**0.5 * torch.eye(32), atol=1e-5, rtol=0)
-    assert not torch.equal(heads[0], local.blocks[0].qkv.weight.view(3, 4, 32, 128)[0])
+        assert torch.equal(one.qkv.weight[2 * hidden_size :], other.qkv.weight[2 * hidden_size :])  # what is read from a token
+    places, rest = local.embeddings.position.weight.detach().split([hidden_size // 4 * 4, hidden_size % 4], 1)
+    assert float(places.square().mean().sqrt()) == pytest.approx(0.04, rel=0.05)
+    assert torch.equal(rest, normal.embeddings.position.weight[:, places.shape[1] :])
 
 
 def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:

@@ -58,6 +58,8 @@ class Run:
     wall_seconds: float = 0.0
     unreadable_lines: int = 0
     """Of metrics.jsonl."""
+    frequency_loss: float | None = None
+    """What token frequencies alone score on the validation rows; None where the run did not write it down."""
     finetuned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Task to the score of each fine-tuning, in [0, 1]."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, flatten
 
-__all__ = ["check_runs", "describe_dropping", "differences", "find_controls", "incomparable"]
+__all__ = ["CONTEXT_MARGIN", "check_runs", "describe_dropping", "differences", "find_controls", "incomparable"]
 
 _LABELS = {
     "model.norm": "LayerNorm",
@@ -53,6 +53,9 @@ _STARTS = {
 """What environment.json says of a start, and how a line names it."""
 
 _TIMED_ALIKE = ("hardware", "device", "precision", "threads", "processes")
+CONTEXT_MARGIN = 0.1
+"""How many nats below the loss of token frequencies alone a model that reads context is: the loss of a few targets is no finer."""
+
 _NEVER_ZERO = {"constant": "stays at its peak", "paper-exponential": "ends at 14 % of its peak"}
 """Learning-rate schedules that do not decay to zero."""
 
@@ -128,6 +131,7 @@ def check_runs(systems: Sequence[System], baseline: System) -> list[str]:
     runs = [run for system in systems for run in system.runs]
     return [
         *_loss_warnings(systems, baseline),
+        *_context_warnings(runs),
         *_state_warnings(runs),
         *_length_warnings(systems, baseline),
         *_schedule_warnings(baseline),
@@ -147,6 +151,18 @@ def _loss_warnings(systems: Sequence[System], baseline: System) -> Iterator[str]
                 yield f"{run.name} diverged: its last validation loss is no finite number"
             if not run.starts:
                 yield f"{run.name} has no environment.json: whether data, vocabulary and hardware are the same cannot be told"
+
+
+def _context_warnings(runs: Sequence[Run]) -> Iterator[str]:
+    def is_blind(run: Run) -> bool:
+        return run.final.loss is not None and run.frequency_loss is not None and run.final.loss > run.frequency_loss - CONTEXT_MARGIN
+
+    if blind := [run for run in runs if is_blind(run)]:
+        mark = _listed(dict.fromkeys(f"{run.frequency_loss:.4f}" for run in blind))
+        yield (
+            f"{_listed(run.name for run in blind)}: the final loss is not {CONTEXT_MARGIN} below that of token frequencies alone ({mark}): "
+            "hardly anything was learned from context yet, so the order of such losses says nothing about dropping"
+        )
 
 
 def _state_warnings(runs: Sequence[Run]) -> Iterator[str]:

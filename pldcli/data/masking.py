@@ -13,7 +13,10 @@ import numpy.typing as npt
 
 from pldcli.data.order import UInt64s, hashes
 
-__all__ = ["Masked", "Masking"]
+__all__ = ["KEPT_SHARE", "RANDOM_SHARE", "Masked", "Masking"]
+
+RANDOM_SHARE, KEPT_SHARE = 0.1, 0.1
+"""Of the targets: those that a random token replaces, and those that stay; [MASK] replaces the rest."""
 
 _CHOOSE, _REPLACE, _RANDOM = (np.uint64(tag << 32) for tag in (1, 2, 3))
 """Keys apart: which positions, what happens there, which random token."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pldcli import atomic
+from pldcli.comparison.words import CONTEXT_MARGIN
 from pldcli.config import Config
-from pldcli.data.loader import StepBatches
+from pldcli.data.loader import Batch, StepBatches
 from pldcli.data.shards import PreparedData
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine import checkpoint, model_card
@@ -19,6 +21,7 @@ from pldcli.engine.display import RunDisplay, duration
 from pldcli.engine.environment import peak_flops_per_second, record_start
 from pldcli.engine.estimate import Estimate, warnings
 from pldcli.engine.evaluation import MaskedLmScore, fixed_batches, score_masked_lm
+from pldcli.engine.frequencies import frequency_loss, token_shares
 from pldcli.engine.metrics import MetricsLog
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory
@@ -40,10 +43,19 @@ class PretrainResult:
     """It was finished before this call."""
     score: MaskedLmScore | None
     """Of this call's last validation."""
+    frequency_loss: float | None
+    """What token frequencies alone score there; None without a validation."""
     reload_difference: float | None
     """Largest difference of logits when transformers read the model back; None where it is not installed."""
     is_main: bool = True
     """Whether this process speaks to the user."""
+
+    @property
+    def has_read_context(self) -> bool | None:
+        """Tell whether the model is clearly better than token frequencies; None without a validation."""
+        if self.score is None or self.frequency_loss is None:
+            return None
+        return self.score.mlm_loss < self.frequency_loss - CONTEXT_MARGIN
 
 
 class Bookkeeper:
@@ -67,6 +79,7 @@ class Bookkeeper:
         self.started, self.wall_before = time.perf_counter(), start.wall_seconds
         self.last_logged = start
         self.score: MaskedLmScore | None = None
+        self.frequency_loss: float | None = None
         self.saved_step = -1
         self.how_to_go_on = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to go on"
 
@@ -126,7 +139,7 @@ class Bookkeeper:
             difference = self._export()
             model_card.write(self.run, self.config, self.prepared, position, command)
         self.runtime.wait_for_all()
-        return PretrainResult(self.run, position, False, self.score, difference, self.runtime.is_main)
+        return PretrainResult(self.run, position, False, self.score, self.frequency_loss, difference, self.runtime.is_main)
 
     def _log(self, seen: Observation, position: Position) -> None:
         tokens = position.tokens - self.last_logged.tokens
@@ -155,20 +168,26 @@ class Bookkeeper:
         self.display.logged(row)
 
     def _validate(self, position: Position) -> Position:
-        batches = fixed_batches(self.prepared, self.config.data.seq_len, max_sequences=self.config.eval.max_sequences)
-        self.score = score_masked_lm(self.trainer.model, batches, self.trainer.precision, self.runtime)
+        if self.frequency_loss is None:
+            shares_V = token_shares(self.prepared.stream("train"), self.prepared.vocab_size, self.prepared.special)
+            self.frequency_loss = frequency_loss(shares_V, self._validation_batches(), self.prepared.special)
+        self.score = score_masked_lm(self.trainer.model, self._validation_batches(), self.trainer.precision, self.runtime)
         position = replace(position, wall_seconds=self._wall_seconds())
         row = {
             "step": position.step,
             "eval/mlm_loss": self.score.mlm_loss,
             "eval/perplexity": self.score.perplexity,
             "eval/mlm_accuracy": self.score.mlm_accuracy,
+            "eval/frequency_loss": self.frequency_loss,
             **_progress(position),
         }
         if self.log is not None:
             self.log.write(row)
         self.display.evaluated(row)
         return position
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        return fixed_batches(self.prepared, self.config.data.seq_len, max_sequences=self.config.eval.max_sequences)
 
     def _save(self, position: Position) -> None:
         if position.step in (self.saved_step, 0):

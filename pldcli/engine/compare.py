@@ -74,6 +74,7 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
         run_state(directory, config, max((row["step"] for row in rows), default=0)),
         max((row.get("progress/wall_seconds") or 0.0 for row in rows), default=0.0),
         _unreadable_lines(directory.metrics, len(rows)),
+        next((row["eval/frequency_loss"] for row in reversed(rows) if "eval/frequency_loss" in row), None),
         _finetuned(path, finetuned),
     )
 

@@ -62,7 +62,8 @@ class RunDisplay:
         self._evaluation = row
         if self._live is None:
             self.say(
-                f"step {row['step']:,}/{self._total:,}  validation loss {row['eval/mlm_loss']:.4f}  accuracy {row['eval/mlm_accuracy']:.3f}"
+                f"step {row['step']:,}/{self._total:,}  validation loss {row['eval/mlm_loss']:.4f} (token frequencies alone: "
+                f"{row['eval/frequency_loss']:.4f})  accuracy {row['eval/mlm_accuracy']:.3f}"
             )
 
     def logged(self, row: Mapping[str, Any]) -> None:

@@ -104,6 +104,7 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 |---|---|
 | training loss of the last step | {_number(training.get("train/loss"))} |
 | validation masked-LM loss (full depth, fixed masks) | {_number(evaluation.get("eval/mlm_loss"))} |
+| the same of token frequencies alone, without context | {_number(evaluation.get("eval/frequency_loss"))} |
 | validation perplexity | {_number(evaluation.get("eval/perplexity"))} |
 | validation accuracy on masked tokens | {_number(evaluation.get("eval/mlm_accuracy"))} |
 

@@ -293,7 +293,7 @@ def _pretrain(
             _restore(trainer, snapshot)
         position = snapshot.position if snapshot else Position()
         if position.step >= config.train.total_steps and run.is_finished:
-            return PretrainResult(run, position, True, None, None, runtime.is_main)
+            return PretrainResult(run, position, True, None, None, None, runtime.is_main)
         stop = stack.enter_context(stop_requests())
         if runtime.is_main:
             atomic.write_text(run.config, presets.dump(config))  # first: it marks the directory as a run

@@ -104,7 +104,7 @@ def test_a_run_whose_surroundings_are_not_known() -> None:
 
 def test_nothing_to_warn_of() -> None:
     later = [{**START, "started": "2026-03-02T08:00:00+00:00"}]
-    assert warnings(made_up_run("a", DENSE), made_up_run("b", starts=later)) == ()
+    assert warnings(made_up_run("a", DENSE, frequency_loss=1.11), made_up_run("b", starts=later)) == ()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,10 @@ def test_nothing_to_warn_of() -> None:
         (made_up_run("b", losses=(4.0, 3.0)), "b is finished, but metrics.jsonl is cut off: its last validation is at step 20"),
         (made_up_run("b", unreadable_lines=2), "b: 2 line(s) of metrics.jsonl cannot be read and are left out"),
         (made_up_run("b", losses=(4.0, 3.0, 2.0, None)), "b diverged"),
+        (
+            made_up_run("b", frequency_loss=1.09),
+            "b: the final loss is not 0.1 below that of token frequencies alone (1.0900): hardly anything was learned from context yet",
+        ),
         (made_up_run("b", "train.total_steps=80"), "b sees 20,480 tokens, a 10,240: their final losses are not at equal tokens"),
         (made_up_run("b", starts=[{**START, "threads": 2}]), "seconds do not compare: threads is not the same for all runs (1; 2)"),
         (made_up_run("b", starts=[START, START]), "started more than once: b"),

@@ -47,7 +47,7 @@ def write_run(
         rate = config.optim.learning_rate * (1 - (step - 1) / config.train.total_steps)
         rows.append({"step": step, "train/loss": None if loss is None else loss + 1, "optim/learning_rate": rate, **spent})
         if step % 10 == 0 and step // 10 <= len(losses):
-            rows.append({"step": step, "eval/mlm_loss": loss, "eval/mlm_accuracy": 0.1, **spent})
+            rows.append({"step": step, "eval/mlm_loss": loss, "eval/mlm_accuracy": 0.1, "eval/frequency_loss": 3.25, **spent})
     place.mkdir(parents=True)
     (place / "config.yaml").write_text(presets.dump(config))
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -73,6 +73,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     run, _ = read_runs([place, other], finetuned=tmp_path / "finetuned")
     assert (run.name, run.path, run.state, run.seed, run.wall_seconds) == ("a", str(place), "finished", 0, 81.0)
     assert [(row.step, row.loss) for row in run.validation] == [(10, 4.0), (20, 3.0), (30, 2.0), (40, 1.5)]
+    assert run.frequency_loss == 3.25
     assert (run.final.tokens, run.final.train_seconds, run.final.executed_flops) == (40 * 256, 80.0, 40 * 256e3)
     assert [row.step for row in run.training] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert run.training[0].loss == 5.0

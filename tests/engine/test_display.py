@@ -15,7 +15,7 @@ LONG = {
     "speed/tokens_per_second": 1_234_567.0,
     "progress/tokens": 123_456_789_012,
 }
-EVALUATION = {"step": 1000, "eval/mlm_loss": 10.98765, "eval/mlm_accuracy": 0.4321}
+EVALUATION = {"step": 1000, "eval/mlm_loss": 10.98765, "eval/mlm_accuracy": 0.4321, "eval/frequency_loss": 6.5}
 
 
 def row(step, *, loss=10.12345, seconds=0.0, **more):
@@ -77,13 +77,13 @@ def test_plain_lines_elsewhere(monkeypatch):
         display.logged(row(2, loss=9.0, seconds=1.0))  # too soon after the last line
         now += 6
         display.logged(row(3, loss=3.0, seconds=2.0))
-        display.evaluated({"step": 3, "eval/mlm_loss": 2.5, "eval/mlm_accuracy": 0.25})
+        display.evaluated({"step": 3, "eval/mlm_loss": 2.5, "eval/mlm_accuracy": 0.25, "eval/frequency_loss": 3.5})
         display.logged(row(100, loss=2.0, seconds=99.0))  # the last one always
         display.say("[bold]as it is[/bold]")
     assert console.file.getvalue().splitlines() == [
         "step 1/100  loss 4.0000 (4.0000)  lr 1.23e-04  theta 0.512  blocks 18.25  1.23 M tokens/s  ? left",
         "step 3/100  loss 3.0000 (5.3146)  lr 1.23e-04  theta 0.512  blocks 18.25  1.23 M tokens/s  1 min 37 s left",
-        "step 3/100  validation loss 2.5000  accuracy 0.250",
+        "step 3/100  validation loss 2.5000 (token frequencies alone: 3.5000)  accuracy 0.250",
         "step 100/100  loss 2.0000 (4.4212)  lr 1.23e-04  theta 0.512  blocks 18.25  1.23 M tokens/s  0 s left",
         "[bold]as it is[/bold]",
     ]

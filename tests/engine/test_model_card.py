@@ -34,7 +34,7 @@ def test_what_it_says(tmp_path):
     rows = [
         {"step": 1, **TRAINING},
         {"step": 12, **TRAINING, "train/loss": 3.25},
-        {"step": 12, "eval/mlm_loss": 3.125, "eval/perplexity": 22.75, "eval/mlm_accuracy": 0.375},
+        {"step": 12, "eval/mlm_loss": 3.125, "eval/perplexity": 22.75, "eval/mlm_accuracy": 0.375, "eval/frequency_loss": 4.625},
     ]
     starts = [
         {"command": "pld first", "hardware": "A Processor, 8 cores", "threads": 3, "precision": "bf16", "processes": 2},
@@ -45,7 +45,7 @@ def test_what_it_says(tmp_path):
         "    pld first\n", "text-0.txt, text-1.txt, text-2.txt and 7 more files: ",
         "1,234 documents, 56,789 tokens", "3,072 tokens in 96 sequences of 32, 12 steps", "1.25 PFLOP",
         "1 min 01 s (1 h 01 min with validation and saving)", "A Processor, 8 cores, bf16, 2 process(es), 3 thread(s)", "| seed | 7 |",
-        "last step | 3.2500 |", "3.1250", "22.7500", "0.3750", "exponential to theta_bar 0.5, depth rule paper, draw bernoulli: 2.0",
+        "last step | 3.2500 |", "3.1250", "4.6250", "22.7500", "0.3750", "exponential to theta_bar 0.5, depth rule paper, draw bernoulli: 2.0",
     ):  # fmt: skip
         assert part in text, part
     assert "pld second" not in text and "/home/" not in text
@@ -54,5 +54,5 @@ def test_what_it_says(tmp_path):
 @pytest.mark.parametrize("rows", [[], [{"step": 12, **TRAINING, "train/loss": None}]])
 def test_without_measurements(tmp_path, rows):
     text = card(tmp_path, rows, "pld.theta_bar=1")
-    assert text.count("not measured") == 4
+    assert text.count("not measured") == 5
     assert "nothing dropped. All blocks run" in text and "    pld as given\n" in text and "unknown" in text

@@ -15,19 +15,19 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ("device", "in_hardware", "name"), [(CPU, True, "bf16"), (CPU, False, "fp32"), (CUDA, True, "bf16"), (CUDA, False, "fp16")]
 )
 def test_auto(monkeypatch: pytest.MonkeyPatch, device: torch.device, in_hardware: bool, name: str) -> None:
-    monkeypatch.setattr(module, "bf16_in_hardware", lambda _: in_hardware)
+    monkeypatch.setattr(module, "bf16_is_fast", lambda _: in_hardware)
     assert resolve_precision("auto", device) == Precision(name, device)  # type: ignore[arg-type]
 
 
 def test_what_is_asked_for_is_what_one_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "bf16_in_hardware", lambda _: pytest.fail("nobody asked"))
+    monkeypatch.setattr(module, "bf16_is_fast", lambda _: pytest.fail("nobody asked"))
     for name in ("bf16", "fp16", "fp32"):
         assert resolve_precision(name, CPU).name == name  # type: ignore[arg-type]
 
 
 def test_auto_runs_on_this_machine() -> None:
     assert resolve_precision("auto", CPU).name in ("bf16", "fp32")
-    assert isinstance(module.bf16_in_hardware(CPU), bool)
+    assert isinstance(module.bf16_is_fast(CPU), bool)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])

@@ -129,7 +129,7 @@ def test_metrics_have_the_promised_names(whole):
     assert [row["step"] for row in evaluation] == [6, 12]
     assert {frozenset(row) for row in training} == {frozenset(TRAINING_NAMES | OUR_NAMES)}
     assert {frozenset(name for name in row if name.startswith("eval/")) for row in evaluation} == {
-        frozenset(("eval/mlm_loss", "eval/perplexity", "eval/mlm_accuracy"))
+        frozenset(("eval/mlm_loss", "eval/perplexity", "eval/mlm_accuracy", "eval/frequency_loss"))
     }
     config = presets.load(whole / "config.yaml")
     for row in training:
@@ -200,8 +200,13 @@ def test_what_is_said(pld, prepared, tmp_path):
     assert lines[0].startswith(
         f"{tmp_path / 'run'}: 0.1 M parameters, 4 steps of 8 x 32 tokens, fp32 on cpu, 1 process(es), micro-batch 4; about "
     )
-    assert any(re.match(r"step 4/4  validation loss \d\.\d{4}  accuracy 0\.\d{3}", line) for line in lines)
+    assert any(
+        re.match(r"step 4/4  validation loss \d\.\d{4} \(token frequencies alone: \d\.\d{4}\)  accuracy 0\.\d{3}", line) for line in lines
+    )
     assert any(re.match(r"step 2/4  loss .* lr .* theta 0.500  blocks .* tokens/s", line) for line in lines)
+    assert any(
+        re.match(r"note: token frequencies alone reach \d\.\d{4}: this model has hardly learned from context yet", line) for line in lines
+    )
     assert f"next: pld evaluate {tmp_path / 'run'} --data {prepared}" in lines
     assert any("read back with transformers, logits differ by at most" in line for line in lines)
     assert outcome.err == ""
