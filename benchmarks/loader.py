@@ -154,7 +154,7 @@ class Feed:
         samples = cut_rows(config, prepared.stream("train"), prepared.special)
         self.set_up_seconds = time.perf_counter() - started
         special, rows = prepared.special, max(1, batch_tokens // seq_len)
-        masking = Masking(config.objective.mask_probability, special.mask_id, special.ids, prepared.vocab_size)
+        masking = Masking.of(config.objective.mask_probability, special, prepared.vocab_size)
         self.name, self.seq_len, self.prepared, self.samples = name, seq_len, prepared, samples
         self.batches = StepBatches(samples, masking, global_batch_size=rows, num_groups=1, micro_steps=1, micro_batch_size=rows)
         self.built, self.tokens = 0, 0.0

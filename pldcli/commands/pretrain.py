@@ -141,8 +141,8 @@ def _show(result: PretrainResult, data: Path) -> None:
         typer.echo(f"validation loss {score.mlm_loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.mlm_accuracy:.3f}")
     if result.has_read_context is False:
         typer.echo(
-            f"note: token frequencies alone reach {result.frequency_loss:.4f}: this model has hardly learned from context yet; train longer "
-            "(a small model gets there sooner with model.attention_init=local, objective.mask_probability=0.3 and a smaller batch)"
+            f"note: token frequencies alone reach {result.frequency_loss:.4f}: this model has hardly learned from context yet; train "
+            "longer (a small model gets there sooner with model.attention_init=local, objective.mask_probability=0.3 and a smaller batch)"
         )
     check = (
         "not read back: transformers is not installed"

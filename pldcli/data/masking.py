@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pldcli.data.order import UInt64s, hashes
+from pldcli.data.tokenizer import SpecialTokens
 
 __all__ = ["KEPT_SHARE", "RANDOM_SHARE", "Masked", "Masking"]
 
@@ -46,6 +47,11 @@ class Masking:
     mask_id: int
     special_ids: tuple[int, ...]
     vocab_size: int
+
+    @classmethod
+    def of(cls, probability: float, special: SpecialTokens, vocab_size: int) -> Masking:
+        """Take what a tokenizer says."""
+        return cls(probability, special.mask_id, special.ids, vocab_size)
 
     def most_targets(self, num_tokens: int) -> int:
         """Count the targets of a row of so many tokens, [CLS] and [SEP] among them, without further special tokens: no row has more."""

@@ -144,7 +144,7 @@ class Source:
 
     def masking(self, config: Config) -> Masking:
         """Choose targets as the run does."""
-        return Masking(config.objective.mask_probability, self.special.mask_id, self.special.ids, self.vocab_size)
+        return Masking.of(config.objective.mask_probability, self.special, self.vocab_size)
 
 
 def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried: tuple[MicroBatch, ...], report: Report) -> Bench:

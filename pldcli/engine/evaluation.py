@@ -83,7 +83,7 @@ def stream_batches(
         batch_size: Rows of a batch; the rows and their masks do not depend on it.
     """
     samples = SpanSamples(stream, special, seq_len, seed=_SEED, shuffle=False)
-    masking = Masking(_MASK_PROBABILITY, special.mask_id, special.ids, vocab_size)
+    masking = Masking.of(_MASK_PROBABILITY, special, vocab_size)
     return validation_batches(samples, masking, batch_size=batch_size, max_sequences=max_sequences)
 
 

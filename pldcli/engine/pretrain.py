@@ -139,7 +139,7 @@ def build_trainer(
     config.share_of_group(runtime.world_size)
     model = initial_model(config, prepared, initial=initial, allow_bin=allow_bin)
     samples = cut_rows(config, prepared.stream("train"), prepared.special)
-    masking = Masking(config.objective.mask_probability, prepared.special.mask_id, prepared.special.ids, prepared.vocab_size)
+    masking = Masking.of(config.objective.mask_probability, prepared.special, prepared.vocab_size)
     return assemble(config, place(model, config, runtime), samples, masking, runtime)
 
 

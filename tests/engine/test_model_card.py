@@ -45,7 +45,8 @@ def test_what_it_says(tmp_path):
         "    pld first\n", "text-0.txt, text-1.txt, text-2.txt and 7 more files: ",
         "1,234 documents, 56,789 tokens", "3,072 tokens in 96 sequences of 32, 12 steps", "1.25 PFLOP",
         "1 min 01 s (1 h 01 min with validation and saving)", "A Processor, 8 cores, bf16, 2 process(es), 3 thread(s)", "| seed | 7 |",
-        "last step | 3.2500 |", "3.1250", "4.6250", "22.7500", "0.3750", "exponential to theta_bar 0.5, depth rule paper, draw bernoulli: 2.0",
+        "last step | 3.2500 |", "3.1250", "4.6250", "22.7500", "0.3750",
+        "exponential to theta_bar 0.5, depth rule paper, draw bernoulli: 2.0",
     ):  # fmt: skip
         assert part in text, part
     assert "pld second" not in text and "/home/" not in text
