@@ -21,7 +21,7 @@ from pldcli.engine.display import RunDisplay, duration
 from pldcli.engine.environment import peak_flops_per_second, record_start
 from pldcli.engine.estimate import Estimate, warnings
 from pldcli.engine.evaluation import MaskedLmScore, fixed_batches, score_masked_lm
-from pldcli.engine.frequencies import frequency_loss, token_shares
+from pldcli.engine.frequencies import frequencies_alone
 from pldcli.engine.metrics import MetricsLog
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory
@@ -169,8 +169,7 @@ class Bookkeeper:
 
     def _validate(self, position: Position) -> Position:
         if self.frequency_loss is None:
-            shares_V = token_shares(self.prepared.stream("train"), self.prepared.vocab_size, self.prepared.special)
-            self.frequency_loss = frequency_loss(shares_V, self._validation_batches(), self.prepared.special)
+            self.frequency_loss = frequencies_alone(self.prepared, self._validation_batches())
         self.score = score_masked_lm(self.trainer.model, self._validation_batches(), self.trainer.precision, self.runtime)
         position = replace(position, wall_seconds=self._wall_seconds())
         row = {

@@ -15,6 +15,7 @@ from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose
 from pldcli.engine.evaluation import MaskedLmScore, count_tokens, fixed_batches, score_masked_lm, stream_batches
 from pldcli.engine.fill_mask import Candidate
 from pldcli.engine.fill_mask import fill_mask as fill_in
+from pldcli.engine.frequencies import frequencies_alone
 from pldcli.engine.model_source import recorded_data
 from pldcli.engine.pseudo_likelihood import masked_copies
 from pldcli.engine.subject import Opening, Subject, open_subject
@@ -74,7 +75,8 @@ def evaluate(target: Path, **opening: Unpack[Opening]) -> Evaluated[MaskedLmScor
     with open_subject(target, **_with_data(opening, prepared.path)) as subject:
         check_vocabulary(subject.loaded, prepared)
         score = _masked_lm(subject, fixed_batches(prepared, subject.loaded.seq_len))
-        return _evaluated(subject, f"{prepared.path}, validation split", score)
+        mark = frequencies_alone(prepared, fixed_batches(prepared, subject.loaded.seq_len))
+        return _evaluated(subject, f"{prepared.path}, validation split", score, (f"token frequencies alone score {mark:.4f} there",))
 
 
 def evaluate_text(

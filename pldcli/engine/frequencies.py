@@ -9,11 +9,17 @@ import numpy.typing as npt
 
 from pldcli.data.loader import NO_TARGET, Batch, Stream
 from pldcli.data.masking import KEPT_SHARE, RANDOM_SHARE
+from pldcli.data.shards import PreparedData
 from pldcli.data.tokenizer import SpecialTokens
 
-__all__ = ["frequency_loss", "token_shares"]
+__all__ = ["frequencies_alone", "frequency_loss", "token_shares"]
 
 _MOST_TOKENS, _NUM_CHUNKS = 5_000_000, 64
+
+
+def frequencies_alone(prepared: PreparedData, batches: Iterable[Batch]) -> float:
+    """Score what the training text's token frequencies are worth on batches of the validation text, in nats per target."""
+    return frequency_loss(token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special), batches, prepared.special)
 
 
 def token_shares(stream: Stream, vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.float64]:

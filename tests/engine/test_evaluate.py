@@ -50,6 +50,7 @@ def test_the_same_number_always_and_everywhere(pld, run, prepared):
     assert numbers(pld, list_checkpoints(run / "checkpoints")[-1], prepared) == pytest.approx(found, rel=1e-6)
     logged = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "eval/mlm_loss" in row][-1]
     assert logged["eval/mlm_loss"] == pytest.approx(found["mlm_loss"], rel=1e-6)
+    assert f"token frequencies alone score {logged['eval/frequency_loss']:.4f} there" in pld("evaluate", run).err
     assert found["perplexity"] == pytest.approx(math.exp(found["mlm_loss"]))
 
 
