@@ -37,6 +37,10 @@ def prepare_data(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("data"),
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text for validation alone; can be given several times.", show_default="one document in 301"),
+    ] = None,
     document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = DocumentPer.BLANK_LINE,
     text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.")] = "text",
     tokenizer: Annotated[
@@ -56,6 +60,7 @@ def prepare_data(
     prepared = prepare(
         inputs,
         out,
+        validation=validation or (),
         document_per=document_per.value,
         text_field=text_field,
         tokenizer=tokenizer,

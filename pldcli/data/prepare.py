@@ -33,6 +33,7 @@ __all__ = ["Prepared", "available_processes", "prepare", "validation_limit"]
 
 VALIDATION_PARTS = 301
 """One document of so many is for validation: 300 to 1."""
+_FOR_VALIDATION = "training file that is for validation"
 
 SAMPLE_BYTES = 32 << 20
 """Text for training the tokenizer, at most; above half of it for any larger corpus."""
@@ -68,6 +69,7 @@ def prepare(
     inputs: Sequence[Path],
     out: Path,
     *,
+    validation: Sequence[Path] = (),
     document_per: DocumentPer = "blank-line",
     text_field: str = "text",
     tokenizer: Path | None = None,
@@ -84,6 +86,7 @@ def prepare(
     Args:
         inputs: Text or JSON-lines files, plain, .gz or .zst, and directories of them.
         out: The directory to make.
+        validation: Text for validation alone, read as `inputs` are; without it one document in 301 is taken, chosen by a hash of its text.
         document_per: What ends a document in a text file.
         text_field: The field of a JSON object that holds the text.
         tokenizer: An existing tokenizer; without it one is trained.
@@ -108,11 +111,14 @@ def prepare(
     if processes is not None and processes < 1:
         raise UsageError("must be at least 1", where="--processes")
     with _signals_as_errors():
-        _check_place(out, inputs, overwrite=overwrite)
+        _check_place(out, [*inputs, *validation], overwrite=overwrite)
         existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
         sources, skipped = find_sources(inputs, exclude=out)
+        held_out, more_skipped = find_sources(validation, exclude=out) if validation else ([], Counter[str]())
+        skipped += more_skipped
+        sources = _without(sources, held_out, skipped)
         with atomic.directory(out, overwrite=overwrite) as directory:
-            corpus = _Corpus(sources, document_per, text_field, strict, quiet)
+            corpus = _Corpus([*sources, *held_out], len(sources), document_per, text_field, strict, quiet)
             scan = _scan(corpus, sample_bytes=0 if existing else SAMPLE_BYTES)
             chosen, notes = existing, []
             if chosen is None:
@@ -137,7 +143,7 @@ def prepare(
                 "replaced_bytes": scan.replaced_bytes,
             }
             atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts)))
+    return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=bool(validation))))
 
 
 def available_processes() -> int:
@@ -165,9 +171,26 @@ def validation_tail(num_tokens: int) -> int:
     return max(1, num_tokens // VALIDATION_PARTS, min(128, num_tokens // 10))
 
 
+def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str]) -> list[Source]:
+    """Leave out of the training text what is for validation.
+
+    Raises:
+        DataError: Nothing is left.
+    """
+    places = {source.path.resolve() for source in held_out}
+    left = [source for source in sources if source.path.resolve() not in places]
+    if not left:
+        raise DataError("every file is for validation", where="--validation", hint="name other text to train on")
+    if len(left) < len(sources):
+        skipped[_FOR_VALIDATION] += len(sources) - len(left)
+    return left
+
+
 @dataclass(frozen=True)
 class _Corpus:
     sources: list[Source]
+    num_train_sources: int
+    """The rest are for validation; where there is no rest, documents are chosen."""
     document_per: DocumentPer
     text_field: str
     strict: bool
@@ -176,6 +199,10 @@ class _Corpus:
     @property
     def num_bytes(self) -> int:
         return sum(source.num_bytes for source in self.sources)
+
+    @property
+    def has_validation(self) -> bool:
+        return self.num_train_sources < len(self.sources)
 
     def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[tuple[str, bool], None, None]:
         """Read everything once, and call `done` behind each source."""
@@ -195,6 +222,8 @@ class _Scan:
     """What the first pass found."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
+    num_train: int = 0
+    """Documents of the sources that are for training."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     replaced_bytes: int = 0
@@ -252,6 +281,10 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
         documents = len(scan.hashes) - documents_before
         documents_before = len(scan.hashes)
         scan.sources.append({"name": str(source.path), "bytes": reader.raw_bytes, "sha256": reader.sha256, "documents": documents})
+        if len(scan.sources) <= corpus.num_train_sources:
+            scan.num_train += documents
+        else:
+            scan.sources[-1]["split"] = "validation"
         scan.skipped.update(reader.skipped)
         scan.replaced_bytes += reader.replaced_bytes
 
@@ -259,13 +292,14 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
     with closing(corpus.pieces("Reading", done=done)) as pieces:
         for text, last in pieces:
             document.update(text.encode())
-            if sample_bytes:
+            if sample_bytes and len(scan.sources) < corpus.num_train_sources:
                 sampler.add(text, last=last)
             if last:
                 scan.hashes.append(_hash64(document))
                 document = hashlib.blake2b(digest_size=8)
-    if not scan.hashes:
-        where = ", ".join(str(source.path) for source in corpus.sources[:3])
+    if scan.num_train == 0 or (corpus.has_validation and scan.num_train == len(scan.hashes)):
+        train, held_out = corpus.sources[: corpus.num_train_sources], corpus.sources[corpus.num_train_sources :]
+        where = ", ".join(str(source.path) for source in (train if scan.num_train == 0 else held_out)[:3])
         raise DataError("holds no documents", where=where, hint="; ".join(f"{reason}: {count:,}" for reason, count in scan.skipped.items()))
     scan.sample = sampler.sample()
     return scan
@@ -291,7 +325,7 @@ def _encode(
 ) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     """Make the second pass."""
     sizes = {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.special.sep_id}
-    limit = validation_limit(scan.hashes)
+    limit = None if corpus.has_validation else validation_limit(scan.hashes)
     words, num_bytes = Counter[str](), Counter[str]()
     document = num_tokens = open_tokens = 0
     with (
@@ -304,7 +338,7 @@ def _encode(
             for text, last, count, num_words in zip(texts, ends, encoded.num_tokens.tolist(), encoded.num_words.tolist(), strict=True):
                 if document >= len(scan.hashes):
                     raise _changed(corpus.sources[-1])
-                is_validation = limit is not None and scan.hashes[document] < limit
+                is_validation = document >= scan.num_train or (limit is not None and scan.hashes[document] < limit)
                 writer, name = (validation, "validation") if is_validation else (train, "train")
                 writer.add(encoded.ids[start : start + count])
                 start += count
@@ -313,7 +347,7 @@ def _encode(
                 num_bytes[name] += len(text.encode())
                 if last:
                     document += 1
-                    if limit is None and document == len(scan.hashes):
+                    if limit is None and not corpus.has_validation and document == len(scan.hashes):
                         validation.add(train.take_back(validation_tail(open_tokens)))
                         validation.end_document()
                     writer.end_document()
@@ -378,17 +412,18 @@ def _describe(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     }
 
 
-def _split_notes(counts: dict[str, dict[str, int]]) -> list[str]:
+def _split_notes(counts: dict[str, dict[str, int]], *, chosen_by_user: bool) -> list[str]:
     validation, train = counts["validation"]["tokens"], counts["train"]["tokens"]
     documents = counts["validation"]["documents"] + counts["train"]["documents"]
     notes = []
-    if validation > 0.2 * (validation + train) and train + validation > 1000:
+    if validation > 0.2 * (validation + train) and train + validation > 1000 and not chosen_by_user:
         share = 100 * validation / (validation + train)
         notes.append(f"Validation holds {share:.0f} % of the tokens: there are few documents; --document-per line would split more finely.")
     if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
         notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
     if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
-        notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough.")
+        hint = "" if chosen_by_user else "; --validation takes a file of its own"
+        notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough{hint}.")
     return notes
 
 

@@ -201,6 +201,55 @@ def test_a_lopsided_split_is_pointed_out(tmp_path):
     assert any("Validation holds" in note for note in prepared.notes)
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_text_for_validation_alone(tmp_path: Path, existing: bool) -> None:
+    documents = made_up_documents(400)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n\n".join(documents[:350]))
+    (folder / "b.txt").write_text("\n\n".join(f"{text} zzyzx" for text in documents[350:390]))
+    (tmp_path / "c.txt").write_text("\n\n".join(documents[390:]))
+    tokenizer = run(tmp_path, documents, name="first").path if existing else None
+    settings = {"vocab_size": 200, "processes": 1, "quiet": True, "tokenizer": tokenizer}
+    prepared = prepare([folder], tmp_path / "out", validation=[folder / "b.txt", tmp_path / "c.txt"], **settings)
+    encode = load_prepared_tokenizer(prepared.path).encode_document_lines
+    assert rows(prepared.path, "train") == [encode([text]) for text in documents[:350]]
+    held_out = [f"{text} zzyzx" for text in documents[350:390]] + documents[390:]
+    assert rows(prepared.path, "validation") == [encode([text]) for text in held_out]
+    sources = [(Path(source["name"]).name, source.get("split"), source["documents"]) for source in prepared.manifest["sources"]]
+    assert sources == [("a.txt", None, 350), ("b.txt", "validation", 40), ("c.txt", "validation", 10)]
+    assert prepared.manifest["skipped"] == {"training file that is for validation": 1}
+    if not existing:
+        without = prepare([folder / "a.txt"], tmp_path / "without", **settings)
+        assert (without.path / "tokenizer.json").read_bytes() == (prepared.path / "tokenizer.json").read_bytes(), "it saw validation text"
+
+
+def test_text_for_validation_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three\n\nfour")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "folder").mkdir()
+    for inputs, validation, message in [
+        (["a.txt"], ["a.txt"], "every file is for validation"),
+        (["a.txt"], ["none.txt"], "no such file"),
+        (["a.txt"], ["folder"], "no files with text"),
+        (["a.txt"], ["blank.txt"], "holds no documents"),
+        (["blank.txt"], ["a.txt"], "holds no documents"),
+    ]:
+        with pytest.raises(DataError, match=message) as caught:
+            prepare([tmp_path / name for name in inputs], tmp_path / "out", validation=[tmp_path / name for name in validation], quiet=True)
+        assert str(caught.value.where).endswith((validation if "blank.txt" not in inputs else inputs)[0]) or message.startswith("every")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="holds the corpus itself"):
+        prepare([tmp_path / "a.txt"], tmp_path / "folder", validation=[tmp_path / "folder" / "b.txt"], overwrite=True, quiet=True)
+
+
+def test_one_large_text_for_training_is_not_cut_where_validation_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the same text of six words")
+    (tmp_path / "b.txt").write_text("the same text of six words")
+    prepared = prepare([tmp_path / "a.txt"], tmp_path / "out", validation=[tmp_path / "b.txt"], vocab_size=40, processes=1, quiet=True)
+    assert rows(prepared.path, "train") == rows(prepared.path, "validation")
+
+
 def test_a_corpus_that_changes_meanwhile(tmp_path, monkeypatch):
     passes = []
 
@@ -340,6 +389,6 @@ def test_one_large_document_and_a_small_validation_are_pointed_out(tmp_path: Pat
     (tmp_path / "a.txt").write_text(text)
     notes = prepare([tmp_path / "a.txt"], tmp_path / "one", vocab_size=512, processes=1, quiet=True).notes
     assert any("--document-per line" in note for note in notes)
-    assert any(note.startswith("Validation has only ") for note in notes)
+    assert any(note.startswith("Validation has only ") and note.endswith("; --validation takes a file of its own.") for note in notes)
     (tmp_path / "b.txt").write_text("a short text\n\nand another\n")
     assert prepare([tmp_path / "b.txt"], tmp_path / "two", vocab_size=40, processes=1, quiet=True).notes == ()
