@@ -19,7 +19,7 @@ __all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "make_plan", "shapes"]
 
 _SHAPE_SECTIONS = ("model.", "data.", "objective.", "runtime.")
 _SHAPE_KEYS = ("pld.draws_per_step", "optim.name", "train.global_batch_size", "train.micro_batch_size")
-_NOT_IN_SHAPE = ("model.initializer_range", "model.layer_norm_eps")
+_NOT_IN_SHAPE = ("model.initializer_range", "model.attention_init", "model.layer_norm_eps")
 """What a step takes depends on these keys; what is dropped is weighed in by the schedule."""
 
 _MAY_CHANGE = tuple(key for key in RUN_CONTROL if key not in ("runtime.precision", "eval.max_sequences"))

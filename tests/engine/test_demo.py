@@ -51,7 +51,7 @@ def test_does_not_write_over_anything(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("seconds_per_step", "steps"), [(10.0, 100), (0.4, 160), (0.001, 1000)])
+@pytest.mark.parametrize(("seconds_per_step", "steps"), [(10.0, 200), (0.25, 260), (0.001, 4000)])
 def test_chooses_steps_by_the_machine(seconds_per_step: float, steps: int, monkeypatch: pytest.MonkeyPatch, prepared: Path) -> None:
     class Measured:
         class estimate:  # noqa: N801

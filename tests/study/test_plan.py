@@ -98,12 +98,13 @@ def test_systems_that_take_as_long_are_measured_once(spec_of: Callable[..., Spec
         "preln": PRELN,
         "pld": PLD | {"grid": {"optim.learning_rate": ["1e-3", "1e-2"], "pld.theta_bar": [0.5, 0.7]}},
         "growing": {"preset": "bert-tiny-growing"},
+        "begun": PRELN | {"set": {"model.attention_init": "normal"}},
         "postln": {"preset": "bert-tiny-postln"},
         "shallow": PRELN | {"set": {"model.num_hidden_layers": 2}},
         "wide": PRELN | {"set": {"train.global_batch_size": 16}},
     }
     found = shapes(spec_of(systems), FROM_DATA)
-    assert [len(shape.systems) for shape in found] == [6, 1, 1, 1]
+    assert [len(shape.systems) for shape in found] == [7, 1, 1, 1]
     measured = found[0].config
     assert (measured.pld_schedule.keep_probs(0), measured.pld.draw) == ((0.5,) * 3, "fixed-depth")
     assert found[0].label == "3 blocks of 32, Pre-LN, 8 x 32 tokens, fp32"
