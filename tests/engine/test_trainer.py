@@ -13,7 +13,7 @@ from pldcli.engine.signals import StopRequest
 from pldcli.errors import DivergedError
 from tests.conftest import tiny_config, tiny_trainer
 
-DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.draws_per_step=2", "optim.learning_rate=0.01")
+DROPPING = ("model.attention_init=normal", "pld.schedule=constant", "pld.theta_bar=0.4", "pld.draws_per_step=2", "optim.learning_rate=0.01")
 GOLDEN_LOSSES = [4.175355, 4.1031675, 4.1317158, 4.0854349, 4.2192578, 4.1399307, 4.0347748, 4.3439245]
 GOLDEN_NORMS = [2.004449, 1.273033, 1.307262, 1.218289, 1.261627, 1.201891, 1.077206, 1.459006]
 GOLDEN_KEPT = [1.0, 1.5, 1.0, 1.0, 2.0, 1.5, 2.0, 1.5]

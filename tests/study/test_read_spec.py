@@ -138,7 +138,7 @@ def test_shipped_studies_can_be_planned(path: Path) -> None:
 def test_the_shipped_studies_are_what_they_say() -> None:
     specs = {path.stem: read_spec(path) for path in STUDIES}
     assert set(specs) >= {"tiny", "theta-bar", "learning-rate", "amp", "halving"}
-    assert len(plan_of(specs["tiny"]).runs()) == 27 and len(shapes(specs["tiny"], FROM_DATA)) == 3
+    assert len(plan_of(specs["tiny"]).runs()) == 32 and len(shapes(specs["tiny"], FROM_DATA)) == 4
     halving = specs["halving"].halving
     assert halving is not None and [halving.takes_part(number) for number in range(3)] == [12, 4, 2]
     assert [rung.fraction for rung in halving.rungs] == [0.125, 0.5, 1.0]
