@@ -29,13 +29,14 @@ from measuring import documentation, json_from_process, say, sized_text
 from pldcli import atomic, presets
 from pldcli.canvas import check_picture_path
 from pldcli.config import Config
-from pldcli.data.prepare import available_processes, prepare
+from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.process_memory import memory_counters
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest
+from pldcli.workers import available_cores
 from reporting import command, hardware, megabytes, publish, software
 
 BASE = {"depth": 4, "width": 256, "vocabulary": 8192, "length": 128, "micro-batch": 16}
@@ -74,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="training steps that count in each measurement")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--processes", type=int, default=available_processes(), help="of prepare-data")
+    parser.add_argument("--processes", type=int, default=available_cores(), help="of prepare-data")
     parser.add_argument("--data", type=Path, help="prepared data to train on; by default made of installed documentation")
     parser.add_argument("--corpus", type=Path, nargs="+", help="text to cut or repeat to size; by default installed documentation")
     parser.add_argument("--table", action="store_true", help="only write table and plot of what is there")

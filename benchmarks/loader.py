@@ -35,12 +35,13 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.loader import StepBatches
 from pldcli.data.masking import Masking
-from pldcli.data.prepare import available_processes, prepare
+from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.evaluation import count_tokens
 from pldcli.engine.phases import PhaseTimer
 from pldcli.engine.pretrain import build_trainer, cut_rows
 from pldcli.engine.runtime import launch
+from pldcli.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 
 PARTS = ("loader", "dropout", "phases", "compile")
@@ -139,7 +140,7 @@ def prepare_sizes(scratch: Path, options: argparse.Namespace) -> Iterator[Path]:
         place.mkdir()
         corpus, times = sized_text(options.corpus or [documentation(scratch)], place, size)
         say(f"loader: preparing {size:g} MB, which hold the text {times:.2f} times")
-        prepare([corpus], place / "data", vocab_size=options.vocab, processes=available_processes(), quiet=True)
+        prepare([corpus], place / "data", vocab_size=options.vocab, processes=available_cores(), quiet=True)
         corpus.unlink()
         yield place / "data"
 

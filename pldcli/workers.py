@@ -18,7 +18,22 @@ from typing import IO, Any
 from pldcli import errors
 from pldcli.errors import PldError
 
-__all__ = ["answering", "as_error", "close_pipe", "describe_error", "end_with_parent", "start_command", "start_worker", "tell"]
+__all__ = [
+    "answering",
+    "as_error",
+    "available_cores",
+    "close_pipe",
+    "describe_error",
+    "end_with_parent",
+    "start_command",
+    "start_worker",
+    "tell",
+]
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_worker(

@@ -57,9 +57,9 @@ def pretrain(
     from pldcli.data.shards import read_manifest
 
     if budget is not None:
-        from pldcli.engine.budget import parse_budget
+        from pldcli.step_time import parse_seconds
 
-        seconds = parse_budget(budget)
+        seconds = parse_seconds(budget, "--budget")
     place = out or Path("runs") / Path(preset).stem
     goes_on = None if dry_run or resume == "never" else place if resume == "auto" else Path(resume)
     vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}

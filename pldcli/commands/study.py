@@ -90,11 +90,7 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
         typer.echo(json.dumps({"study": opened.spec.name, "out": str(opened.out), "runs": rows}))
         return
     _print([tables.run_table(opened.plan, runs, outcomes)])
-    left = sum(
-        run.seconds * (1.0 - outcome.step / run.config.train.total_steps)
-        for run, outcome in zip(runs, outcomes, strict=True)
-        if not outcome.is_settled
-    )
+    left = sum(run.seconds_left(outcome.step) for run, outcome in zip(runs, outcomes, strict=True) if not outcome.is_settled)
     done = sum(outcome.is_settled for outcome in outcomes)
     typer.echo(f"{done} of {len(runs)} runs are done; about {duration(left / at_once)} of training left, from measured steps")
     if not opened.is_measured_for_good:

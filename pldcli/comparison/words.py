@@ -10,7 +10,7 @@ from typing import Any
 from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, flatten
 
-__all__ = ["CONTEXT_MARGIN", "check_runs", "describe_dropping", "differences", "find_controls", "incomparable"]
+__all__ = ["check_runs", "describe_dropping", "differences", "find_controls", "incomparable", "reads_context"]
 
 _LABELS = {
     "model.norm": "LayerNorm",
@@ -53,11 +53,16 @@ _STARTS = {
 """What environment.json says of a start, and how a line names it."""
 
 _TIMED_ALIKE = ("hardware", "device", "precision", "threads", "processes")
-CONTEXT_MARGIN = 0.1
-"""How many nats below the loss of token frequencies alone a model that reads context is: the loss of a few targets is no finer."""
+_CONTEXT_MARGIN = 0.1
+"""Nats: the loss of a few targets is no finer."""
 
 _NEVER_ZERO = {"constant": "stays at its peak", "paper-exponential": "ends at 14 % of its peak"}
 """Learning-rate schedules that do not decay to zero."""
+
+
+def reads_context(loss: float, frequency_loss: float) -> bool:
+    """Tell whether a validation loss is clearly below that of token frequencies alone."""
+    return loss <= frequency_loss - _CONTEXT_MARGIN
 
 
 def describe_dropping(config: Config) -> str:
@@ -155,13 +160,13 @@ def _loss_warnings(systems: Sequence[System], baseline: System) -> Iterator[str]
 
 def _context_warnings(runs: Sequence[Run]) -> Iterator[str]:
     def is_blind(run: Run) -> bool:
-        return run.final.loss is not None and run.frequency_loss is not None and run.final.loss > run.frequency_loss - CONTEXT_MARGIN
+        return run.final.loss is not None and run.frequency_loss is not None and not reads_context(run.final.loss, run.frequency_loss)
 
     if blind := [run for run in runs if is_blind(run)]:
         mark = _listed(dict.fromkeys(f"{run.frequency_loss:.4f}" for run in blind))
         yield (
-            f"{_listed(run.name for run in blind)}: the final loss is not {CONTEXT_MARGIN} below that of token frequencies alone ({mark}): "
-            "hardly anything was learned from context yet, so the order of such losses says nothing about dropping"
+            f"{_listed(run.name for run in blind)}: the final loss is not {_CONTEXT_MARGIN} below that of token frequencies alone "
+            f"({mark}): hardly anything was learned from context yet, so the order of such losses says nothing about dropping"
         )
 
 

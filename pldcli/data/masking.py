@@ -16,7 +16,8 @@ from pldcli.data.tokenizer import SpecialTokens
 
 __all__ = ["KEPT_SHARE", "RANDOM_SHARE", "Masked", "Masking"]
 
-RANDOM_SHARE, KEPT_SHARE = 0.1, 0.1
+_MASKED_TENTHS, _RANDOM_TENTHS = 8, 1
+RANDOM_SHARE, KEPT_SHARE = _RANDOM_TENTHS / 10, (10 - _MASKED_TENTHS - _RANDOM_TENTHS) / 10
 """Of the targets: those that a random token replaces, and those that stay; [MASK] replaces the rest."""
 
 _CHOOSE, _REPLACE, _RANDOM = (np.uint64(tag << 32) for tag in (1, 2, 3))
@@ -90,5 +91,6 @@ class Masking:
         random_ids = ordinary[(hashes(row_keys[rows] ^ _RANDOM, columns) % np.uint64(len(ordinary))).astype(np.int64)]
         target_ids = input_ids[rows, columns]
         masked_ids = input_ids.copy()
-        masked_ids[rows, columns] = np.where(fate < 8, self.mask_id, np.where(fate == 8, random_ids, target_ids))
+        replaced = np.where(fate < _MASKED_TENTHS + _RANDOM_TENTHS, random_ids, target_ids)
+        masked_ids[rows, columns] = np.where(fate < _MASKED_TENTHS, self.mask_id, replaced)
         return Masked(masked_ids, rows * input_ids.shape[1] + columns, target_ids)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import threading
 import time
@@ -28,12 +27,14 @@ from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.progress import Progress
+from pldcli.workers import available_cores
 
-__all__ = ["Prepared", "available_processes", "prepare", "validation_limit"]
+__all__ = ["Prepared", "prepare", "validation_limit"]
 
 VALIDATION_PARTS = 301
 """One document of so many is for validation: 300 to 1."""
 _FOR_VALIDATION = "training file that is for validation"
+_LAST = 2**64 - 1
 
 SAMPLE_BYTES = 32 << 20
 """Text for training the tokenizer, at most; above half of it for any larger corpus."""
@@ -127,7 +128,7 @@ def prepare(
             scan.sample.clear()
             chosen.save(directory)
             if processes is None:
-                processes = available_processes() if corpus.num_bytes > _SMALL_CORPUS_BYTES else 1
+                processes = available_cores() if corpus.num_bytes > _SMALL_CORPUS_BYTES else 1
             with Encoder(directory, processes=processes) as encoder:
                 counts, shards = _encode(corpus, scan, chosen, encoder, directory)
             manifest = {
@@ -143,12 +144,7 @@ def prepare(
                 "replaced_bytes": scan.replaced_bytes,
             }
             atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=bool(validation))))
-
-
-def available_processes() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=corpus.has_validation)))
 
 
 def validation_limit(hashes: Sequence[int]) -> int | None:
@@ -222,8 +218,7 @@ class _Scan:
     """What the first pass found."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    num_train: int = 0
-    """Documents of the sources that are for training."""
+    """Of each document's text, the lowest for validation; where validation has text of its own, the lowest and the highest number."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     replaced_bytes: int = 0
@@ -281,9 +276,7 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
         documents = len(scan.hashes) - documents_before
         documents_before = len(scan.hashes)
         scan.sources.append({"name": str(source.path), "bytes": reader.raw_bytes, "sha256": reader.sha256, "documents": documents})
-        if len(scan.sources) <= corpus.num_train_sources:
-            scan.num_train += documents
-        else:
+        if len(scan.sources) > corpus.num_train_sources:
             scan.sources[-1]["split"] = "validation"
         scan.skipped.update(reader.skipped)
         scan.replaced_bytes += reader.replaced_bytes
@@ -292,15 +285,17 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
     with closing(corpus.pieces("Reading", done=done)) as pieces:
         for text, last in pieces:
             document.update(text.encode())
-            if sample_bytes and len(scan.sources) < corpus.num_train_sources:
+            is_train = len(scan.sources) < corpus.num_train_sources
+            if sample_bytes and is_train:
                 sampler.add(text, last=last)
             if last:
-                scan.hashes.append(_hash64(document))
+                scan.hashes.append((_LAST if is_train else 0) if corpus.has_validation else _hash64(document))
                 document = hashlib.blake2b(digest_size=8)
-    if scan.num_train == 0 or (corpus.has_validation and scan.num_train == len(scan.hashes)):
-        train, held_out = corpus.sources[: corpus.num_train_sources], corpus.sources[corpus.num_train_sources :]
-        where = ", ".join(str(source.path) for source in (train if scan.num_train == 0 else held_out)[:3])
-        raise DataError("holds no documents", where=where, hint="; ".join(f"{reason}: {count:,}" for reason, count in scan.skipped.items()))
+    for part in (scan.sources[: corpus.num_train_sources], scan.sources[corpus.num_train_sources :]):
+        if part and not any(source["documents"] for source in part):
+            where = ", ".join(source["name"] for source in part[:3])
+            hint = "; ".join(f"{reason}: {count:,}" for reason, count in scan.skipped.items())
+            raise DataError("holds no documents", where=where, hint=hint)
     scan.sample = sampler.sample()
     return scan
 
@@ -325,7 +320,7 @@ def _encode(
 ) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     """Make the second pass."""
     sizes = {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.special.sep_id}
-    limit = None if corpus.has_validation else validation_limit(scan.hashes)
+    limit = validation_limit(scan.hashes)
     words, num_bytes = Counter[str](), Counter[str]()
     document = num_tokens = open_tokens = 0
     with (
@@ -338,7 +333,7 @@ def _encode(
             for text, last, count, num_words in zip(texts, ends, encoded.num_tokens.tolist(), encoded.num_words.tolist(), strict=True):
                 if document >= len(scan.hashes):
                     raise _changed(corpus.sources[-1])
-                is_validation = document >= scan.num_train or (limit is not None and scan.hashes[document] < limit)
+                is_validation = limit is not None and scan.hashes[document] < limit
                 writer, name = (validation, "validation") if is_validation else (train, "train")
                 writer.add(encoded.ids[start : start + count])
                 start += count
@@ -347,7 +342,7 @@ def _encode(
                 num_bytes[name] += len(text.encode())
                 if last:
                     document += 1
-                    if limit is None and not corpus.has_validation and document == len(scan.hashes):
+                    if limit is None and document == len(scan.hashes):
                         validation.add(train.take_back(validation_tail(open_tokens)))
                         validation.end_document()
                     writer.end_document()

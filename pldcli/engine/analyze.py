@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pldcli import presets
 from pldcli.analysis.results import Analysis, AnalyzedRun, GateChoice, Probe, Removal, State
 from pldcli.config import Config
 from pldcli.data.loader import Batch
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine import checkpoint
-from pldcli.engine.compare import distinct_names
+from pldcli.engine.compare import name_runs, read_config
 from pldcli.engine.evaluate import check_vocabulary
 from pldcli.engine.evaluation import fixed_batches
 from pldcli.engine.memory import out_of_memory
@@ -151,15 +150,11 @@ def plans(config: Config, gates: GateChoice, step: int, num_draws: int) -> list[
 
 
 def _open(targets: Sequence[Path], data: Path | None, settings: Settings) -> list[_Subject]:
-    places = [target.resolve() for target in targets]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise UsageError("the same run is named twice", where=str(targets[number]), hint="name another run")
     opened: dict[Path, PreparedData] = {}
     subjects = []
-    for target, name in zip(targets, distinct_names(places), strict=True):
+    for target, name in zip(targets, name_runs(targets), strict=True):
         directory = RunDirectory(target)
-        config = _config_of(directory)
+        config = read_config(directory)
         moments = _moments(directory, config)
         source = data or recorded_data(target)
         prepared = opened.get(source) or opened.setdefault(source, open_prepared(source))
@@ -169,14 +164,6 @@ def _open(targets: Sequence[Path], data: Path | None, settings: Settings) -> lis
             raise DataError("has no validation text", where=str(prepared.path), hint="prepare more text, or name another with --data")
         subjects.append(_Subject(name, directory, config, prepared, batches, moments))
     return subjects
-
-
-def _config_of(run: RunDirectory) -> Config:
-    if not run.path.is_dir():
-        raise CheckpointError("no such run", where=str(run.path), hint="`pld runs` lists the runs here")
-    if not run.config.is_file():
-        raise CheckpointError("is no run: it has no config.yaml", where=str(run.path), hint="name a directory that `pld pretrain` wrote")
-    return presets.load(run.config)
 
 
 def _moments(run: RunDirectory, config: Config) -> tuple[_Moment, ...]:

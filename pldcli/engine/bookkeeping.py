@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pldcli import atomic
-from pldcli.comparison.words import CONTEXT_MARGIN
+from pldcli.comparison.words import reads_context
 from pldcli.config import Config
 from pldcli.data.loader import Batch, StepBatches
 from pldcli.data.shards import PreparedData
@@ -55,7 +55,7 @@ class PretrainResult:
         """Tell whether the model is clearly better than token frequencies; None without a validation."""
         if self.score is None or self.frequency_loss is None:
             return None
-        return self.score.mlm_loss < self.frequency_loss - CONTEXT_MARGIN
+        return reads_context(self.score.mlm_loss, self.frequency_loss)
 
 
 class Bookkeeper:

@@ -12,9 +12,9 @@ from pldcli.config import Config
 from pldcli.engine.bench import bench
 from pldcli.engine.bench_result import Bench, Mode
 from pldcli.errors import UsageError
-from pldcli.step_time import StepTime, parse_seconds
+from pldcli.step_time import StepTime
 
-__all__ = ["Calibration", "calibrate", "parse_budget", "step_time"]
+__all__ = ["Calibration", "calibrate", "step_time"]
 
 _STEPS = 10
 
@@ -25,15 +25,6 @@ class Calibration:
 
     step_seconds: float
     total_steps: int
-
-
-def parse_budget(text: str) -> float:
-    """Read a time such as 24h, 90m, 1.5d or 1h30m, in seconds.
-
-    Raises:
-        UsageError: It is none.
-    """
-    return parse_seconds(text, "--budget")
 
 
 def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[str], None] = lambda line: None) -> Calibration:

@@ -11,11 +11,12 @@ from typing import Any
 
 from pldcli import presets
 from pldcli.comparison.runs import Measurement, Run
+from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
 from pldcli.errors import CheckpointError, DataError, UsageError
 
-__all__ = ["distinct_names", "read_run", "read_runs"]
+__all__ = ["name_runs", "read_config", "read_run", "read_runs"]
 
 _SPENT = ("progress/tokens", "progress/executed_flops", "progress/train_seconds")
 
@@ -32,11 +33,7 @@ def read_runs(paths: Sequence[Path], *, finetuned: Path) -> list[Run]:
         CheckpointError: A directory is no run.
         DataError: A run has no validation yet, or its metrics are damaged.
     """
-    places = [path.resolve() for path in paths]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise UsageError("the same run is named twice", where=str(paths[number]), hint="name another run")
-    return [read_run(path, name=name, finetuned=finetuned) for path, name in zip(paths, distinct_names(places), strict=True)]
+    return [read_run(path, name=name, finetuned=finetuned) for path, name in zip(paths, name_runs(paths), strict=True)]
 
 
 def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
@@ -47,11 +44,7 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
         DataError: It has no validation yet, or its metrics are damaged.
     """
     directory = RunDirectory(path)
-    if not path.is_dir():
-        raise CheckpointError("no such run", where=str(path), hint="`pld runs` lists the runs here")
-    if not directory.config.is_file():
-        raise CheckpointError("is no run: it has no config.yaml", where=str(path), hint="name a directory that `pld pretrain` wrote")
-    config = presets.load(directory.config)
+    config = read_config(directory)
     rows = read_metrics(directory.metrics)
     logged = [row for row in rows if "train/loss" in row]
     validation = tuple(_measurement(row, "eval/mlm_loss", directory) for row in rows if "eval/mlm_loss" in row)
@@ -79,9 +72,29 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
     )
 
 
-def distinct_names(places: Sequence[Path]) -> list[str]:
-    """Name each directory by as many of its last parts as tell it from the others."""
-    names = []
+def read_config(run: RunDirectory) -> Config:
+    """Read what a run was told.
+
+    Raises:
+        CheckpointError: It is no run.
+    """
+    if not run.path.is_dir():
+        raise CheckpointError("no such run", where=str(run.path), hint="`pld runs` lists the runs here")
+    if not run.config.is_file():
+        raise CheckpointError("is no run: it has no config.yaml", where=str(run.path), hint="name a directory that `pld pretrain` wrote")
+    return presets.load(run.config)
+
+
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """Name each directory by as many of its last parts as tell it from the others.
+
+    Raises:
+        UsageError: One is named twice.
+    """
+    places, names = [path.resolve() for path in paths], list[str]()
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise UsageError("the same run is named twice", where=str(paths[number]), hint="name another run")
     for place in places:
         depth = 1
         while depth < len(place.parts) and Counter("/".join(one.parts[-depth:]) for one in places)["/".join(place.parts[-depth:])] > 1:

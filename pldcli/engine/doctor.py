@@ -137,7 +137,9 @@ def cores() -> Check:
     """Compare the threads that torch uses with the cores that this process may use."""
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from pldcli.workers import available_cores
+
+    usable = available_cores()
     quota = _container_cores()
     threads = torch.get_num_threads()
     limit = min(usable, quota) if quota else usable

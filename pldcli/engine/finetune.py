@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -39,6 +38,7 @@ from pldcli.huggingface.save import check_reload
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.task import Task
+from pldcli.workers import available_cores
 
 __all__ = ["Finetuned", "finetune"]
 
@@ -270,7 +270,7 @@ def _share_out(num_cells: int, jobs: int | Literal["auto"], runtime: Runtime) ->
     if runtime.world_size > 1:
         return 1, threads, 0
     num_gpus = torch.cuda.device_count() if runtime.device.type == "cuda" else 0
-    available = num_gpus or min(threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    available = num_gpus or min(threads, available_cores())
     at_once = min(num_cells, available if jobs == "auto" else jobs)
     return at_once, max(1, threads // at_once), num_gpus
 

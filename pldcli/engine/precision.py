@@ -50,7 +50,7 @@ def resolve_precision(choice: Literal["auto", "bf16", "fp16", "fp32"], device: t
 def bf16_is_fast(device: torch.device) -> bool:
     """Tell whether the device multiplies bf16 matrices faster than float32.
 
-    On a CPU that takes AMX: the bf16 instructions of AVX-512 alone made 85 GFLOP/s where float32 made 150 (Intel Xeon, torch 2.13).
+    On a CPU that takes AMX: the bf16 instructions of AVX-512 alone are slower (benchmarks/results/precision-cpu.md).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from pldcli.study.outcome import Outcome
 from pldcli.study.plan import Plan, PlannedRun, Shape, changed_keys, make_plan, shapes
 from pldcli.study.spec import Spec
 from pldcli.study.timings import QUIET, Timings, read_timings, write_plan
+from pldcli.workers import available_cores
 
 __all__ = ["Study", "make_slots", "open_study", "train_study"]
 
@@ -75,8 +75,7 @@ def make_slots(*, jobs: int, gpus: Sequence[str]) -> list[Slot]:
         raise UsageError("is for a CPU: on GPUs there is one run on each", where="--jobs", hint="leave it out")
     if gpus:
         return [Slot({"CUDA_VISIBLE_DEVICES": gpu}, None) for gpu in gpus]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [Slot({}, None if jobs == 1 else max(1, cores // jobs))] * jobs
+    return [Slot({}, None if jobs == 1 else max(1, available_cores() // jobs))] * jobs
 
 
 def open_study(spec: Spec, *, out: Path, data: Path, slots: Sequence[Slot], measure: bool, keep: bool, report: Report) -> Study:

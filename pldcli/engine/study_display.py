@@ -96,7 +96,7 @@ class StudyDisplay:
 
     def _left(self) -> str:
         """Say how much training is left, from the times that were measured alone."""
-        seconds = sum(run.seconds * (1.0 - self._done_steps(run) / run.config.train.total_steps) for run in self._runs)
+        seconds = sum(run.seconds_left(self._done_steps(run)) for run in self._runs)
         return f"about {duration(seconds / self._at_once)} of training left" if seconds else "nothing left"
 
     def _say(self, text: str) -> None:

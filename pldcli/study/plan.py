@@ -61,6 +61,10 @@ class PlannedRun:
         """Count the tokens of its rows."""
         return self.config.train.total_steps * self.config.train.global_batch_size * self.config.data.seq_len
 
+    def seconds_left(self, step: int) -> float:
+        """Predict the training time after `step` completed steps."""
+        return self.seconds * (1.0 - step / self.config.train.total_steps)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -2,8 +2,9 @@ import pytest
 
 from pldcli.engine import budget as module
 from pldcli.engine.bench_result import Bench, Mode
-from pldcli.engine.budget import calibrate, parse_budget
+from pldcli.engine.budget import calibrate
 from pldcli.errors import UsageError
+from pldcli.step_time import parse_seconds
 from tests.conftest import tiny_config
 
 
@@ -12,13 +13,13 @@ from tests.conftest import tiny_config
     [("24h", 86400), ("90m", 5400), ("90min", 5400), ("1.5d", 129600), ("1h30m", 5400), ("1h 30m", 5400), ("45s", 45), ("2d12h", 216000)],
 )
 def test_times(text, seconds):
-    assert parse_budget(text) == seconds
+    assert parse_seconds(text, "--budget") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "24", "h", "24x", "1h30", "-1h", "0h", "one hour"])
 def test_what_is_no_time(text):
     with pytest.raises(UsageError, match=r"--budget: .* is not a time; write 24h, 90m or 1h30m"):
-        parse_budget(text)
+        parse_seconds(text, "--budget")
 
 
 def mode(name, seconds, optimizer, kept):
