@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -46,6 +47,7 @@ def test_no_nan_in_json(tmp_path):
 
 def test_tensorboard_has_the_same_numbers(tmp_path):
     write(tmp_path, 0, {"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.5}, {"step": 3, "train/loss": 2.0})
+    time.sleep(1.0)  # files are read in the order of their names: the second, the process, and a count in which 10 comes before 9
     write(tmp_path, 2, {"step": 3, "train/loss": 1.5})
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
