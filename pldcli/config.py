@@ -250,7 +250,7 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA when there is any."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Autocast format; weights stay fp32. `auto`: bf16 where it is fast (Ampere, AMX), else fp16 on CUDA and fp32 on CPU."""
+    """Autocast format; weights stay fp32. `auto`: bf16 where fast (Ampere, AMX, AMD with AVX-512), else fp16 on CUDA and fp32 on CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""
     checkpoint_activations: bool = False

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import pldcli
+from pldcli.processor import processor_flags
 
 __all__ = ["Check", "Status", "checks", "compiling", "cores", "disk_space", "disk_speed", "renaming"]
 
@@ -128,7 +129,7 @@ def precision() -> Check:
         fast = [name for name, first in (("bf16", 8), ("fp16", 7)) if major >= first]
         detail = f"compute capability {major}.{minor}: {' and '.join(fast) or 'no 16-bit format'} in hardware; auto is {auto}"
         return Check("precision", "ok", detail) if fast else Check("precision", "warn", detail, "use runtime.precision=fp32")
-    flags = _cpu_flags()
+    flags = processor_flags()
     found = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
     return Check("precision", "ok", f"{', '.join(found) or 'no bf16'} in this {platform.machine()} CPU; auto is {auto}")
 
@@ -257,14 +258,6 @@ def _first_line(error: Exception) -> str:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _container_cores() -> float | None:

@@ -18,6 +18,7 @@ from pldcli.data.loader import StepBatches
 from pldcli.data.shards import PreparedData
 from pldcli.engine.run_directory import read_starts
 from pldcli.engine.trainer import Trainer
+from pldcli.processor import processor_fields
 
 __all__ = ["hardware_name", "peak_flops_per_second", "record_start", "versions"]
 
@@ -52,9 +53,7 @@ def hardware_name(device: torch.device) -> str:
     """Name the processor or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = processor_fields().get("model name") or platform.processor()
     return f"{model or platform.machine()}, {os.cpu_count()} cores"
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from pldcli.processor import processor_fields, processor_flags
+
 __all__ = ["Precision", "PrecisionName", "bf16_is_fast", "resolve_precision"]
 
 PrecisionName = Literal["bf16", "fp16", "fp32"]
@@ -50,8 +52,10 @@ def resolve_precision(choice: Literal["auto", "bf16", "fp16", "fp32"], device: t
 def bf16_is_fast(device: torch.device) -> bool:
     """Tell whether the device multiplies bf16 matrices faster than float32.
 
-    On a CPU that takes AMX: the bf16 instructions of AVX-512 alone are slower (benchmarks/results/precision-cpu.md).
+    On a CPU that takes AMX, or AVX-512's bf16 instructions as AMD makes them: Intel's without AMX are slower than float32
+    (benchmarks/results/precision-cpu.md).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_amx_tile_supported())
+    amd = processor_fields().get("vendor_id") == "AuthenticAMD"
+    return bool(torch.cpu._is_amx_tile_supported()) or (amd and "avx512_bf16" in processor_flags())

@@ -30,6 +30,25 @@ def test_auto_runs_on_this_machine() -> None:
     assert isinstance(module.bf16_is_fast(CPU), bool)
 
 
+@pytest.mark.parametrize(
+    ("amx", "vendor", "flags", "fast"),
+    [
+        (True, "GenuineIntel", "avx2 avx512_bf16 amx_bf16", True),
+        (False, "GenuineIntel", "avx2 avx512_bf16", False),
+        (False, "AuthenticAMD", "avx2 avx512_bf16", True),
+        (False, "AuthenticAMD", "avx2", False),
+        (False, None, "", False),
+    ],
+)
+def test_bf16_on_a_cpu_is_fast_with_amx_or_on_amd(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, vendor: str | None, flags: str, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(module, "processor_fields", lambda: {"vendor_id": vendor} if vendor else {})
+    monkeypatch.setattr(module, "processor_flags", lambda: set(flags.split()))
+    assert module.bf16_is_fast(CPU) is fast
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_matrix_products_run_in_the_format_and_weights_stay_float32(name: str, dtype: torch.dtype) -> None:
     layer = nn.Linear(4, 4)
