@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Sequence
 
 from pldcli.comparison.comparison import Comparison, Contrast, Difference, Reach
+from pldcli.comparison.intervals import Interval
 from pldcli.comparison.page import Section
 from pldcli.comparison.runs import Run, System
 from pldcli.comparison.words import describe_dropping
 from pldcli.engine.display import duration, quantity
 
-__all__ = ["sections", "summary", "words"]
+__all__ = ["finetuned", "sections", "summary", "words"]
 
 _MISSING = "-"
 
@@ -28,7 +29,7 @@ def summary(comparison: Comparison) -> list[str]:
 def sections(comparison: Comparison) -> list[Section]:
     """Lay out every table that has something to say."""
     tables = [_ends(comparison), _differences(comparison), _reaches(comparison), _speed(comparison), _savings(comparison)]
-    return [table for table in (*tables, _finetuned(comparison)) if table is not None]
+    return [table for table in (*tables, finetuned(comparison)) if table is not None]
 
 
 def words(comparison: Comparison) -> list[tuple[str, list[str]]]:
@@ -223,17 +224,36 @@ def _savings(comparison: Comparison) -> Section | None:
     return Section(f"Saved per token against {comparison.baseline.name}", headings, tuple(rows), notes=notes)
 
 
-def _finetuned(comparison: Comparison) -> Section | None:
-    tasks = sorted({task for system in comparison.systems for task in system.finetuned})
+def finetuned(comparison: Comparison) -> Section | None:
+    """Lay out the scores after fine-tuning, task by task; None where there are none."""
+    differences = {contrast.system.name: contrast.finetuned for contrast in comparison.contrasts}
     rows = []
-    for task in tasks:
+    for task in sorted({task for system in comparison.systems for task in system.finetuned}):
         for system in comparison.systems:
-            if scores := system.finetuned.get(task):
-                rows.append((task, system.name, f"{100 * statistics.fmean(scores):.2f}", str(len(scores))))
+            by_seed, scores = system.finetuned_by_seed.get(task), system.finetuned.get(task)
+            if by_seed is None or scores is None:
+                continue
+            means = [100 * score for score in by_seed.values()]
+            spread = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
+            held = _interval_cells(differences.get(system.name, {}).get(task))
+            rows.append((task, system.name, f"{statistics.fmean(means):.2f}{spread}", str(len(scores)), *held))
     if not rows:
         return None
-    note = "mean of n fine-tunings, x 100, of each task's best setting"
-    return Section("After fine-tuning", ("task", "system", "score", "n"), tuple(rows), left=2, notes=(note,))
+    notes = (
+        "score x 100 of each task's best setting: the mean over seeds of pre-training, each the mean of its fine-tunings; "
+        "± is the standard deviation over seeds of pre-training; n fine-tunings in all",
+        f"difference: to {comparison.baseline.name}, in points, over pairs of the same seed of pre-training; positive is better",
+    )
+    headings = ("task", "system", "score", "n", "difference", "95 % interval", "pairs")
+    return Section("After fine-tuning", headings, tuple(rows), left=2, notes=notes)
+
+
+def _interval_cells(interval: Interval | None) -> tuple[str, str, str]:
+    """Write a difference of scores in points: its mean, its ends, its pairs."""
+    if interval is None:
+        return "", "", ""
+    ends = "none" if interval.low is None or interval.high is None else f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
+    return f"{100 * interval.mean:+.2f}", ends, str(interval.n)
 
 
 def _with_spread(losses: Sequence[float]) -> str:

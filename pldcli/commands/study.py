@@ -14,6 +14,7 @@ from pldcli.errors import UsageError
 if TYPE_CHECKING:
     from pldcli.comparison.page import Section
     from pldcli.engine.study import Study
+    from pldcli.study.finetuning import TuningOutcome
     from pldcli.study.outcome import Outcome
     from pldcli.study.results import Results
 
@@ -41,7 +42,7 @@ def study(
     read = read_spec(spec)
     from rich.console import Console
 
-    from pldcli.engine.study import make_slots, open_study, train_study
+    from pldcli.engine.study import make_slots, open_study, train_study, tune_study
     from pldcli.engine.study_display import StudyDisplay
 
     place = out or Path("studies") / read.name
@@ -59,22 +60,25 @@ def study(
         _show_dry_run(opened, len(slots), as_json)
         return
     outcomes: dict[str, Outcome] | None = None
+    tuned: dict[str, TuningOutcome] | None = None
     if not report_only:
         if len(slots) > 1 and not gpus:
             note = "runs at once slow each other; times in the report are steps x step time, measured alone"
             typer.echo(f"note: {note}", err=True)
-        outcomes = train_study(opened, slots=slots, display=StudyDisplay(place, at_once=len(slots), console=Console(stderr=True)))
-    results = _report(opened, outcomes)
+        display = StudyDisplay(place, at_once=len(slots), console=Console(stderr=True))
+        outcomes = train_study(opened, slots=slots, display=display)
+        tuned = tune_study(opened, slots=slots, display=display)
+    results = _report(opened, outcomes, tuned)
     _show(results, place, as_json)
     if not report_only:
         _raise_failures(results)
 
 
-def _report(opened: Study, outcomes: Mapping[str, Outcome] | None) -> Results:
+def _report(opened: Study, outcomes: Mapping[str, Outcome] | None, tuned: Mapping[str, TuningOutcome] | None) -> Results:
     from pldcli.commands.study_report import write_report
     from pldcli.engine.study_results import read_results, read_thinned
 
-    results = read_results(opened, outcomes)
+    results = read_results(opened, outcomes, tuned)
     write_report(results, read_thinned(opened, results), opened.out / "report")
     return results
 
@@ -93,6 +97,8 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
     left = sum(run.seconds_left(outcome.step) for run, outcome in zip(runs, outcomes, strict=True) if not outcome.is_settled)
     done = sum(outcome.is_settled for outcome in outcomes)
     typer.echo(f"{done} of {len(runs)} runs are done; about {duration(left / at_once)} of training left, from measured steps")
+    if (tuning := opened.spec.finetuning) is not None:
+        typer.echo(f"Then finished runs are fine-tuned on {', '.join(tuning.tasks)}; how long that takes is not in these times.")
     if not opened.is_measured_for_good:
         typer.echo("Steps are measured anew when the study begins: numbers of steps at equal time will differ a little.")
 
@@ -104,7 +110,7 @@ def _show(results: Results, place: Path, as_json: bool) -> None:
         typer.echo(json.dumps(_results_json(results, place)))
         return
     held = tables.differences(results)
-    _print([tables.results_table(results), *([held] if held else [])])
+    _print([tables.results_table(results), *([held] if held else []), *tables.finetuned(results).values()])
     for line in tables.check_lines(results):
         typer.echo(line)
     typer.echo(f"report {place / 'report' / 'report.md'}")
@@ -112,12 +118,18 @@ def _show(results: Results, place: Path, as_json: bool) -> None:
 
 def _raise_failures(results: Results) -> None:
     """End with the exit code of the first run that failed, after a line for each."""
-    failed = [(run, results.outcomes[run.name]) for run in results.runs if not results.outcomes[run.name].is_settled]
-    for run, outcome in failed:
-        typer.echo(f"error: {run.name} {outcome.state} at step {outcome.step:,}: {outcome.note.removeprefix('error: ')}", err=True)
+    ended: dict[str, Outcome | TuningOutcome] = {}
+    for run in results.runs:
+        outcome = results.outcomes[run.name]
+        ended[f"{run.name} {outcome.state} at step {outcome.step:,}"] = outcome
+    for tuning, tuned in results.tunings.items():
+        ended[f"{tuning.name} {tuned.state}"] = tuned
+    failed = {what: outcome for what, outcome in ended.items() if not outcome.is_settled}
+    for what, one in failed.items():
+        typer.echo(f"error: {what}: {one.note.removeprefix('error: ')}", err=True)
     if failed:
         typer.echo("run the same command again to try what is left", err=True)
-        raise typer.Exit(next((outcome.exit_code for _, outcome in failed if outcome.exit_code > 0), 1))
+        raise typer.Exit(next((end.exit_code for end in failed.values() if end.exit_code > 0), 1))
 
 
 def _results_json(results: Results, place: Path) -> dict[str, Any]:
@@ -139,6 +151,16 @@ def _results_json(results: Results, place: Path) -> dict[str, Any]:
                 "passed": result.passed,
             }
             for result in results.checks
+        ],
+        "finetunings": [
+            {
+                "run": tuning.run.name,
+                "task": tuning.task,
+                "state": outcome.state,
+                "score": outcome.score,
+                "note": outcome.note,
+            }
+            for tuning, outcome in results.tunings.items()
         ],
         "rungs": [
             {

@@ -64,8 +64,10 @@ def _markdown(results: Results, lines: Mapping[str, Any], drawn: Sequence[str]) 
     if checks:
         parts += ["## Can it answer?", _bullets(checks)]
     parts += [_section(_wide(results))]
+    scores = tables.finetuned(results)
     for baseline, comparison in results.comparisons.items():
-        parts += [_against(baseline, comparison, results)]
+        parts.append(_against(baseline, comparison, results))
+        parts += [_section(scores[baseline])] if baseline in scores else []
     for key, found in lines.items():
         parts.append(_section(tables.sensitivity(key, found)))
         if key in drawn:
@@ -79,6 +81,7 @@ def _markdown(results: Results, lines: Mapping[str, Any], drawn: Sequence[str]) 
         for run in results.runs
         if results.outcomes[run.name].note
     ]
+    troubles += [f"{tuning.name}: {outcome}" for tuning, outcome in results.tunings.items() if not outcome.is_settled]
     if troubles:
         parts += ["## What went wrong", _bullets(troubles)]
     parts += [_section(tables.step_times(results)), _how(results)]

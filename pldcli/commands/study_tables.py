@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from pldcli.commands import comparison_tables
 from pldcli.comparison.page import Section
 from pldcli.engine.display import duration, quantity
 from pldcli.study.checks import CheckResult
@@ -16,7 +17,7 @@ from pldcli.study.results import Results, verdict
 from pldcli.study.sensitivity import Line
 from pldcli.study.timings import QUIET
 
-__all__ = ["check_lines", "differences", "halving", "results_table", "run_table", "sensitivity", "step_times"]
+__all__ = ["check_lines", "differences", "finetuned", "halving", "results_table", "run_table", "sensitivity", "step_times"]
 
 _MISSING = "-"
 
@@ -66,6 +67,12 @@ def differences(results: Results) -> Section | None:
     headings = ("system", "against", "verdict", "difference", "95 % interval", "pairs")
     notes = ("negative is better than what it is held against; the interval is Student's t over pairs of runs with the same seed",)
     return Section("Differences of final loss", headings, tuple(rows), left=3, notes=notes)
+
+
+def finetuned(results: Results) -> dict[str, Section]:
+    """Lay out the scores after fine-tuning, a table per baseline that has any."""
+    tables = {baseline: comparison_tables.finetuned(comparison) for baseline, comparison in results.comparisons.items()}
+    return {baseline: table for baseline, table in tables.items() if table is not None}
 
 
 def check_lines(results: Results) -> list[str]:

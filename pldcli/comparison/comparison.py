@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,8 @@ class Contrast:
     """In words, a line each."""
     controls: tuple[str, ...]
     """Systems that tell what dropping did; empty where it drops nothing or there is none."""
+    finetuned: Mapping[str, Interval]
+    """Task to score less that of the baseline, paired by the seed of pre-training; of 0 pairs where they share no seed."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Co
         _equal(system, baseline),
         tuple(differences(system, baseline)),
         tuple(controls),
+        _score_differences(system, baseline),
     )
 
 
@@ -219,13 +222,23 @@ def _difference(system: System, baseline: System) -> Difference | None:
     """Compare final losses seed by seed; runs that have not come to their end count only where there are no others."""
     for complete in (True, False):
         ours, theirs = (_loss_of_seeds(one, complete=complete) for one in (system, baseline))
-        seeds = tuple(seed for seed in ours if seed in theirs)
-        if seeds:
-            return Difference(mean_interval([ours[seed] - theirs[seed] for seed in seeds]), seeds, complete)
         if ours and theirs:
-            mean = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
-            return Difference(Interval(mean, None, 0), (), complete)
+            return Difference(_paired(ours, theirs), tuple(seed for seed in ours if seed in theirs), complete)
     return None
+
+
+def _score_differences(system: System, baseline: System) -> dict[str, Interval]:
+    """Compare fine-tuning scores seed by seed of pre-training."""
+    ours, theirs = system.finetuned_by_seed, baseline.finetuned_by_seed
+    return {task: _paired(ours[task], theirs[task]) for task in ours if task in theirs}
+
+
+def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
+    """Average the differences of the seeds in both, or compare means where there are none, and then there is no interval."""
+    seeds = [seed for seed in ours if seed in theirs]
+    if seeds:
+        return mean_interval([ours[seed] - theirs[seed] for seed in seeds])
+    return Interval(statistics.fmean(ours.values()) - statistics.fmean(theirs.values()), None, 0)
 
 
 def _loss_of_seeds(system: System, *, complete: bool) -> dict[int, float]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pldcli.comparison.comparison import Comparison, Contrast, Reach
+from pldcli.comparison.intervals import Interval
 from pldcli.comparison.runs import AXES, Measurement, Run, System
 from pldcli.csv_text import csv_text
 
@@ -76,18 +77,15 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
         "controls": list(contrast.controls),
         "final_validation_loss_difference": None
         if difference is None
-        else {
-            "mean": difference.interval.mean,
-            "confidence": 0.95,
-            "low": difference.interval.low,
-            "high": difference.interval.high,
-            "num_pairs": difference.interval.n,
-            "seeds": list(difference.seeds),
-            "is_complete": difference.is_complete,
-        },
+        else _interval(difference.interval) | {"seeds": list(difference.seeds), "is_complete": difference.is_complete},
+        "finetuned_difference": {task: _interval(interval) for task, interval in contrast.finetuned.items()},
         "reaches": [_reach(reach) for reach in contrast.reaches],
         "saving_per_token": asdict(contrast.saving),
     }
+
+
+def _interval(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "confidence": 0.95, "low": interval.low, "high": interval.high, "num_pairs": interval.n}
 
 
 def _reach(reach: Reach) -> dict[str, Any]:

@@ -188,6 +188,15 @@ class System:
         tasks = dict.fromkeys(task for run in self.runs for task in run.finetuned)
         return {task: tuple(score for run in self.runs for score in run.finetuned.get(task, ())) for task in tasks}
 
+    @property
+    def finetuned_by_seed(self) -> dict[str, dict[int, float]]:
+        """Average the fine-tuning scores of each task over the runs of each seed of pre-training."""
+        scores: dict[str, dict[int, list[float]]] = {}
+        for run in self.runs:
+            for task, values in run.finetuned.items():
+                scores.setdefault(task, {}).setdefault(run.seed, []).extend(values)
+        return {task: {seed: statistics.fmean(values) for seed, values in seeds.items()} for task, seeds in scores.items()}
+
     def mean(self, attribute: str) -> float | None:
         """Average a number of the runs; None where no run has it."""
         values = [value for run in self.runs if (value := getattr(run, attribute)) is not None]

@@ -13,7 +13,6 @@ import numpy as np
 from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
 from pldcli.engine.evaluate import Evaluated
-from pldcli.engine.experiment import is_known_task
 from pldcli.engine.finetune_cell import usual_row_tokens
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
@@ -25,7 +24,7 @@ from pldcli.pretrained import Pretrained
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import KINDS, head_of
 from pldcli.tasks.own_files import load_split
-from pldcli.tasks.registry import find_task
+from pldcli.tasks.registry import find_task, is_known_task
 from pldcli.tasks.sources import load_task
 from pldcli.tasks.task import Examples, Features, Task
 

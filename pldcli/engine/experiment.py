@@ -12,11 +12,11 @@ from pldcli.engine.model_source import open_model
 from pldcli.errors import DataError, UsageError
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.own_files import load_own
-from pldcli.tasks.registry import TASKS, find_task
+from pldcli.tasks.registry import find_task, is_known_task
 from pldcli.tasks.sources import load_task
 from pldcli.tasks.task import Examples, Kind, TaskData
 
-__all__ = ["Experiment", "data_fingerprint", "is_known_task", "model_fingerprint", "task_name"]
+__all__ = ["Experiment", "data_fingerprint", "model_fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,6 @@ class Experiment:
             validation_fraction=self.validation_fraction,
             skip_bad=self.skip_bad,
         )
-
-
-def is_known_task(task: str) -> bool:
-    """Tell a task's name from a file's; what is neither counts as a name, so that the error speaks of tasks."""
-    return task.lower() in TASKS or not (Path(task).exists() or Path(task).suffix)
-
-
-def task_name(task: str) -> str:
-    """Name a task in directory names: `mrpc` for `glue/mrpc`, `reviews` for `data/reviews.csv`."""
-    return find_task(task).name.rpartition("/")[2] if is_known_task(task) else Path(task).name.partition(".")[0]
 
 
 def data_fingerprint(data: TaskData) -> str:

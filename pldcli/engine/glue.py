@@ -12,14 +12,14 @@ from rich.console import Console
 
 from pldcli import atomic
 from pldcli.engine.evaluate_task import TaskSource, evaluate_task
-from pldcli.engine.experiment import Experiment, is_known_task, task_name
+from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune import Finetuned, finetune
 from pldcli.engine.finetune_results import flat_scores
 from pldcli.engine.prediction import as_json_lines
 from pldcli.errors import DataError, UsageError
 from pldcli.finetune_config import FinetuneConfig
 from pldcli.tasks.metrics import glue_average, paper_geometric_mean
-from pldcli.tasks.registry import find_task, glue_tasks
+from pldcli.tasks.registry import find_task, glue_tasks, is_known_task, task_name
 from pldcli.tasks.submission import write_submission
 
 __all__ = ["ALL", "GlueResult", "check_submission", "finetune_tasks", "submit"]

@@ -1,4 +1,4 @@
-"""A study carried out: measured, planned, and trained run by run; typed again, it goes on where it was."""
+"""A study carried out: measured, planned, trained run by run, and fine-tuned; typed again, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from pldcli.data.shards import data_fingerprint, read_manifest
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest, stop_requests
 from pldcli.engine.study_calibration import measure_shapes
+from pldcli.engine.study_commands import Slot
 from pldcli.engine.study_display import StudyDisplay
-from pldcli.engine.study_runs import Slot, read_outcome, train_runs
+from pldcli.engine.study_runs import read_outcome, train_runs
+from pldcli.engine.study_tunings import read_tuning, tune_runs
 from pldcli.errors import DataError, PldError, PreemptedError, StoppedError, UsageError
+from pldcli.study.finetuning import PlannedTuning, TuningOutcome, plan_tunings
 from pldcli.study.halving import RungResult, climb
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import Plan, PlannedRun, Shape, changed_keys, make_plan, shapes
@@ -23,7 +26,7 @@ from pldcli.study.spec import Spec
 from pldcli.study.timings import QUIET, Timings, read_timings, write_plan
 from pldcli.workers import available_cores
 
-__all__ = ["Study", "make_slots", "open_study", "train_study"]
+__all__ = ["Study", "make_slots", "open_study", "train_study", "tune_study"]
 
 Report = Callable[[str], None]
 
@@ -59,6 +62,11 @@ class Study:
     def runs(self) -> list[PlannedRun]:
         """List every run that is known to be wanted, in the order in which they begin."""
         return [*self.plan.runs(), *(run for rung in self.rungs() for run in rung.runs)]
+
+    def tunings(self) -> dict[PlannedTuning, TuningOutcome]:
+        """List every fine-tuning of a finished run, and what became of it."""
+        finished = [run for run in self.runs() if self.outcome(run).state == "finished"]
+        return {tuning: read_tuning(tuning, self.out) for tuning in plan_tunings(self.spec, finished)}
 
 
 def make_slots(*, jobs: int, gpus: Sequence[str]) -> list[Slot]:
@@ -143,7 +151,35 @@ def train_study(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -
             display.begin(runs, outcomes)
             ended |= train_runs(left, out=study.out, data=study.data, slots=slots, tell=display.tell, watch=display.watch, stop=stop)
             if stop.signal_number:
-                raise _stopped(study, stop)
+                runs = study.runs()
+                raise _stopped(study, stop, f"{sum(study.outcome(run).is_settled for run in runs)} of {len(runs)} runs done")
+
+
+def tune_study(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -> dict[str, TuningOutcome]:
+    """Fine-tune the finished runs on every task of the file, as far as that is not done.
+
+    Args:
+        study: The study, trained.
+        slots: Where fine-tunings run.
+        display: Shows how far they are.
+
+    Returns:
+        Name to outcome of every fine-tuning that was begun; some may have failed.
+
+    Raises:
+        StoppedError, PreemptedError: A signal arrived; what was at work has saved its state.
+    """
+    tunings = study.tunings()
+    left = [tuning for tuning, outcome in tunings.items() if not outcome.is_settled]
+    if not left:
+        return {}
+    with RunDirectory(study.out).lock(), stop_requests() as stop, display:
+        display.begin_tunings(len(tunings), len(left))
+        ended = tune_runs(left, out=study.out, slots=slots, tell=display.tell_tuning, stop=stop)
+        if stop.signal_number:
+            done = sum(outcome.is_settled for outcome in study.tunings().values())
+            raise _stopped(study, stop, f"{done} of {len(tunings)} fine-tunings done")
+    return ended
 
 
 def _measure(
@@ -199,10 +235,6 @@ def _systems(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
-def _stopped(study: Study, stop: StopRequest) -> PldError:
-    runs = study.runs()
-    done = sum(study.outcome(run).is_settled for run in runs)
+def _stopped(study: Study, stop: StopRequest, done: str) -> PldError:
     kind, word = (StoppedError, "interrupted") if stop.signal_number == signal.SIGINT else (PreemptedError, "terminated")
-    return kind(
-        f"{word} with {done} of {len(runs)} runs done, the others saved", where=str(study.out), hint="run the same command again to go on"
-    )
+    return kind(f"{word} with {done}, the others saved", where=str(study.out), hint="run the same command again to go on")

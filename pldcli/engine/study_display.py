@@ -12,6 +12,7 @@ from rich.console import Console
 from pldcli.engine.display import duration
 from pldcli.engine.study_runs import last_step
 from pldcli.progress import Progress
+from pldcli.study.finetuning import PlannedTuning, TuningOutcome
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import PlannedRun
 
@@ -37,6 +38,7 @@ class StudyDisplay:
         self._steps: dict[str, int] = {}
         self._last_line = self._last_look = time.monotonic()
         self._bar: Progress | None = None
+        self._num_tunings = self._tunings_done = 0
 
     def __enter__(self) -> StudyDisplay:
         """Enter."""
@@ -46,6 +48,7 @@ class StudyDisplay:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.__exit__(kind, error, trace)
+            self._bar = None
 
     def begin(self, runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> None:
         """Say which runs are wanted now, and how far each is."""
@@ -72,6 +75,25 @@ class StudyDisplay:
         loss = "" if outcome.loss is None else f", validation loss {outcome.loss:.4f}"
         note = f": {outcome.note}" if outcome.state == "failed" else ""
         self._say(f"{run.name}: {outcome}{loss}{note} ({done} of {len(self._runs)} runs done)")
+
+    def begin_tunings(self, num_tunings: int, num_left: int) -> None:
+        """Say how many fine-tunings there are."""
+        self._say(f"{num_tunings} fine-tunings, {num_tunings - num_left} done")
+        self._num_tunings, self._tunings_done = num_tunings, num_tunings - num_left
+        self.__exit__(None, None, None)
+        if self._console.is_terminal:
+            self._bar = Progress("fine-tuning", total=num_left, unit="fine-tunings", console=self._console)
+            self._bar.__enter__()
+
+    def tell_tuning(self, tuning: PlannedTuning, outcome: TuningOutcome | None) -> None:
+        """Say that a fine-tuning begins (None) or what became of it."""
+        if outcome is None:
+            self._say(f"{tuning.name}: fine-tuning begins")
+            return
+        self._tunings_done += outcome.is_settled
+        self._say(f"{tuning.name}: {outcome} ({self._tunings_done} of {self._num_tunings} fine-tunings done)")
+        if self._bar is not None:
+            self._bar.advance(1)
 
     def watch(self, active: Sequence[PlannedRun]) -> None:
         """Look how far the runs at work are; show it now and then."""

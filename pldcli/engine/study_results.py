@@ -9,6 +9,8 @@ from pldcli.engine.compare import read_run
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.study import Study
+from pldcli.engine.study_tunings import FINETUNED
+from pldcli.study.finetuning import TuningOutcome
 from pldcli.study.outcome import Outcome
 from pldcli.study.results import Results
 from pldcli.study.thinning import calibrated, thin_rows
@@ -16,12 +18,13 @@ from pldcli.study.thinning import calibrated, thin_rows
 __all__ = ["read_results", "read_thinned"]
 
 
-def read_results(study: Study, outcomes: Mapping[str, Outcome] | None = None) -> Results:
+def read_results(study: Study, outcomes: Mapping[str, Outcome] | None = None, tuned: Mapping[str, TuningOutcome] | None = None) -> Results:
     """Collect a study's finished runs.
 
     Args:
         study: The study.
         outcomes: What became of its runs, as training told; read from the disk by default.
+        tuned: What became of its fine-tunings, likewise.
 
     Raises:
         DataError: The metrics of a run are damaged.
@@ -32,9 +35,10 @@ def read_results(study: Study, outcomes: Mapping[str, Outcome] | None = None) ->
     for run in runs:
         if known[run.name].state == "finished":
             place = study.place(run)
-            read = read_run(place, name=run.name, finetuned=study.out / "finetuned")
+            read = read_run(place, name=run.name, finetuned=study.out / FINETUNED)
             trained[run.name] = calibrated(read, study.plan.times[run.system])
-    return Results(study.plan, study.timings, str(study.data), tuple(runs), known, trained, tuple(study.rungs()))
+    tunings = {tuning: (tuned or {}).get(tuning.name) or outcome for tuning, outcome in study.tunings().items()}
+    return Results(study.plan, study.timings, str(study.data), tuple(runs), known, trained, tuple(study.rungs()), tunings)
 
 
 def read_thinned(study: Study, results: Results) -> dict[str, list[dict[str, Any]]]:

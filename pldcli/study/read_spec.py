@@ -13,20 +13,22 @@ from typing import Any
 
 import yaml
 
-from pldcli import presets
+from pldcli import finetune_config, presets
 from pldcli.errors import UsageError
 from pldcli.overrides import convert, split
 from pldcli.step_time import parse_seconds
-from pldcli.study.spec import Check, Halving, Length, Rung, Spec, SystemSpec
+from pldcli.study.spec import Check, Finetuning, Halving, Length, Rung, Spec, SystemSpec
+from pldcli.tasks.registry import is_known_task, task_name
 
 __all__ = ["read_spec"]
 
-_STUDY = ("name", "data", "set", "seeds", "baseline", "systems", "checks", "halving")
+_STUDY = ("name", "data", "set", "seeds", "baseline", "systems", "checks", "halving", "finetune")
 _SYSTEM = ("preset", "set", "seeds", "steps", "fraction", "equal_time", "budget", "grid", "baseline")
 _LENGTHS = ("steps", "equal_time", "budget")
 _CHECK = ("better", "than", "by_seed_deviations")
 _HALVING = ("candidates", "rungs")
 _RUNG = ("fraction", "keep", "seeds")
+_FINETUNE = ("tasks", "data_dir", "systems", "seeds", "set")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _ELSEWHERE = {
     "train.seed": "seeds stand under `seeds`",
@@ -64,6 +66,7 @@ def read_spec(path: Path) -> Spec:
         systems=systems,
         checks=tuple(_check(one, systems, f"{where}: checks[{number}]") for number, one in enumerate(_list(content, "checks", where))),
         halving=_halving(content["halving"], systems, seeds[:1], f"{where}: halving") if "halving" in content else None,
+        finetuning=_finetuning(content["finetune"], systems, f"{where}: finetune") if "finetune" in content else None,
         text=text,
     )
     _check_references(spec, where)
@@ -186,11 +189,7 @@ def _check(given: Any, systems: Mapping[str, SystemSpec], where: str) -> Check:
 
 def _halving(given: Any, systems: Mapping[str, SystemSpec], seeds: tuple[int, ...], where: str) -> Halving:
     content = _mapping(given, where, _HALVING)
-    grids = {system.grid for system in systems.values()} - {None}
-    candidates: list[str] = []
-    for name in _list(content, "candidates", where):
-        members = [system.name for system in systems.values() if system.grid == name] if name in grids else []
-        candidates += members or [_known(name, systems, f"{where}.candidates")]
+    candidates = _members(_list(content, "candidates", where), systems, f"{where}.candidates")
     if len(set(candidates)) < max(2, len(candidates)):
         raise UsageError("must name at least two systems, each once", where=f"{where}.candidates")
     rungs: list[Rung] = []
@@ -213,6 +212,46 @@ def _halving(given: Any, systems: Mapping[str, SystemSpec], seeds: tuple[int, ..
     if not rungs:
         raise UsageError("must hold at least one rung", where=f"{where}.rungs")
     return Halving(tuple(candidates), tuple(rungs))
+
+
+def _finetuning(given: Any, systems: Mapping[str, SystemSpec], where: str) -> Finetuning:
+    content = _mapping(given, where, _FINETUNE)
+    tasks = [convert(str, task, f"{where}.tasks") for task in _list(content, "tasks", where)]
+    if not tasks:
+        raise UsageError("must name at least one task", where=f"{where}.tasks", hint="`pld tasks` lists them")
+    names = [_task_name(task, f"{where}.tasks") for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two tasks would be called {twice}", where=f"{where}.tasks", hint="rename a file")
+    seeds = _seeds(content.get("seeds", [0]), f"{where}.seeds")
+    settings = (*_overrides(content.get("set"), f"{where}.set"), f"seed={','.join(map(str, seeds))}")
+    try:
+        finetune_config.cells(settings)
+    except UsageError as error:
+        raise UsageError(error.what, where=f"{where}.set: {error.where}", hint=error.hint) from error
+    return Finetuning(
+        tasks=tuple(tasks),
+        data_dir=convert(str, content["data_dir"], f"{where}.data_dir") if "data_dir" in content else None,
+        systems=tuple(_members(_list(content, "systems", where), systems, f"{where}.systems")) or tuple(systems),
+        settings=settings,
+    )
+
+
+def _task_name(task: str, where: str) -> str:
+    try:
+        if not is_known_task(task) and not Path(task).is_file():
+            raise UsageError(f"there is no file {task}")
+        return task_name(task)
+    except UsageError as error:
+        raise UsageError(error.what, where=where, hint=error.hint) from error
+
+
+def _members(names: Sequence[Any], systems: Mapping[str, SystemSpec], where: str) -> list[str]:
+    """Look names up; that of a grid stands for all of its systems."""
+    found: list[str] = []
+    for name in names:
+        found += [system.name for system in systems.values() if system.grid == name] or [_known(name, systems, where)]
+    return found
 
 
 def _check_references(spec: Spec, where: str) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pldcli.comparison.comparison import Comparison, Contrast, compare_systems
 from pldcli.comparison.runs import Run, System
 from pldcli.study.checks import CheckResult, judge
+from pldcli.study.finetuning import PlannedTuning, TuningOutcome
 from pldcli.study.halving import RungResult
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import Plan, PlannedRun
@@ -32,6 +33,8 @@ class Results:
     trained: Mapping[str, Run]
     """Runs that finished, with seconds as measured alone."""
     rungs: tuple[RungResult, ...]
+    tunings: Mapping[PlannedTuning, TuningOutcome]
+    """Every fine-tuning of a finished run, and what became of it."""
 
     @cached_property
     def groups(self) -> dict[str, list[PlannedRun]]:
@@ -87,9 +90,9 @@ class Results:
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether nothing is left to train."""
+        """Tell whether nothing is left to train or to fine-tune."""
         halving = self.plan.spec.halving
-        settled = all(outcome.is_settled for outcome in self.outcomes.values())
+        settled = all(run.is_settled for run in self.outcomes.values()) and all(tuning.is_settled for tuning in self.tunings.values())
         last = not halving or len(self.rungs) == len(halving.rungs) or not any(loss < float("inf") for _, loss in self.rungs[-1].standing)
         return settled and last
 

@@ -1,4 +1,4 @@
-"""What a study is to compare: systems, their lengths, seeds, checks and a halving."""
+"""What a study is to compare: systems, their lengths, seeds, checks, a halving, and tasks to fine-tune on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Check", "Halving", "Length", "Rung", "Spec", "SystemSpec"]
+__all__ = ["Check", "Finetuning", "Halving", "Length", "Rung", "Spec", "SystemSpec"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,20 @@ class Halving:
 
 
 @dataclass(frozen=True)
+class Finetuning:
+    """What finished runs are fine-tuned on."""
+
+    tasks: tuple[str, ...]
+    """As `pld finetune` takes them."""
+    data_dir: str | None
+    """Where the files of tasks with a name are; None for the Hugging Face hub."""
+    systems: tuple[str, ...]
+    """Whose runs; of a candidate of the halving, those of the last rung."""
+    settings: tuple[str, ...]
+    """`KEY=VALUE` of `pld finetune`, the seeds among them."""
+
+
+@dataclass(frozen=True)
 class Spec:
     """A whole study."""
 
@@ -96,6 +110,7 @@ class Spec:
     """By name; grids are expanded."""
     checks: tuple[Check, ...]
     halving: Halving | None
+    finetuning: Finetuning | None
     text: str
     """The file."""
 

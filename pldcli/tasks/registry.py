@@ -9,11 +9,12 @@ Source: Wang et al. 2019 (arXiv:1804.07461), Table 1, and the published files; R
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 from pldcli.errors import UsageError
 from pldcli.tasks.task import Label, Task
 
-__all__ = ["TASKS", "find_task", "glue_tasks"]
+__all__ = ["TASKS", "find_task", "glue_tasks", "is_known_task", "task_name"]
 
 _GLUE = "nyu-mll/glue"
 _BINARY: tuple[Label, ...] = (0, 1)
@@ -231,3 +232,13 @@ def find_task(name: str) -> Task:
 def glue_tasks() -> tuple[Task, ...]:
     """List the tasks of `glue/all`, in the order of the leaderboard."""
     return tuple(task for task in TASKS.values() if task.name.startswith("glue/"))
+
+
+def is_known_task(task: str) -> bool:
+    """Tell a task's name from a file's; what is neither counts as a name, so that the error speaks of tasks."""
+    return task.lower() in TASKS or not (Path(task).exists() or Path(task).suffix)
+
+
+def task_name(task: str) -> str:
+    """Name a task in directory names: `mrpc` for `glue/mrpc`, `reviews` for `data/reviews.csv`."""
+    return find_task(task).name.rpartition("/")[2] if is_known_task(task) else Path(task).name.partition(".")[0]

@@ -75,3 +75,20 @@ def test_the_words_name_the_control() -> None:
     assert told["post (baseline)"] == ["nothing dropped"]
     assert told["pre"] == ["LayerNorm: Pre-LN (baseline: Post-LN)"]
     assert told["pld"][-1] == "control (Pre-LN, same shape and optimizer, nothing dropped): pre"
+
+
+def test_scores_after_fine_tuning() -> None:
+    scores = {"pre": [(0.5, 0.7), (0.5,)], "pld": [(0.7,), (0.75,)]}
+    runs = [
+        made_up_run(f"{name}-{seed}", *([DENSE] if name == "pre" else []), f"train.seed={seed}", finetuned={"glue/rte": values})
+        for name, seeds in scores.items()
+        for seed, values in enumerate(seeds)
+    ]
+    table = section(compare_runs(runs), "After fine-tuning")
+    assert table.headings == ("task", "system", "score", "n", "difference", "95 % interval", "pairs")
+    assert table.rows == (
+        ("glue/rte", "pre", "55.00 ± 7.07", "3", "", "", ""),
+        ("glue/rte", "pld", "72.50 ± 3.54", "2", "+17.50", "-77.80 to +112.80", "2"),
+    )
+    one = section(compare_runs([runs[0], runs[2]]), "After fine-tuning")
+    assert one.rows[1][4:] == ("+10.00", "none", "1")

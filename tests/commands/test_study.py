@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from pldcli import presets
-from pldcli.engine import study_runs
+from pldcli.engine import study_commands
 from pldcli.engine.run_directory import RunDirectory, read_starts
+from pldcli.engine.study_runs import last_step
 from pldcli.step_time import StepTime
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
@@ -185,30 +186,35 @@ def test_refusals(folder: Path, prepared: Path, pld: Run, words: tuple[str, ...]
 
 
 def test_a_whole_study(folder: Path, prepared: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured, trained side by side, one run diverging, and reported; typed again nothing trains; a seed more trains alone."""
-    small = [*SMALL, "train.total_steps=12", "eval.every_steps=6"]
+    """Measured, trained side by side, one run diverging, fine-tuned, and reported; typed again nothing trains; a seed more trains alone."""
+    small = [*SMALL, "train.total_steps=24", "eval.every_steps=12"]  # of fewer, half a step more may be more than equal time allows
     systems = {"preln": PRELN, "time": PLD | {"equal_time": "preln"}, "hot": PLD | {"set": {"optim.learning_rate": "1e6"}, "seeds": [0]}}
-    path = write_spec(prepared, systems, small=small, seeds=[0, 1])
+    Path("reviews.csv").write_text("text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(24)))
+    finetune = {"tasks": ["reviews.csv"], "systems": ["preln"], "set": {"epochs": 1}}
+    path = write_spec(prepared, systems, small=small, seeds=[0, 1], finetune=finetune)
     outcome = pld("study", path, "--jobs", 2)
     assert outcome.code == 0, outcome.err
     assert "note: runs at once slow each other" in outcome.err and "hot-seed0: diverged at step" in outcome.err
     assert "5 runs, 0 done" in outcome.err and "(5 of 5 runs done)" in outcome.err
+    assert "2 fine-tunings, 0 done" in outcome.err and "(2 of 2 fine-tunings done)" in outcome.err
+    assert {path.parent.name for path in Path("studies/try/finetuned").glob("*/reviews")} == {"preln-seed0", "preln-seed1"}
+    assert any(line.startswith("reviews preln ") for line in lines_of(outcome.out))
     runs = Path("studies/try/runs")
     plan = json.loads(Path("studies/try/plan.json").read_text())
     steps = plan["systems"]["time"]["total_steps"]
-    assert steps > 12
+    assert steps > 24
     assert presets.load(runs / "time-seed1" / "config.yaml").train.total_steps == steps
     [start] = read_starts(RunDirectory(runs / "time-seed1").environment)
     assert start["threads"] == 1 and start["command"].startswith("pld pretrain --preset bert-tiny-pld")
     text = Path("studies/try/report/report.md").read_text()
-    assert "4 of 5 runs finished, 1 diverged." in text and "| hot | 0 | 12 | - | - | " in text
+    assert "4 of 5 runs finished, 1 diverged." in text and "| hot | 0 | 24 | - | - | " in text
     assert re.search(r"\| time \| 0, 1 \| \d+ \|.* \| 2 \| preln \| (better|worse|no difference seen) at equal time \|", text)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to train")
 
-    began = study_runs.start_command
-    monkeypatch.setattr(study_runs, "start_command", never)
+    began = study_commands.start_command
+    monkeypatch.setattr(study_commands, "start_command", never)
     assert pld("study", path).code == 0
     started: list[str] = []
 
@@ -216,10 +222,23 @@ def test_a_whole_study(folder: Path, prepared: Path, pld: Run, monkeypatch: pyte
         started.append(Path(arguments[arguments.index("--out") + 1]).name)
         return began(["--version"], **options)  # leaves no run behind
 
-    monkeypatch.setattr(study_runs, "start_command", begin_one)
+    monkeypatch.setattr(study_commands, "start_command", begin_one)
     systems["hot"]["seeds"] = [0, 5]
-    outcome = pld("study", write_spec(prepared, systems, small=small, seeds=[0, 1]))
+    outcome = pld("study", write_spec(prepared, systems, small=small, seeds=[0, 1], finetune=finetune))
     assert outcome.code == 1 and started == ["hot-seed5"] and "error: hot-seed5 failed at step 0" in outcome.err
+
+
+def test_a_fine_tuning_that_fails_is_named_at_the_end(folder: Path, prepared: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_spec(prepared, {"preln": PRELN}, finetune={"tasks": ["glue/rte"], "data_dir": "nowhere"})
+    finish(begin(path, prepared), {"preln-seed0": 3.0})
+    dry = pld("study", path, "--dry-run").out
+    assert "Then finished runs are fine-tuned on glue/rte; how long that takes is not in these times." in dry
+    outcome = pld("study", path)
+    assert outcome.code > 0 and "error: preln-seed0/rte failed: " in outcome.err
+    assert "- preln-seed0/rte: failed: error: " in Path("studies/try/report/report.md").read_text()
+    content = json.loads(pld("study", path, "--report-only", "--json").out)
+    assert content["is_complete"] is False
+    assert content["finetunings"] == [{"run": "preln-seed0", "task": "glue/rte", "state": "not started", "score": None, "note": ""}]
 
 
 def test_a_run_that_fails_is_named_at_the_end(folder: Path, prepared: Path, pld: Run) -> None:
@@ -240,7 +259,7 @@ def test_a_killed_study_goes_on(folder: Path, prepared: Path, processes: Process
     out = folder / "studies" / "try"
     metrics, environment = out / "runs" / "pld-seed0" / "metrics.jsonl", out / "runs" / "pld-seed0" / "environment.json"
     study = processes.pld("study", path, "--out", out)
-    wait_for(lambda: study_runs.last_step(metrics.parent) > 3, seconds=600)
+    wait_for(lambda: last_step(metrics.parent) > 3, seconds=600)
     study.kill(number)
     assert study.wait() == code
     if number != signal.SIGKILL:

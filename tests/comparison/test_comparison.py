@@ -99,6 +99,22 @@ def test_systems_without_a_common_seed_are_not_paired() -> None:
     assert (contrast.difference.interval, contrast.difference.seeds) == (Interval(0.25, None, 0), ())
 
 
+def test_fine_tuning_scores_are_paired_by_the_seed_of_pre_training() -> None:
+    scores = {"preln": {0: (0.5, 0.7), 1: (0.5,)}, "pld": {1: (0.6, 0.8), 0: (0.7,), 7: (0.1,)}}
+    runs = [
+        made_up_run(f"{name}-{seed}", *([DENSE] if name == "preln" else []), f"train.seed={seed}", finetuned={"glue/rte": values})
+        for name, seeds in scores.items()
+        for seed, values in seeds.items()
+    ]
+    [contrast] = compare_runs(runs).contrasts
+    interval = contrast.finetuned["glue/rte"]
+    assert (interval.mean, interval.n) == (pytest.approx(((0.7 - 0.6) + (0.7 - 0.5)) / 2), 2)
+    [unpaired] = compare_runs([runs[0], runs[-1]]).contrasts
+    assert unpaired.finetuned == {"glue/rte": Interval(pytest.approx(0.1 - 0.6), None, 0)}
+    [missing] = compare_runs([made_up_run("preln", DENSE), runs[-1]]).contrasts
+    assert missing.finetuned == {}
+
+
 def test_a_seed_that_ran_twice_counts_once() -> None:
     runs = [made_up_run("a", DENSE), *(made_up_run(f"b-{n}", losses=(4.0, 3.0, 2.0, loss)) for n, loss in enumerate((1.2, 1.4)))]
     [contrast] = compare_runs(runs).contrasts

@@ -46,6 +46,7 @@ def test_json_holds_every_number() -> None:
         None,
     )
     assert hot["final_validation_loss_difference"] is None
+    assert (pld["finetuned_difference"], hot["finetuned_difference"]) == ({}, {})
     assert content["systems"][1]["finetuned"] == {"glue/rte": {"mean": pytest.approx(0.6), "n": 2}}
     run = next(run for run in content["runs"] if run["run"] == "hot")
     assert run["curves"]["validation"][1] == {"step": 20, "tokens": 5120.0, "executed_flops": 5.12e6, "train_seconds": 40.0, "loss": None}

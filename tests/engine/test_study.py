@@ -14,18 +14,20 @@ from pldcli import presets
 from pldcli.engine import study as module
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest
-from pldcli.engine.study import Study, make_slots, open_study, train_study
+from pldcli.engine.study import Study, make_slots, open_study, train_study, tune_study
 from pldcli.engine.study_calibration import Measured
+from pldcli.engine.study_commands import Slot
 from pldcli.engine.study_display import StudyDisplay
 from pldcli.engine.study_results import read_results, read_thinned
-from pldcli.engine.study_runs import Slot
 from pldcli.errors import DataError, OutputError, PldError, PreemptedError, StoppedError, UsageError
 from pldcli.step_time import StepTime
+from pldcli.study.finetuning import PlannedTuning, TuningOutcome
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import PlannedRun, Shape
 from pldcli.study.spec import Spec
 from pldcli.study.timings import ShapeTime
 from tests.engine.test_compare import write_run
+from tests.engine.test_study_tunings import write_results
 from tests.study.conftest import spec_of
 
 __all__ = ["spec_of"]
@@ -232,3 +234,42 @@ def test_runs_on_one_gpu_do_not_share_it(opened: Any, spec_of: Callable[..., Spe
     display = StudyDisplay(study.out, at_once=2, console=Console(quiet=True))
     with pytest.raises(UsageError, match="--jobs: several runs at once on one GPU; name GPUs with --gpus"):
         train_study(study, slots=[Slot({}, 1)] * 2, display=display)
+
+
+def test_finished_runs_are_fine_tuned_as_far_as_that_is_left(
+    opened: Any, spec_of: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = opened(spec_of(finetune={"tasks": ["glue/rte", "glue/mrpc"]}))
+    begun: list[list[str]] = []
+
+    def tune_runs(tunings: Sequence[PlannedTuning], *, out: Path, **_: Any) -> dict[str, TuningOutcome]:
+        begun.append([tuning.name for tuning in tunings])
+        write_results(out / "finetuned" / tunings[0].name, 0.5, cells=("seed=0",))
+        return {tunings[0].name: TuningOutcome("finished", 0.5), tunings[1].name: TuningOutcome("failed", note="no luck", exit_code=3)}
+
+    monkeypatch.setattr(module, "tune_runs", tune_runs)
+    display = StudyDisplay(study.out, at_once=1, console=Console(quiet=True))
+    assert tune_study(study, slots=[Slot({}, None)], display=display) == {} and begun == []  # nothing has finished yet
+    finish(study, study.runs()[1])
+    tuned = tune_study(study, slots=[Slot({}, None)], display=display)
+    assert begun == [["pld-seed0/rte", "pld-seed0/mrpc"]]
+    states = {tuning.name: outcome.state for tuning, outcome in read_results(study, None, tuned).tunings.items()}
+    assert states == {"pld-seed0/rte": "finished", "pld-seed0/mrpc": "failed"}
+    assert {tuning.name: str(outcome) for tuning, outcome in study.tunings().items()} == {
+        "pld-seed0/rte": "score 50.00", "pld-seed0/mrpc": "not started"
+    }  # fmt: skip
+
+
+def test_a_stop_while_fine_tuning(opened: Any, spec_of: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = opened(spec_of(finetune={"tasks": ["glue/rte"]}))
+    for run in study.runs():
+        finish(study, run)
+
+    def tune_runs(tunings: Sequence[PlannedTuning], *, out: Path, stop: StopRequest, **_: Any) -> dict[str, TuningOutcome]:
+        write_results(out / "finetuned" / tunings[0].name, 0.5, cells=("seed=0",))
+        stop.signal_number = signal.SIGTERM
+        return {}
+
+    monkeypatch.setattr(module, "tune_runs", tune_runs)
+    with pytest.raises(PreemptedError, match="out: terminated with 1 of 2 fine-tunings done, the others saved; run the same command again"):
+        tune_study(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))

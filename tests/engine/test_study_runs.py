@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine import study_runs as module
+from pldcli.engine import study_commands as module
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest
-from pldcli.engine.study_runs import Slot, last_step, read_outcome, train_runs
+from pldcli.engine.study_commands import Slot
+from pldcli.engine.study_runs import last_step, read_outcome, train_runs
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import PlannedRun
 from tests.engine.test_compare import write_run
@@ -40,7 +41,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
 
         def start(arguments: list[str], *, log: Any, threads: int | None, environment: dict[str, str]) -> Any:
             name = Path(arguments[arguments.index("--out") + 1]).name
-            started.append({"name": name, "arguments": arguments, "threads": threads, "environment": dict(environment)})
+            started.append({"name": name, "arguments": list(arguments), "threads": threads, "environment": dict(environment)})
             program = [sys.executable, "-c", f"place = {str(tmp_path / 'runs' / name)!r}\n{code(name)}"]
             return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=log, stderr=log)
 

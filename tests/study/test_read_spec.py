@@ -9,7 +9,7 @@ import pytest
 from pldcli.errors import UsageError
 from pldcli.study.plan import shapes
 from pldcli.study.read_spec import read_spec
-from pldcli.study.spec import Check, Rung, Spec
+from pldcli.study.spec import Check, Finetuning, Rung, Spec
 from tests.study.conftest import FROM_DATA, SMALL, plan_of
 
 STUDIES = sorted((Path(__file__).parents[2] / "benchmarks" / "studies").glob("*.yaml"))
@@ -66,6 +66,19 @@ def test_a_halving_takes_grids_apart(spec_of: Callable[..., Spec]) -> None:
     assert [spec.halving.takes_part(number) for number in range(3)] == [3, 2, 1]
 
 
+def test_fine_tuning(spec_of: Callable[..., Spec], tmp_path: Path) -> None:
+    own = tmp_path / "reviews.csv"
+    own.touch()
+    systems = {"preln": PRELN, "lr": PLD | {"grid": {"optim.learning_rate": ["1e-3", "2e-3"]}}}
+    given = {"tasks": ["glue/RTE", str(own)], "data_dir": "glue", "systems": ["lr"], "seeds": [2, 0], "set": {"epochs": 1.5}}
+    assert spec_of(systems, finetune=given).finetuning == Finetuning(
+        ("glue/RTE", str(own)), "glue", ("lr-1e-3", "lr-2e-3"), ("epochs=1.5", "seed=2,0")
+    )
+    few = spec_of(systems, finetune={"tasks": ["glue/rte"]}).finetuning
+    assert few == Finetuning(("glue/rte",), None, ("preln", "lr-1e-3", "lr-2e-3"), ("seed=0",))
+    assert spec_of(systems).finetuning is None
+
+
 def with_halving(**changes: Any) -> dict[str, Any]:
     return {"halving": {"candidates": ["pld", "b"], "rungs": [{"fraction": 0.5}]} | changes}
 
@@ -104,6 +117,13 @@ BASE: dict[str, Any] = {"preln": PRELN, "pld": PLD, "b": PLD}
         (BASE, with_halving(rungs=[{"fraction": 0.5}, {"fraction": 1, "keep": 3}]), r"halving\.rungs\[1\]\.keep: cannot keep 3 of 2"),
         (BASE, with_halving(rungs=[{"fraction": 0.5}, {"fraction": 0.2, "keep": 1}]), r"must not be shorter than the rung before"),
         (BASE, with_halving() | {"baseline": "pld"}, r"baseline: pld is a candidate of the halving and has no run of its own"),
+        (BASE, {"finetune": {"tasks": []}}, r"finetune\.tasks: must name at least one task; `pld tasks` lists them"),
+        (BASE, {"finetune": {"tasks": ["glue/rtte"]}}, r"finetune\.tasks: there is no task 'glue/rtte'; did you mean 'glue/rte'\?"),
+        (BASE, {"finetune": {"tasks": ["none.csv"]}}, r"finetune\.tasks: there is no file none\.csv"),
+        (BASE, {"finetune": {"tasks": ["glue/rte", "GLUE/RTE"]}}, r"finetune\.tasks: two tasks would be called rte"),
+        (BASE, {"finetune": {"tasks": ["squad"], "systems": ["pdl"]}}, r"finetune\.systems: no system is called pdl; did you mean pld\?"),
+        (BASE, {"finetune": {"tasks": ["glue/rte"], "set": {"epoch": 3}}}, r"finetune\.set: epoch: unknown key; did you mean epochs\?"),
+        (BASE, {"finetune": {"tasks": ["glue/rte"], "seeds": 3}}, r"finetune\.seeds: must be a list of different whole numbers"),
         (BASE, {"data": 5}, r"spec\.yaml: data: must be a text, not 5"),
     ],
 )  # fmt: skip
@@ -141,5 +161,5 @@ def test_the_shipped_studies_are_what_they_say() -> None:
     assert len(plan_of(specs["tiny"]).runs()) == 32 and len(shapes(specs["tiny"], FROM_DATA)) == 4
     halving = specs["halving"].halving
     assert halving is not None and [halving.takes_part(number) for number in range(3)] == [12, 4, 2]
-    assert [rung.fraction for rung in halving.rungs] == [0.125, 0.5, 1.0]
-    assert [dict(system.values)["pld.theta_bar"] for system in specs["theta-bar"].grids["tokens"]] == [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert [rung.fraction for rung in halving.rungs] == [0.25, 0.5, 1.0]
+    assert [dict(system.values)["pld.theta_bar"] for system in specs["theta-bar"].grids["pld"]] == [0.5, 0.6, 0.7, 0.8, 0.9]

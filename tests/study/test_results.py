@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pldcli.comparison.runs import Measurement, Run
+from pldcli.study.finetuning import PlannedTuning, TuningOutcome
 from pldcli.study.halving import climb
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import PlannedRun
@@ -36,7 +37,7 @@ def results_of(spec: Spec, losses: Mapping[str, float], **others: Outcome) -> Re
     rungs = climb(plan, outcome)
     runs = (*plan.runs(), *(run for rung in rungs for run in rung.runs))
     done = {run.name: trained(run) for run in runs if run.name in losses}
-    return Results(plan, Timings("d", {}), "data", runs, {run.name: outcome(run) for run in runs}, done, tuple(rungs))
+    return Results(plan, Timings("d", {}), "data", runs, {run.name: outcome(run) for run in runs}, done, tuple(rungs), {})
 
 
 def test_seeds_are_paired_and_the_verdict_names_what_is_equal(spec_of: Callable[..., Spec]) -> None:
@@ -55,6 +56,14 @@ def test_seeds_are_paired_and_the_verdict_names_what_is_equal(spec_of: Callable[
         "short": "no verdict: neither equal tokens nor equal time",
     }
     assert results.is_complete and results.count("finished") == 8
+
+
+def test_a_study_is_complete_when_its_fine_tunings_are(spec_of: Callable[..., Spec]) -> None:
+    results = results_of(spec_of(), {"preln-seed0": 3.0, "pld-seed0": 2.0})
+    tuning = PlannedTuning(results.runs[0], "glue/rte", None, ())
+    assert results.is_complete
+    assert replace(results, tunings={tuning: TuningOutcome("finished", None)}).is_complete
+    assert not replace(results, tunings={tuning: TuningOutcome("failed", note="no luck")}).is_complete
 
 
 def test_one_pair_may_be_chance(spec_of: Callable[..., Spec]) -> None:

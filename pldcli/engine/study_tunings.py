@@ -1,0 +1,90 @@
+"""Fine-tune the finished runs of a study, each by the ordinary command, and read what became of that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pldcli import finetune_config
+from pldcli.engine.finetune import cell_name
+from pldcli.engine.signals import StopRequest
+from pldcli.engine.study_commands import Command, Slot, describe_failure, last_line, run_commands
+from pldcli.errors import DivergedError, PreemptedError, StoppedError
+from pldcli.study.finetuning import PlannedTuning, TuningOutcome
+
+__all__ = ["FINETUNED", "read_tuning", "tune_runs"]
+
+FINETUNED = "finetuned"
+"""Directory of a study that holds RUN/TASK."""
+
+
+def tune_runs(
+    tunings: Sequence[PlannedTuning],
+    *,
+    out: Path,
+    slots: Sequence[Slot],
+    tell: Callable[[PlannedTuning, TuningOutcome | None], None],
+    stop: StopRequest,
+) -> dict[str, TuningOutcome]:
+    """Do fine-tunings that are not done yet, one in each slot at a time, until all have ended or a stop is asked for.
+
+    Args:
+        tunings: In the order in which to begin.
+        out: The study's directory.
+        slots: Where to train.
+        tell: Told of each as it begins (None) and ends.
+        stop: Looked at all the time; what is at work is asked to save and end.
+
+    Returns:
+        Name to outcome of everything that was begun.
+    """
+    named = {tuning.name: tuning for tuning in tunings}
+    return run_commands(
+        [_command(tuning, out) for tuning in tunings],
+        slots=slots,
+        settle=lambda name, code: _settle(named[name], out, code),
+        tell=lambda name, outcome: tell(named[name], outcome),
+        stop=stop,
+    )
+
+
+def read_tuning(tuning: PlannedTuning, out: Path) -> TuningOutcome:
+    """Read from the disk what became of a fine-tuning.
+
+    Args:
+        tuning: With the settings that are wanted now: results under others do not count.
+        out: The study's directory.
+    """
+    try:
+        content = json.loads((out / FINETUNED / tuning.name / "results.json").read_text(encoding="utf-8"))
+        wanted = {cell_name(settings) for settings in finetune_config.cells(tuning.settings)}
+        if set(content["cells"]) != wanted:
+            return TuningOutcome("not started")
+        scores = [group["score"]["mean"] for group in content["groups"] if group["score"]]
+        return TuningOutcome("finished", max(scores, default=None))
+    except (OSError, ValueError, KeyError, TypeError):
+        return TuningOutcome("not started")
+
+
+def _command(tuning: PlannedTuning, out: Path) -> Command:
+    place = out / FINETUNED / tuning.name
+    data = ("--data-dir", tuning.data_dir) if tuning.data_dir else ()
+    start = ("--model", str(out / "runs" / tuning.run.name))
+    arguments = ("finetune", tuning.task, *start, *data, "--out", str(place), "--jobs", "1", *tuning.settings)
+    return Command(tuning.name, arguments, place, _log(tuning, out))
+
+
+def _settle(tuning: PlannedTuning, out: Path, code: int) -> TuningOutcome:
+    """Say what became of a fine-tuning whose process has ended."""
+    outcome = read_tuning(tuning, out)
+    if outcome.is_settled and code in (0, DivergedError.exit_code):
+        return outcome
+    line = last_line(_log(tuning, out))
+    if code in (StoppedError.exit_code, PreemptedError.exit_code):
+        return TuningOutcome("stopped", note=line, exit_code=code)
+    return TuningOutcome("failed", note=describe_failure(line, code), exit_code=code)
+
+
+def _log(tuning: PlannedTuning, out: Path) -> Path:
+    return out / "logs" / f"{tuning.name.replace('/', '-')}.log"
