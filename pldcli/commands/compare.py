@@ -13,7 +13,6 @@ from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pldcli.comparison.comparison import Comparison
-    from pldcli.comparison.page import Section
 
 __all__ = ["compare"]
 
@@ -74,17 +73,12 @@ def _show(comparison: Comparison) -> None:
     from rich.padding import Padding
 
     from pldcli.commands.comparison_tables import sections, summary, words
-    from pldcli.commands.screen import screen
+    from pldcli.commands.screen import print_sections, screen
 
     console = screen()
     for line in summary(comparison):
         console.print(escape(line) + "\n")
-    for section in sections(comparison):
-        console.print(f"[bold cyan]{escape(section.title)}[/]")
-        console.print(_table(section))
-        for note in section.notes:
-            console.print(f"[dim]{escape(note)}[/]")
-        console.print()
+    print_sections(console, sections(comparison))
     console.print("[bold cyan]What differs[/]")
     for heading, lines in words(comparison):
         console.print(escape(heading))
@@ -94,12 +88,3 @@ def _show(comparison: Comparison) -> None:
         console.print("\n[bold yellow]Read this before the numbers[/]")
         for warning in comparison.warnings:
             console.print(Padding(f"warning: {escape(warning)}", (0, 0, 0, 2), expand=False))
-
-
-def _table(section: Section) -> object:
-    from rich.markup import escape
-
-    from pldcli.commands.screen import table
-
-    rows = [[escape(cell) for cell in row] for row in section.rows]
-    return table(section.headings, rows, right=section.headings[section.left :], fold=section.headings[: section.left])

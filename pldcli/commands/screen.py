@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["NARROW", "PICTURE_COLUMNS", "screen", "table"]
+if TYPE_CHECKING:
+    from pldcli.comparison.page import Section
+
+__all__ = ["NARROW", "PICTURE_COLUMNS", "print_sections", "screen", "table"]
 
 NARROW = 100
 """Below this many columns a screen is narrow: long texts go below their row instead of beside it."""
@@ -25,6 +30,18 @@ def screen() -> Console:
     """Open stdout as wide as the terminal (or COLUMNS); what is piped is not wrapped."""
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else _PIPED
     return Console(width=wide, highlight=False)
+
+
+def print_sections(console: Console, sections: Sequence[Section]) -> None:
+    """Print tables, each between its title and its notes."""
+    for section in sections:
+        words = [heading for column, heading in enumerate(section.headings) if section.holds_words(column)]
+        rows = [[escape(cell) for cell in row] for row in section.rows]
+        console.print(f"[bold cyan]{escape(section.title)}[/]")
+        console.print(table(section.headings, rows, right=[name for name in section.headings if name not in words], fold=words))
+        for note in section.notes:
+            console.print(f"[dim]{escape(note)}[/]")
+        console.print()
 
 
 def table(headings: Sequence[str] | None, rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), fold: Sequence[str] = ()) -> Table:

@@ -12,7 +12,6 @@ import typer
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pldcli.comparison.page import Section
     from pldcli.engine.study import Study
     from pldcli.study.finetuning import TuningOutcome
     from pldcli.study.outcome import Outcome
@@ -85,6 +84,7 @@ def _report(opened: Study, outcomes: Mapping[str, Outcome] | None, tuned: Mappin
 
 def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
     from pldcli.commands import study_tables as tables
+    from pldcli.commands.screen import print_sections, screen
     from pldcli.engine.display import duration
 
     runs = opened.runs()
@@ -93,7 +93,7 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
         rows = [_run_json(run, outcome) for run, outcome in zip(runs, outcomes, strict=True)]
         typer.echo(json.dumps({"study": opened.spec.name, "out": str(opened.out), "runs": rows}))
         return
-    _print([tables.run_table(opened.plan, runs, outcomes)])
+    print_sections(screen(), [tables.run_table(opened.plan, runs, outcomes)])
     left = sum(run.seconds_left(outcome.step) for run, outcome in zip(runs, outcomes, strict=True) if not outcome.is_settled)
     done = sum(outcome.is_settled for outcome in outcomes)
     typer.echo(f"{done} of {len(runs)} runs are done; about {duration(left / at_once)} of training left, from measured steps")
@@ -105,12 +105,13 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
 
 def _show(results: Results, place: Path, as_json: bool) -> None:
     from pldcli.commands import study_tables as tables
+    from pldcli.commands.screen import print_sections, screen
 
     if as_json:
         typer.echo(json.dumps(_results_json(results, place)))
         return
     held = tables.differences(results)
-    _print([tables.results_table(results), *([held] if held else []), *tables.finetuned(results).values()])
+    print_sections(screen(), [tables.results_table(results), *([held] if held else []), *tables.finetuned(results).values()])
     for line in tables.check_lines(results):
         typer.echo(line)
     typer.echo(f"report {place / 'report' / 'report.md'}")
@@ -200,19 +201,3 @@ def _system_json(results: Results, group: str) -> dict[str, Any]:
         "difference": None if difference is None else {"mean": difference.mean, "low": difference.low, "high": difference.high},
         "verdict": None if contrast is None else verdict(contrast),
     }
-
-
-def _print(sections: list[Section]) -> None:
-    from rich.markup import escape
-
-    from pldcli.commands.screen import screen, table
-
-    console = screen()
-    for section in sections:
-        rows = [[escape(cell) for cell in row] for row in section.rows]
-        console.print(f"[bold cyan]{escape(section.title)}[/]")
-        words = (*section.headings[: section.left], *(name for name in ("state", "final loss") if name in section.headings))
-        console.print(table(section.headings, rows, right=[name for name in section.headings if name not in words], fold=words))
-        for note in section.notes:
-            console.print(f"[dim]{escape(note)}[/]")
-        console.print()

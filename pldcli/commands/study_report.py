@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-_WORDS = ("against", "verdict", "state")
-"""Headings of columns that hold words, wherever they stand."""
-
 _REMARK = (
     "Seconds are steps x step time: the time of a step was measured alone and in turn before the first run, not read off runs that may "
     "have trained side by side."
@@ -101,7 +98,8 @@ def _wide(results: Results) -> Section:
         against, verdict, mean, ends_, pairs = beside.get(row[0], waiting)
         rows.append((*row, mean, ends_, pairs, against, verdict))
     headings = (*ends.headings, "difference", "95 % interval", "pairs", "against", "verdict")
-    return Section(ends.title, headings, tuple(rows), notes=(*ends.notes, *(held.notes if held else ())))
+    notes = (*ends.notes, *(held.notes if held else ()))
+    return Section(ends.title, headings, tuple(rows), notes=notes, words=("against", "verdict"))
 
 
 def _against(baseline: str, comparison: Comparison, results: Results) -> str:
@@ -161,7 +159,7 @@ def _picture(key: str) -> str:
 
 
 def _section(section: Section) -> str:
-    marks = [":--" if number < section.left or name in _WORDS else "--:" for number, name in enumerate(section.headings)]
+    marks = [":--" if section.holds_words(column) else "--:" for column in range(len(section.headings))]
     rows = [section.headings, tuple(marks), *section.rows]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     notes = "\n\n".join(f"{note[0].upper()}{note[1:]}." for note in section.notes)

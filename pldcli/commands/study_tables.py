@@ -46,7 +46,7 @@ def results_table(results: Results) -> Section:
         "final loss: last validation, at full depth, nats per masked token; ± is the standard deviation over seeds",
         "time: steps x step time, measured alone and in turn before the first run; FLOPs: as executed",
     )
-    return Section("Results", headings, tuple(rows), notes=notes)
+    return Section("Results", headings, tuple(rows), notes=notes, words=("final loss",))
 
 
 def differences(results: Results) -> Section | None:
@@ -146,7 +146,7 @@ def run_table(plan: Plan, runs: Sequence[PlannedRun], outcomes: Sequence[Outcome
         rows.append(
             (f"best {halving.takes_part(number)} of rung {number}", ", ".join(map(str, rung.seeds)), length, "", "", "not known yet")
         )
-    return Section("Runs", ("system", "seed", "steps", "tokens", "time", "state"), tuple(rows))
+    return Section("Runs", ("system", "seed", "steps", "tokens", "time", "state"), tuple(rows), words=("state",))
 
 
 def _check_line(result: CheckResult) -> str:

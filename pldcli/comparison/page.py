@@ -21,6 +21,12 @@ class Section:
     left: int = 1
     """So many first columns are words; the others are numbers and stand to the right."""
     notes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    """Headings of further columns that hold words."""
+
+    def holds_words(self, column: int) -> bool:
+        """Tell whether a column stands to the left, and may wrap where there is little room."""
+        return column < self.left or self.headings[column] in self.words
 
 
 _STYLE = """
@@ -89,7 +95,7 @@ def render_page(
 
 def _section(section: Section) -> str:
     def cells(tag: str, texts: Sequence[str]) -> str:
-        opened = [f'<{tag} class="word">' if number < section.left else f"<{tag}>" for number in range(len(texts))]
+        opened = [f'<{tag} class="word">' if section.holds_words(number) else f"<{tag}>" for number in range(len(texts))]
         return "".join(f"{start}{escape(text)}</{tag}>" for start, text in zip(opened, texts, strict=True))
 
     rows = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in section.rows)

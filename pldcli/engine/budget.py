@@ -44,14 +44,12 @@ def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[s
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("works with one process", where="--budget", hint="time a step with `pld bench`, and set train.total_steps")
-    measured = bench(config, data=data, steps=_STEPS, report=report)
-    step_seconds = _mean_step_seconds(config, measured)
-    total_steps = int(seconds / step_seconds)
+    time = step_time(config, bench(config, data=data, steps=_STEPS, report=report))
+    total_steps = math.floor(time.steps_within(seconds, config.pld_schedule))
     if total_steps < 1:
+        step_seconds = time.mean_seconds(config.pld_schedule)
         raise UsageError(f"a step takes {step_seconds:.1f} s", where="--budget", hint="allow more time, or lower train.global_batch_size")
-    # The kept fraction depends on the length of very short runs a little.
-    step_seconds = _mean_step_seconds(replace(config, train=replace(config.train, total_steps=total_steps)), measured)
-    return Calibration(step_seconds, max(1, int(seconds / step_seconds)))
+    return Calibration(time.mean_seconds(replace(config.pld_schedule, total_steps=total_steps)), total_steps)
 
 
 def step_time(config: Config, measured: Bench) -> StepTime:
@@ -67,11 +65,6 @@ def step_time(config: Config, measured: Bench) -> StepTime:
         return StepTime(dense, 0.0)
     dropped, blocks = measured.modes[1], measured.num_blocks
     return StepTime(dense, (dense - _step_seconds(dropped, forwards)) / max(blocks - dropped.kept_blocks, 1e-9))
-
-
-def _mean_step_seconds(config: Config, measured: Bench) -> float:
-    """Weigh what dense and dropped steps take by the schedule."""
-    return step_time(config, measured).mean_seconds(config.pld_schedule)
 
 
 def _step_seconds(mode: Mode, forwards: float) -> float:
