@@ -12,7 +12,7 @@ from pldcli.comparison.runs import Run, System
 from pldcli.comparison.words import describe_dropping
 from pldcli.engine.display import duration, quantity
 
-__all__ = ["finetuned", "sections", "summary", "words"]
+__all__ = ["finetuned", "interval_cells", "sections", "summary", "words"]
 
 _MISSING = "-"
 
@@ -127,10 +127,9 @@ def _differences(comparison: Comparison) -> Section | None:
         if difference is None:
             rows.append((contrast.system.name, "does not compare", _MISSING, _MISSING, equal))
             continue
-        interval = difference.interval
-        ends = "none" if interval.low is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
+        mean, ends, pairs = interval_cells(difference.interval)
         unfinished = "" if difference.is_complete else " unfinished"
-        rows.append((contrast.system.name, f"{interval.mean:+.4f}{unfinished}", ends, str(interval.n), equal))
+        rows.append((contrast.system.name, f"{mean}{unfinished}", ends, pairs, equal))
     if not rows:
         return None
     headings = ("system", "difference", "95 % interval", "pairs", "equal")
@@ -235,7 +234,8 @@ def finetuned(comparison: Comparison) -> Section | None:
                 continue
             means = [100 * score for score in by_seed.values()]
             spread = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
-            held = _interval_cells(differences.get(system.name, {}).get(task))
+            interval = differences.get(system.name, {}).get(task)
+            held = ("", "", "") if interval is None else interval_cells(interval, scale=100, digits=2)
             rows.append((task, system.name, f"{statistics.fmean(means):.2f}{spread}", str(len(scores)), *held))
     if not rows:
         return None
@@ -248,12 +248,12 @@ def finetuned(comparison: Comparison) -> Section | None:
     return Section("After fine-tuning", headings, tuple(rows), left=2, notes=notes)
 
 
-def _interval_cells(interval: Interval | None) -> tuple[str, str, str]:
-    """Write a difference of scores in points: its mean, its ends, its pairs."""
-    if interval is None:
-        return "", "", ""
-    ends = "none" if interval.low is None or interval.high is None else f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
-    return f"{100 * interval.mean:+.2f}", ends, str(interval.n)
+def interval_cells(interval: Interval, *, scale: float = 1.0, digits: int = 4) -> tuple[str, str, str]:
+    """Write a difference: its mean, its ends, its pairs."""
+    mean, low, high = (
+        "none" if value is None else f"{scale * value:+.{digits}f}" for value in (interval.mean, interval.low, interval.high)
+    )
+    return mean, low if interval.low is None else f"{low} to {high}", str(interval.n)
 
 
 def _with_spread(losses: Sequence[float]) -> str:

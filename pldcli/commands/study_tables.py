@@ -58,9 +58,7 @@ def differences(results: Results) -> Section | None:
             continue
         mean, ends, pairs = _MISSING, _MISSING, _MISSING
         if contrast.difference is not None:
-            interval = contrast.difference.interval
-            mean, pairs = f"{interval.mean:+.4f}", str(interval.n)
-            ends = "none" if interval.low is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
+            mean, ends, pairs = comparison_tables.interval_cells(contrast.difference.interval)
         rows.append((group, baseline, verdict(contrast), mean, ends, pairs))
     if not rows:
         return None
