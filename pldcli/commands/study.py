@@ -24,8 +24,8 @@ def study(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to compare.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Where runs and report go.", show_default="studies/NAME")] = None,
     data: Annotated[Path | None, typer.Option(help="The prepared directory.", show_default="what the file says")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once on a CPU, each on its part of the cores.")] = 1,
-    gpus: Annotated[str, typer.Option(metavar="0,1", help="GPUs to use, one run on each at a time.", show_default="the first")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each on its part of the cores; with --gpus, on each of them.")] = 1,
+    gpus: Annotated[str, typer.Option(metavar="0,1", help="GPUs to use.", show_default="the first")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which runs there are, how long they take, and stop.")] = False,
     report_only: Annotated[bool, typer.Option("--report-only", help="Write the report of what is finished, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what came out as one JSON object.")] = False,
@@ -61,7 +61,7 @@ def study(
     outcomes: dict[str, Outcome] | None = None
     tuned: dict[str, TuningOutcome] | None = None
     if not report_only:
-        if len(slots) > 1 and not gpus:
+        if jobs > 1:
             note = "runs at once slow each other; times in the report are steps x step time, measured alone"
             typer.echo(f"note: {note}", err=True)
         display = StudyDisplay(place, at_once=len(slots), console=Console(stderr=True))

@@ -70,20 +70,15 @@ class Study:
 
 
 def make_slots(*, jobs: int, gpus: Sequence[str]) -> list[Slot]:
-    """Decide where runs train: one after the other as a run alone would, several at once on a part of the cores, or one on each GPU.
+    """Decide where runs train: one after the other as a run alone would, or several at once on a part of the cores each.
 
     Args:
-        jobs: Runs at once.
+        jobs: Runs at once; with GPUs named, on each of them.
         gpus: As CUDA_VISIBLE_DEVICES names them; none for no choice.
-
-    Raises:
-        UsageError: Both are given.
     """
-    if gpus and jobs > 1:
-        raise UsageError("is for a CPU: on GPUs there is one run on each", where="--jobs", hint="leave it out")
-    if gpus:
-        return [Slot({"CUDA_VISIBLE_DEVICES": gpu}, None) for gpu in gpus]
-    return [Slot({}, None if jobs == 1 else max(1, available_cores() // jobs))] * jobs
+    environments: list[dict[str, str]] = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
+    threads = None if jobs == 1 else max(1, available_cores() // (jobs * len(environments)))
+    return [Slot(environment, threads) for environment in environments * jobs]
 
 
 def open_study(spec: Spec, *, out: Path, data: Path, slots: Sequence[Slot], measure: bool, keep: bool, report: Report) -> Study:
@@ -136,10 +131,7 @@ def train_study(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -
 
     Raises:
         StoppedError, PreemptedError: A signal arrived; the runs at work have saved their state.
-        UsageError: Runs would share a GPU.
     """
-    if len(slots) > 1 and study.timings.machine.get("device") == "cuda" and not slots[0].environment:
-        raise UsageError("several runs at once on one GPU", where="--jobs", hint="name GPUs with --gpus, or add set: [runtime.device=cpu]")
     ended: dict[str, Outcome] = {}
     with RunDirectory(study.out).lock(), stop_requests() as stop, display:
         while True:

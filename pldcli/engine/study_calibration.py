@@ -22,8 +22,8 @@ from pldcli.workers import answering, as_error, close_pipe, describe_error, end_
 
 __all__ = ["Measured", "measure_shapes", "serve"]
 
-_STEPS = 5
-"""Of each shape in a round, with all blocks and with half."""
+_FEWEST_STEPS, _MOST_STEPS, _MODE_SECONDS = 5, 50, 0.5
+"""Of each shape in a round, with all blocks and with half: as many steps as take so long."""
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 8
 _ENOUGH_SECONDS, _MOST_SECONDS = 20.0, 60.0
 """Per shape: after the fewest rounds no more begin where they took so long, and longer where they differ much."""
@@ -101,6 +101,7 @@ def _take_turns(configs: Mapping[str, Config], data: Path, answer: Callable[...,
     from pldcli.engine.environment import versions
 
     samples: dict[str, list[list[tuple[float, float]]]] = {key: [] for key in configs}
+    steps = dict.fromkeys(configs, _FEWEST_STEPS)
     machine: dict[str, Any] = {}
     began = time.monotonic()
     for number in range(1, _MOST_ROUNDS + 1):
@@ -109,7 +110,8 @@ def _take_turns(configs: Mapping[str, Config], data: Path, answer: Callable[...,
             break
         for key, config in configs.items():
             torch.compiler.reset()  # after a few models of other shapes it would give up compiling
-            measured = bench(config, data=data, steps=_STEPS)
+            measured = bench(config, data=data, steps=steps[key])
+            steps[key] = min(_MOST_STEPS, max(_FEWEST_STEPS, round(_MODE_SECONDS / measured.modes[0].seconds)))
             samples[key].append(_parts(config, measured))
             answer(shape=key, round=number, seconds=statistics.median(dense for dense, _ in samples[key][-1]))
             names = ("hardware", "threads", "precision", "compiled", "micro_batch_size")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,15 @@ from typing import TypeVar
 from pldcli import atomic
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest
+from pldcli.errors import PreemptedError, StoppedError
 from pldcli.workers import close_pipe, start_command
 
-__all__ = ["Command", "Slot", "describe_failure", "last_line", "run_commands"]
+__all__ = ["STOPPED_CODES", "Command", "Slot", "describe_failure", "last_line", "run_commands"]
 
 Outcome = TypeVar("Outcome")
+
+STOPPED_CODES = (StoppedError.exit_code, PreemptedError.exit_code, -signal.SIGINT, -signal.SIGTERM)
+"""How commands end that were asked to: having saved themselves, or before they had anything to save."""
 
 _LOOK_EVERY_SECONDS = 0.2
 _UNLOCKED_WITHIN_SECONDS = 60.0

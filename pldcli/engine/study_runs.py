@@ -11,8 +11,8 @@ from pldcli import atomic
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, summarise
 from pldcli.engine.signals import StopRequest
-from pldcli.engine.study_commands import Command, Slot, describe_failure, last_line, run_commands
-from pldcli.errors import DivergedError, PreemptedError, StoppedError
+from pldcli.engine.study_commands import STOPPED_CODES, Command, Slot, describe_failure, last_line, run_commands
+from pldcli.errors import DivergedError
 from pldcli.study.outcome import Outcome
 from pldcli.study.plan import PlannedRun
 
@@ -109,6 +109,6 @@ def _settle(run: PlannedRun, out: Path, code: int) -> Outcome:
         atomic.write_text(place / _DIVERGED, json.dumps({"step": step, "reason": reason}) + "\n")
         return Outcome("diverged", step, note=reason)
     step = max((row["step"] for row in read_metrics(RunDirectory(place).metrics)), default=0)
-    if code in (StoppedError.exit_code, PreemptedError.exit_code):
+    if code in STOPPED_CODES:
         return Outcome("stopped", step, note=line, exit_code=code)
     return Outcome("failed", step, note=describe_failure(line, code), exit_code=code)

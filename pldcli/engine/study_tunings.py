@@ -9,8 +9,8 @@ from pathlib import Path
 from pldcli import finetune_config
 from pldcli.engine.finetune import cell_name
 from pldcli.engine.signals import StopRequest
-from pldcli.engine.study_commands import Command, Slot, describe_failure, last_line, run_commands
-from pldcli.errors import DivergedError, PreemptedError, StoppedError
+from pldcli.engine.study_commands import STOPPED_CODES, Command, Slot, describe_failure, last_line, run_commands
+from pldcli.errors import DivergedError
 from pldcli.study.finetuning import PlannedTuning, TuningOutcome
 
 __all__ = ["FINETUNED", "read_tuning", "tune_runs"]
@@ -81,7 +81,7 @@ def _settle(tuning: PlannedTuning, out: Path, code: int) -> TuningOutcome:
     if outcome.is_settled and code in (0, DivergedError.exit_code):
         return outcome
     line = last_line(_log(tuning, out))
-    if code in (StoppedError.exit_code, PreemptedError.exit_code):
+    if code in STOPPED_CODES:
         return TuningOutcome("stopped", note=line, exit_code=code)
     return TuningOutcome("failed", note=describe_failure(line, code), exit_code=code)
 

@@ -226,6 +226,7 @@ def _label(config: Config) -> str:
         f"{model.num_hidden_layers} blocks of {model.hidden_size}, {'Pre' if model.norm == 'pre' else 'Post'}-LN, "
         f"{train.global_batch_size} x {config.data.seq_len} tokens, {config.runtime.precision}"
         + (f", dropout {model.dropout:g}" if model.dropout else "")
+        + (f", {config.pld.draws_per_step} draws" if config.pld.draws_per_step > 1 else "")
     )
 
 

@@ -174,7 +174,6 @@ def test_a_dry_run_says_what_is_left(half_done: Path, pld: Run, monkeypatch: pyt
     ("words", "code", "message"),
     [
         (("--jobs", "0"), 2, "Invalid value for '--jobs'"),
-        (("--jobs", "2", "--gpus", "0,1"), 2, "--jobs: is for a CPU"),
         (("--dry-run", "--report-only"), 2, "--dry-run and --report-only: exclude each other"),
         (("--data", "nowhere"), 3, "nowhere: no such directory of prepared data"),
         (("--report-only",), 2, "studies/try: nothing was trained for this file yet"),

@@ -12,7 +12,11 @@ from pldcli.model import StBert
 from tests.conftest import tiny_config, tiny_trainer
 from tests.test_model import packed, random_input
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    # torch warns that its synchronization debug mode is a prototype, and of its own deprecated parts when it compiles.
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -30,14 +34,13 @@ def test_the_host_waits_for_nothing_within_steps(precision: str, packing: str) -
             return False
 
         steps = trainer.steps(Position(4), observe=until_the_last, stop=StopRequest())
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             next(steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_steps_follow_the_plain_ones_and_compile_once() -> None:
     from torch._dynamo.utils import counters
 

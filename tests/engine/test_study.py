@@ -174,8 +174,8 @@ def test_where_runs_train() -> None:
     assert make_slots(jobs=2, gpus=[]) == [Slot({}, max(1, cores // 2))] * 2
     assert make_slots(jobs=99, gpus=[])[0].threads == 1
     assert make_slots(jobs=1, gpus=["0", "3"]) == [Slot({"CUDA_VISIBLE_DEVICES": "0"}, None), Slot({"CUDA_VISIBLE_DEVICES": "3"}, None)]
-    with pytest.raises(UsageError, match="--jobs: is for a CPU"):
-        make_slots(jobs=2, gpus=["0"])
+    first, second = ({"CUDA_VISIBLE_DEVICES": gpu} for gpu in "03")
+    assert make_slots(jobs=2, gpus=["0", "3"]) == [Slot(gpu, max(1, cores // 4)) for gpu in (first, second, first, second)]
 
 
 def train(
@@ -226,14 +226,6 @@ def test_seconds_in_the_results_are_measured_alone(opened: Any, spec_of: Callabl
     contrast = results.contrast("pld")
     assert contrast is not None and contrast.difference is not None and contrast.difference.interval.mean == pytest.approx(-0.5)
     assert [row["eval/mlm_loss"] for row in read_thinned(study, results)["pld-seed0"] if "eval/mlm_loss" in row] == [4.0, 3.0, 2.0, 1.0]
-
-
-def test_runs_on_one_gpu_do_not_share_it(opened: Any, spec_of: Callable[..., Spec]) -> None:
-    study = opened(spec_of())
-    study.timings.machine["device"] = "cuda"
-    display = StudyDisplay(study.out, at_once=2, console=Console(quiet=True))
-    with pytest.raises(UsageError, match="--jobs: several runs at once on one GPU; name GPUs with --gpus"):
-        train_study(study, slots=[Slot({}, 1)] * 2, display=display)
 
 
 def test_finished_runs_are_fine_tuned_as_far_as_that_is_left(

@@ -77,3 +77,19 @@ def test_parts_in_which_nothing_was_dropped_say_nothing(spec_of: Callable[..., A
     assert len(module._parts(shape.config, bench)) == 1
     with pytest.raises(DeviceError, match="label: a step could not be measured with blocks dropped"):
         module._summarise("label", [[]])
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.5, 5), (0.02, 25), (0.001, 50)])
+def test_short_steps_are_measured_more_often(
+    spec_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int
+) -> None:
+    [shape] = shapes(spec_of(), {"model.vocab_size": 64})
+    asked: list[int] = []
+
+    def bench(config: Any, *, data: Path, steps: int) -> Bench:
+        asked.append(steps)
+        return measured((seconds,) * 5, (seconds / 2,) * 5, (1.5,) * 5, shape.config)
+
+    monkeypatch.setattr("pldcli.engine.bench.bench", bench)
+    module._take_turns({shape.key: shape.config}, Path("data"), lambda **_: None)
+    assert asked[0] == 5 and set(asked[1:]) == {steps}

@@ -124,6 +124,16 @@ time.sleep(60)
     assert len(started) == 2 and {outcome.state for outcome in outcomes.values()} == {"stopped"}
 
 
+def test_a_run_that_is_stopped_before_it_can_save_has_not_failed(runs: list[PlannedRun], train: Any) -> None:
+    stop = StopRequest()
+
+    def watch(active: list[PlannedRun]) -> None:
+        stop.signal_number = signal.SIGTERM
+
+    outcomes, _, _ = train(runs, lambda name: "import time; time.sleep(60)", slots=2, stop=stop, watch=watch)
+    assert len(outcomes) == 2 and {outcome.state for outcome in outcomes.values()} == {"stopped"}
+
+
 def test_outcomes_on_the_disk(tmp_path: Path) -> None:
     assert read_outcome(tmp_path / "nothing") == Outcome("not started")
     assert read_outcome(write_run(tmp_path / "a", losses=(4.0, 3.0, 2.0, 1.0))) == Outcome("finished", 40, 1.0)
