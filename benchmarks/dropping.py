@@ -130,7 +130,7 @@ def time_block(bench: Bench, draws: int, index: int) -> tuple[float, float]:
             outputs.append(trainer.model.blocks[index](x, None, scale))
 
         def run_back(x: torch.Tensor = x, outputs: list[torch.Tensor] = outputs) -> None:
-            outputs[0].backward(torch.ones_like(x))
+            outputs[0].backward(torch.ones_like(x))  # type: ignore[no-untyped-call]
 
         with trainer.precision.autocast():
             first = timed(runtime, run_block)

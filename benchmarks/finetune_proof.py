@@ -123,6 +123,7 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig) -> dict[str, Any]
     transformers.utils.logging.set_verbosity_error()
     data, model_dir = runner.data, runner.start.where
     task, examples = data.task, next(iter(data.validation.values()))
+    assert data.train is not None
     outputs = max(1, len(task.labels))
     transformers.set_seed(settings.seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
@@ -168,6 +169,7 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig) -> dict[str, Any]
 
 def rows_for_trainer(data: TaskData, tokenizer: Any, split: str | None = None) -> list[dict[str, Any]]:
     examples = data.train if split is None else data.validation[split]
+    assert examples is not None and examples.labels is not None
     encoded = tokenizer(*examples.inputs, truncation=True, max_length=MAX_SEQ_LEN)
     keys = [key for key in ("input_ids", "token_type_ids", "attention_mask") if key in encoded]
     return [{key: encoded[key][i] for key in keys} | {"labels": examples.labels[i]} for i in range(len(examples))]

@@ -51,7 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.one:
-        print(json.dumps(measure(*json.loads(options.one), options)))
+        system, how, task = json.loads(options.one)
+        print(json.dumps(measure(system, how, task, options)))
         return
     publish(compare(options), options.out)
 
@@ -107,10 +108,11 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig, how: str, steps: 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     data = runner.data
+    assert data.train is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(runner.start.where)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(runner.start.where, num_labels=max(1, len(data.task.labels)))
     encoded = tokenizer(*data.train.inputs, truncation=True, max_length=MAX_SEQ_LEN)
-    rows = [{key: encoded[key][i] for key in encoded} | {"labels": data.train.labels[i]} for i in range(len(data.train))]
+    rows = [{key: encoded[key][i] for key in encoded} | {"labels": label} for i, label in enumerate(data.train.labels or [])]
     pad = transformers.DataCollatorWithPadding(tokenizer)
     tokens: list[int] = []
 

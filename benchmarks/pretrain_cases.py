@@ -143,5 +143,5 @@ def save_weights(case: Case) -> None:
     generator = torch.Generator().manual_seed(case.seed)
     for parameter in model.parameters():
         if parameter.ndim == 1:
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     save_pretrained(directory, model, settings, tokenizer=load_tokenizer(directory / "vocab.txt"), seq_len=case.seq_len)

@@ -108,7 +108,7 @@ def _settle(run: PlannedRun, out: Path, code: int) -> Outcome:
         reason = line.removeprefix("error: ")
         atomic.write_text(place / _DIVERGED, json.dumps({"step": step, "reason": reason}) + "\n")
         return Outcome("diverged", step, note=reason)
-    step = max((row["step"] for row in read_metrics(RunDirectory(place).metrics)), default=0)
+    step = last_step(place)
     if code in STOPPED_CODES:
         return Outcome("stopped", step, note=line, exit_code=code)
     return Outcome("failed", step, note=describe_failure(line, code), exit_code=code)

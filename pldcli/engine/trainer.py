@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -115,7 +115,7 @@ class Trainer(Generic[BatchesT]):
         self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
         runtime.replicate(model.units)
 
-    def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Iterator[Observation]:
+    def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Generator[Observation, None, None]:
         """Train to the end of the schedule.
 
         The clock of `train_seconds` stands still while the caller holds an observation.
