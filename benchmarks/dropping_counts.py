@@ -59,7 +59,7 @@ def count_calls(bench: Bench, draws: int, dropped: int) -> dict[str, int]:
 
     @contextmanager
     def counting(phase: str) -> Iterator[None]:
-        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])], acc_events=True) as profiler:
             yield
             bench.runtime.synchronize()
         events = profiler.events() or []

@@ -163,7 +163,7 @@ def profiled(options: argparse.Namespace, device: torch.device) -> Iterator[str]
                 torch.cuda.set_sync_debug_mode("default")
             waits = sum("synchronizing" in str(one.message) for one in caught)
         on_cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
-        with profile(activities=[ProfilerActivity.CPU, *on_cuda]) as seen:
+        with profile(activities=[ProfilerActivity.CPU, *on_cuda], acc_events=True) as seen:
             next(steps)
     yield f"bert-{goal.size}, {size} x {config.data.seq_len} tokens, {trainer.precision.name}; means of 8 steps"
     for phase, seconds in plain.phase_seconds.items():

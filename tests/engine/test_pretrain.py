@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,7 @@ def test_the_model_card(whole, prepared):
 def test_the_environment(whole, prepared):
     [start] = json.loads((whole / "environment.json").read_text())["starts"]
     assert start["command"].startswith("pld pretrain --preset bert-tiny-pld")
-    assert start["packages"]["torch"] == torch.__version__
+    assert start["packages"]["torch"] == version("torch")
     assert (start["device"], start["precision"], start["processes"], start["micro_batch_size"]) == ("cpu", "fp32", 1, 4)
     assert start["data"] == str(prepared)
 
