@@ -108,11 +108,11 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig, how: str, steps: 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     data = runner.data
-    assert data.train is not None
+    assert data.train is not None and data.train.labels is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(runner.start.where)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(runner.start.where, num_labels=max(1, len(data.task.labels)))
     encoded = tokenizer(*data.train.inputs, truncation=True, max_length=MAX_SEQ_LEN)
-    rows = [{key: encoded[key][i] for key in encoded} | {"labels": label} for i, label in enumerate(data.train.labels or [])]
+    rows = [{key: encoded[key][i] for key in encoded} | {"labels": label} for i, label in enumerate(data.train.labels)]
     pad = transformers.DataCollatorWithPadding(tokenizer)
     tokens: list[int] = []
 

@@ -249,7 +249,7 @@ def test_optimizers_compare_losses_at_equal_tokens(run: Run, prepared: Path, tmp
     for row in rows:
         assert number(row[7]) == pytest.approx(number(row[6]) - number(rows[0][6]), abs=2e-4)
     results = [json.loads(place.read_text(encoding="utf-8")) for place in sorted((tmp_path / "runs").glob("*.json"))]
-    assert len({result["train_loss"] for result in results}) == 4
+    assert len({result["validation_loss"] for result in results}) == 4
     small = next(result for result in results if result["run"]["times"] == 1)
     losses = [loss for _, loss in small["curve"]]
     assert [tokens for tokens, _ in small["curve"]] == [64 * (i + 1) for i in range(40)]

@@ -67,7 +67,7 @@ def measure_shapes(
             if "error" in answer:
                 raise as_error(answer)
             if "samples" in answer:
-                found = {key: _summarise(labels[key], rounds) for key, rounds in answer["samples"].items()}
+                found = {key: _summarise(labels[key], rounds, answer["steps"][key]) for key, rounds in answer["samples"].items()}
                 return Measured(found, answer["machine"])
             report(f"{labels[answer['shape']]}: {answer['seconds'] * 1e3:,.1f} ms a step (round {answer['round']})")
     finally:
@@ -85,23 +85,25 @@ def serve() -> None:
     end_with_parent()
     try:
         configs = {key: presets.build(flat) for key, flat in task["configs"].items()}
-        samples, machine = _take_turns(configs, Path(task["data"]), answer)
-        answer(samples=samples, machine=machine)
+        samples, taken, machine = _take_turns(configs, Path(task["data"]), answer)
+        answer(samples=samples, steps=taken, machine=machine)
     except PldError as error:
         answer(**describe_error(error))
     except BrokenPipeError:
         return  # the parent is gone
 
 
-def _take_turns(configs: Mapping[str, Config], data: Path, answer: Callable[..., None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure each shape once per round; return (dense seconds, seconds per block) of every part of every round."""
+def _take_turns(
+    configs: Mapping[str, Config], data: Path, answer: Callable[..., None]
+) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]:
+    """Measure each shape once per round; return (dense seconds, seconds per block) of every part of every round, and dense steps taken."""
     import torch
 
     from pldcli.engine.bench import bench
     from pldcli.engine.environment import versions
 
     samples: dict[str, list[list[tuple[float, float]]]] = {key: [] for key in configs}
-    steps = dict.fromkeys(configs, _FEWEST_STEPS)
+    steps, taken = dict.fromkeys(configs, _FEWEST_STEPS), dict.fromkeys(configs, 0)
     machine: dict[str, Any] = {}
     began = time.monotonic()
     for number in range(1, _MOST_ROUNDS + 1):
@@ -112,12 +114,13 @@ def _take_turns(configs: Mapping[str, Config], data: Path, answer: Callable[...,
             torch.compiler.reset()  # after a few models of other shapes it would give up compiling
             measured = bench(config, data=data, steps=steps[key])
             steps[key] = min(_MOST_STEPS, max(_FEWEST_STEPS, round(_MODE_SECONDS / measured.modes[0].seconds)))
+            taken[key] += measured.steps
             samples[key].append(_parts(config, measured))
             answer(shape=key, round=number, seconds=statistics.median(dense for dense, _ in samples[key][-1]))
             names = ("hardware", "threads", "precision", "compiled", "micro_batch_size")
             machine = {name: getattr(measured, name) for name in names}
     device = "cuda" if torch.cuda.is_available() and next(iter(configs.values())).runtime.device != "cpu" else "cpu"
-    return samples, {**versions(), **machine, "device": device, "cores": os.cpu_count()}
+    return samples, taken, {**versions(), **machine, "device": device, "cores": os.cpu_count()}
 
 
 def _are_alike(samples: Iterable[Sequence[Sequence[tuple[float, float]]]]) -> bool:
@@ -143,10 +146,10 @@ def _parts(config: Config, measured: Any) -> list[tuple[float, float]]:
     return pairs
 
 
-def _summarise(label: str, rounds: Sequence[Sequence[tuple[float, float]]]) -> ShapeTime:
+def _summarise(label: str, rounds: Sequence[Sequence[tuple[float, float]]], steps: int) -> ShapeTime:
     parts = [part for one in rounds for part in one]
     if not parts:
         raise DeviceError("a step could not be measured with blocks dropped", where=label, hint="use a model of two blocks or more")
     medians = [statistics.median(dense for dense, _ in one) for one in rounds if one]
     time_ = StepTime(statistics.median(dense for dense, _ in parts), statistics.median(block for _, block in parts))
-    return ShapeTime(label, time_, min(medians), max(medians), len(parts))
+    return ShapeTime(label, time_, min(medians), max(medians), steps)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_each_part_counts_with_the_blocks_that_ran_in_it(spec_of: Callable[..., 
     bench = measured((0.5, 0.9, 0.5), (0.3, 0.7, 0.4), (1.0, 1.0, 2.0), shape.config)
     parts = module._parts(shape.config, bench)
     assert parts == [pytest.approx((1.7, 0.4)), pytest.approx((3.3, 0.4)), pytest.approx((1.7, 0.4))]
-    found = module._summarise("label", [parts, parts[:1]])
+    found = module._summarise("label", [parts, parts[:1]], 4)
     assert (found.time, found.steps) == (StepTime(pytest.approx(1.7), pytest.approx(0.4)), 4)
     assert (found.least_seconds, found.most_seconds) == (pytest.approx(1.7), pytest.approx(1.7))
 
@@ -76,7 +77,7 @@ def test_parts_in_which_nothing_was_dropped_say_nothing(spec_of: Callable[..., A
     bench = measured((0.5, 0.5), (0.5, 0.3), (3.0, 1.0), shape.config)
     assert len(module._parts(shape.config, bench)) == 1
     with pytest.raises(DeviceError, match="label: a step could not be measured with blocks dropped"):
-        module._summarise("label", [[]])
+        module._summarise("label", [[]], 0)
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(0.5, 5), (0.02, 25), (0.001, 50)])
@@ -88,8 +89,9 @@ def test_short_steps_are_measured_more_often(
 
     def bench(config: Any, *, data: Path, steps: int) -> Bench:
         asked.append(steps)
-        return measured((seconds,) * 5, (seconds / 2,) * 5, (1.5,) * 5, shape.config)
+        return replace(measured((seconds,) * 5, (seconds / 2,) * 5, (1.5,) * 5, shape.config), steps=steps)
 
     monkeypatch.setattr("pldcli.engine.bench.bench", bench)
-    module._take_turns({shape.key: shape.config}, Path("data"), lambda **_: None)
+    _, taken, _ = module._take_turns({shape.key: shape.config}, Path("data"), lambda **_: None)
+    assert taken == {shape.key: sum(asked)}
     assert asked[0] == 5 and set(asked[1:]) == {steps}
