@@ -33,6 +33,7 @@ from pldcli.commands import (
     tasks,
 )
 from pldcli.errors import OutputError, PldError
+from pldcli.processor import share_cores
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
 
@@ -174,6 +175,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
+    share_cores()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a question mark, not an error.
         sys.stdout.reconfigure(errors="replace")

@@ -234,6 +234,8 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     init_from: str | None = None
     """Begin with the weights of this run, checkpoint or Hugging Face directory; its shape takes the place of the preset's."""
+    unigram_bias: bool = False
+    """Begin the masked-LM head's bias at the log frequencies of the training tokens, which short runs then need not learn."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
@@ -241,6 +243,12 @@ class TrainConfig:
         if self.micro_batch_size != "auto":
             _at_least(self, "train", 1, "micro_batch_size")
         _at_least(self, "train", 0, "seed")
+        _require(
+            not self.unigram_bias or self.init_from is None,
+            "train.unigram_bias",
+            "is for runs that begin at random, not with train.init_from",
+            "leave one of them out",
+        )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Progress:
         """Say how much is done in all."""
         self.completed = completed
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=completed)
+            self._bar.update(self._task, completed=completed, total=self.total)
             return
         now = time.monotonic()
         if now - self._last >= self._every_seconds:

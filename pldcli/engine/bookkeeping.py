@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pldcli import atomic
+from pldcli import atomic, presets
 from pldcli.comparison.words import reads_context
 from pldcli.config import Config
 from pldcli.data.loader import Batch, StepBatches
@@ -80,7 +80,8 @@ class Bookkeeper:
         self.last_logged = start
         self.score: MaskedLmScore | None = None
         self.frequency_loss: float | None = None
-        self.saved_step = -1
+        self.saved_step = start.step if start.step else -1
+        self.phase_seconds = dict.fromkeys(PHASES, 0.0)
         self.how_to_go_on = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to go on"
 
     def announce(self, estimated: Estimate, command: str, *, resumed: bool) -> None:
@@ -105,32 +106,45 @@ class Bookkeeper:
         Raises:
             StoppedError, PreemptedError: A signal arrived; the state is saved.
         """
-        evaluation, saving, logging = (
-            self.config.eval.every_steps,
-            self.config.checkpoint.every_steps,
-            self.config.train.log_every_steps,
-        )
-        total = self.config.train.total_steps
-        self.saved_step = position.step if position.step else -1
-
-        def due(step: int, every: int) -> bool:
-            return step % every == 0 or step == total
-
-        def observe(step: int) -> bool:
-            return due(step, evaluation) or due(step, saving) or due(step, logging)
-
-        for seen in self.trainer.steps(position, observe=observe, stop=stop):
-            position = replace(seen.position, wall_seconds=self._wall_seconds())
-            if seen.stop_signal:
-                self._save(position)
-                raise self._stopped(position, seen.stop_signal)
-            if due(position.step, logging):
-                self._log(seen, position)
-            if due(position.step, evaluation):
-                position = self._validate(position)
-            if due(position.step, saving):
-                self._save(position)
+        for seen in self.trainer.steps(position, observe=self.is_due, stop=stop):
+            position = self.record(seen)
         return position
+
+    def is_due(self, step: int) -> bool:
+        """Return whether something is recorded after this many steps: a row of metrics, a validation or a checkpoint."""
+        every = (self.config.train.log_every_steps, self.config.eval.every_steps, self.config.checkpoint.every_steps)
+        return any(self._due(step, one) for one in every)
+
+    def record(self, seen: Observation) -> Position:
+        """Record what is due at an observation: log, validate, save.
+
+        Raises:
+            StoppedError, PreemptedError: It is of a signal; the state is saved.
+        """
+        position = replace(seen.position, wall_seconds=self._wall_seconds())
+        for phase, seconds in seen.phase_seconds.items():
+            self.phase_seconds[phase] += seconds
+        if seen.stop_signal:
+            self._save(position)
+            raise self._stopped(position, seen.stop_signal)
+        if self._due(position.step, self.config.train.log_every_steps):
+            self._log(seen, position)
+        if self._due(position.step, self.config.eval.every_steps):
+            position = self._validate(position)
+        if self._due(position.step, self.config.checkpoint.every_steps):
+            self._save(position)
+        return position
+
+    def shorten(self, config: Config, trainer: Trainer[StepBatches]) -> None:
+        """Go on with a schedule that ends sooner; what was recorded so far is the same under both.
+
+        Args:
+            config: The run's, with fewer steps.
+            trainer: Of the same model, in the same state.
+        """
+        self.config, self.trainer = config, trainer
+        if self.runtime.is_main:
+            atomic.write_text(self.run.config, presets.dump(config))
 
     def finish(self, position: Position, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
@@ -140,6 +154,9 @@ class Bookkeeper:
             model_card.write(self.run, self.config, self.prepared, position, command)
         self.runtime.wait_for_all()
         return PretrainResult(self.run, position, False, self.score, self.frequency_loss, difference, self.runtime.is_main)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.config.train.total_steps
 
     def _log(self, seen: Observation, position: Position) -> None:
         tokens = position.tokens - self.last_logged.tokens
@@ -155,9 +172,10 @@ class Bookkeeper:
             "pld/kept_blocks": seen.kept_blocks,
             "data/packing_efficiency": tokens / max(rows, 1),
             "speed/tokens_per_second": tokens / seconds,
-            "speed/data_wait_fraction": seen.phase_seconds["data"] / seconds,
-            **{f"speed/{phase}_fraction": seen.phase_seconds[phase] / seconds for phase in PHASES if phase != "data"},
+            "speed/data_wait_fraction": self.phase_seconds["data"] / seconds,
+            **{f"speed/{phase}_fraction": self.phase_seconds[phase] / seconds for phase in PHASES if phase != "data"},
         }
+        self.phase_seconds = dict.fromkeys(PHASES, 0.0)
         if self.peak is not None:
             executed = position.executed_flops - self.last_logged.executed_flops
             row["speed/mfu"] = executed / seconds / (self.peak * self.runtime.world_size)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from pldcli.engine.bookkeeping import Bookkeeper, PretrainResult
 from pldcli.engine.checkpoint import Position, Snapshot
 from pldcli.engine.display import RunDisplay
 from pldcli.engine.estimate import Estimate, estimate, fitting_micro_batch, measure_step_seconds, warnings
+from pldcli.engine.frequencies import token_shares
 from pldcli.engine.memory import out_of_memory
 from pldcli.engine.model_source import open_model
 from pldcli.engine.objectives import MaskedLm
@@ -246,7 +248,10 @@ def initial_model(config: Config, prepared: PreparedData, *, initial: bool = Tru
     """
     next_sentence, seed = config.objective.next_sentence, config.train.seed
     if config.train.init_from is None or not initial:
-        return StBert(**vars(config.model), next_sentence=next_sentence, seed=seed)
+        model = StBert(**vars(config.model), next_sentence=next_sentence, seed=seed)
+        if config.train.unigram_bias and initial:
+            _begin_at_frequencies(model, prepared)
+        return model
     loaded = open_model(Path(config.train.init_from), allow_bin=allow_bin)
     if loaded.tokenizer.fingerprint != prepared.fingerprint:
         raise DataError(
@@ -259,6 +264,16 @@ def initial_model(config: Config, prepared: PreparedData, *, initial: bool = Tru
             what = f"{getattr(config.model, name)} does not fit the {value} of {loaded.where}"
             raise UsageError(what, where=f"model.{name}", hint="leave it out: the model's own value is taken")
     return loaded.masked_lm(next_sentence=next_sentence, fresh_head=True, dropout=config.model.dropout, seed=seed)
+
+
+@torch.no_grad()
+def _begin_at_frequencies(model: StBert, prepared: PreparedData) -> None:
+    """Let the masked-LM head answer with the training text's token frequencies; rows without a token get the lowest."""
+    assert model.mlm_head is not None
+    shares_V = token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special)
+    logs_V = np.log(np.maximum(shares_V, shares_V[shares_V > 0].min()))
+    model.mlm_head.bias.fill_(float(logs_V.min()))
+    model.mlm_head.bias[: len(logs_V)] = torch.from_numpy(logs_V).float()
 
 
 def _pretrain(

@@ -8,37 +8,61 @@ from typing import Any
 import pytest
 
 from pldcli.engine import demo as engine
-from pldcli.engine.demo import DemoRun
+from pldcli.engine.demo import Demo, DemoRun, FilledMask
 
-DENSE = DemoRun("bert-tiny-preln", 1_000_000, 50.0, 0.2, 1.0, 2e12, 5.5, 0.2, 0.0)
+DENSE = DemoRun("bert-tiny-preln", 250, 1_000_000, 50.0, 1.0, 2e12, 5.5, 0.2, 0.0, "pld pretrain one")
 DROPPED = replace(
     DENSE,
     name="bert-tiny-pld",
     train_seconds=37.0,
-    seconds_per_step=0.148,
     kept_fraction=0.725,
     executed_flops=1.46e12,
     mlm_loss=5.6,
     predicted_saving=0.27,
+    command="pld pretrain other",
 )
+MASK = FilledMask("of the [MASK] it is", "file", ((("file", 0.5), ("list", 0.25)), (("[list]", 0.4), ("file", 0.1))))
+SHOWN = Demo((DENSE, DROPPED), 6.0, (MASK,), 454_000, 146.0)
 
 
-def test_arguments_reach_the_engine_and_the_table_compares(pld: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def show(pld: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: Demo) -> str:
     calls = []
 
-    def fake(out: Path, *, steps: int | None) -> list[DemoRun]:
+    def fake(out: Path, *, steps: int | None) -> Demo:
         calls.append((out, steps))
-        return [DENSE, DROPPED]
+        return shown
 
     monkeypatch.setattr(engine, "demo", fake)
     outcome = pld("demo", "--out", "here", "--steps", "7")
     assert outcome.code == 0, outcome.err
     assert calls == [(Path("here"), 7)]
-    lines = {line.split("  ")[0]: line for line in outcome.out.splitlines()}
+    return str(outcome.out)
+
+
+def test_arguments_reach_the_engine_and_the_table_compares(pld: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = show(pld, monkeypatch, SHOWN)
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert "equal" in lines["tokens seen"]
     assert "+0.1000" in lines["validation loss"]
+    assert "-0.5000" in lines["against token frequencies (6.0000)"]
+    assert "-0.4000" in lines["against token frequencies (6.0000)"]
+    assert "200.0 ms" in lines["time per step"]
     assert "-26.0%" in lines["time per step"]
-    assert "72.5%" in lines["blocks kept"]
-    assert "-27.0% (schedule: -27.0%)" in lines["operations executed"]
+    assert "72.5%" in lines["blocks that ran"]
+    assert "-27.0% (schedule: -27.0%)" in lines["FLOPs executed"]
+    assert "file 50%" in lines["of the [MASK] it is"]
+    assert "[list] 40%" in lines["of the [MASK] it is"]
+    assert "note:" not in out
+    assert "250 steps, 2 min 26 s in all" in out
+    for line in ("pld pretrain one", "pld pretrain other", "pld prepare-data your-text.txt"):
+        assert line in out
+
+
+def test_models_that_are_not_below_the_unigram_baseline_are_named(pld: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = show(pld, monkeypatch, replace(SHOWN, unigram_loss=5.65))
+    assert "note: bert-tiny-pld not clearly below what token frequencies alone score" in out
+    out = show(pld, monkeypatch, replace(SHOWN, unigram_loss=5.3))
+    assert "note: bert-tiny-preln and bert-tiny-pld not clearly below" in out
 
 
 def test_an_existing_place_is_an_output_error(pld: Callable[..., Any], tmp_path: Path) -> None:

@@ -33,3 +33,11 @@ def test_the_books_follow_their_own_rhythms(pld: Run, prepared: Path, tmp_path: 
     seconds = [row["progress/train_seconds"] for row in found]
     assert seconds == sorted(seconds)
     assert all(row["progress/wall_seconds"] >= row["progress/train_seconds"] for row in found)
+
+
+def test_the_phases_of_a_row_hold_the_time_since_the_last_row(pld: Run, prepared: Path, tmp_path: Path) -> None:
+    """A validation between two rows looks at the run too: what it saw still counts."""
+    rhythm = ("train.log_every_steps=6", "eval.every_steps=5")
+    assert pld("pretrain", "--preset", "bert-tiny-pld", *TINY, *rhythm, "--data", prepared, "--out", tmp_path / "run").code == 0
+    first = next(row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row)
+    assert sum(value for name, value in first.items() if name.startswith("speed/") and name.endswith("_fraction")) > 0.8

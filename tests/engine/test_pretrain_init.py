@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,8 +18,12 @@ from safetensors.torch import load_file
 from pldcli import presets
 from pldcli.config import ModelConfig
 from pldcli.data.prepare import prepare
+from pldcli.data.shards import open_prepared
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine.checkpoint import list_checkpoints
+from pldcli.engine.evaluation import fixed_batches
+from pldcli.engine.frequencies import token_shares
+from pldcli.engine.metrics import read_metrics
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
@@ -229,3 +235,24 @@ def test_another_source_is_another_run(begin, prepared, source, tmp_path, monkey
     other = save_source(tmp_path / "other", prepared, load_pretrained(source).settings.norm)
     outcome = begin(other, "train.total_steps=3")
     assert outcome.code == 4 and "train.init_from" in outcome.err and outcome.err.count("\n") == 1, outcome.err
+
+
+def test_a_head_that_begins_at_the_frequencies_is_as_good_as_they_are(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
+    losses = {}
+    for choice in ("false", "true"):
+        out = tmp_path / choice
+        changes = (*TINY, *STILL, f"train.unigram_bias={choice}", "model.initializer_range=1e-4")
+        assert pld("pretrain", "--preset", "bert-tiny-pld", *changes, "--data", prepared, "--out", out).code == 0
+        [row] = [row for row in read_metrics(out / "metrics.jsonl") if "eval/mlm_loss" in row]
+        losses[choice] = row["eval/mlm_loss"]
+    data = open_prepared(prepared)
+    assert losses["false"] == pytest.approx(math.log(data.vocab_size), abs=0.05)  # every entry is as likely as the others
+    logs = np.log(token_shares(data.stream("train"), data.vocab_size, data.special) + 1e-12)
+    targets = np.concatenate([batch.target_ids.numpy() for batch in fixed_batches(data, 32, max_sequences=64)])
+    assert losses["true"] == pytest.approx(-logs[targets].mean(), abs=0.02)
+
+
+def test_a_head_begins_at_the_frequencies_or_with_another_model(pld: Callable[..., Outcome], source: Path, prepared: Path) -> None:
+    outcome = pld("pretrain", "--preset", "bert-tiny-pld", "--init-from", source, "train.unigram_bias=true", "--data", prepared)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: train.unigram_bias: ")
