@@ -337,7 +337,7 @@ class StBert(nn.Module):
         self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
-        self.dropout = dropout
+        self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
         self.checkpoint_activations = False
         """In training, keep a block's input only and run the block again for its backward pass."""
         self.initialize(initializer_range, attention=attention_init, seed=seed)
@@ -416,8 +416,7 @@ class StBert(nn.Module):
         """Return whether torch has a kernel for texts of unequal length here; elsewhere a mask does, with every score computed."""
         if not x_BTD.is_cuda or not torch.is_autocast_enabled("cuda") or (self.training and self.dropout > 0.0):
             return False
-        head_size = x_BTD.shape[-1] // self.blocks[0].num_heads  # type: ignore[operator]
-        fits = head_size % 8 == 0 and head_size <= _MOST_HEAD_SIZE
+        fits = self.head_size % 8 == 0 and self.head_size <= _MOST_HEAD_SIZE
         return fits and torch.cuda.get_device_capability(x_BTD.device) >= _LEAST_CAPABILITY
 
     def mlm_logits(self, hidden_MD: Tensor) -> Tensor:

@@ -174,14 +174,14 @@ def test_texts_in_a_row_do_not_see_each_other(norm: Norm, kernel: bool, monkeypa
     assert not torch.allclose(model(input_ids), hidden, atol=1e-2), "as one text it must be another"
 
 
-def on_cuda(hidden_size: int = D) -> Any:
+def on_cuda() -> Any:
     """What the choice of a kernel looks at of a tensor on a GPU."""
-    return SimpleNamespace(is_cuda=True, shape=(2, 12, hidden_size), device=torch.device("cuda", 0))
+    return SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
 
 
 def test_the_kernel_is_for_cuda_in_16_bits_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    model, cpu, cuda = make_model(dropout=0.1, num_attention_heads=2), torch.zeros(1, 12, D), on_cuda()
+    model, cpu, cuda = make_model(dropout=0.1, num_attention_heads=2), torch.zeros(1), on_cuda()
     assert not model._has_kernel(cpu)
     assert not model._has_kernel(cuda)
     with torch.autocast("cuda", torch.bfloat16, enabled=True) if torch.cuda.is_available() else autocast_on():
@@ -204,7 +204,7 @@ def test_gpus_before_ampere_attend_under_a_mask(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
-    monkeypatch.setattr(StBert, "_has_kernel", lambda model, x_BTD: choose(model, on_cuda(x_BTD.shape[-1])))
+    monkeypatch.setattr(StBert, "_has_kernel", lambda model, x_BTD: choose(model, on_cuda()))
     monkeypatch.setattr(model_module, "varlen_attn", lambda *inputs: calls.append("kernel") or attend(*inputs))
     monkeypatch.setattr(model_module, "_attend", lambda *inputs, inner=_attend: calls.append("mask") or inner(*inputs))
     model = make_model(num_attention_heads=2)
@@ -221,7 +221,7 @@ def test_the_kernel_wants_heads_of_a_multiple_of_8_up_to_256(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     model = make_model(num_hidden_layers=1, hidden_size=hidden_size, num_attention_heads=heads)
-    assert model._has_kernel(on_cuda(hidden_size)) is has
+    assert model._has_kernel(on_cuda()) is has
 
 
 @contextmanager
