@@ -364,7 +364,7 @@ class Config:
 
     @property
     def flops(self) -> Flops:
-        """Count the operations per token."""
+        """Count the FLOPs per token, in rows that are one text: what packed documents attend to, only the data know (`Samples`)."""
         return Flops.of_encoder(
             num_blocks=self.model.num_hidden_layers,
             hidden_size=self.model.hidden_size,

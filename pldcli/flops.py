@@ -1,22 +1,31 @@
-"""Floating-point operations and parameters of an encoder, by one stated convention.
+"""FLOPs and parameters of an encoder, by one stated convention.
 
-Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D T for full attention, and the head's
+Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D x (tokens that it attends to), and the head's
 6 (D^2 + V D) x mask rate because it runs at masked positions only. Look-ups, norms and biases are not counted, dropped
 blocks never are.
+
+A token attends to the T of its row, padding included; where rows are packed documents that do not see each other, to those of
+its document. That is what attention needs: on a CPU and wherever else torch has no kernel for packed documents, all T x T
+scores are computed and masked, and the excess is not counted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Flops", "count_parameters"]
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations per token of one forward and backward pass."""
+    """FLOPs per token of one forward and backward pass."""
 
-    per_block: float
+    matrices: float
+    """Of one block's matrix products with parameters."""
+    attention: float
+    """Of one block, for each token attended to."""
+    attended_tokens: float
+    """Mean number of tokens that a token attends to."""
     head: float
     num_blocks: int
 
@@ -24,10 +33,19 @@ class Flops:
     def of_encoder(
         cls, *, num_blocks: int, hidden_size: int, intermediate_size: int, vocab_size: int, seq_len: int, mask_rate: float
     ) -> Flops:
-        """Count for an encoder with a tied masked-LM head on rows of `seq_len` tokens."""
+        """Count for an encoder with a tied masked-LM head on rows of `seq_len` tokens that all see each other."""
         matrices = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
         head = 6.0 * (hidden_size**2 + vocab_size * hidden_size) * mask_rate
-        return cls(6.0 * matrices + 12.0 * hidden_size * seq_len, head, num_blocks)
+        return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks)
+
+    def attending_to(self, tokens: float) -> Flops:
+        """Count for tokens that attend to so many on average."""
+        return replace(self, attended_tokens=tokens)
+
+    @property
+    def per_block(self) -> float:
+        """Count for one block."""
+        return self.matrices + self.attention * self.attended_tokens
 
     @property
     def dense(self) -> float:
@@ -39,7 +57,7 @@ class Flops:
         return self.per_block * kept_blocks + self.head
 
     def total_saved(self, kept_fraction: float) -> float:
-        """Compute the fraction of all operations saved when `kept_fraction` of the blocks run."""
+        """Compute the fraction of all FLOPs saved when `kept_fraction` of the blocks run."""
         return 1.0 - self.executed(kept_fraction * self.num_blocks) / self.dense
 
 

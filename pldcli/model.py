@@ -30,6 +30,9 @@ _NEARBY_SCORE = 12.0
 _PERIODS = 4.0, 256.0
 """With `local`: the shortest and the longest period of the sinusoids, in tokens."""
 
+_LEAST_CAPABILITY, _MOST_HEAD_SIZE = (8, 0), 256
+"""What FlashAttention 2, the kernel for texts of unequal length, runs on (Ampere and later), and up to which head size; in 16 bits only."""
+
 
 @dataclass(frozen=True)
 class TaskHead:
@@ -334,7 +337,7 @@ class StBert(nn.Module):
         self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
-        self.dropout = dropout
+        self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
         self.checkpoint_activations = False
         """In training, keep a block's input only and run the block again for its backward pass."""
         self.initialize(initializer_range, attention=attention_init, seed=seed)
@@ -410,9 +413,11 @@ class StBert(nn.Module):
         return x_BTD  # type: ignore[no-any-return]
 
     def _has_kernel(self, x_BTD: Tensor) -> bool:
-        """Tell whether torch can attend within texts of unequal length here: on CUDA, in 16 bits, without dropout."""
-        on_cuda = x_BTD.is_cuda and torch.is_autocast_enabled("cuda")
-        return on_cuda and not (self.training and self.dropout > 0.0)
+        """Return whether torch has a kernel for texts of unequal length here; elsewhere a mask does, with every score computed."""
+        if not x_BTD.is_cuda or not torch.is_autocast_enabled("cuda") or (self.training and self.dropout > 0.0):
+            return False
+        fits = self.head_size % 8 == 0 and self.head_size <= _MOST_HEAD_SIZE
+        return fits and torch.cuda.get_device_capability(x_BTD.device) >= _LEAST_CAPABILITY
 
     def mlm_logits(self, hidden_MD: Tensor) -> Tensor:
         """Score the vocabulary at the hidden states given, [M, V]."""

@@ -33,6 +33,14 @@ def test_saving_counts_blocks_only() -> None:
     assert flops.executed(12) == flops.dense
 
 
+def test_attention_costs_what_a_token_attends_to() -> None:
+    """Packed documents of 128 in rows of 512: per token the attention of rows of 128, and all else as it was."""
+    packed, rows = bert("base", 512).attending_to(128), bert("base", 512)
+    assert packed == bert("base", 128)
+    assert rows.executed(12) / packed.executed(12) == pytest.approx(1.078, abs=5e-4)
+    assert rows.per_block - packed.per_block == 12 * 768 * (512 - 128)
+
+
 def test_parameters_of_the_published_models() -> None:
     """`bert-base-uncased` with its masked-LM head has 109,514,298 parameters at 30,522 entries and Post-LN."""
     config = resolve("bert-base-postln", ["model.vocab_size=30522"]).config

@@ -174,15 +174,54 @@ def test_texts_in_a_row_do_not_see_each_other(norm: Norm, kernel: bool, monkeypa
     assert not torch.allclose(model(input_ids), hidden, atol=1e-2), "as one text it must be another"
 
 
-def test_the_kernel_is_for_cuda_in_16_bits_without_dropout() -> None:
-    model, cpu, cuda = make_model(dropout=0.1), torch.zeros(1), SimpleNamespace(is_cuda=True)
+def on_cuda() -> Any:
+    """What the choice of a kernel looks at of a tensor on a GPU."""
+    return SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+
+
+def test_the_kernel_is_for_cuda_in_16_bits_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    model, cpu, cuda = make_model(dropout=0.1, num_attention_heads=2), torch.zeros(1), on_cuda()
     assert not model._has_kernel(cpu)
-    assert not model._has_kernel(cuda)  # type: ignore[arg-type]
+    assert not model._has_kernel(cuda)
     with torch.autocast("cuda", torch.bfloat16, enabled=True) if torch.cuda.is_available() else autocast_on():
-        assert not model.train()._has_kernel(cuda)  # type: ignore[arg-type]
-        assert model.eval()._has_kernel(cuda)  # type: ignore[arg-type]
-        assert make_model().train()._has_kernel(cuda)  # type: ignore[arg-type]
+        assert not model.train()._has_kernel(cuda)
+        assert model.eval()._has_kernel(cuda)
+        assert make_model(num_attention_heads=2).train()._has_kernel(cuda)
         assert not model._has_kernel(cpu)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True), ((12, 0), True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gpus_before_ampere_attend_under_a_mask(
+    capability: tuple[int, int], has: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V100 and T4 have no FlashAttention kernel in any format; the tensors are on the CPU here, the choice is a GPU's."""
+    calls = []
+    choose, attend = StBert._has_kernel, attend_text_by_text
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
+    monkeypatch.setattr(StBert, "_has_kernel", lambda model, x_BTD: choose(model, on_cuda()))
+    monkeypatch.setattr(model_module, "varlen_attn", lambda *inputs: calls.append("kernel") or attend(*inputs))
+    monkeypatch.setattr(model_module, "_attend", lambda *inputs, inner=_attend: calls.append("mask") or inner(*inputs))
+    model = make_model(num_attention_heads=2)
+    hidden = model(random_input(3, 12), **packed())
+    assert calls == ["kernel" if has else "mask"] * 3
+    monkeypatch.undo()
+    assert torch.allclose(hidden, model(random_input(3, 12), **packed()), atol=1e-5)
+
+
+@pytest.mark.parametrize(("hidden_size", "heads", "has"), [(64, 2, True), (512, 2, True), (48, 4, False), (528, 2, False)])
+def test_the_kernel_wants_heads_of_a_multiple_of_8_up_to_256(
+    hidden_size: int, heads: int, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    model = make_model(num_hidden_layers=1, hidden_size=hidden_size, num_attention_heads=heads)
+    assert model._has_kernel(on_cuda()) is has
 
 
 @contextmanager

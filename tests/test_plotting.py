@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def named(name: str = "a", **changes: object) -> NamedSchedule:
     schedule = Schedule(**{"num_blocks": 4, "total_steps": 100, **changes})  # type: ignore[arg-type]
-    return NamedSchedule(name, schedule, Flops(per_block=10.0, head=10.0, num_blocks=schedule.num_blocks))
+    return NamedSchedule(name, schedule, Flops(matrices=6.0, attention=0.5, attended_tokens=8.0, head=10.0, num_blocks=schedule.num_blocks))
 
 
 @pytest.mark.parametrize(

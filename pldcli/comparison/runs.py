@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from pldcli.config import Config, flatten
+from pldcli.flops import Flops
 
 __all__ = ["AXES", "Measurement", "Run", "System", "group_runs"]
 
@@ -142,7 +143,13 @@ class Run:
         """Compute from the schedule what should have run until the last validation."""
         schedule = self.config.pld_schedule
         kept = schedule.mean_kept_fraction_until(min(self.final.step, schedule.total_steps))
-        return self.config.flops.executed(kept * schedule.num_blocks)
+        return self.flops.executed(kept * schedule.num_blocks)
+
+    @property
+    def flops(self) -> Flops:
+        """Count the FLOPs per token, attention as far as the run's rows have it."""
+        attended = self.start.get("attended_tokens")
+        return self.config.flops if attended is None else self.config.flops.attending_to(attended)
 
     @property
     def drops(self) -> bool:

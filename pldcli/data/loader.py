@@ -146,6 +146,11 @@ class Samples(Protocol):
         """Compute the share of an epoch's rows that is not padding."""
         ...
 
+    @property
+    def attended_tokens(self) -> float:
+        """Compute how many tokens a token attends to, on average over an epoch: its row's, padding included, or its document's."""
+        ...
+
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
         ...
@@ -170,7 +175,7 @@ class SpanSamples:
 
     def __init__(self, stream: Stream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
         self._stream, self._special, self._seed, self._shuffle = stream, special, seed, shuffle
-        self._span = seq_len - 2
+        self._span, self.attended_tokens = seq_len - 2, float(seq_len)
         if shuffle and stream.num_tokens < self._span:
             raise DataError(
                 f"the training text has {stream.num_tokens} tokens, fewer than one sequence of {seq_len}",
@@ -241,6 +246,7 @@ class PairSamples:
 
     def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
         self._stream, self._special, self._seed, self._shuffle, self._seq_len = stream, special, seed, shuffle, seq_len
+        self.attended_tokens = float(seq_len)
         ends = np.asarray(stream.document_ends, np.int64)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         texts = ends - starts - 1  # without the mark at the document's end

@@ -63,7 +63,9 @@ class PackedSamples:
         self.num_sequences = len(counts)
         self.most_documents = int(counts.max())
         """In a row."""
-        self.efficiency = float((self._lengths + 2).sum() / (self.num_sequences * seq_len))
+        sizes = self._lengths + 2
+        self.efficiency = float(sizes.sum() / (self.num_sequences * seq_len))
+        self.attended_tokens = float((sizes**2).sum() / sizes.sum())
 
     def rows(self, indices: Int64s) -> Rows:
         """Build the sequences with these running indices."""

@@ -56,7 +56,7 @@ _PRODUCTS = 8
 
 
 class RandomStream:
-    """Random ordinary tokens, for where there is no text: the operations of a step do not depend on what it reads."""
+    """Random ordinary tokens, for where there is no text: the FLOPs of a step do not depend on what it reads."""
 
     num_tokens = _RANDOM_TOKENS
 
@@ -75,7 +75,7 @@ class RandomStream:
 
 
 def bench(config: Config, *, data: Path | None, steps: int, search: bool = False, report: Report = lambda line: None) -> Bench:
-    """Time steps of a configuration with all blocks and, where it drops any, with as many dropped as it ever does.
+    """Time steps of a configuration with all blocks and, where it drops any, with as many dropped as in the step that drops most.
 
     A step is what one step of the run is on this process, but with one forward pass per gate group: forward, backward, clipping and
     optimizer. Both modes train the same model with the same optimizer.
@@ -158,8 +158,9 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     config = _with_micro_batch(config, size, runtime.world_size)
     config = replace(config, train=replace(config.train, total_steps=total))
     configs = {"dense": _dense(config)}
-    if config.pld.theta_bar < 1.0:
-        configs["dropped"] = replace(config, pld=replace(config.pld, schedule="constant"))
+    if (theta := _lowest_theta(given)) < 1.0:
+        # Without the recovery of the end, which of so few steps is a large part.
+        configs["dropped"] = replace(config, pld=replace(config.pld, schedule="constant", theta_bar=theta, recovery_fraction=0.0))
     trainers = {
         name: assemble(one, model, source.samples(one), source.masking(one), runtime, optimizer=optimizer) for name, one in configs.items()
     }
@@ -168,6 +169,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
         modes = _take_turns(trainers, per_part, report)
     precision = trainers["dense"].precision.name
     peak = peak_flops_per_second(device, precision)
+    attended = trainers["dense"].batches.samples.attended_tokens
     return Bench(
         modes=modes,
         micro_batch_size=size,
@@ -183,10 +185,16 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
         processes=runtime.world_size,
         peak_flops_per_second=peak or _measured_peak(config, runtime),
         peak_source="the maker's data sheet" if peak else "the fastest matrix product, measured here",
-        whole_run_saved=given.flops.total_saved(given.pld_schedule.mean_kept_fraction),
+        whole_run_saved=given.flops.attending_to(attended).total_saved(given.pld_schedule.mean_kept_fraction),
         text=source.name,
         is_main=runtime.is_main,
     )
+
+
+def _lowest_theta(config: Config) -> float:
+    """Compute theta where the run drops most: before the recovery, a schedule rises or falls throughout."""
+    schedule = config.pld_schedule
+    return min(schedule.theta(0), schedule.theta(max(0, schedule.dropping_steps - 1)))
 
 
 def _take_turns(trainers: dict[str, Trainer[StepBatches]], per_part: int, report: Report) -> tuple[Mode, ...]:
@@ -219,10 +227,16 @@ def _mode(name: str, seen: Sequence[Observation], per_part: int, trainer: Traine
         step_seconds=tuple((b.train_seconds - a.train_seconds) / per_part for a, b in pairwise(positions)),
         tokens_per_step=tokens,
         flops_per_step=tuple(flops),
-        kept_blocks=(statistics.fmean(flops) / tokens - trainer.flops.head) / trainer.flops.per_block,
+        kept_blocks_by_part=tuple(_kept_blocks(trainer, range(a.step, b.step)) for a, b in pairwise(positions)),
         phase_seconds={phase: sum(one.phase_seconds[phase] for one in measured) / steps for phase in PHASES},
         peak_memory_bytes=memory,
     )
+
+
+def _kept_blocks(trainer: Trainer[StepBatches], steps: Sequence[int]) -> float:
+    """Average the blocks that ran, over the gate groups of these steps."""
+    groups = range(trainer.batches.num_groups)
+    return statistics.fmean(trainer.schedule.plan(step, group, seed=trainer.seed).kept_blocks for step in steps for group in groups)
 
 
 def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
@@ -255,7 +269,7 @@ def _with_micro_batch(config: Config, sequences: int, world_size: int) -> Config
 
 
 def _measured_peak(config: Config, runtime: Runtime) -> float:
-    """Time large matrix products in the run's number format; return the most operations per second."""
+    """Time large matrix products in the run's number format; return the most FLOPs per second."""
     precision = resolve_precision(config.runtime.precision, runtime.device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision.name]
     best = 0.0

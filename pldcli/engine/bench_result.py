@@ -22,12 +22,17 @@ class Mode:
     tokens_per_step: float
     """Real ones; padding is not counted."""
     flops_per_step: tuple[float, ...]
-    """Executed operations, mean of each part."""
-    kept_blocks: float
-    """Mean over the steps."""
+    """Executed FLOPs, mean of each part."""
+    kept_blocks_by_part: tuple[float, ...]
+    """Mean over the steps of each part."""
     phase_seconds: dict[Phase, float]
     """Per step."""
     peak_memory_bytes: int
+
+    @property
+    def kept_blocks(self) -> float:
+        """Average over all steps."""
+        return statistics.fmean(self.kept_blocks_by_part)
 
     @property
     def seconds(self) -> float:
@@ -36,12 +41,12 @@ class Mode:
 
     @property
     def tokens_per_second(self) -> float:
-        """Divide."""
+        """Compute the throughput, tokens per second."""
         return self.tokens_per_step / self.seconds
 
     @property
     def flops_per_second(self) -> float:
-        """Divide executed operations by time."""
+        """Compute executed FLOPs per second."""
         return statistics.fmean(self.flops_per_step) / self.seconds
 
 
@@ -78,14 +83,14 @@ class Bench:
     peak_source: str
     """Where the peak is from, in words."""
     whole_run_saved: float
-    """Fraction of all operations that the schedule saves over a whole run."""
+    """Fraction of all FLOPs that the schedule saves over a whole run."""
     text: str
     """What the rows are made of."""
     is_main: bool = True
 
     @property
     def saved(self) -> tuple[float, float] | None:
-        """Compute the fractions of operations and of time that the dropped steps saved; None where nothing was dropped."""
+        """Compute the fractions of FLOPs and of time that the dropped steps saved; None where nothing was dropped."""
         if len(self.modes) < 2:
             return None
         dense, dropped = self.modes
@@ -94,7 +99,7 @@ class Bench:
 
     @property
     def saved_by_part(self) -> list[tuple[float, float]]:
-        """Do the same for each part of the measurement, neighbours in time."""
+        """Compute the same for each part of the measurement, neighbours in time."""
         if len(self.modes) < 2:
             return []
         dense, dropped = self.modes
@@ -102,7 +107,7 @@ class Bench:
         return [(1.0 - some / all_, 1.0 - less / time_) for all_, some, time_, less in pairs]
 
     def mfu(self, mode: Mode) -> float:
-        """Divide executed operations per second by the peak of all processes."""
+        """Compute the model FLOPs utilization: executed FLOPs per second over the peak of all processes."""
         return mode.flops_per_second / (self.peak_flops_per_second * self.processes)
 
     def to_json(self) -> dict[str, Any]:

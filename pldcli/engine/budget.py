@@ -13,6 +13,7 @@ from pldcli.engine.bench import bench
 from pldcli.engine.bench_result import Bench, Mode
 from pldcli.errors import UsageError
 from pldcli.step_time import StepTime
+from pldcli.study.plan import half_dropped
 
 __all__ = ["Calibration", "calibrate", "step_time"]
 
@@ -44,7 +45,9 @@ def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[s
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("works with one process", where="--budget", hint="time a step with `pld bench`, and set train.total_steps")
-    time = step_time(config, bench(config, data=data, steps=_STEPS, report=report))
+    # With as few blocks dropped as some schedules ever drop, ten steps would not show what a block takes.
+    measured = half_dropped(config) if config.pld.theta_bar < 1.0 else config
+    time = step_time(config, bench(measured, data=data, steps=_STEPS, report=report))
     total_steps = math.floor(time.steps_within(seconds, config.pld_schedule))
     if total_steps < 1:
         step_seconds = time.mean_seconds(config.pld_schedule)
@@ -57,14 +60,15 @@ def step_time(config: Config, measured: Bench) -> StepTime:
 
     Args:
         config: The run's; its batch counts.
-        measured: Steps of the same model, dense and perhaps dropped.
+        measured: Steps of the same model, dense and perhaps dropped; where none was dropped, a block is taken to save nothing.
     """
     forwards = config.train.global_batch_size / measured.sequences_per_step
     dense = _step_seconds(measured.modes[0], forwards)
     if len(measured.modes) < 2:
         return StepTime(dense, 0.0)
-    dropped, blocks = measured.modes[1], measured.num_blocks
-    return StepTime(dense, (dense - _step_seconds(dropped, forwards)) / max(blocks - dropped.kept_blocks, 1e-9))
+    dropped = measured.modes[1]
+    missing = measured.num_blocks - dropped.kept_blocks
+    return StepTime(dense, (dense - _step_seconds(dropped, forwards)) / missing if missing else 0.0)
 
 
 def _step_seconds(mode: Mode, forwards: float) -> float:

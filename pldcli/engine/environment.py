@@ -81,6 +81,7 @@ def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepar
         "processes": runtime.world_size,
         "micro_batch_size": batches.micro_batch_size,
         "micro_steps_per_group": batches.micro_steps,
+        "attended_tokens": batches.samples.attended_tokens,
         "data": str(prepared.path),
         "data_fingerprint": prepared.data_fingerprint,
         "tokenizer_fingerprint": prepared.fingerprint,

@@ -1,4 +1,4 @@
-"""What a run will take: parameters, operations, memory, disk and time."""
+"""What a run will take: parameters, FLOPs, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Estimate:
 
 def estimate(config: Config, model: StBert, batches: StepBatches, *, seconds: float | None = None) -> Estimate:
     """Work out what a run will take."""
-    schedule, flops, train = config.pld_schedule, config.flops, config.train
+    schedule, train = config.pld_schedule, config.train
+    flops = config.flops.attending_to(batches.samples.attended_tokens)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     sequences = train.total_steps * train.global_batch_size
     checkpoint = 12 * num_parameters

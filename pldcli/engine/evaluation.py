@@ -19,7 +19,7 @@ from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
 
-__all__ = ["MaskedLmScore", "count_tokens", "fixed_batches", "score_masked_lm", "stream_batches"]
+__all__ = ["MaskedLmScore", "count_attended", "count_tokens", "fixed_batches", "score_masked_lm", "stream_batches"]
 
 _SEED, _MASK_PROBABILITY, _BATCH_SIZE = 20201, 0.15, 32
 """The same for every model and run, so that the same model gets the same number."""
@@ -126,3 +126,18 @@ def score_masked_lm(
 def count_tokens(batch: Inputs) -> int:
     """Count the tokens of a batch, padding not counted."""
     return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
+
+
+def count_attended(batch: Inputs, attended_tokens: float) -> float:
+    """Add up over the tokens of a batch on the host, padding not counted, how many tokens each attends to.
+
+    Args:
+        batch: A packed document's tokens attend to its own.
+        attended_tokens: What every token attends to where rows are not packed.
+    """
+    if not isinstance(batch, Batch) or batch.boundaries is None:
+        return count_tokens(batch) * attended_tokens
+    assert batch.segments is not None
+    lengths, last = batch.boundaries.diff().long(), batch.segments.numel() - 1
+    documents = batch.segments.flatten()[batch.boundaries[:-1].clamp(max=last)] > 0  # the others are padding
+    return float((lengths.square() * documents).sum())

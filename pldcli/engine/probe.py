@@ -47,7 +47,7 @@ def probe(model: StBert, batches: Sequence[Batch], device: torch.device, plan: P
     gates = (True,) * len(model.blocks) if plan is None else plan.gates
     scales_L = None if plan is None else torch.tensor(plan.residual_scales, device=device)
     sums = _Sums(model, gates)
-    num_targets = sum(len(batch.target_ids) for batch in batches)
+    num_targets = max(1, sum(len(batch.target_ids) for batch in batches))
     for host_batch in batches:
         batch = host_batch.to(device)
         with _inputs_kept(model) as inputs:

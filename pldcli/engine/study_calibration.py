@@ -137,8 +137,8 @@ def _parts(config: Config, measured: Any) -> list[tuple[float, float]]:
     for part in range(len(measured.modes[0].step_seconds)):
         modes = []
         for mode in measured.modes:
-            kept = (mode.flops_per_step[part] / mode.tokens_per_step - config.flops.head) / config.flops.per_block
-            modes.append(replace(mode, step_seconds=(mode.step_seconds[part],), kept_blocks=kept))
+            kept = (mode.kept_blocks_by_part[part],)
+            modes.append(replace(mode, step_seconds=(mode.step_seconds[part],), kept_blocks_by_part=kept))
         if modes[0].kept_blocks - modes[1].kept_blocks < 0.5:  # a model of one block may happen to drop none
             continue
         found = step_time(config, replace(measured, modes=tuple(modes)))

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pldcli.data.order import key
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.evaluation import count_tokens
+from pldcli.engine.evaluation import count_attended, count_tokens
 from pldcli.engine.objectives import Inputs, Objective
 from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.phases import Phase, PhaseTimer
@@ -49,6 +50,7 @@ class Batches(Protocol):
 
 
 BatchesT = TypeVar("BatchesT", bound=Batches)
+NumberT = TypeVar("NumberT", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class _Step:
     grad_norm: Tensor
     plans: list[Plan]
     group_tokens: list[float]
+    group_attended: list[float]
+    """The tokens that each token attends to, summed."""
 
 
 class Trainer(Generic[BatchesT]):
@@ -165,7 +169,7 @@ class Trainer(Generic[BatchesT]):
         plan = self.schedule.plan(0, 0, seed=self.seed)
         batch = self.batches.step(0)[0][0]
         everything = Plan((True,) * len(plan.gates), plan.keep_probs, plan.residual_scales)
-        self.forward_backward(batch, everything, [float(n) for n in self.objective.num_targets(batch)])
+        self.forward_backward(batch, everything, self.objective.num_targets(batch))
         self.optimizer.zero_grad(set_to_none=True)
         self.runtime.synchronize()
 
@@ -182,7 +186,8 @@ class Trainer(Generic[BatchesT]):
         scales_L = self.runtime.to_device(torch.tensor(plan.residual_scales)) if self.schedule.scales else None
         with self.precision.autocast():
             loss_sums = self.objective.loss_sums(self.model, batch, plan.gates, scales_L)
-        loss = torch.stack([total / count for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]).sum()
+        means = [_mean(total, count) for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]
+        loss = torch.stack(means).sum()
         self.phases.begin("backward")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.phases.begin("other")
@@ -191,7 +196,7 @@ class Trainer(Generic[BatchesT]):
     def _step(self, step: int, groups: list[list[Any]], stop: StopRequest) -> _Step | int:
         """Take one step, or return the signal that stopped it."""
         plans = [self.schedule.plan(step, group, seed=self.seed) for group in range(len(groups))]
-        num_targets, group_tokens = self._agree(groups, plans)
+        num_targets, group_tokens, group_attended = self._agree(groups, plans)
         loss_sums = torch.zeros(len(num_targets), device=self.runtime.device)
         micro_step, last = 0, sum(map(len, groups)) - 1
         for plan, micro_batches in zip(plans, groups, strict=True):
@@ -211,19 +216,21 @@ class Trainer(Generic[BatchesT]):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.phases.begin("other")
-        return _Step(loss_sums, num_targets, grad_norm, plans, group_tokens)
+        return _Step(loss_sums, num_targets, grad_norm, plans, group_tokens, group_attended)
 
-    def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float]]:
-        """Count the step's targets and tokens over all processes, and make sure that all drew the same gates."""
+    def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float], list[float]]:
+        """Count targets, tokens and attended tokens of the step over all processes, and check that all drew the same gates."""
         counts = [self.objective.num_targets(batch) for micro_batches in groups for batch in micro_batches]
         targets = [float(sum(column)) for column in zip(*counts, strict=True)]
         tokens = [float(sum(map(count_tokens, micro_batches))) for micro_batches in groups]
+        attended = [sum(count_attended(batch, self.flops.attended_tokens) for batch in micro_batches) for micro_batches in groups]
         gates = [float(gate) for plan in plans for gate in plan.gates]
-        summed = self.runtime.sum_on_host([*targets, *tokens, *gates])
-        agreed = summed[len(targets) + len(tokens) :]
+        summed = iter(self.runtime.sum_on_host([*targets, *tokens, *attended, *gates]))
+        targets, tokens, attended = (list(islice(summed, len(counts))) for counts in (targets, tokens, attended))
+        agreed = list(summed)
         if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, agreed, strict=True)):
             raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
-        return summed[: len(targets)], summed[len(targets) : len(targets) + len(tokens)]
+        return targets, tokens, attended
 
     def _agreed_stop(self, stop: StopRequest) -> int:
         """Return the signal that any process has received, the same answer on all of them."""
@@ -236,7 +243,8 @@ class Trainer(Generic[BatchesT]):
             position = replace(position, train_seconds=position.train_seconds + time.perf_counter() - clock)
         if outcome is None:
             return position
-        flops = [tokens * self.flops.executed(plan.kept_blocks) for plan, tokens in zip(outcome.plans, outcome.group_tokens, strict=True)]
+        groups = zip(outcome.plans, outcome.group_tokens, outcome.group_attended, strict=True)
+        flops = [tokens * self.flops.attending_to(attended / tokens).executed(plan.kept_blocks) for plan, tokens, attended in groups]
         return replace(
             position,
             step=position.step + 1,
@@ -262,9 +270,14 @@ class Trainer(Generic[BatchesT]):
         losses, grad_norm, kept = {}, 0.0, 0.0
         if outcome is not None:
             sums = self.runtime.sum(outcome.loss_sums.double()).tolist()
-            means = [total / count for total, count in zip(sums, outcome.num_targets, strict=True)]
+            means = [_mean(total, count) for total, count in zip(sums, outcome.num_targets, strict=True)]
             losses = {"loss": sum(means)} | dict(zip(self.objective.names, means, strict=True))
             grad_norm = float(outcome.grad_norm)
             kept = sum(plan.kept_blocks for plan in outcome.plans) / len(outcome.plans)
         phases, theta = self.phases.read(), self.schedule.theta(step)
         return Observation(position, losses, self.learning_rate(step), grad_norm, theta, kept, phases, stop_signal)
+
+
+def _mean(total: NumberT, num_targets: float) -> NumberT:
+    """Average a sum of losses; a step without targets has a sum of zero, which stays."""
+    return total / max(1.0, num_targets)

@@ -15,7 +15,7 @@ from pldcli.errors import UsageError
 from pldcli.step_time import StepTime
 from pldcli.study.spec import Spec, SystemSpec
 
-__all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "make_plan", "shapes"]
+__all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "half_dropped", "make_plan", "shapes"]
 
 _SHAPE_SECTIONS = ("model.", "data.", "objective.", "runtime.")
 _SHAPE_KEYS = ("pld.draws_per_step", "optim.name", "train.global_batch_size", "train.micro_batch_size")
@@ -136,7 +136,7 @@ def shapes(spec: Spec, from_data: Mapping[str, Any]) -> list[Shape]:
     for system in spec.systems.values():
         config = presets.resolve(system.preset, system.overrides, from_data=from_data).config
         members.setdefault(_shape_key(config), []).append((system.name, config))
-    return [Shape(key, _label(found[0][1]), _half_dropped(found[0][1]), tuple(name for name, _ in found)) for key, found in members.items()]
+    return [Shape(key, _label(found[0][1]), half_dropped(found[0][1]), tuple(name for name, _ in found)) for key, found in members.items()]
 
 
 def make_plan(spec: Spec, from_data: Mapping[str, Any], times: Mapping[str, StepTime]) -> Plan:
@@ -176,6 +176,12 @@ def make_plan(spec: Spec, from_data: Mapping[str, Any], times: Mapping[str, Step
     if twice is not None:
         raise UsageError(f"two runs would be called {twice}", where="systems", hint="rename a system")
     return plan
+
+
+def half_dropped(config: Config) -> Config:
+    """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
+    pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
+    return replace(config, pld=pld)
 
 
 def changed_keys(planned: Config, stored: Config) -> list[str]:
@@ -228,9 +234,3 @@ def _label(config: Config) -> str:
         + (f", dropout {model.dropout:g}" if model.dropout else "")
         + (f", {config.pld.draws_per_step} draws" if config.pld.draws_per_step > 1 else "")
     )
-
-
-def _half_dropped(config: Config) -> Config:
-    """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
-    pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
-    return replace(config, pld=pld)

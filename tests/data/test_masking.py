@@ -143,3 +143,14 @@ def test_values() -> None:
     new = many.input_ids.ravel()[many.positions]
     assert many.positions[new == 5].tolist() == [0, 41, 69, 124, 157]
     assert [(int(p), int(i)) for p, i in zip(many.positions, new, strict=True) if i not in (MASK, 5)] == [(85, 32)]
+
+
+def test_rows_with_nothing_to_mask_have_no_targets() -> None:
+    """Alone, and beside a row that has some: the first and the last hold special tokens only."""
+    ids = text(3, 30)
+    ids[[0, 2]] = SPECIAL[0]
+    masked = MASKING(ids, keys(3))
+    assert np.array_equal(masked.input_ids[[0, 2]], ids[[0, 2]])
+    assert set((masked.positions // 30).tolist()) == {1}
+    nothing = MASKING(ids[[0, 2]], keys(2))
+    assert len(nothing.positions) == len(nothing.target_ids) == 0 and np.array_equal(nothing.input_ids, ids[[0, 2]])

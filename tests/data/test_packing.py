@@ -100,7 +100,9 @@ def test_an_epoch_has_every_document_once_and_whole() -> None:
         assert sorted(document[1:-1] for document in documents) == sorted(stream.texts)
         real = sum(len(document) for document in documents)
         assert samples.efficiency == pytest.approx(real / (32 * samples.num_sequences))
-    assert samples.efficiency > 0.9
+        pairs = sum(len(document) ** 2 for document in documents)
+        assert samples.attended_tokens == pytest.approx(pairs / real)
+    assert samples.efficiency > 0.9 and samples.attended_tokens < 0.8 * 32
     assert samples.most_documents == max(int(rows.segments.max()) for rows in [samples.rows(np.arange(samples.num_sequences))])
 
 

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,3 +145,52 @@ def test_the_modes_train_one_model_with_one_optimizer(monkeypatch):
     dense, dropped = seen
     assert dense.model is dropped.model and dense.optimizer is dropped.optimizer
     assert dense.schedule.theta_bar == 1 and dropped.schedule == dataclasses.replace(dropped.schedule, time="constant", theta_bar=0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta"),
+    [
+        (("pld.schedule=growing",), 0.4),
+        (("pld.schedule=growing", "pld.recovery_fraction=0.5"), 0.4),
+        (("pld.schedule=constant", "pld.recovery_fraction=0.9"), 0.4),
+        (("pld.schedule=exponential", "pld.gamma=0.1", "train.total_steps=10", "pld.recovery_fraction=0.2"), 0.4 + 0.6 * math.exp(-0.7)),
+        (("pld.schedule=linear", "train.total_steps=10", "pld.recovery_fraction=0.2"), 1 - 0.6 * 7 / 8),
+    ],
+)
+def test_as_many_blocks_are_dropped_as_in_the_step_of_the_run_that_drops_most(monkeypatch, changes, theta):
+    seen = []
+    monkeypatch.setattr(module, "assemble", lambda *a, inner=module.assemble, **named: seen.append(inner(*a, **named)) or seen[-1])
+    monkeypatch.setattr(module, "_measured_peak", lambda *_: 1e12)
+    config = tiny_config(*SMALL, *changes)
+    found = bench(config, data=None, steps=10)
+    schedule, run = seen[1].schedule, config.pld_schedule
+    assert [schedule.theta(step) for step in range(12)] == [pytest.approx(theta)] * 12
+    assert theta == pytest.approx(min(run.theta(step) for step in range(run.total_steps)))
+    plans = [[schedule.plan(step, 0, seed=0).kept_blocks for step in range(first, first + 2)] for first in range(2, 12, 2)]
+    assert found.modes[1].kept_blocks_by_part == tuple(sum(part) / 2 for part in plans) and found.modes[1].kept_blocks < 2.5
+    assert found.modes[0].kept_blocks_by_part == (3.0,) * 5
+
+
+def test_a_run_that_never_drops_before_its_recovery_has_one_mode(monkeypatch):
+    """A single step, which is recovery, or at which theta is still 1."""
+    monkeypatch.setattr(module, "_measured_peak", lambda *_: 1e12)
+    for change in ("pld.recovery_fraction=0.5", "pld.schedule=exponential"):
+        assert len(bench(tiny_config(*SMALL, change, "train.total_steps=1"), data=None, steps=5).modes) == 1
+
+
+def test_packed_documents_are_counted_by_what_attends_to_what(prepared, monkeypatch):
+    monkeypatch.setattr(module, "_measured_peak", lambda *_: 1e12)
+    size = open_prepared(prepared).vocab_size
+    config = tiny_config(*SMALL, f"model.vocab_size={size}", "data.packing=documents", "pld.schedule=constant")
+    found = bench(config, data=prepared, steps=5)
+    samples = module.Source(config, open_prepared(prepared)).samples(config)
+    assert samples.attended_tokens < 0.9 * 32
+    rows = samples.rows(np.arange(2, 12))  # two a step, after the step that warms up
+    lengths = [np.bincount(row)[1:] for row in rows.segments]
+    pairs, tokens = (sum(int((length**power).sum()) for length in lengths) for power in (2, 1))
+    flops, (dense, dropped) = config.flops, found.modes
+    assert dense.tokens_per_step == tokens / 5
+    assert sum(dense.flops_per_step) == pytest.approx(tokens * flops.head + 3 * (tokens * flops.matrices + pairs * 12 * 32))
+    assert dropped.kept_blocks == sum(dropped.kept_blocks_by_part) / 5 and dropped.kept_blocks % 0.2 == pytest.approx(0, abs=1e-9)
+    scheduled = flops.attending_to(samples.attended_tokens)
+    assert found.whole_run_saved == scheduled.total_saved(config.pld_schedule.mean_kept_fraction) < flops.total_saved(0.6)

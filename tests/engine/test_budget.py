@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from pldcli.engine import budget as module
@@ -24,7 +26,7 @@ def test_what_is_no_time(text):
 
 def mode(name, seconds, optimizer, kept):
     phases = {"data": 0.0, "forward": seconds - optimizer, "backward": 0.0, "optimizer": optimizer, "other": 0.0}
-    return Mode(name, (seconds,) * 5, 256.0, (1e6,) * 5, kept, phases, 1)
+    return Mode(name, (seconds,) * 5, 256.0, (1e6,) * 5, (kept,) * 5, phases, 1)
 
 
 def measured(*modes, sequences=8):
@@ -59,6 +61,25 @@ def test_dropped_steps_count_as_the_schedule_has_them(on, tmp_path):
     long = tiny_config("pld.theta_bar=0.4", f"train.total_steps={found.total_steps}")
     assert found.step_seconds == pytest.approx(0.5 - 0.1 * 3 * (1 - long.pld_schedule.mean_kept_fraction), rel=1e-3)
     assert found.total_steps == int(1000.0 / found.step_seconds) > 2000
+
+
+@pytest.mark.parametrize("change", ["pld.schedule=growing", "pld.recovery_fraction=0.9", "pld.theta_bar=0.99", "pld.keep_first=3"])
+def test_steps_are_measured_with_half_of_the_blocks_dropped_whatever_the_schedule_drops(on, monkeypatch, tmp_path, change):
+    asked = []
+    on(mode("dense", 0.5, 0.1, 3.0), mode("dropped", 0.35, 0.1, 1.5))
+    monkeypatch.setattr(module, "bench", lambda config, inner=module.bench, **named: asked.append(config) or inner(config, **named))
+    config = tiny_config(change)
+    found = calibrate(config, data=tmp_path, seconds=100.0)
+    kept = {asked[0].pld_schedule.plan(step, 0, seed=0).kept_blocks for step in range(12)}
+    assert kept == {1, 2}
+    schedule = replace(config.pld_schedule, total_steps=found.total_steps)
+    assert found.step_seconds == pytest.approx(0.5 - 0.1 * 3 * (1 - schedule.mean_kept_fraction))
+
+
+def test_where_none_was_dropped_a_block_saves_nothing():
+    """As may happen with a single block; the noise between both modes is not divided by nothing."""
+    found = module.step_time(tiny_config(), measured(mode("dense", 0.5, 0.1, 3.0), mode("dropped", 0.49, 0.1, 3.0)))
+    assert (found.dense_seconds, found.block_seconds) == (0.5, 0.0)
 
 
 def test_no_step_fits(on, tmp_path):

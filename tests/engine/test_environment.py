@@ -38,6 +38,13 @@ def test_every_start_is_recorded(tmp_path):
     assert (starts[0]["micro_batch_size"], starts[0]["micro_steps_per_group"], starts[0]["data_fingerprint"]) == (2, 4, "data")
 
 
+def test_a_start_says_what_a_token_of_its_rows_attends_to(tmp_path):
+    trainer = tiny_trainer("data.packing=documents")
+    record_start(tmp_path / "environment.json", "command", trainer, MadeUpData())
+    [start] = read_starts(tmp_path / "environment.json")
+    assert start["attended_tokens"] == trainer.batches.samples.attended_tokens < 32
+
+
 def test_an_unreadable_record_starts_anew(tmp_path):
     path = tmp_path / "environment.json"
     for content in (b"{", b"[]", b'{"starts": 3}', b"\xff"):

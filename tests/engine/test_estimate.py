@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,19 @@ def test_the_numbers_of_a_run():
     assert found.passes == 96 / (trainer.batches.samples._stream.num_tokens // 30)
     assert found.checkpoint_bytes == 12 * parameters and found.disk_bytes == 3 * 12 * parameters + 4 * parameters
     assert found.memory_bytes > 16 * parameters
+
+
+def test_packed_documents_are_counted_by_what_they_attend_to():
+    changes = ("data.packing=documents", "pld.schedule=constant", "pld.theta_bar=0.4")
+    config, trainer = tiny_config(*changes), tiny_trainer(*changes)
+    found = estimate(config, trainer.model, trainer.batches)
+    segments = trainer.batches.samples.rows(np.arange(trainer.batches.samples.num_sequences)).segments
+    lengths = np.concatenate([np.bincount(row)[1:] for row in segments])
+    attended = (lengths**2).sum() / lengths.sum()
+    per_block, head = 6 * (4 * 32**2 + 2 * 32 * 64) + 12 * 32 * attended, 6 * (32**2 + 64 * 32) * 0.15
+    assert attended < 0.9 * 32
+    assert found.flops_per_token_dense == pytest.approx(3 * per_block + head)
+    assert found.flops_per_token_scheduled == pytest.approx(1.8 * per_block + head)
 
 
 def test_checkpoints_are_as_large_as_said(tmp_path):

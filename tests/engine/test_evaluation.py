@@ -187,3 +187,14 @@ def test_count_tokens() -> None:
     assert count_tokens(Batch(ids, None, None, empty, empty, None)) == 10
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     assert count_tokens(Batch(ids, None, mask, empty, empty, None)) == 7
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_validation_split_without_targets_is_scored(tmp_path: Path, precision: Any) -> None:
+    """Every token of it is unknown."""
+    with ShardWriter(tmp_path, "validation", vocab_size=V, end_id=SPECIAL.sep_id, batch_bytes=64) as writer:
+        writer.add(np.full(200, SPECIAL.unk_id, np.uint32))
+        writer.end_document()
+    unknown = PreparedData(tmp_path, {"shards": writer.shards}, V, SPECIAL, "f", "d", tmp_path / "tokenizer.json")
+    found = score(make_model(), fixed_batches(unknown, SEQ_LEN), Precision(precision, CPU))
+    assert (found.mlm_loss, found.mlm_accuracy, found.num_targets) == (0.0, 0.0, 0) and found.num_tokens > 200

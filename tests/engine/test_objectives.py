@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,18 @@ from pldcli.config import ModelConfig
 from pldcli.data.loader import NO_TARGET, Batch
 from pldcli.data.tokenizer import train_tokenizer
 from pldcli.engine import objectives
+from pldcli.engine.checkpoint import Position
 from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
+from pldcli.engine.precision import Precision
+from pldcli.engine.runtime import Runtime
+from pldcli.engine.signals import StopRequest
+from pldcli.engine.trainer import Trainer
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
+from pldcli.pld import Schedule
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Kind, Task
+from tests.conftest import tiny_config
 
 V = 40
 
@@ -299,3 +306,41 @@ def test_gates_reach_a_tasks_model() -> None:
     TaskLoss("classification").loss_sums(model, batch, (False, True), None).sum().backward()
     assert all(parameter.grad is None for parameter in model.blocks[0].parameters())
     assert all(parameter.grad is not None for parameter in model.blocks[1].parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_fine_tuning_without_labels_has_no_loss_and_no_gradient(kind: Kind, precision: Any) -> None:
+    labelled = task_batch(kind)
+    assert labelled.labels is not None
+    none: Any = torch.full_like(labelled.labels, torch.nan if labelled.labels.is_floating_point() else NO_TARGET)
+    batch = replace(labelled, labels=none)
+
+    class Unlabelled:
+        def step(self, step: int) -> list[list[TaskBatch]]:
+            return [[batch, batch]]
+
+        def from_step(self, first: int, stop: int) -> Iterator[list[list[TaskBatch]]]:
+            return (self.step(step) for step in range(first, stop))
+
+        def num_sequences(self, step: int) -> int:
+            return 2 * len(batch.input_ids)
+
+    model = with_head(kind)
+    trainer = Trainer(
+        model,
+        objective=TaskLoss(kind),
+        schedule=Schedule(num_blocks=2, total_steps=3, theta_bar=1.0),
+        optimizer=torch.optim.AdamW(model.parameters(), weight_decay=0.0),
+        batches=Unlabelled(),
+        learning_rate=lambda step: 1e-2,
+        max_grad_norm=1.0,
+        precision=Precision(precision, torch.device("cpu")),
+        runtime=Runtime(torch.device("cpu")),
+        flops=tiny_config().flops,
+        seed=0,
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = list(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()))
+    assert [(each.losses["loss"], each.losses[kind], each.grad_norm) for each in seen] == [(0.0, 0.0, 0.0)] * 3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

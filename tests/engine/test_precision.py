@@ -19,6 +19,15 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, device: torch.device, in_hardware
     assert resolve_precision("auto", device) == Precision(name, device)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("capability", "name"), [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((10, 0), "bf16")]
+)
+def test_auto_on_a_gpu_goes_by_its_capability(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str) -> None:
+    """Not by `torch.cuda.is_bf16_supported`, which holds wherever bf16 is emulated."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", CUDA).name == name
+
+
 def test_what_is_asked_for_is_what_one_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "bf16_is_fast", lambda _: pytest.fail("nobody asked"))
     for name in ("bf16", "fp16", "fp32"):

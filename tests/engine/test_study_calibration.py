@@ -50,7 +50,7 @@ def measured(dense: tuple[float, ...], dropped: tuple[float, ...], kept: tuple[f
 
     def mode(name: str, seconds: tuple[float, ...], blocks: tuple[float, ...]) -> Mode:
         phases: Any = {"optimizer": 0.1}
-        return Mode(name, seconds, 10.0, tuple(10.0 * flops.executed(block) for block in blocks), sum(blocks) / len(blocks), phases, 1)
+        return Mode(name, seconds, 10.0, tuple(10.0 * flops.executed(block) for block in blocks), blocks, phases, 1)
 
     modes = (mode("dense", dense, (3.0,) * len(dense)), mode("dropped", dropped, kept))
     return Bench(modes, 2, (), 5, 3, 2, 32, "fp32", False, "a machine", 1, 1, 1e9, "made up", 0.1, "data")

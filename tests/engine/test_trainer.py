@@ -11,7 +11,7 @@ from pldcli.engine import trainer as module
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.signals import StopRequest
 from pldcli.errors import DivergedError
-from tests.conftest import tiny_config, tiny_trainer
+from tests.conftest import MadeUpData, tiny_config, tiny_trainer
 
 DROPPING = ("model.attention_init=normal", "pld.schedule=constant", "pld.theta_bar=0.4", "pld.draws_per_step=2", "optim.learning_rate=0.01")
 GOLDEN_LOSSES = [4.175355, 4.1031675, 4.1317158, 4.0854349, 4.2192578, 4.1399307, 4.0347748, 4.3439245]
@@ -221,6 +221,69 @@ def test_work_adds_up():
         assert seen.position.executed_flops == pytest.approx(flops)
         assert seen.position.tokens == seen.position.step * 8 * 32
         assert seen.position.sequences == seen.position.step * 8
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_work_on_packed_documents_is_what_their_own_tokens_attend_to(micro_batch):
+    """Counted document by document from the ids: each begins with [CLS] and is read to its [SEP]."""
+    changes = (*DROPPING, "data.packing=documents")
+    trainer, flops = tiny_trainer(*changes, f"train.micro_batch_size={micro_batch}"), 0.0
+    whole = tiny_trainer(*changes, "train.micro_batch_size=4")
+    for seen in train(trainer, until=12):
+        for group, [batch] in enumerate(whole.batches.step(seen.position.step - 1)):
+            kept = sum(trainer.schedule.plan(seen.position.step - 1, group, seed=0).gates)
+            lengths = [int((row == segment).sum()) for row in batch.segments for segment in range(1, int(row.max()) + 1)]
+            attended, tokens = sum(length**2 for length in lengths), sum(lengths)
+            flops += kept * (tokens * 6 * (4 * 32**2 + 2 * 32 * 64) + attended * 12 * 32) + tokens * 6 * (32**2 + 64 * 32) * 0.15
+        assert seen.position.executed_flops == pytest.approx(flops, rel=1e-12)
+
+
+def test_pairs_count_as_whole_rows():
+    """Padding is attended to, as torch does; a token of it is no token."""
+    trainer = tiny_trainer("data.layout=nsp-pairs", "pld.theta_bar=1")
+    for seen in train(trainer):
+        assert seen.position.tokens < seen.position.step * 8 * 32
+        assert seen.position.executed_flops == pytest.approx(seen.position.tokens * tiny_config("pld.theta_bar=1").flops.dense, rel=1e-12)
+
+
+def all_unknown(trainer):
+    trainer.batches.samples._stream.ids[:] = MadeUpData.special.unk_id
+    return trainer
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_a_step_without_targets_has_no_loss_and_no_gradient(precision, packing):
+    changes = (f"runtime.precision={precision}", f"data.packing={packing}", "pld.theta_bar=1", "optim.weight_decay=0")
+    trainer = all_unknown(tiny_trainer(*changes))
+    assert trainer.objective.num_targets(trainer.batches.step(0)[0][0]) == [0]
+    before = weights(trainer)
+    for seen in train(trainer):
+        assert seen.losses == {"loss": 0.0, "mlm": 0.0} and seen.grad_norm == 0.0
+    assert same(weights(trainer), before)
+    trainer.warm_up()
+
+
+def test_one_loss_without_targets_leaves_the_other_what_it_is():
+    trainer = all_unknown(tiny_trainer("data.layout=nsp-pairs", "objective.next_sentence=true", "pld.theta_bar=1"))
+    for seen in train(trainer):
+        assert seen.losses["mlm"] == 0.0 and 0 < seen.losses["nsp"] == seen.losses["loss"] < 8 and seen.grad_norm > 0
+
+
+def test_micro_batches_without_targets_change_nothing():
+    """Of two micro-batches one has no targets: the step is that of the other alone."""
+    trainer = tiny_trainer("train.micro_batch_size=4", "pld.theta_bar=1")
+    [[full, empty]] = trainer.batches.step(0)
+    empty.target_ids.fill_(-100)
+    plan, counts = trainer.schedule.plan(0, 0, seed=0), trainer.objective.num_targets(full)
+    gradients = []
+    for batches in ([full], [full, empty], [empty]):
+        trainer.model.zero_grad(set_to_none=True)
+        for batch in batches:
+            trainer.forward_backward(batch, plan, counts)
+        gradients.append([parameter.grad.clone() for parameter in trainer.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients[:2], strict=True))
+    assert not any(gradient.any() for gradient in gradients[2]) and any(gradient.any() for gradient in gradients[0])
 
 
 def test_the_clock_stands_still_while_the_caller_looks(monkeypatch):
