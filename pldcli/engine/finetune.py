@@ -45,6 +45,8 @@ __all__ = ["Finetuned", "finetune"]
 _RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
 _MARK = "experiment.json"
 """It marks a directory as one of ours."""
+_AFTER_DIVERGENCE = "lower learning_rate or raise warmup_fraction; a run that diverged is not tried again, except with --overwrite"
+"""Settings and seed decide everything, so that the same run would diverge again."""
 _LONGEST_NAME = 120
 """Letters of a cell's name before it is cut: file systems take 255, and temporary names are longer."""
 
@@ -96,7 +98,7 @@ def finetune(
         console: Where to speak.
 
     Raises:
-        PldError: Bad data or model, results of another experiment in `out`, out of memory, every cell diverged, or a stop.
+        PldError: Bad data or model, results of another experiment in `out`, out of memory, every cell diverged (with the tables written), or a stop.
     """
     with launch(device) as runtime, ExitStack() as stack:
         speaker = console if console and runtime.is_main else Console(quiet=not runtime.is_main)
@@ -123,12 +125,13 @@ def finetune(
             runtime.wait_for_all()
         cells = {name: done[name] for name in names}
         best = best_cell(cells)
+        if runtime.is_main:
+            write_results(out, runner.data.task, runner.start_name, cells)
         if best is None:
-            raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint="lower learning_rate or raise warmup_fraction")
+            raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint=_AFTER_DIVERGENCE)
         difference = None
         if runtime.is_main:
             _keep_the_best(out, cells)
-            write_results(out, runner.data.task, runner.start_name, cells)
             difference = _read_back(out / "model", runner)
             card = task_card(runner.data.task, runner.start_name, cells[best], len(cells))
             atomic.write_text(out / "model" / "README.md", card)
@@ -370,5 +373,5 @@ def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:
         parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
         notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
     if diverged := [name for name, cell in cells.items() if cell["score"] is None]:
-        notes.append(f"diverged: {', '.join(diverged)}")
+        notes.append(f"diverged: {', '.join(diverged)}; {_AFTER_DIVERGENCE}")
     return notes
