@@ -16,7 +16,7 @@ from pldcli.engine.evaluate import Evaluated
 from pldcli.engine.finetune_cell import usual_row_tokens
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
-from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, outputs_of, score_split
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
@@ -113,7 +113,8 @@ def evaluate_task(
                         progress=bar.advance,
                     ),
                 )
-        return TaskScore(subject.loaded.where, subject.task, subject.precision.name, splits, _notes(subject))
+        seen = [note for name, pair in splits.items() for note in notes_on_predictions(pair[1], pair[0], subject.task, name)]
+        return TaskScore(subject.loaded.where, subject.task, subject.precision.name, splits, (*_notes(subject), *seen))
 
 
 def evaluate_task_depths(

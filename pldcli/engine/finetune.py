@@ -37,6 +37,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import check_reload
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import head_of
+from pldcli.tasks.metrics import shown
 from pldcli.tasks.task import Task
 from pldcli.workers import available_cores
 
@@ -98,7 +99,7 @@ def finetune(
         console: Where to speak.
 
     Raises:
-        PldError: Bad data or model, results of another experiment in `out`, out of memory, every cell diverged (with the tables written), or a stop.
+        PldError: Bad data or model, results of another experiment in `out`, out of memory, every cell diverged, or a stop.
     """
     with launch(device) as runtime, ExitStack() as stack:
         speaker = console if console and runtime.is_main else Console(quiet=not runtime.is_main)
@@ -111,7 +112,7 @@ def finetune(
             _claim(out, experiment, runner, overwrite=overwrite)
         runtime.wait_for_all()
         names = {cell_name(one): one for one in settings}
-        done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one)) is not None}
+        done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one, runner)) is not None}
         before = len(done)
         all_jobs = {name: Job(name, one, out / "cells" / name) for name, one in names.items()}
         if before:
@@ -202,10 +203,10 @@ def _remove_results(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _done(place: Path, settings: FinetuneConfig) -> dict[str, Any] | None:
-    """Read a cell that was done under the same settings."""
+def _done(place: Path, settings: FinetuneConfig, runner: CellRunner) -> dict[str, Any] | None:
+    """Read a cell that was done under the same settings, on the same scale of targets."""
     result = read_result(place)
-    if result is None:
+    if result is None or result.get("targets") != (asdict(runner.targets) if runner.targets else None):
         return None
     wanted = {key: value for key, value in asdict(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
     return result if {key: result["settings"].get(key) for key in wanted} == wanted else None
@@ -287,7 +288,7 @@ def _outcome(name: str, result: dict[str, Any]) -> str:
     """Say in a line how a run ended."""
     if result["score"] is None:
         return f"{name}: diverged"
-    scores = ", ".join(f"{metric} {100 * value:.2f}" for metric, value in flat_scores(result).items())
+    scores = ", ".join(f"{metric} {shown(metric, value)}" for metric, value in flat_scores(result).items())
     return f"{name}: {scores} at step {result['best_step']:,} ({duration(result['train_seconds'])})"
 
 
@@ -372,6 +373,8 @@ def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:
     if cut:
         parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
         notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
+    if (best := best_cell(cells)) is not None:
+        notes += cells[best].get("notes", [])
     if diverged := [name for name, cell in cells.items() if cell["score"] is None]:
         notes.append(f"diverged: {', '.join(diverged)}; {_AFTER_DIVERGENCE}")
     return notes

@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from pldcli.engine.model_source import short_name
 from pldcli.engine.objectives import TaskLoss
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import Precision, resolve_precision
-from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, score_split
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, score_split
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.signals import StopRequest
+from pldcli.engine.target_scale import TargetScale
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import DivergedError, PreemptedError, StoppedError, UsageError
 from pldcli.finetune_config import FinetuneConfig
@@ -58,12 +60,13 @@ Report = Callable[[int, int, str], None]
 class _Rows:
     """A task tokenised for one row length, each split when it is first asked for: a worker never reads test splits."""
 
-    def __init__(self, data: TaskData, tokenizer: Tokenizer, max_seq_len: int, stride: int) -> None:
+    def __init__(self, data: TaskData, tokenizer: Tokenizer, max_seq_len: int, stride: int, targets: TargetScale | None) -> None:
         assert data.train is not None
         self._task, self._tokenizer, self._max_seq_len, self._stride = data.task, tokenizer, max_seq_len, stride
         self._splits = data.validation | data.test
         self._encoded: dict[str, Features] = {}
-        self.train = self._encode(data.train)
+        train = self._encode(data.train)
+        self.train = train if targets is None else targets.standardise(train, data.train)
 
     def of(self, split: str) -> tuple[Examples, Features]:
         """Find a validation or test split and its rows."""
@@ -92,6 +95,8 @@ class CellRunner:
         self.experiment, self.runtime = experiment, runtime
         self.start = experiment.open_model()
         self.data: TaskData = experiment.load_data()
+        assert self.data.train is not None
+        self.targets = TargetScale.of(self.data.task, self.data.train)
         self._rows: dict[tuple[int, int], _Rows] = {}
 
     @property
@@ -121,7 +126,7 @@ class CellRunner:
         length = max_seq_len_of(settings, self.data, self.start.settings.max_position_embeddings)
         key = (length, settings.stride)
         if key not in self._rows:
-            self._rows[key] = _Rows(self.data, self.start.tokenizer, length, min(settings.stride, length // 3))
+            self._rows[key] = _Rows(self.data, self.start.tokenizer, length, min(settings.stride, length // 3), self.targets)
         return self._rows[key]
 
     def run(self, settings: FinetuneConfig, place: Path, *, report: Report, stop: StopRequest) -> dict[str, Any]:
@@ -157,6 +162,8 @@ class CellRunner:
                     finetune_checkpoint.forget(place)
                 return result
         trainer.model.load_state_dict(best.weights)
+        if self.targets is not None:
+            self.targets.fold_into(trainer.model)
         result = self._result(settings, rows, trainer, best=best, history=history, position=position)
         if self.runtime.is_main:
             self._write(place, result, best.splits, trainer.model, settings)
@@ -169,6 +176,11 @@ class CellRunner:
         model = load_pretrained(model_directory).with_head(head_of(self.data.task), trained=True).to(self.runtime.device)
         rows = self.rows(settings)
         return {name: as_json_lines(self._score(model, rows, name).predictions, test) for name, test in self.data.test.items()}
+
+    def _score_trained(self, model: StBert, rows: _Rows) -> dict[str, ScoredSplit]:
+        """Score a model in training on every validation split."""
+        with nullcontext() if self.targets is None else self.targets.folded(model):
+            return {name: self._score(model, rows, name) for name in self.data.validation}
 
     def trainer(self, settings: FinetuneConfig) -> Trainer[TaskBatches]:
         """Put the parts of one fine-tuning together at its first step."""
@@ -230,7 +242,7 @@ class CellRunner:
             report(position.step, total, f"loss {course.losses[-1]:.3f}, {quantity(rate)} tokens/s")
             if position.step not in evaluated:
                 continue
-            splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
+            splits = self._score_trained(trainer.model, rows)
             course.evaluated(splits, self._task_score(splits), trainer, keep_last=settings.keep == "last")
             if settings.patience != "off" and course.without_better >= settings.patience:
                 break
@@ -248,7 +260,7 @@ class CellRunner:
         best = None
         if found.best_step is not None:
             trainer.model.load_state_dict(found.best_weights)
-            splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
+            splits = self._score_trained(trainer.model, rows)
             best = Best(found.best_step, self._task_score(splits), splits, found.best_weights)
         finetune_checkpoint.restore(found, trainer)
         return Course(found.position, found.history, found.losses, best)
@@ -292,6 +304,8 @@ class CellRunner:
             "steps": position.step if position else None,
             "total_steps": trainer.schedule.total_steps,
             "error": error,
+            "notes": self._notes_on(best) if best else [],
+            "targets": asdict(self.targets) if self.targets else None,
             "examples": {"train": len(self.data.train)}
             | {name: len(split) for name, split in (self.data.validation | self.data.test).items()},
             "truncated": {"train": rows.train.num_truncated} | {name: rows.of(name)[1].num_truncated for name in self.data.validation},
@@ -309,6 +323,10 @@ class CellRunner:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+
+    def _notes_on(self, best: Best) -> list[str]:
+        splits = best.splits.items()
+        return [note for name, scored in splits for note in notes_on_predictions(scored, self.data.validation[name], self.data.task, name)]
 
     def _write(
         self, place: Path, result: dict[str, Any], splits: Mapping[str, ScoredSplit], model: StBert, settings: FinetuneConfig

@@ -93,7 +93,8 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> 
     """Load a saved directory with transformers and compare outputs with ours.
 
     Returns:
-        The largest absolute difference, or None where transformers is not installed.
+        The largest absolute difference, or None where transformers is not installed; of a single output, which is a number on any scale,
+        as a share of the largest where that is above 1.
     """
     if importlib.util.find_spec("transformers") is None:
         return None
@@ -110,7 +111,8 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> 
         ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD)
         outputs = theirs(input_ids=input_ids_BT, attention_mask=torch.ones_like(input_ids_BT))
         both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
-        difference = (both - ours).abs().max()
+        scale = ours.abs().max().clamp(min=1.0) if ours.shape[-1] == 1 else 1.0
+        difference = (both - ours).abs().max() / scale
     model.to(device).train(training)
     return float(difference)
 
