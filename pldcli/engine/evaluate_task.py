@@ -13,7 +13,7 @@ import numpy as np
 from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
 from pldcli.engine.evaluate import Evaluated
-from pldcli.engine.finetune_cell import usual_row_tokens
+from pldcli.engine.finetune_rows import note_on_unknown, usual_row_tokens
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
@@ -24,6 +24,7 @@ from pldcli.pretrained import Pretrained
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import KINDS, head_of
 from pldcli.tasks.own_files import load_split
+from pldcli.tasks.reading import Unknown, notes_on_special_tokens
 from pldcli.tasks.registry import find_task, is_known_task
 from pldcli.tasks.sources import load_task
 from pldcli.tasks.task import Examples, Features, Task
@@ -276,6 +277,9 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
         for name, (examples, features) in subject.rows.items()
         if features.num_truncated
     ]
+    tokenizer = subject.loaded.tokenizer
+    notes += [note for examples, _ in subject.rows.values() for note in notes_on_special_tokens(examples, subject.task, tokenizer)]
+    notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
     return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
 
 

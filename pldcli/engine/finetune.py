@@ -25,6 +25,7 @@ from pldcli.engine.display import duration
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune_cell import CellRunner, read_result
 from pldcli.engine.finetune_results import Group, best_cell, flat_scores, group_cells, write_results
+from pldcli.engine.finetune_rows import note_on_unknown
 from pldcli.engine.finetune_workers import Job, run_jobs
 from pldcli.engine.prediction import json_lines
 from pldcli.engine.run_directory import RunDirectory
@@ -373,6 +374,7 @@ def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:
     if cut:
         parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
         notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
+    notes += note_on_unknown(first.get("unknown", {}))
     if (best := best_cell(cells)) is not None:
         notes += cells[best].get("notes", [])
     if diverged := [name for name, cell in cells.items() if cell["score"] is None]:

@@ -183,5 +183,7 @@ def _tokenizer_config(tokenizer: dict[str, Any], special: SpecialTokens, setting
         "model_max_length": settings.max_position_embeddings,
         "model_input_names": ["input_ids", *(["token_type_ids"] if settings.type_vocab_size > 1 else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        # transformers 4 sets the pre-tokenizer to this, and to False where it is not said
+        **{key: value for key, value in (tokenizer.get("pre_tokenizer") or {}).items() if key == "add_prefix_space"},
         **{role: tokens[token_id] for role, token_id in (roles | {"mask_token": special.mask_id}).items()},
     }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import ERRORS, METRICS
+from pldcli.tasks.reading import reader_of
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 
 __all__ = ["Classification", "Regression"]
@@ -96,11 +97,7 @@ def _encode(examples: Examples, tokenizer: Tokenizer, max_seq_len: int, label_ty
 
 def _truncating(tokenizer: Tokenizer, max_seq_len: int) -> Any:
     """Copy the tokenizer, set to wrap texts as the model expects and to cut them."""
-    import tokenizers
-
-    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
-    fast.no_padding()
-    fast.encode_special_tokens = True  # `[MASK]` in a text is text
+    fast = reader_of(tokenizer)
     fast.enable_truncation(max_seq_len, strategy="longest_first")
     return fast
 
