@@ -278,7 +278,8 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
         if features.num_truncated
     ]
     tokenizer = subject.loaded.tokenizer
-    notes += [note for examples, _ in subject.rows.values() for note in notes_on_special_tokens(examples, subject.task, tokenizer)]
+    splits, is_pre = [examples for examples, _ in subject.rows.values()], subject.loaded.settings.norm == "pre"
+    notes += notes_on_special_tokens(splits, subject.task, tokenizer, skips_padding=is_pre)
     notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
     return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
 

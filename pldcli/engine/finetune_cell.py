@@ -92,7 +92,8 @@ class CellRunner:
         """Say what the user should hear of model and data."""
         splits: list[Examples | None] = [self.data.train, *self.data.validation.values(), *self.data.test.values()]
         found = [examples for examples in splits if examples is not None]
-        of_text = [note for examples in found for note in notes_on_special_tokens(examples, self.data.task, self.start.tokenizer)]
+        is_pre = self.start.settings.norm == "pre"  # exported with RoBERTa's positions
+        of_text = notes_on_special_tokens(found, self.data.task, self.start.tokenizer, skips_padding=is_pre)
         return list(dict.fromkeys([*(note for examples in found for note in examples.notes), *of_text]))
 
     def num_steps(self, settings: FinetuneConfig) -> int:

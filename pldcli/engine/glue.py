@@ -137,7 +137,8 @@ def _every_task(experiment: Experiment, base: Path, run: Callable[[Experiment, P
     names = [task.name for task in glue_tasks() if task.name != _AX]
     order = sorted(names, key=lambda name: name != _MNLI) if from_mnli else names
     done: dict[str, Finetuned] = {}
-    skipped, failed = [], {}
+    skipped: list[str] = []
+    failed: dict[str, PldError] = {}
     for name in order:
         one, place = replace(experiment, task=name), base / task_name(name)
         if from_mnli and name in _AFTER_MNLI:

@@ -6,7 +6,7 @@ Unlike in text for pre-training, the strings of special tokens stand for these t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -53,18 +53,33 @@ def reader_of(tokenizer: Tokenizer) -> Any:
     return fast
 
 
-def notes_on_special_tokens(examples: Examples, task: Task, tokenizer: Tokenizer) -> list[str]:
-    """Name the columns of a split in whose text special tokens are spelled."""
-    strings = [token.content for token in reader_of(tokenizer).get_added_tokens_decoder().values() if token.special]
+def notes_on_special_tokens(splits: Iterable[Examples], task: Task, tokenizer: Tokenizer, *, skips_padding: bool) -> list[str]:
+    """Name the columns of files in whose text special tokens are spelled.
+
+    Args:
+        splits: Those to look at; what comes from one file is counted together.
+        task: Their task.
+        tokenizer: The model's.
+        skips_padding: The exported model counts positions without padding, as RoBERTa does: then the string of the padding token shifts
+            positions in transformers, and here it does not.
+    """
+    strings = {i: token.content for i, token in reader_of(tokenizer).get_added_tokens_decoder().items() if token.special}
+    columns: dict[tuple[str, str], list[str]] = {}
+    for examples in splits:
+        for name, column in zip(task.text_columns, examples.inputs, strict=True):
+            texts = [" ".join(value) for value in column] if task.kind == "tags" else column
+            columns.setdefault((examples.source, name), []).extend(texts)
     notes = []
-    for name, column in zip(task.text_columns, examples.inputs, strict=True):
-        texts = [" ".join(value) for value in column] if task.kind == "tags" else column
+    for (source, name), texts in columns.items():
         everything = "\n".join(texts)
-        if found := [string for string in strings if string in everything]:
-            count = sum(any(string in text for string in found) for text in texts)
+        if found := {i: string for i, string in strings.items() if string in everything}:
+            count = sum(any(string in text for string in found.values()) for text in texts)
             read = "the special token" if len(found) == 1 else "special tokens"
-            rows = f"{count:,} of {len(texts):,} rows hold {', '.join(found)}"
-            notes.append(f"{examples.source}: column {name!r}: {rows}, read as {read}, as transformers does")
+            rows = f"{count:,} of {len(texts):,} rows hold {', '.join(found.values())}"
+            note = f"{source}: column {name!r}: {rows}, read as {read}, as transformers does"
+            if skips_padding and (padding := found.get(tokenizer.special.pad_id)):
+                note += f"; but it shifts positions behind {padding}, so that its predictions may differ there"
+            notes.append(note)
     return notes
 
 

@@ -32,11 +32,16 @@ def task_of(kind: Any, *columns: str) -> Task:
 
 def test_columns_that_spell_special_tokens_are_named(wordpiece: Tokenizer) -> None:
     first, second = ["ton [SEP] la", "ton", "[SEP][MASK]"], ["ton", "la [sep]", "[ SEP ]"]
-    notes = notes_on_special_tokens(examples_of(first, second), task_of("classification", "one", "two"), wordpiece)
+    pair, tags = task_of("classification", "one", "two"), task_of("tags", "words")
+    notes = notes_on_special_tokens([examples_of(first, second)], pair, wordpiece, skips_padding=True)
     assert notes == ["a.csv: column 'one': 2 of 3 rows hold [SEP], [MASK], read as special tokens, as transformers does"]
-    notes = notes_on_special_tokens(examples_of([["ton", "[SEP]"], ["la"]]), task_of("tags", "words"), wordpiece)
-    assert notes == ["a.csv: column 'words': 1 of 2 rows hold [SEP], read as the special token, as transformers does"]
-    assert notes_on_special_tokens(examples_of([]), task_of("classification", "one"), wordpiece) == []
+    splits = [examples_of([["ton", "[SEP]"], ["la"]]), examples_of([["[SEP]"]])]
+    notes = notes_on_special_tokens(splits, tags, wordpiece, skips_padding=True)
+    assert notes == ["a.csv: column 'words': 2 of 3 rows hold [SEP], read as the special token, as transformers does"]
+    assert notes_on_special_tokens([examples_of([], [])], pair, wordpiece, skips_padding=True) == []
+    for skips, behind in ((False, ""), (True, "; but it shifts positions behind [PAD], so that its predictions may differ there")):
+        [note] = notes_on_special_tokens([examples_of([["[PAD]"]])], tags, wordpiece, skips_padding=skips)
+        assert note == f"a.csv: column 'words': 1 of 1 rows hold [PAD], read as the special token, as transformers does{behind}"
 
 
 def test_text_for_pretraining_keeps_these_strings_as_text(wordpiece: Tokenizer) -> None:
