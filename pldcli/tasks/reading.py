@@ -66,7 +66,8 @@ def notes_on_special_tokens(splits: Iterable[Examples], task: Task, tokenizer: T
     strings = {i: token.content for i, token in reader_of(tokenizer).get_added_tokens_decoder().items() if token.special}
     columns: dict[tuple[str, str], list[str]] = {}
     for examples in splits:
-        for name, column in zip(task.text_columns, examples.inputs, strict=True):
+        names = task.text_columns or ("",) * len(examples.inputs)  # unknown where a model from elsewhere does not say them
+        for name, column in zip(names, examples.inputs, strict=True):
             texts = [" ".join(value) for value in column] if task.kind == "tags" else column
             columns.setdefault((examples.source, name), []).extend(texts)
     notes = []
@@ -76,7 +77,7 @@ def notes_on_special_tokens(splits: Iterable[Examples], task: Task, tokenizer: T
             count = sum(any(string in text for string in found.values()) for text in texts)
             read = "the special token" if len(found) == 1 else "special tokens"
             rows = f"{count:,} of {len(texts):,} rows hold {', '.join(found.values())}"
-            note = f"{source}: column {name!r}: {rows}, read as {read}, as transformers does"
+            note = f"{source}: {f'column {name!r}: ' if name else ''}{rows}, read as {read}, as transformers does"
             if skips_padding and (padding := found.get(tokenizer.special.pad_id)):
                 note += f"; but it shifts positions behind {padding}, so that its predictions may differ there"
             notes.append(note)

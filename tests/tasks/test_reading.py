@@ -39,6 +39,8 @@ def test_columns_that_spell_special_tokens_are_named(wordpiece: Tokenizer) -> No
     notes = notes_on_special_tokens(splits, tags, wordpiece, skips_padding=True)
     assert notes == ["a.csv: column 'words': 2 of 3 rows hold [SEP], read as the special token, as transformers does"]
     assert notes_on_special_tokens([examples_of([], [])], pair, wordpiece, skips_padding=True) == []
+    [note] = notes_on_special_tokens([examples_of(["[SEP]"])], task_of("classification"), wordpiece, skips_padding=True)
+    assert note.startswith("a.csv: 1 of 1 rows hold [SEP]"), "a model from elsewhere does not say its columns"
     for skips, behind in ((False, ""), (True, "; but it shifts positions behind [PAD], so that its predictions may differ there")):
         [note] = notes_on_special_tokens([examples_of([["[PAD]"]])], tags, wordpiece, skips_padding=skips)
         assert note == f"a.csv: column 'words': 1 of 1 rows hold [PAD], read as the special token, as transformers does{behind}"
