@@ -3,6 +3,7 @@
     PldError                    1   a bug, when raised bare
     ├── UsageError              2   wrong command line or configuration
     ├── DataError               3   a corpus, a prepared directory or a task file
+    │   └── MissingDataError    3   a task whose files are not there
     ├── CheckpointError         4   a checkpoint or a model directory
     ├── DeviceError             5   no such device, or out of memory
     ├── DivergedError           6   training produced no finite numbers any more
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "DivergedError",
+    "MissingDataError",
     "OutputError",
     "PldError",
     "PreemptedError",
@@ -57,6 +59,10 @@ class DataError(PldError):
     """A corpus, prepared directory or task file that cannot be used."""
 
     exit_code = 3
+
+
+class MissingDataError(DataError):
+    """A task whose files are not there, as opposed to files that are wrong."""
 
 
 class CheckpointError(PldError):

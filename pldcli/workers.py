@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from pldcli import errors
@@ -20,20 +20,33 @@ from pldcli.errors import PldError
 
 __all__ = [
     "answering",
+    "answers_of",
     "as_error",
     "available_cores",
     "close_pipe",
     "describe_error",
     "end_with_parent",
+    "own_stdout",
     "start_command",
     "start_worker",
     "tell",
+    "visible_gpus",
 ]
 
 
 def available_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str] | None:
+    """List the GPUs that this process may use by the names that CUDA_VISIBLE_DEVICES has for them: numbers, UUIDs or MIG instances.
+
+    Returns:
+        None where the variable is not set, so that all may be used, by their numbers.
+    """
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 
 def start_worker(
@@ -101,20 +114,41 @@ def tell(worker: subprocess.Popen[bytes], **values: Any) -> None:
         pass
 
 
+def own_stdout() -> IO[bytes]:
+    """Keep standard output for this worker's answers; what libraries print there, those in C too, goes to standard error."""
+    sys.stdout.flush()
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return out
+
+
 def answering() -> Callable[..., None]:
-    """Keep standard output for lines of JSON, in a worker; what libraries print goes to standard error.
+    """Keep standard output for lines of JSON, in a worker.
 
     Returns:
         Writes its keyword arguments as a line.
     """
-    out = sys.stdout
-    sys.stdout = sys.stderr
+    out = own_stdout()
 
     def answer(**values: Any) -> None:
-        out.write(json.dumps(values) + "\n")
+        out.write(json.dumps(values).encode() + b"\n")
         out.flush()
 
     return answer
+
+
+def answers_of(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield what a worker answers until its pipe closes; whatever else comes through it is passed on to standard error."""
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict):
+            yield answer
+        else:
+            sys.stderr.write(line.decode(errors="replace"))
 
 
 def describe_error(error: PldError) -> dict[str, str]:

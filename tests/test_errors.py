@@ -11,6 +11,7 @@ CODES = {
     "PldError": 1,
     "UsageError": 2,
     "DataError": 3,
+    "MissingDataError": 3,
     "CheckpointError": 4,
     "DeviceError": 5,
     "DivergedError": 6,

@@ -110,13 +110,15 @@ def finetune(
     missing = None if submission is None else submit(result, experiment, submission)
     if as_json:
         typer.echo(json.dumps(_as_json(result, missing)))
-        return
-    for done in result.tasks:
-        _show(done, several=len(result.tasks) > 1)
-    _show_all(result)
-    if missing is not None:
-        still = f"; the server still needs {', '.join(missing)}" if missing else ", complete"
-        typer.echo(f"submission {submission}{still}")
+    else:
+        for done in result.tasks:
+            _show(done, several=len(result.tasks) > 1)
+        _show_all(result)
+        if missing is not None:
+            still = f"; the server still needs {', '.join(missing)}" if missing else ", complete"
+            typer.echo(f"submission {submission}{still}")
+    if result.error is not None:
+        raise result.error
 
 
 def _speaker() -> Console:
@@ -151,7 +153,9 @@ def _show(done: Finetuned, *, several: bool) -> None:
 def _show_all(result: GlueResult) -> None:
     for line in result.skipped:
         typer.echo(f"left out: {line}")
-    if len(result.tasks) == 1 and not result.skipped:
+    for name, error in result.failed.items():
+        typer.echo(f"failed: {name}: {error}")
+    if len(result.tasks) == 1 and not result.skipped and not result.failed:
         return
     if result.average is not None:
         typer.echo(f"GLUE average as the leaderboard computes it {100 * result.average:.2f}")
@@ -176,6 +180,7 @@ def _as_json(result: GlueResult, missing: list[str] | None) -> dict[str, Any]:
             for done in result.tasks
         },
         "skipped": result.skipped,
+        "failed": {name: str(error) for name, error in result.failed.items()},
         "leaderboard_average": result.average,
         "paper_geometric_mean": result.geometric_mean,
     }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.errors import DeviceError
-from pldcli.workers import close_pipe, start_worker
+from pldcli.workers import close_pipe, own_stdout, start_worker
 
 __all__ = ["Encoded", "Encoder"]
 
@@ -111,11 +111,12 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
 
 def serve() -> None:
     """Answer tasks on standard input until it closes: the main function of a worker."""
+    out = own_stdout()
     tokenizer = load_prepared_tokenizer(Path(sys.argv[1]))
     while True:
         try:
             encoded = _encode(tokenizer, [text.decode() for text in _read(sys.stdin.buffer)])
-            _write(sys.stdout.buffer, [encoded.num_tokens.tobytes(), encoded.num_words.tobytes(), encoded.ids.tobytes()])
+            _write(out, [encoded.num_tokens.tobytes(), encoded.num_words.tobytes(), encoded.ids.tobytes()])
         except (EOFError, BrokenPipeError):
             os._exit(0)
 

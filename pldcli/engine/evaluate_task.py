@@ -13,10 +13,10 @@ import numpy as np
 from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
 from pldcli.engine.evaluate import Evaluated
-from pldcli.engine.finetune_cell import usual_row_tokens
+from pldcli.engine.finetune_rows import note_on_unknown, usual_row_tokens
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
-from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, outputs_of, score_split
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
@@ -24,6 +24,7 @@ from pldcli.pretrained import Pretrained
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import KINDS, head_of
 from pldcli.tasks.own_files import load_split
+from pldcli.tasks.reading import Unknown, notes_on_special_tokens
 from pldcli.tasks.registry import find_task, is_known_task
 from pldcli.tasks.sources import load_task
 from pldcli.tasks.task import Examples, Features, Task
@@ -113,7 +114,8 @@ def evaluate_task(
                         progress=bar.advance,
                     ),
                 )
-        return TaskScore(subject.loaded.where, subject.task, subject.precision.name, splits, _notes(subject))
+        seen = [note for name, pair in splits.items() for note in notes_on_predictions(pair[1], pair[0], subject.task, name)]
+        return TaskScore(subject.loaded.where, subject.task, subject.precision.name, splits, (*_notes(subject), *seen))
 
 
 def evaluate_task_depths(
@@ -275,6 +277,10 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
         for name, (examples, features) in subject.rows.items()
         if features.num_truncated
     ]
+    tokenizer = subject.loaded.tokenizer
+    splits, is_pre = [examples for examples, _ in subject.rows.values()], subject.loaded.settings.norm == "pre"
+    notes += notes_on_special_tokens(splits, subject.task, tokenizer, skips_padding=is_pre)
+    notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
     return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
 
 

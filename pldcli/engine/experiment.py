@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pldcli.engine.model_source import open_model
-from pldcli.errors import DataError, UsageError
+from pldcli.errors import MissingDataError, UsageError
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.own_files import load_own
 from pldcli.tasks.registry import find_task, is_known_task
@@ -49,9 +49,9 @@ class Experiment:
         name = data.task.name
         if data.train is None:
             hint = "fine-tune glue/mnli: it predicts glue/ax too" if name == "glue/ax" else "name a training file with --train"
-            raise DataError(f"{name} has no training examples", hint=hint)
+            raise MissingDataError(f"{name} has no training examples", hint=hint)
         if not data.validation:
-            raise DataError(f"{name} has no validation examples", hint="name a file with --validation")
+            raise MissingDataError(f"{name} has no validation examples", hint="name a file with --validation")
         return data
 
     def open_model(self) -> Pretrained:

@@ -25,6 +25,7 @@ from pldcli.engine.display import duration
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune_cell import CellRunner, read_result
 from pldcli.engine.finetune_results import Group, best_cell, flat_scores, group_cells, write_results
+from pldcli.engine.finetune_rows import note_on_unknown
 from pldcli.engine.finetune_workers import Job, run_jobs
 from pldcli.engine.prediction import json_lines
 from pldcli.engine.run_directory import RunDirectory
@@ -37,6 +38,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import check_reload
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import head_of
+from pldcli.tasks.metrics import shown
 from pldcli.tasks.task import Task
 from pldcli.workers import available_cores
 
@@ -45,6 +47,8 @@ __all__ = ["Finetuned", "finetune"]
 _RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
 _MARK = "experiment.json"
 """It marks a directory as one of ours."""
+_AFTER_DIVERGENCE = "lower learning_rate or raise warmup_fraction; a run that diverged is not tried again, except with --overwrite"
+"""Settings and seed decide everything, so that the same run would diverge again."""
 _LONGEST_NAME = 120
 """Letters of a cell's name before it is cut: file systems take 255, and temporary names are longer."""
 
@@ -109,7 +113,7 @@ def finetune(
             _claim(out, experiment, runner, overwrite=overwrite)
         runtime.wait_for_all()
         names = {cell_name(one): one for one in settings}
-        done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one)) is not None}
+        done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one, runner)) is not None}
         before = len(done)
         all_jobs = {name: Job(name, one, out / "cells" / name) for name, one in names.items()}
         if before:
@@ -123,12 +127,13 @@ def finetune(
             runtime.wait_for_all()
         cells = {name: done[name] for name in names}
         best = best_cell(cells)
+        if runtime.is_main:
+            write_results(out, runner.data.task, runner.start_name, cells)
         if best is None:
-            raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint="lower learning_rate or raise warmup_fraction")
+            raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint=_AFTER_DIVERGENCE)
         difference = None
         if runtime.is_main:
             _keep_the_best(out, cells)
-            write_results(out, runner.data.task, runner.start_name, cells)
             difference = _read_back(out / "model", runner)
             card = task_card(runner.data.task, runner.start_name, cells[best], len(cells))
             atomic.write_text(out / "model" / "README.md", card)
@@ -199,10 +204,10 @@ def _remove_results(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _done(place: Path, settings: FinetuneConfig) -> dict[str, Any] | None:
-    """Read a cell that was done under the same settings."""
+def _done(place: Path, settings: FinetuneConfig, runner: CellRunner) -> dict[str, Any] | None:
+    """Read a cell that was done under the same settings, on the same scale of targets."""
     result = read_result(place)
-    if result is None:
+    if result is None or result.get("targets") != (asdict(runner.targets) if runner.targets else None):
         return None
     wanted = {key: value for key, value in asdict(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
     return result if {key: result["settings"].get(key) for key in wanted} == wanted else None
@@ -284,7 +289,7 @@ def _outcome(name: str, result: dict[str, Any]) -> str:
     """Say in a line how a run ended."""
     if result["score"] is None:
         return f"{name}: diverged"
-    scores = ", ".join(f"{metric} {100 * value:.2f}" for metric, value in flat_scores(result).items())
+    scores = ", ".join(f"{metric} {shown(metric, value)}" for metric, value in flat_scores(result).items())
     return f"{name}: {scores} at step {result['best_step']:,} ({duration(result['train_seconds'])})"
 
 
@@ -369,6 +374,9 @@ def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:
     if cut:
         parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
         notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
+    notes += note_on_unknown(first.get("unknown", {}))
+    if (best := best_cell(cells)) is not None:
+        notes += cells[best].get("notes", [])
     if diverged := [name for name, cell in cells.items() if cell["score"] is None]:
-        notes.append(f"diverged: {', '.join(diverged)}")
+        notes.append(f"diverged: {', '.join(diverged)}; {_AFTER_DIVERGENCE}")
     return notes

@@ -7,6 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,24 @@ from typing import Any
 import torch
 
 from pldcli import __version__, atomic
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine import finetune_checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.display import quantity
 from pldcli.engine.environment import hardware_name
 from pldcli.engine.experiment import Experiment, data_fingerprint, model_fingerprint
 from pldcli.engine.finetune_course import Best, Course
+from pldcli.engine.finetune_rows import Rows, max_seq_len_of
 from pldcli.engine.memory import out_of_memory
 from pldcli.engine.model_source import short_name
 from pldcli.engine.objectives import TaskLoss
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import Precision, resolve_precision
-from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, score_split
+from pldcli.engine.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, score_split
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.signals import StopRequest
+from pldcli.engine.target_scale import TargetScale
 from pldcli.engine.trainer import Observation, Trainer
-from pldcli.errors import DivergedError, PreemptedError, StoppedError, UsageError
+from pldcli.errors import DivergedError, PreemptedError, StoppedError
 from pldcli.finetune_config import FinetuneConfig
 from pldcli.flops import Flops
 from pldcli.huggingface.load import load_pretrained
@@ -38,14 +40,13 @@ from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pld import Schedule
 from pldcli.tasks.batches import TaskBatches
-from pldcli.tasks.kinds import KINDS, head_of
+from pldcli.tasks.kinds import head_of
 from pldcli.tasks.metrics import task_score
-from pldcli.tasks.task import Examples, Features, Kind, TaskData
+from pldcli.tasks.reading import notes_on_special_tokens, reading_words
+from pldcli.tasks.task import Examples, TaskData
 
-__all__ = ["CellRunner", "Report", "max_seq_len_of", "read_result", "usual_row_tokens"]
+__all__ = ["CellRunner", "Report", "read_result"]
 
-_ROW_TOKENS: dict[Kind, int] = {"spans": 384}
-_OTHER_ROW_TOKENS = 128
 _LOG_EVERY_STEPS = 10
 _SAVE_EVERY_SECONDS = 300.0
 """The state is saved at evaluations, this long after the last time at least, and when a signal stops it."""
@@ -53,28 +54,6 @@ _CUDA_LENGTH_MULTIPLE = 8
 
 Report = Callable[[int, int, str], None]
 """Told (steps done, steps in all, what is going on) while a cell trains."""
-
-
-class _Rows:
-    """A task tokenised for one row length, each split when it is first asked for: a worker never reads test splits."""
-
-    def __init__(self, data: TaskData, tokenizer: Tokenizer, max_seq_len: int, stride: int) -> None:
-        assert data.train is not None
-        self._task, self._tokenizer, self._max_seq_len, self._stride = data.task, tokenizer, max_seq_len, stride
-        self._splits = data.validation | data.test
-        self._encoded: dict[str, Features] = {}
-        self.train = self._encode(data.train)
-
-    def of(self, split: str) -> tuple[Examples, Features]:
-        """Find a validation or test split and its rows."""
-        examples = self._splits[split]
-        if split not in self._encoded:
-            self._encoded[split] = self._encode(examples)
-        return examples, self._encoded[split]
-
-    def _encode(self, examples: Examples) -> Features:
-        kind = KINDS[self._task.kind]
-        return kind.encode(examples, self._task, self._tokenizer, max_seq_len=self._max_seq_len, stride=self._stride)
 
 
 class CellRunner:
@@ -92,7 +71,11 @@ class CellRunner:
         self.experiment, self.runtime = experiment, runtime
         self.start = experiment.open_model()
         self.data: TaskData = experiment.load_data()
-        self._rows: dict[tuple[int, int], _Rows] = {}
+        if self.data.task.kind == "tags":
+            self.start = replace(self.start, tokenizer=reading_words(self.start.tokenizer))
+        assert self.data.train is not None
+        self.targets = TargetScale.of(self.data.task, self.data.train)
+        self._rows: dict[tuple[int, int], Rows] = {}
 
     @property
     def start_name(self) -> str:
@@ -107,8 +90,11 @@ class CellRunner:
     @property
     def notes(self) -> list[str]:
         """Say what the user should hear of model and data."""
-        splits = [self.data.train, *self.data.validation.values(), *self.data.test.values()]
-        return list(dict.fromkeys(note for examples in splits if examples is not None for note in examples.notes))
+        splits: list[Examples | None] = [self.data.train, *self.data.validation.values(), *self.data.test.values()]
+        found = [examples for examples in splits if examples is not None]
+        is_pre = self.start.settings.norm == "pre"  # exported with RoBERTa's positions
+        of_text = notes_on_special_tokens(found, self.data.task, self.start.tokenizer, skips_padding=is_pre)
+        return list(dict.fromkeys([*(note for examples in found for note in examples.notes), *of_text]))
 
     def num_steps(self, settings: FinetuneConfig) -> int:
         """Count a cell's optimizer steps; for spans this tokenises the task."""
@@ -116,12 +102,12 @@ class CellRunner:
         rows = self.rows(settings).train.num_rows if self.data.task.kind in ("spans", "tags") else len(self.data.train)
         return _total_steps(rows, settings)
 
-    def rows(self, settings: FinetuneConfig) -> _Rows:
+    def rows(self, settings: FinetuneConfig) -> Rows:
         """Tokenise the task once for each row length."""
         length = max_seq_len_of(settings, self.data, self.start.settings.max_position_embeddings)
         key = (length, settings.stride)
         if key not in self._rows:
-            self._rows[key] = _Rows(self.data, self.start.tokenizer, length, min(settings.stride, length // 3))
+            self._rows[key] = Rows(self.data, self.start.tokenizer, length, min(settings.stride, length // 3), self.targets)
         return self._rows[key]
 
     def run(self, settings: FinetuneConfig, place: Path, *, report: Report, stop: StopRequest) -> dict[str, Any]:
@@ -157,6 +143,8 @@ class CellRunner:
                     finetune_checkpoint.forget(place)
                 return result
         trainer.model.load_state_dict(best.weights)
+        if self.targets is not None:
+            self.targets.fold_into(trainer.model)
         result = self._result(settings, rows, trainer, best=best, history=history, position=position)
         if self.runtime.is_main:
             self._write(place, result, best.splits, trainer.model, settings)
@@ -169,6 +157,11 @@ class CellRunner:
         model = load_pretrained(model_directory).with_head(head_of(self.data.task), trained=True).to(self.runtime.device)
         rows = self.rows(settings)
         return {name: as_json_lines(self._score(model, rows, name).predictions, test) for name, test in self.data.test.items()}
+
+    def _score_trained(self, model: StBert, rows: Rows) -> dict[str, ScoredSplit]:
+        """Score a model in training on every validation split."""
+        with nullcontext() if self.targets is None else self.targets.folded(model):
+            return {name: self._score(model, rows, name) for name in self.data.validation}
 
     def trainer(self, settings: FinetuneConfig) -> Trainer[TaskBatches]:
         """Put the parts of one fine-tuning together at its first step."""
@@ -213,7 +206,7 @@ class CellRunner:
         )
 
     def _train(
-        self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path, report: Report, stop: StopRequest
+        self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: Rows, place: Path, report: Report, stop: StopRequest
     ) -> tuple[Best, list[dict[str, Any]], Position]:
         """Train from where an earlier call stopped, evaluate on the way, and hold on to the best weights."""
         total, per_epoch = trainer.schedule.total_steps, trainer.batches.steps_per_epoch
@@ -230,7 +223,7 @@ class CellRunner:
             report(position.step, total, f"loss {course.losses[-1]:.3f}, {quantity(rate)} tokens/s")
             if position.step not in evaluated:
                 continue
-            splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
+            splits = self._score_trained(trainer.model, rows)
             course.evaluated(splits, self._task_score(splits), trainer, keep_last=settings.keep == "last")
             if settings.patience != "off" and course.without_better >= settings.patience:
                 break
@@ -240,7 +233,7 @@ class CellRunner:
         assert course.best is not None
         return course.best, course.history, course.position
 
-    def _resumed(self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: _Rows, place: Path) -> Course:
+    def _resumed(self, trainer: Trainer[TaskBatches], settings: FinetuneConfig, rows: Rows, place: Path) -> Course:
         """Go on where an earlier call stopped, or begin."""
         found = finetune_checkpoint.read(place, settings)
         if found is None:
@@ -248,7 +241,7 @@ class CellRunner:
         best = None
         if found.best_step is not None:
             trainer.model.load_state_dict(found.best_weights)
-            splits = {name: self._score(trainer.model, rows, name) for name in self.data.validation}
+            splits = self._score_trained(trainer.model, rows)
             best = Best(found.best_step, self._task_score(splits), splits, found.best_weights)
         finetune_checkpoint.restore(found, trainer)
         return Course(found.position, found.history, found.losses, best)
@@ -258,7 +251,7 @@ class CellRunner:
             finetune_checkpoint.write(place, settings, course, trainer)
         self.runtime.wait_for_all()
 
-    def _score(self, model: StBert, rows: _Rows, split: str) -> ScoredSplit:
+    def _score(self, model: StBert, rows: Rows, split: str) -> ScoredSplit:
         """Score at full depth in fp32, as `pld evaluate` does."""
         examples, features = rows.of(split)
         pad_id = self.start.tokenizer.special.pad_id
@@ -272,7 +265,7 @@ class CellRunner:
     def _result(
         self,
         settings: FinetuneConfig,
-        rows: _Rows,
+        rows: Rows,
         trainer: Trainer[TaskBatches],
         *,
         best: Best | None = None,
@@ -292,9 +285,12 @@ class CellRunner:
             "steps": position.step if position else None,
             "total_steps": trainer.schedule.total_steps,
             "error": error,
+            "notes": self._notes_on(best) if best else [],
+            "targets": asdict(self.targets) if self.targets else None,
             "examples": {"train": len(self.data.train)}
             | {name: len(split) for name, split in (self.data.validation | self.data.test).items()},
             "truncated": {"train": rows.train.num_truncated} | {name: rows.of(name)[1].num_truncated for name in self.data.validation},
+            "unknown": rows.unknown,
             "train_tokens": tokens,
             "train_seconds": seconds,
             "tokens_per_second": tokens / seconds if seconds else None,
@@ -309,6 +305,10 @@ class CellRunner:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+
+    def _notes_on(self, best: Best) -> list[str]:
+        splits = best.splits.items()
+        return [note for name, scored in splits for note in notes_on_predictions(scored, self.data.validation[name], self.data.task, name)]
 
     def _write(
         self, place: Path, result: dict[str, Any], splits: Mapping[str, ScoredSplit], model: StBert, settings: FinetuneConfig
@@ -331,27 +331,6 @@ class CellRunner:
                 stride=settings.stride,
             )
             _write_json(temporary / "result.json", result)
-
-
-def max_seq_len_of(settings: FinetuneConfig, data: TaskData, positions: int) -> int:
-    """Choose the row length.
-
-    Raises:
-        UsageError: The model has fewer positions.
-    """
-    wanted = settings.max_seq_len
-    if wanted == "auto":
-        return usual_row_tokens(data.task.kind, positions)
-    if wanted > positions:
-        raise UsageError(
-            f"{wanted} tokens do not fit the model's {positions} positions", where="max_seq_len", hint=f"use max_seq_len={positions}"
-        )
-    return wanted
-
-
-def usual_row_tokens(kind: Kind, positions: int) -> int:
-    """Choose the row length where nothing says it."""
-    return min(_ROW_TOKENS.get(kind, _OTHER_ROW_TOKENS), positions)
 
 
 def read_result(place: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from pldcli import atomic
 from pldcli.csv_text import csv_text
 from pldcli.engine.model_source import short_name
 from pldcli.score_plots import plot_spread
-from pldcli.tasks.metrics import Summary, summary
+from pldcli.tasks.metrics import Summary, shown, summary
 from pldcli.tasks.task import Task
 
 __all__ = ["Group", "as_table", "best_cell", "flat_scores", "group_cells", "write_results"]
@@ -57,7 +57,7 @@ def group_cells(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
     for text, members in grouped.items():
         own = {key: value for key, value in json.loads(text).items() if key in varying}
         good = [cell for cell in members if cell["score"] is not None]
-        names = list(flat_scores(good[0])) if good else []
+        names = [name for name in flat_scores(good[0]) if all(name in flat_scores(cell) for cell in good)] if good else []
         groups.append(
             Group(
                 ", ".join(f"{key}={value}" for key, value in own.items()),
@@ -94,7 +94,7 @@ def as_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
             score = group.score
             spread = [f"{100 * value:.2f}" for value in (score.std, score.median, score.minimum, score.maximum)]
             row += [f"{100 * score.mean:.2f}", *(spread if several else [])]
-            row += [_mean_and_spread(group.metrics[name], several) for name in metrics]
+            row += [_mean_and_spread(name, group.metrics[name], several) for name in metrics]
         rows.append([*row, _time(group)])
     return headings, rows
 
@@ -137,11 +137,13 @@ def _markdown(task: Task, start: str, groups: Sequence[Group], best: str | None)
     headings, rows = as_table(groups)
     lines = [f"# {task.name} from {start}", "", f"Score: mean of {', '.join(task.metrics)}, x 100, on validation examples.", ""]
     lines += [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {' | '.join(row)} |" for row in rows)]
+    if task.kind == "regression":
+        lines += ["", f"Errors (mae, rmse) are in the units of {task.label_column}, and not part of the score."]
     return "\n".join([*lines, "", f"The model is that of the best single run: {best or 'none, all diverged'}."]) + "\n"
 
 
-def _mean_and_spread(values: Summary, several: bool) -> str:
-    return f"{100 * values.mean:.2f} ± {100 * values.std:.2f}" if several else f"{100 * values.mean:.2f}"
+def _mean_and_spread(name: str, values: Summary, several: bool) -> str:
+    return f"{shown(name, values.mean)} ± {shown(name, values.std)}" if several else shown(name, values.mean)
 
 
 def _time(group: Group) -> str:

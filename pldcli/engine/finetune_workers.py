@@ -17,9 +17,9 @@ from typing import Any
 
 from pldcli.engine.experiment import Experiment
 from pldcli.engine.signals import StopRequest
-from pldcli.errors import PldError
+from pldcli.errors import DeviceError, PldError
 from pldcli.finetune_config import FinetuneConfig, from_dict
-from pldcli.workers import answering, as_error, close_pipe, describe_error, start_worker, tell
+from pldcli.workers import answering, answers_of, as_error, close_pipe, describe_error, start_worker, tell, visible_gpus
 
 __all__ = ["Job", "run_jobs", "serve"]
 
@@ -55,7 +55,7 @@ def run_jobs(
         at_once: Number of processes.
         threads: Of each process.
         device: `cpu` or `cuda`.
-        num_gpus: Processes take GPUs 0, 1, ... in turn.
+        num_gpus: GPUs that this process sees; processes take them in turn.
         report: Told (name, steps done, steps in all, what is going on).
         stop: Looked at all the time.
 
@@ -64,18 +64,25 @@ def run_jobs(
     """
     waiting, answers = list(jobs), queue.SimpleQueue[tuple[int, dict[str, Any]]]()
     workers: list[subprocess.Popen[bytes]] = []
+    listeners: list[threading.Thread] = []
+    gpus = (visible_gpus() or [str(number) for number in range(num_gpus)])[:num_gpus]
     busy: dict[int, Job] = {}
     try:
         for number in range(min(at_once, len(jobs))):
-            gpu = {"CUDA_VISIBLE_DEVICES": str(number % num_gpus)} if num_gpus else {}
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
             worker = start_worker(__name__, [experiment.to_json(), device], threads=threads, environment=gpu)
             workers.append(worker)
-            threading.Thread(target=_listen, args=(number, worker, answers), daemon=True).start()
+            listeners.append(threading.Thread(target=_listen, args=(number, worker, answers), daemon=True))
+            listeners[number].start()
             busy[number] = _give(worker, waiting.pop(0))
         while busy and not stop.signal_number:
             try:
                 number, answer = answers.get(timeout=_LOOK_EVERY_SECONDS)
             except queue.Empty:
+                # A process of a worker's own may hold its pipe open after its death: its end is not waited for.
+                for number in (one for one in busy if workers[one].poll() is not None):
+                    listeners[number].join(_LOOK_EVERY_SECONDS)
+                    answers.put((number, _died(workers[number])))
                 continue
             if number not in busy:
                 continue  # it had nothing left to do
@@ -93,13 +100,13 @@ def run_jobs(
         for worker in workers:
             close_pipe(worker.stdin)
             worker.terminate()
-        for worker in workers:
+        for worker, listener in zip(workers, listeners, strict=False):
             try:
                 worker.wait(_STOP_WITHIN_SECONDS)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
-            close_pipe(worker.stdout)
+            listener.join(_LOOK_EVERY_SECONDS)
 
 
 def serve() -> None:
@@ -134,7 +141,19 @@ def _give(worker: subprocess.Popen[bytes], job: Job) -> Job:
 
 
 def _listen(number: int, worker: subprocess.Popen[bytes], answers: queue.SimpleQueue[tuple[int, dict[str, Any]]]) -> None:
-    assert worker.stdout is not None
-    for line in worker.stdout:
-        answers.put((number, json.loads(line)))
-    answers.put((number, {"error": "DeviceError", "what": "a process that fine-tunes died", "where": "", "hint": "try --jobs 1"}))
+    try:
+        for answer in answers_of(worker):
+            answers.put((number, answer))
+    finally:
+        answers.put((number, _died(worker)))
+        close_pipe(worker.stdout)  # not by another thread, which would wait for this one to have read all
+
+
+def _died(worker: subprocess.Popen[bytes]) -> dict[str, str]:
+    try:
+        code = worker.wait(_LOOK_EVERY_SECONDS)
+    except subprocess.TimeoutExpired:
+        how = ""
+    else:
+        how = f" (signal {-code})" if code < 0 else f" (exit code {code})"
+    return describe_error(DeviceError(f"a process that fine-tunes died{how}", hint="try --jobs 1"))

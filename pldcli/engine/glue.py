@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from pldcli.engine.experiment import Experiment
 from pldcli.engine.finetune import Finetuned, finetune
 from pldcli.engine.finetune_results import flat_scores
 from pldcli.engine.prediction import as_json_lines
-from pldcli.errors import DataError, UsageError
+from pldcli.errors import DataError, DivergedError, MissingDataError, PldError, UsageError
 from pldcli.finetune_config import FinetuneConfig
 from pldcli.tasks.metrics import glue_average, paper_geometric_mean
 from pldcli.tasks.registry import find_task, glue_tasks, is_known_task, task_name
@@ -36,11 +36,22 @@ class GlueResult:
 
     tasks: list[Finetuned]
     skipped: list[str]
-    """Why tasks of glue/all were left out, a line each."""
+    """Tasks of glue/all whose files are not there, a line each."""
     average: float | None
     """The leaderboard's average, in [0, 1]; None where a task is missing."""
     geometric_mean: float | None
     """The geometric mean of the paper's 12 numbers; None where a task is missing."""
+    failed: dict[str, PldError] = field(default_factory=dict)
+    """Tasks of glue/all that could not be done, and why; the others were done all the same."""
+
+    @property
+    def error(self) -> PldError | None:
+        """What to end with: an error that speaks of every task that failed, of the kind of the first that can be mended."""
+        if not self.failed:
+            return None
+        first = min(self.failed.values(), key=lambda error: isinstance(error, DivergedError))
+        lines = [_named(name, error) for name, error in self.failed.items()]
+        return type(first)(f"{len(lines)} of the tasks failed, the others are done: {' | '.join(lines)}", where=ALL)
 
 
 def finetune_tasks(
@@ -69,20 +80,15 @@ def finetune_tasks(
         console: Where to speak.
 
     Raises:
-        PldError: As `finetune`; or there is no MNLI model to start from.
+        PldError: As `finetune`, for `glue/all` only where that concerns every task (`GlueResult.failed` has what concerns some); or there
+            is no MNLI model to start from.
     """
 
     def run(one: Experiment, place: Path) -> Finetuned:
         return finetune(one, settings, out=place, jobs=jobs, device=device, overwrite=overwrite, console=console)
 
     if experiment.task.lower() == ALL:
-        done, skipped = _every_task(experiment, out or base, run, from_mnli=from_mnli)
-        if not done:
-            raise DataError("no task of GLUE has training examples here", hint=skipped[0] if skipped else "")
-        result = GlueResult(done, skipped, *_averages(done))
-        if done[0].is_main:
-            _write_summary(out or base, result)
-        return result
+        return _every_task(experiment, out or base, run, from_mnli=from_mnli)
     if not from_mnli:
         return GlueResult([run(experiment, out or base / task_name(experiment.task))], [], None, None)
     name = find_task(experiment.task).name if is_known_task(experiment.task) else experiment.task
@@ -126,23 +132,37 @@ def submit(result: GlueResult, experiment: Experiment, path: Path) -> list[str]:
     return write_submission(path, files)
 
 
-def _every_task(
-    experiment: Experiment, base: Path, run: Callable[[Experiment, Path], Finetuned], *, from_mnli: bool
-) -> tuple[list[Finetuned], list[str]]:
-    """Run what has data, MNLI first where others start from it; give the results in the leaderboard's order."""
+def _every_task(experiment: Experiment, base: Path, run: Callable[[Experiment, Path], Finetuned], *, from_mnli: bool) -> GlueResult:
+    """Run what has data, MNLI first where others start from it; wrong data or divergence in one task does not stop the others."""
     names = [task.name for task in glue_tasks() if task.name != _AX]
     order = sorted(names, key=lambda name: name != _MNLI) if from_mnli else names
     done: dict[str, Finetuned] = {}
-    skipped = []
+    skipped: list[str] = []
+    failed: dict[str, PldError] = {}
     for name in order:
         one, place = replace(experiment, task=name), base / task_name(name)
         if from_mnli and name in _AFTER_MNLI:
+            if _MNLI in failed:
+                failed[name] = type(failed[_MNLI])(f"would start from the model of {_MNLI}, which failed", where=name)
+                continue
             one, place = _after_mnli(one, base), base / f"{task_name(name)}-from-mnli"
         try:
             done[name] = run(one, place)
-        except DataError as error:
-            skipped.append(str(error) if name in str(error) else f"{name}: {error}")
-    return [done[name] for name in names if name in done], skipped
+        except MissingDataError as error:
+            skipped.append(_named(name, error))
+        except (DataError, DivergedError) as error:
+            failed[name] = error
+    in_order = [done[name] for name in names if name in done]
+    result = GlueResult(in_order, skipped, *_averages(in_order), {name: failed[name] for name in names if name in failed})
+    if not in_order:
+        raise result.error or MissingDataError("no task of GLUE has training examples here", hint=skipped[0])
+    if in_order[0].is_main:
+        _write_summary(base, result)
+    return result
+
+
+def _named(task: str, error: PldError) -> str:
+    return str(error) if task in str(error) else f"{task}: {error}"
 
 
 def _after_mnli(experiment: Experiment, base: Path) -> Experiment:
@@ -172,6 +192,7 @@ def _write_summary(base: Path, result: GlueResult) -> None:
             for one in result.tasks
         },
         "skipped": result.skipped,
+        "failed": {name: str(error) for name, error in result.failed.items()},
     }
     atomic.write_text(base / "glue.json", json.dumps(content, indent=1) + "\n")
 

@@ -20,8 +20,10 @@ from pldcli.tasks.batches import batches_in_order
 from pldcli.tasks.kinds import KINDS
 from pldcli.tasks.task import Examples, Features, Prediction, Task
 
-__all__ = ["ScoredSplit", "as_json_lines", "json_lines", "outputs_of", "score_split"]
+__all__ = ["ScoredSplit", "as_json_lines", "json_lines", "notes_on_predictions", "outputs_of", "score_split"]
 
+_LEAST_VARIATION = 0.01
+"""Standard deviation of predicted numbers, as a share of that of the targets, below which they count as all the same."""
 _TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
 
 
@@ -109,6 +111,17 @@ def score_split(
     predictions = kind.predict(outputs, features, examples, task)
     scores = kind.score(predictions, examples, task) if examples.labels is not None else {}
     return ScoredSplit(predictions, scores, len(features.input_ids), seconds)
+
+
+def notes_on_predictions(scored: ScoredSplit, examples: Examples, task: Task, split: str) -> list[str]:
+    """Say what the scores of a split hide: numbers that are nearly all the same have correlations all the same."""
+    if task.kind != "regression" or examples.labels is None or len(examples) < 2:
+        return []
+    predicted, targets = np.array([one.label for one in scored.predictions], np.float64), np.array(examples.labels, np.float64)
+    if predicted.std() >= _LEAST_VARIATION * targets.std():
+        return []
+    ranges = [f"{values.min():,.6g} to {values.max():,.6g}" for values in (predicted, targets)]
+    return [f"predictions hardly vary in {split}: {ranges[0]}, where the targets are {ranges[1]}; correlations mean nothing then"]
 
 
 def as_json_lines(predictions: Sequence[Prediction], examples: Examples) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from pldcli.study.outcome import Outcome
 from pldcli.study.plan import Plan, PlannedRun, Shape, changed_keys, make_plan, shapes
 from pldcli.study.spec import Spec
 from pldcli.study.timings import QUIET, Timings, read_timings, write_plan
-from pldcli.workers import available_cores
+from pldcli.workers import available_cores, visible_gpus
 
 __all__ = ["Study", "make_slots", "open_study", "train_study", "tune_study"]
 
@@ -75,7 +75,14 @@ def make_slots(*, jobs: int, gpus: Sequence[str]) -> list[Slot]:
     Args:
         jobs: Runs at once; with GPUs named, on each of them.
         gpus: As CUDA_VISIBLE_DEVICES names them; none for no choice.
+
+    Raises:
+        UsageError: A GPU is not one of those that CUDA_VISIBLE_DEVICES leaves to this process.
     """
+    allowed = visible_gpus()
+    if allowed is not None and (others := [gpu for gpu in gpus if gpu not in allowed]):
+        listed = ",".join(allowed)
+        raise UsageError(f"CUDA_VISIBLE_DEVICES does not name {', '.join(others)}", where="--gpus", hint=f"choose from {listed or 'none'}")
     environments: list[dict[str, str]] = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
     threads = None if jobs == 1 else max(1, available_cores() // (jobs * len(environments)))
     return [Slot(environment, threads) for environment in environments * jobs]

@@ -18,7 +18,7 @@ from pldcli.errors import DeviceError, PldError
 from pldcli.step_time import StepTime
 from pldcli.study.plan import Shape
 from pldcli.study.timings import QUIET, ShapeTime
-from pldcli.workers import answering, as_error, close_pipe, describe_error, end_with_parent, start_worker, tell
+from pldcli.workers import answering, answers_of, as_error, close_pipe, describe_error, end_with_parent, start_worker, tell
 
 __all__ = ["Measured", "measure_shapes", "serve"]
 
@@ -58,12 +58,10 @@ def measure_shapes(
         PldError: What went wrong there.
     """
     worker = start_worker(__name__, threads=threads, environment=environment)
-    assert worker.stdout is not None
     labels = {shape.key: shape.label for shape in shapes}
     try:
         tell(worker, data=str(data), configs={shape.key: flatten(shape.config) for shape in shapes})
-        for line in worker.stdout:
-            answer = json.loads(line)
+        for answer in answers_of(worker):
             if "error" in answer:
                 raise as_error(answer)
             if "samples" in answer:

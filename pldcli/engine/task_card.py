@@ -7,6 +7,7 @@ from typing import Any
 
 from pldcli.engine.finetune_results import flat_scores
 from pldcli.finetune_config import changed, from_dict
+from pldcli.tasks.metrics import shown
 from pldcli.tasks.task import Task
 
 __all__ = ["task_card"]
@@ -30,7 +31,8 @@ def task_card(task: Task, start: str, cell: Mapping[str, Any], num_cells: int) -
     """
     pipeline, class_name = _CLASSES[task.kind]
     settings = from_dict(cell["settings"])
-    scores = "\n".join(f"| {name} | {100 * value:.2f} |" for name, value in flat_scores(cell).items())
+    scores = "\n".join(f"| {name} | {shown(name, value)} |" for name, value in flat_scores(cell).items())
+    units = f"\n\nThe errors are in the units of {task.label_column}." if task.kind == "regression" else ""
     differing = ", ".join(f"{key}={value}" for key, value in {**changed(settings), "seed": settings.seed}.items())
     chosen = "" if num_cells == 1 else f" It is the best of {num_cells} runs on these examples, so the score is a little too good."
     labels = f"Labels: {', '.join(task.labels)}.\n\n" if task.labels else ""
@@ -46,7 +48,7 @@ examples, {cell["total_steps"]:,} steps planned, weights of step {cell["best_ste
 
 {labels}| validation | x 100 |
 |---|---|
-{scores}
+{scores}{units}
 
 {cell["precision"]} on {cell["hardware"]}; pldcli {cell["pldcli"]}, torch {cell["torch"]}.
 

@@ -93,7 +93,8 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> 
     """Load a saved directory with transformers and compare outputs with ours.
 
     Returns:
-        The largest absolute difference, or None where transformers is not installed.
+        The largest absolute difference, or None where transformers is not installed; of a single output, which is a number on any scale,
+        as a share of the largest where that is above 1.
     """
     if importlib.util.find_spec("transformers") is None:
         return None
@@ -110,7 +111,8 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> 
         ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD)
         outputs = theirs(input_ids=input_ids_BT, attention_mask=torch.ones_like(input_ids_BT))
         both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
-        difference = (both - ours).abs().max()
+        scale = ours.abs().max().clamp(min=1.0) if ours.shape[-1] == 1 else 1.0
+        difference = (both - ours).abs().max() / scale
     model.to(device).train(training)
     return float(difference)
 
@@ -181,5 +183,7 @@ def _tokenizer_config(tokenizer: dict[str, Any], special: SpecialTokens, setting
         "model_max_length": settings.max_position_embeddings,
         "model_input_names": ["input_ids", *(["token_type_ids"] if settings.type_vocab_size > 1 else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        # transformers 4 sets the pre-tokenizer to this, and to False where it is not said
+        **{key: value for key, value in (tokenizer.get("pre_tokenizer") or {}).items() if key == "add_prefix_space"},
         **{role: tokens[token_id] for role, token_id in (roles | {"mask_token": special.mask_id}).items()},
     }

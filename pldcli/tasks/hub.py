@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pldcli.errors import DataError
+from pldcli.errors import MissingDataError
 from pldcli.tasks.columnar import class_names
 from pldcli.tasks.layouts import where_to_put
 from pldcli.tasks.table import Table
@@ -34,7 +34,7 @@ def load_hub(task: Task, keep: Collection[str]) -> dict[str, Table]:
         A table per split.
 
     Raises:
-        DataError: It cannot be had.
+        MissingDataError: It cannot be had.
     """
     assert task.hub is not None
     name, configuration = task.hub
@@ -47,7 +47,8 @@ def load_hub(task: Task, keep: Collection[str]) -> dict[str, Table]:
         except Exception as error:  # whatever a library and a network can say
             first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
             reason = first if reachable else "the Hugging Face hub cannot be reached"
-            raise DataError(f"{task.name} is not on this machine and cannot be downloaded ({reason})", hint=where_to_put(task)) from error
+            what = f"{task.name} is not on this machine and cannot be downloaded ({reason})"
+            raise MissingDataError(what, hint=where_to_put(task)) from error
     place = Path(name, configuration) if configuration else Path(name)
     return {split: _table(place / split, data, keep) for split, data in loaded.items()}
 

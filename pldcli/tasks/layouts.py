@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, MissingDataError
 from pldcli.tasks.columnar import is_saved_dataset
 from pldcli.tasks.registry import TASKS
 from pldcli.tasks.table import ENDINGS, ending
@@ -44,11 +44,12 @@ def find_split_files(data_dir: Path, task: Task) -> dict[str, SplitFiles]:
         task: The task.
 
     Raises:
-        DataError: There is nothing, or two files could be the same split.
+        MissingDataError: There is nothing.
+        DataError: Two files could be the same split.
     """
     if not data_dir.is_dir():
         what = "is not a directory" if data_dir.exists() else "no such directory"
-        raise DataError(what, where=str(data_dir), hint=f"to use {task.name}, {where_to_put(task)}")
+        raise MissingDataError(what, where=str(data_dir), hint=f"to use {task.name}, {where_to_put(task)}")
     found: dict[Path, dict[str, SplitFiles]] = {}
     for folder in _folders_named_like(data_dir, task):
         if splits := _splits_in(folder, task):
@@ -58,7 +59,7 @@ def find_split_files(data_dir: Path, task: Task) -> dict[str, SplitFiles]:
         raise DataError(f"both {first} and {second} hold {task.name}", where=str(data_dir), hint="name one of them with --data-dir")
     splits = next(iter(found.values())) if found else _first_with_splits(data_dir, task)
     if not splits:
-        raise DataError(f"holds no files of {task.name}", where=str(data_dir), hint=where_to_put(task))
+        raise MissingDataError(f"holds no files of {task.name}", where=str(data_dir), hint=where_to_put(task))
     return splits
 
 

@@ -1,6 +1,7 @@
 """How well predictions fit labels, as the GLUE authors measure it, and what several such numbers come to.
 
-Everything here is plain numpy. Values lie in [0, 1], correlations and `matthews` in [-1, 1]; nothing is multiplied by 100.
+Everything here is plain numpy. Values lie in [0, 1], correlations and `matthews` in [-1, 1], errors are in the units of the target; nothing
+is multiplied by 100.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "ERRORS",
     "METRICS",
     "Summary",
     "accuracy",
@@ -21,8 +23,11 @@ __all__ = [
     "glue_average",
     "macro_f1",
     "matthews",
+    "mean_absolute_error",
     "paper_geometric_mean",
     "pearson",
+    "root_mean_squared_error",
+    "shown",
     "spearman",
     "summary",
     "task_score",
@@ -91,6 +96,18 @@ def spearman(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     return pearson(_ranks(y), _ranks(z))
 
 
+def mean_absolute_error(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the mean distance of predictions from their targets, in the units of the target."""
+    y, z = _numbers(labels, predictions)
+    return float(np.abs(y - z).mean())
+
+
+def root_mean_squared_error(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Compute the root of the mean squared distance of predictions from their targets, in the units of the target."""
+    y, z = _numbers(labels, predictions)
+    return float(np.sqrt(np.square(y - z).mean()))
+
+
 METRICS: Mapping[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -100,6 +117,14 @@ METRICS: Mapping[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {
     "spearman": spearman,
 }
 """Each metric under its name: a function of label ids (or numbers) and predictions, in this order."""
+
+ERRORS: Mapping[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {"mae": mean_absolute_error, "rmse": root_mean_squared_error}
+"""What is reported beside the metrics of a regression: the lower the better, and no part of a task's score."""
+
+
+def shown(name: str, value: float) -> str:
+    """Write a metric times 100, an error as it is; a second validation split's name may stand behind the metric's."""
+    return f"{value:,.5g}" if name.partition("_")[0] in ERRORS else f"{100 * value:.2f}"
 
 
 @dataclass(frozen=True)
@@ -178,6 +203,11 @@ def _pair(labels: npt.ArrayLike, predictions: npt.ArrayLike, dtype: type | None 
     y, z = np.asarray(labels, dtype), np.asarray(predictions, dtype)
     assert y.ndim == 1 and y.shape == z.shape, f"{y.shape} labels, {z.shape} predictions"
     return y, z
+
+
+def _numbers(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    y, z = _pair(labels, predictions, np.float64)
+    return y.astype(np.float64), z.astype(np.float64)
 
 
 def _f1_of_class(y: npt.NDArray[np.generic], z: npt.NDArray[np.generic], one: object) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer
-from pldcli.tasks.metrics import METRICS
+from pldcli.tasks.metrics import ERRORS, METRICS
+from pldcli.tasks.reading import reader_of
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 
 __all__ = ["Classification", "Regression"]
@@ -64,8 +65,10 @@ class Regression:
         return [Prediction(float(value[0]), [float(value[0])]) for value in outputs]
 
     def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
-        """Compute the task's metrics."""
-        return _metrics(task, examples.labels, [prediction.label for prediction in predictions])
+        """Compute the task's metrics, and beside them the errors in the units of the target."""
+        predicted = [prediction.label for prediction in predictions]
+        errors = {name: error(np.array(examples.labels), np.array(predicted)) for name, error in ERRORS.items()}
+        return _metrics(task, examples.labels, predicted) | errors
 
 
 def _encode(examples: Examples, tokenizer: Tokenizer, max_seq_len: int, label_type: Any) -> Features:
@@ -94,11 +97,7 @@ def _encode(examples: Examples, tokenizer: Tokenizer, max_seq_len: int, label_ty
 
 def _truncating(tokenizer: Tokenizer, max_seq_len: int) -> Any:
     """Copy the tokenizer, set to wrap texts as the model expects and to cut them."""
-    import tokenizers
-
-    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
-    fast.no_padding()
-    fast.encode_special_tokens = True  # `[MASK]` in a text is text
+    fast = reader_of(tokenizer)
     fast.enable_truncation(max_seq_len, strategy="longest_first")
     return fast
 

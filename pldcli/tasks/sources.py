@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pldcli.errors import DataError, UsageError
+from pldcli.errors import DataError, MissingDataError, UsageError
 from pldcli.tasks.examples import LabelRule, join, needed_columns, read_examples
 from pldcli.tasks.layouts import SplitFiles, find_split_files, splits_of
 from pldcli.tasks.table import Table, ending, read_table
@@ -147,7 +147,9 @@ def _from_hub(task: Task) -> dict[str, Examples]:
     tables = load_hub(task, _needed(task))
     found = {split: _from_table(tables[split], task, split) for split in splits_of(task) if split in tables}
     if not found:
-        raise DataError(f"the hub has no split of {task.name}", where=str(task.hub and task.hub[0]), hint="name files with --data-dir")
+        raise MissingDataError(
+            f"the hub has no split of {task.name}", where=str(task.hub and task.hub[0]), hint="name files with --data-dir"
+        )
     return found
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pldcli.data.conversion import SPACE
 from pldcli.data.tokenizer import Tokenizer
+from pldcli.tasks.reading import reader_of
 from pldcli.tasks.squad import squad_scores
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, window_starts
@@ -156,14 +157,12 @@ def _encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, _Text
 
 
 def _encodings(texts: list[str], tokenizer: Tokenizer) -> Iterator[tuple[str, _Text]]:
-    special = tokenizer.special
-    banned = np.array(special.ids)
-    space = tokenizer.fast.token_to_id(SPACE)
+    fast = reader_of(tokenizer)
+    space = fast.token_to_id(SPACE)
     for first in range(0, len(texts), _BATCH):
         batch = texts[first : first + _BATCH]
-        for text, encoding in zip(batch, tokenizer.fast.encode_batch(batch, add_special_tokens=False), strict=True):
+        for text, encoding in zip(batch, fast.encode_batch(batch, add_special_tokens=False), strict=True):
             ids = np.array(encoding.ids, np.int32)
-            ids[np.isin(ids, banned)] = special.unk_id
             spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
             begins, ends = _without_white_space(text, spans[:, 0], spans[:, 1])
             ends = np.where(ids == space, begins, ends)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import accuracy
+from pldcli.tasks.reading import reader_of, reading_words
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of
 
@@ -23,6 +23,7 @@ _PREFIXES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
 """The letters of IOB, IOBES and BILOU: begin, inside, end (last), single (unit)."""
 
 _OUTSIDE = "O"
+_NO_TOKEN = -1
 _BATCH = 4096
 """Words that are tokenised at once."""
 
@@ -32,7 +33,7 @@ class _Details:
     """Which token speaks for each word."""
 
     tokens: npt.NDArray[np.int64]
-    """Of the words of all examples, one after the other: its place in `Features.input_ids`."""
+    """Of the words of all examples, one after the other: its place in `Features.input_ids`; -1 for a word that comes to no token."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Tags:
         A sentence that does not fit a row is cut between words into windows. Neighbours share words of up to `stride` tokens, half
         a row at most; of these the earlier window labels the first half and the later one the rest, so that every word is labelled
         exactly once, where there is context on both sides. A single word longer than a row loses its end, and its sentence is counted
-        in `num_truncated`. A word that comes to no token at all becomes the unknown token.
+        in `num_truncated`. A word that comes to no token, such as a zero-width space, teaches nothing.
 
         Args:
             examples: The split.
@@ -89,13 +90,14 @@ class Tags:
                 row_ids, row_types = frame.row(np.concatenate([*encoded[window.first : window.end], np.zeros(0, np.int32)]))
                 labelled = slice(window.labels_from, window.labels_to)
                 places = starts[labelled] - starts[window.first] + len(frame.gaps[0])
+                has_token = np.diff(starts)[labelled] > 0
                 row_labels = np.full(len(row_ids), _IGNORED, np.int64)
                 if examples.labels is not None:
-                    row_labels[places] = examples.labels[i][labelled]
+                    row_labels[places[has_token]] = np.array(examples.labels[i][labelled], np.int64)[has_token]
                 ids.append(row_ids)
                 types.append(row_types)
                 labels.append(row_labels)
-                tokens.append(places + offset)
+                tokens.append(np.where(has_token, places + offset, _NO_TOKEN))
                 example_of_row.append(i)
                 offset += len(row_ids)
         return Features(
@@ -109,7 +111,7 @@ class Tags:
         )
 
     def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
-        """Take each word's most probable label.
+        """Take each word's most probable label; one without a token is "O", or the first label, with probability 0.
 
         Args:
             outputs: Per row, [tokens of the row, labels].
@@ -119,11 +121,12 @@ class Tags:
         """
         details: _Details = features.details
         empty = np.zeros((0, len(task.labels)), np.float32)
+        has_token = details.tokens != _NO_TOKEN
         logits = np.concatenate([empty, *outputs])[details.tokens].astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        best = logits.argmax(axis=1)
-        probabilities = (exponentials.max(axis=1) / exponentials.sum(axis=1)).tolist()
-        label_ids = best.tolist()
+        outside = task.labels.index(_OUTSIDE) if _OUTSIDE in task.labels else 0
+        probabilities = np.where(has_token, exponentials.max(axis=1) / exponentials.sum(axis=1), 0.0).tolist()
+        label_ids = np.where(has_token, logits.argmax(axis=1), outside).tolist()
         predictions, start = [], 0
         for words in examples.inputs[0]:
             of_words = slice(start, start + len(words))
@@ -208,28 +211,17 @@ def _mark_entities(labels: Sequence[str]) -> bool:
 
 
 def _encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> dict[str, npt.NDArray[np.int32]]:
-    """Tokenise each distinct word once, as it stands after a space; no word comes to nothing or to a special token."""
+    """Tokenise each distinct word once, as it stands after a space."""
     words = list(dict.fromkeys(word for sentence in sentences for word in sentence))
     return dict(_encodings(words, tokenizer))
 
 
 def _encodings(words: list[str], tokenizer: Tokenizer) -> Iterator[tuple[str, npt.NDArray[np.int32]]]:
-    special = tokenizer.special
-    before = " " if _needs_space(tokenizer) else ""
+    fast = reader_of(reading_words(tokenizer))
     for first in range(0, len(words), _BATCH):
         batch = words[first : first + _BATCH]
-        encodings = tokenizer.fast.encode_batch_fast([before + word for word in batch], add_special_tokens=False)
-        for word, encoding in zip(batch, encodings, strict=True):
-            ids = np.array(encoding.ids or [special.unk_id], np.int32)
-            ids[np.isin(ids, special.ids)] = special.unk_id
-            yield word, ids
-
-
-def _needs_space(tokenizer: Tokenizer) -> bool:
-    """Tell whether words within a text have other ids than at its start: bytes-level BPE, as RoBERTa's, marks the space before."""
-    pre_tokenizer = json.loads(tokenizer.json_text).get("pre_tokenizer") or {}
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    return any(step.get("type") == "ByteLevel" for step in steps)
+        for word, encoding in zip(batch, fast.encode_batch_fast(batch, add_special_tokens=False), strict=True):
+            yield word, np.array(encoding.ids, np.int32)
 
 
 def _windows(starts: npt.NDArray[np.int64], room: int, stride: int) -> list[_Window]:

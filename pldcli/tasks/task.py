@@ -219,5 +219,5 @@ class KindCode(Protocol):
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
-        """Compute the task's metrics, in [-1, 1] or [0, 1]; the examples have labels."""
+        """Compute the task's metrics, in [-1, 1] or [0, 1], and errors of numbers in their units; the examples have labels."""
         ...

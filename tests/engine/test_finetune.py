@@ -429,3 +429,48 @@ def test_test_splits_are_tokenised_only_to_be_predicted(river_experiment, rivers
         assert sorted(seen) == ["train", "validation"] and result["examples"]["test"] == 20
         assert len(runner.predict_tests(settings, tmp_path / "cell" / "model")["test"]) == 20
         assert sorted(seen) == ["test", "train", "validation"]
+
+
+# Text that the tokenizer does not know
+
+
+def test_unknown_tokens_are_said(learn, river_experiment, tmp_path):
+    rows = [row | {"text": f"{row['text']} ☃"} if i % 4 == 0 else row for i, row in enumerate(river_rows(40, 1))]
+    train, validation = write_rows(tmp_path / "train.jsonl", rows), write_rows(tmp_path / "validation.jsonl", river_rows(12, 2))
+    done = learn(river_experiment(task=str(train), files={"validation": str(validation)}), tmp_path / "out", "epochs=0.1")
+    share = 10 / sum(len(row["text"].split()) for row in rows)
+    cell = json.loads((done.out / "results.json").read_text())["cells"][done.best]
+    assert cell["unknown"] == {"train": pytest.approx(share), "validation": 0.0}
+    assert done.notes == [
+        f"unknown to the model's tokenizer: {100 * share:.1f} % of the tokens in train; the model sees the same [UNK] for all of them"
+    ]
+    from pldcli.engine.evaluate_task import TaskSource, evaluate_task
+
+    assert (
+        done.notes[0].replace("in train", "in snow")
+        in evaluate_task(done.model, TaskSource(str(train.rename(tmp_path / "snow.jsonl")))).notes
+    )
+
+
+@pytest.mark.parametrize("kind", ["classification", "tags", "spans"])
+def test_text_of_which_nothing_is_known_is_refused(learn, river_experiment, tmp_path, kind):
+    words = {"text": "☃☃☃ ☂ ☄", "label": "land"}
+    if kind == "tags":
+        rows = [{"tokens": ["☃", "☂"], "ner_tags": ["O", "B-X"]}] * 20
+    elif kind == "spans":
+        rows = [{"question": "☂", "context": "☃ ☂", "answers": {"text": ["☂"], "answer_start": [2]}}] * 20
+    else:
+        rows = [words, words | {"label": "water"}] * 10
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError, match=r"train\.jsonl: the model's tokenizer knows nothing of this text: all of \d+ tokens are unknown"):
+        learn(river_experiment(task=str(train), kind=kind, files={}), tmp_path / "out", "epochs=0.1")
+
+
+def test_special_tokens_in_text_are_said(learn, river_experiment, rivers, tmp_path, monkeypatch):
+    from pldcli.engine.runtime import launch
+
+    train = write_rows(tmp_path / "train.jsonl", [row | {"text": f"{row['text']} [SEP] the road"} for row in river_rows(40, 1)])
+    with launch("cpu") as runtime:
+        notes = CellRunner(river_experiment(task=str(train)), runtime).notes
+    assert f"{train}: column 'text': 40 of 40 rows hold [SEP], read as the special token, as transformers does" in notes
+    assert sum("[SEP]" in note for note in notes) == 1

@@ -168,7 +168,8 @@ def test_one_study_at_a_time(opened: Any, spec_of: Callable[..., Spec], tmp_path
         opened(spec_of())
 
 
-def test_where_runs_train() -> None:
+def test_where_runs_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cores = len(os.sched_getaffinity(0))
     assert make_slots(jobs=1, gpus=[]) == [Slot({}, None)]
     assert make_slots(jobs=2, gpus=[]) == [Slot({}, max(1, cores // 2))] * 2
@@ -176,6 +177,16 @@ def test_where_runs_train() -> None:
     assert make_slots(jobs=1, gpus=["0", "3"]) == [Slot({"CUDA_VISIBLE_DEVICES": "0"}, None), Slot({"CUDA_VISIBLE_DEVICES": "3"}, None)]
     first, second = ({"CUDA_VISIBLE_DEVICES": gpu} for gpu in "03")
     assert make_slots(jobs=2, gpus=["0", "3"]) == [Slot(gpu, max(1, cores // 4)) for gpu in (first, second, first, second)]
+
+
+def test_gpus_that_are_not_left_to_the_program_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-1a")
+    assert [slot.environment for slot in make_slots(jobs=1, gpus=["GPU-1a", "4"])] == [
+        {"CUDA_VISIBLE_DEVICES": "GPU-1a"},
+        {"CUDA_VISIBLE_DEVICES": "4"},
+    ]
+    with pytest.raises(UsageError, match=r"--gpus: CUDA_VISIBLE_DEVICES does not name 0, 1; choose from 4,GPU-1a"):
+        make_slots(jobs=1, gpus=["0", "4", "1"])
 
 
 def train(

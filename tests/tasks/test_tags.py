@@ -97,26 +97,27 @@ def test_bytes_level_words_have_the_space_before_them(tmp_path):
     assert features.labels.tolist() == [-100, 1, 2, -100, -100]
 
 
-def test_words_that_come_to_nothing_or_spell_special_tokens(tokenizer):
-    words = ["\x01", "", "\u200b", "[SEP]", "[PAD]", "new", "[MASK]"]
-    examples = examples_of(words)
-    features = encode(examples, tokenizer)
-    special = tokenizer.special
+def test_words_that_come_to_nothing_or_spell_special_tokens(wordpiece):
+    """As transformers: a word may have no token at all, and then nobody can label it; a special token is one."""
+    words = ["\x01", "new", "\u200b", "", "[SEP]", "york", "[MASK]", "\x01"]
+    examples = examples_of(words, labels=[[3, 1, 2, 3, 4, 1, 2, 3]])
+    features = encode(examples, wordpiece)
     (row,) = rows(features)
-    assert set(row[1:-1]).isdisjoint({special.pad_id, special.cls_id, special.sep_id, special.mask_id})
-    assert row[1] == special.unk_id or tokenizer.model_type != "wordpiece"
-    assert (features.labels >= 0).sum() == len(words)
+    assert [wordpiece.fast.id_to_token(i) for i in row] == ["[CLS]", "new", "[SEP]", "york", "[MASK]", "[SEP]"]
+    assert features.labels.tolist() == [-100, 1, 4, 1, 2, -100]
     (prediction,) = Tags().predict(sure(features), features, examples, TASK)
-    assert prediction.label_id == examples.labels[0]
+    assert prediction.label_id == [0, 1, 0, 0, 4, 1, 2, 0]
+    assert [score > 0 for score in prediction.scores] == [False, True, False, False, True, True, True, False]
 
 
-def test_special_tokens_that_a_tokenizer_makes_of_text_become_unknown(wordpiece, tmp_path):
-    fast = tokenizers.Tokenizer.from_str(wordpiece.json_text)
-    fast.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    fast.normalizer = None
-    fast.save(str(tmp_path / "tokenizer.json"))
-    (row,) = rows(encode(examples_of("in [SEP] new [MASK]"), load_tokenizer(tmp_path)))
-    assert [wordpiece.fast.id_to_token(i) for i in row] == ["[CLS]", "in", "[UNK]", "new", "[UNK]", "[SEP]"]
+@pytest.mark.parametrize("max_seq_len", [3, 5, 64])
+def test_sentences_of_words_without_tokens(wordpiece, max_seq_len):
+    sentences = [["\x01"] * 9, ["\x01", "a", "\x01", "b", "\x01", "\x01", "new", "york", "\x01"] * 3]
+    examples = examples_of(*sentences, labels=[[1] * 9, [2] * 27])
+    features = encode(examples, wordpiece, max_seq_len=max_seq_len)
+    assert (features.labels >= 0).sum() == 12
+    none, some = Tags().predict(sure(features), features, examples, TASK)
+    assert none.label_id == [0] * 9 and some.label_id == [0, 2, 0, 2, 0, 0, 2, 2, 0] * 3
 
 
 @pytest.mark.parametrize("max_seq_len", [64, 12, 5, 3])

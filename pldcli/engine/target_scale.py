@@ -1,0 +1,67 @@
+"""Targets of a regression on the scale that a fresh head can reach: mean 0, standard deviation 1.
+
+A fresh head begins at about 0 and moves by about the learning rate per step, so that prices around 100,000 stay out of its reach. Training
+therefore sees standardised targets; every score, prediction and export is of a head that the scale is folded into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pldcli.model import SequenceHead, StBert
+from pldcli.tasks.task import Examples, Features, Task
+
+__all__ = ["TargetScale"]
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """Mean and standard deviation of the training targets."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, task: Task, train: Examples) -> TargetScale | None:
+        """Measure the training targets.
+
+        Returns:
+            None for other kinds, and for tasks with a name: STS-B (0 to 5) is within reach, and its published recipes, with which results
+            are compared, learn the numbers as they are.
+        """
+        if task.kind != "regression" or task.hub is not None:
+            return None
+        targets = np.array(train.labels, np.float64)
+        return cls(float(targets.mean()), float(targets.std()) or 1.0)
+
+    def standardise(self, features: Features, examples: Examples) -> Features:
+        """Replace the labels of training rows, from the numbers as read: float32 keeps seven digits, the mean may take them all."""
+        standardised = (np.array(examples.labels, np.float64) - self.mean) / self.std
+        return replace(features, labels=standardised.astype(np.float32))
+
+    @torch.no_grad()
+    def fold_into(self, model: StBert) -> None:
+        """Change a trained head so that it gives targets as the files have them."""
+        assert isinstance(model.task_head, SequenceHead)
+        output = model.task_head.output
+        output.weight.copy_(output.weight.double() * self.std)
+        output.bias.copy_(output.bias.double() * self.std + self.mean)
+
+    @contextmanager
+    def folded(self, model: StBert) -> Iterator[None]:
+        """Fold the scale into a head that is being trained while the block runs."""
+        assert isinstance(model.task_head, SequenceHead)
+        parameters = list(model.task_head.output.parameters())
+        before = [parameter.detach().clone() for parameter in parameters]
+        self.fold_into(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
