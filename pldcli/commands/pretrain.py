@@ -109,10 +109,12 @@ def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> d
         return {}
     from pldcli.engine.checkpoint import list_checkpoints
     from pldcli.engine.model_source import open_model
+    from pldcli.engine.run_directory import RunDirectory
     from pldcli.presets import load
 
-    if goes_on and ((goes_on / "state.json").is_file() or list_checkpoints(goes_on / "checkpoints")):
-        settings = load(goes_on / "config.yaml").model
+    run = RunDirectory(goes_on) if goes_on and (goes_on / "config.yaml").is_file() else None
+    if run and ((run.path / "state.json").is_file() or list_checkpoints(run.checkpoints) or run.has_model):
+        settings = load(run.config).model
     else:
         loaded = open_model(Path(init_from), allow_bin=allow_bin)
         if loaded.without_masked_lm:

@@ -236,10 +236,11 @@ def test_sentence_pairs_and_post_norm(pld, prepared, tmp_path):
 # Stopping and going on
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(pld, prepared, stopped, whole):
+@pytest.mark.parametrize("more", [(), ("runtime.checkpoint_activations=true",)])
+def test_a_stopped_run_goes_on_to_the_same_bits(pld, prepared, stopped, whole, more):
     before = rows(stopped)
     assert steps(stopped) == [5, 7] and not (stopped / "model").exists()
-    outcome = pld(*arguments(prepared, stopped))
+    outcome = pld(*arguments(prepared, stopped, *more))
     assert outcome.code == 0 and "going on after step 7" in outcome.out
     assert weights(stopped) == weights(whole)
     mine, theirs = rows(stopped, "step"), rows(whole, "step")
