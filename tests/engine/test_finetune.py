@@ -429,3 +429,16 @@ def test_test_splits_are_tokenised_only_to_be_predicted(river_experiment, rivers
         assert sorted(seen) == ["train", "validation"] and result["examples"]["test"] == 20
         assert len(runner.predict_tests(settings, tmp_path / "cell" / "model")["test"]) == 20
         assert sorted(seen) == ["test", "train", "validation"]
+
+
+def test_a_model_is_kept_whatever_transformers_makes_of_it(learn, river_experiment, rivers, tmp_path, monkeypatch):
+    from pldcli.huggingface import save
+
+    def broken(*_):
+        raise ImportError("no backend")
+
+    monkeypatch.setattr(save, "largest_difference", broken)
+    files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
+    done = learn(river_experiment(files=files), tmp_path / "out", "epochs=0.1")
+    assert done.reload_difference is None and done.reload_failure == "transformers cannot read it back: ImportError: no backend"
+    assert (done.model / "README.md").is_file() and (done.out / "predictions-test.jsonl").is_file()
