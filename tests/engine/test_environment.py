@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import torch
 
@@ -36,6 +37,14 @@ def test_every_start_is_recorded(tmp_path):
     assert [start["command"] for start in starts] == ["first", "second"]
     assert {"torch", "numpy", "tokenizers"} <= starts[0]["packages"].keys()
     assert (starts[0]["micro_batch_size"], starts[0]["micro_steps_per_group"], starts[0]["data_fingerprint"]) == (2, 4, "data")
+
+
+def test_the_data_is_recorded_for_readers_in_any_directory(tmp_path, monkeypatch):
+    (tmp_path / "here" / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    record_start(Path("runs/a/environment.json"), "now", tiny_trainer(), MadeUpData())
+    [start] = read_starts(tmp_path / "here" / "runs" / "a" / "environment.json")
+    assert (start["data"], start["data_from_run"]) == (str(tmp_path / "here" / "made-up"), "../../made-up")
 
 
 def test_an_unreadable_record_starts_anew(tmp_path):
