@@ -174,18 +174,7 @@ def test_a_finished_run_needs_the_model_it_began_with_no_more(pld: Pld, prepared
 
 def test_all_processes_decide_the_same(prepared: Path, slimmed: Path, tmp_path: Path, stopped: Path) -> None:
     """Two processes: a finished run ends at once, and one killed before its first checkpoint trains to its end."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "--standalone",
-        "-m",
-        "pldcli",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
     early = tmp_path / "early"
     shutil.copytree(stopped, early)
     shutil.rmtree(early / "checkpoints")
