@@ -1,24 +1,40 @@
 """Files and directories that are there whole or not at all.
 
-Everything goes to a temporary sibling first, is flushed to the disk, and takes its name by a rename.
+Everything goes to a temporary sibling first, is flushed to the disk, and takes its name by a rename. Names of siblings:
+
+    .NAME.tmp-MACHINE-PROCESS       what is being written
+    .NAME.tmp-old-MACHINE-PROCESS   what had the name before, between the two renames of an overwrite
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pldcli.errors import OutputError
 
-__all__ = ["directory", "output_errors", "remove_leftovers", "sync_directory", "write_bytes", "write_text"]
+__all__ = ["directory", "output_errors", "remove_leftovers", "remove_leftovers_in", "sync_directory", "write_bytes", "write_text"]
 
-_TEMPORARY = ".tmp-"
-"""Infix of a temporary sibling's name; the process number follows."""
+_LEFTOVER = re.compile(r"\.(?P<stem>.+)\.tmp-(?P<old>old-)?(?:(?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)", re.DOTALL)
+_LONGEST_NAME_BYTES = 200
+"""Of a name that stands whole in those of its siblings: file systems take 255."""
+_SHORTENED = "~"
 
+_ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
+"""A temporary of another machine is taken for dead when nothing in it has changed for so long: whether its process lives cannot be
+seen from here, a wait costs only space on the disk, and a first pass over a large corpus may write nothing for a day."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -32,6 +48,8 @@ _UNWRITABLE = (
     errno.ENOENT,
 )
 """What makes a place unusable, whoever asks."""
+_OF_WRITING = (*_FULL, errno.EROFS, errno.EFBIG, errno.EIO)
+"""What comes without the name of a file when an open one is written. (Reading gives EIO too; whoever reads inputs names the file.)"""
 
 
 @contextmanager
@@ -44,7 +62,7 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise OutputError("the disk is full", where=str(path), hint="free some space and run the same command again") from error
         if error.errno in _UNWRITABLE:
             reason = os.strerror(error.errno).lower()
@@ -81,6 +99,8 @@ def write_text(path: Path, content: str) -> None:
 def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary directory that becomes `path` when the block ends well and vanishes when it does not.
 
+    An OSError of the block about a file elsewhere, an input for example, passes unchanged.
+
     Args:
         path: The final place.
         overwrite: Replace what is there; without it an existing `path` is an error.
@@ -88,33 +108,46 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: `path` exists and `overwrite` is off, the disk is full, or the place is not writable.
     """
-    if path.exists() and not overwrite:
-        raise OutputError("is already there", where=str(path), hint="add --overwrite, or choose another place with --out")
-    temporary, old = _sibling(path), _sibling(path, "old-")
-    with output_errors(path):
-        try:
+    temporary = _sibling(path)
+    try:
+        with output_errors(path):
+            remove_leftovers(path)  # first: it may put back what was at `path`
+            if path.exists() and not overwrite:
+                raise OutputError("is already there", where=str(path), hint="add --overwrite, or choose another place with --out")
             path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path)
             temporary.mkdir()
+        try:
             yield temporary
+        except OSError as error:
+            if not _concerns(error, temporary):
+                raise
+            with output_errors(path):
+                raise
+        with output_errors(path):
             _sync_tree(temporary)
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
-            sync_directory(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not path.exists():
-                old.rename(path)
-            _remove(old)
+            _put(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary siblings of `path` whose process has died; one with our own number is of an earlier process."""
-    for leftover in path.parent.glob(f".{path.name}{_TEMPORARY}*"):
-        process = leftover.name.rpartition("-")[2]
-        if not _alive(int(process) if process.isdigit() else 0):
-            _remove(leftover)
+    """Delete what dead processes left beside `path`; where `path` itself is missing, put back what they had moved away.
+
+    A process was killed between the two renames of an overwrite when `path` is missing and the earlier `path` lies beside it. What was
+    to take its place is then complete, and takes it now if it is there; otherwise the earlier one comes back.
+
+    Dead is a process of this machine, and of this container on it since the machine was started, whose number nobody has; one with our
+    own number is an earlier process. A number that another process has meanwhile hides the death: that leftover stays. One of another
+    machine (on a shared file system), or of this one before it was restarted, goes when nothing in it has changed for a week.
+    """
+    _clear(path, [one for one in _leftovers(path.parent) if one.stem == _stem(path.name)])
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Do what `remove_leftovers` does for everything in a directory."""
+    leftovers = _leftovers(folder)
+    for stem in {one.stem for one in leftovers if not one.stem.startswith(_SHORTENED)}:
+        _clear(folder / stem, [one for one in leftovers if one.stem == stem])
 
 
 def sync_directory(path: Path) -> None:
@@ -126,8 +159,90 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class _Leftover:
+    """A temporary sibling, taken apart."""
+
+    path: Path
+    stem: str
+    owner: tuple[str, int]
+    """Machine and process."""
+    is_old: bool
+
+    @property
+    def is_abandoned(self) -> bool:
+        machine, process = self.owner
+        return not _alive(process) if machine == _machine() else time.time() - _last_change(self.path) > _ABANDONED_AFTER_SECONDS
+
+
+def _leftovers(folder: Path) -> list[_Leftover]:
+    if not folder.is_dir():
+        return []
+    matches = ((entry, _LEFTOVER.fullmatch(entry.name)) for entry in folder.iterdir())
+    return [
+        _Leftover(entry, match["stem"], (match["machine"] or "", int(match["process"])), bool(match["old"]))
+        for entry, match in matches
+        if match
+    ]
+
+
+def _clear(path: Path, leftovers: list[_Leftover]) -> None:
+    abandoned = [one for one in leftovers if one.is_abandoned]
+    olds = [one for one in abandoned if one.is_old]
+    if olds and not os.path.lexists(path):
+        newest = max(olds, key=lambda one: one.path.lstat().st_ctime)  # a rename sets it
+        complete = [one for one in abandoned if one.owner == newest.owner and not one.is_old]
+        (complete or [newest])[0].path.rename(path)
+        sync_directory(path.parent)
+    for one in abandoned:
+        _remove(one.path)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename a complete directory, in the place of what is there; what is there comes back when that fails."""
+    old = _sibling(path, "old-")
+    try:
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync_directory(path.parent)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        _remove(old)
+
+
 def _sibling(path: Path, kind: str = "") -> Path:
-    return path.with_name(f".{path.name}{_TEMPORARY}{kind}{os.getpid()}")
+    return path.with_name(f".{_stem(path.name)}.tmp-{kind}{_machine()}-{os.getpid()}")
+
+
+def _stem(name: str) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST_NAME_BYTES else _SHORTENED + hashlib.sha256(encoded).hexdigest()
+
+
+@cache
+def _machine() -> str:
+    """Name where a process number means a process: this machine since it was started, and this container on it."""
+    parts = [platform.node()]
+    with suppress(OSError):  # no Linux: the name of the machine has to do
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), str(Path("/proc/self/ns/pid").readlink())]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
+
+
+def _last_change(path: Path) -> float:
+    """Find the latest time at which something was written below `path`, in seconds since 1970."""
+    places = [path, *(Path(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files))]
+    times = [place.lstat().st_mtime for place in places if os.path.lexists(place)]
+    return max(times, default=0.0)
+
+
+def _concerns(error: OSError, place: Path) -> bool:
+    """Return whether an error is about a file in `place`, or, where it names none, comes of writing."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    if not names:
+        return error.errno in _OF_WRITING
+    return any(Path(os.fsdecode(name)).resolve().is_relative_to(place.resolve()) for name in names)
 
 
 def _sync_tree(path: Path) -> None:
@@ -150,7 +265,7 @@ def _alive(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -34,6 +34,7 @@ RUN_CONTROL = (
     "runtime.device",
     "runtime.precision",
     "runtime.compile",
+    "runtime.checkpoint_activations",
     "train.micro_batch_size",
     "train.log_every_steps",
     "checkpoint.every_steps",

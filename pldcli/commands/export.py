@@ -56,3 +56,5 @@ def export(
         typer.echo(f"left out: {', '.join(done.left_out)}")
     if done.difference is not None:
         typer.echo(f"read back with transformers: outputs differ by {done.difference:.1e} at most")
+    if done.reload_failure is not None:
+        typer.echo(f"warning: {done.path}: {done.reload_failure}", err=True)

@@ -132,6 +132,7 @@ def _show(done: Finetuned, *, several: bool) -> None:
     """Print a task's table, what its numbers hide, and what to do next."""
     from pldcli.commands.screen import screen, table
     from pldcli.engine.finetune_results import as_table
+    from pldcli.engine.read_back import describe
 
     headings, rows = as_table(done.groups)
     console = screen()
@@ -140,12 +141,10 @@ def _show(done: Finetuned, *, several: bool) -> None:
     console.print(table(headings, rows, right=headings[len(done.groups[0].settings) :], fold=headings))
     for note in done.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    check = (
-        "not read back: transformers is not installed"
-        if done.reload_difference is None
-        else f"read back with transformers, outputs differ by at most {done.reload_difference:.1g}"
-    )
+    check = describe(done.reload_difference, done.reload_failure)
     console.print(f"model {done.model}, of the best single run, {done.best} ({check})", markup=False, soft_wrap=True)
+    if done.reload_failure is not None:
+        typer.echo(f"warning: {done.model}: {done.reload_failure}", err=True)
     if not several:
         console.print(f"tables {done.out / 'results.md'}, .csv, .json; spread {done.out / 'spread.png'}", markup=False, soft_wrap=True)
 

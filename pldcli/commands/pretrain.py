@@ -109,10 +109,12 @@ def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> d
         return {}
     from pldcli.engine.checkpoint import list_checkpoints
     from pldcli.engine.model_source import open_model
+    from pldcli.engine.run_directory import RunDirectory
     from pldcli.presets import load
 
-    if goes_on and ((goes_on / "state.json").is_file() or list_checkpoints(goes_on / "checkpoints")):
-        settings = load(goes_on / "config.yaml").model
+    run = RunDirectory(goes_on) if goes_on and (goes_on / "config.yaml").is_file() else None
+    if run and ((run.path / "state.json").is_file() or list_checkpoints(run.checkpoints) or run.has_model):
+        settings = load(run.config).model
     else:
         loaded = open_model(Path(init_from), allow_bin=allow_bin)
         if loaded.without_masked_lm:
@@ -130,6 +132,7 @@ def _command_line() -> str:
 
 def _show(result: PretrainResult, data: Path) -> None:
     from pldcli.engine.display import duration, quantity
+    from pldcli.engine.read_back import describe
 
     run, position = result.run, result.position
     following = f"next: pld evaluate {run.path} --data {data}"
@@ -144,12 +147,9 @@ def _show(result: PretrainResult, data: Path) -> None:
             f"note: token frequencies alone reach {result.frequency_loss:.4f}: this model has hardly learned from context yet; train "
             "longer (a small model gets there sooner with model.attention_init=local, objective.mask_probability=0.3 and a smaller batch)"
         )
-    check = (
-        "not read back: transformers is not installed"
-        if result.reload_difference is None
-        else f"read back with transformers, logits differ by at most {result.reload_difference:.1g}"
-    )
-    typer.echo(f"model {run.model} ({check})")
+    typer.echo(f"model {run.model} ({describe(result.reload_difference, result.reload_failure)})")
+    if result.reload_failure is not None:
+        typer.echo(f"warning: {run.model}: {result.reload_failure}", err=True)
     typer.echo(f"card {run.card}\n{following}")
 
 

@@ -48,6 +48,8 @@ _TASK_CHARACTERS = 1 << 20
 _CHECKED_LINES = 2000
 _SMALL_CORPUS_BYTES = 4 << 20
 _MIN_VOCAB_SIZE = 6
+_ONE_SIGNAL_SECONDS = 0.1
+"""What arrives within is the same signal once more: `timeout` sends it to the process and to its group."""
 
 
 @dataclass(frozen=True)
@@ -445,16 +447,24 @@ def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
 
 @contextmanager
 def _signals_as_errors() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into errors, so that everything on the way out is cleaned up; once, then both are ignored."""
+    """Turn Ctrl-C and SIGTERM into errors, so that everything on the way out is cleaned up; a second one ends the process at once.
+
+    What a process that ended so leaves is a temporary, which the next one removes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    first = 0.0
 
     def stop(number: int, _: FrameType | None) -> None:
-        for one in earlier:
-            signal.signal(one, signal.SIG_IGN)
-        what = "stopped; nothing is left behind"
-        raise StoppedError(what) if number == signal.SIGINT else PreemptedError(what)
+        nonlocal first
+        if not first:
+            first = time.monotonic()
+            what = "stopped; nothing is left behind"
+            raise StoppedError(what) if number == signal.SIGINT else PreemptedError(what)
+        if time.monotonic() - first > _ONE_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in earlier:

@@ -24,11 +24,12 @@ from pldcli.engine.evaluation import MaskedLmScore, fixed_batches, score_masked_
 from pldcli.engine.frequencies import frequencies_alone
 from pldcli.engine.metrics import MetricsLog
 from pldcli.engine.phases import PHASES
+from pldcli.engine.read_back import ReadBack, read_back
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import PldError, PreemptedError, StoppedError
-from pldcli.huggingface.save import check_reload, save_pretrained
+from pldcli.huggingface.save import save_pretrained
 
 __all__ = ["Bookkeeper", "PretrainResult"]
 
@@ -46,7 +47,9 @@ class PretrainResult:
     frequency_loss: float | None
     """What token frequencies alone score there; None without a validation."""
     reload_difference: float | None
-    """Largest difference of logits when transformers read the model back; None where it is not installed."""
+    """Largest difference of logits when transformers read the model back; None where it did not."""
+    reload_failure: str | None = None
+    """Why that check failed; None where it did not, or was not made."""
     is_main: bool = True
     """Whether this process speaks to the user."""
 
@@ -148,12 +151,13 @@ class Bookkeeper:
 
     def finish(self, position: Position, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
-        difference = None
+        difference = failure = None
         if self.runtime.is_main:
-            difference = self._export()
+            difference, failure = self._export()
             model_card.write(self.run, self.config, self.prepared, position, command)
         self.runtime.wait_for_all()
-        return PretrainResult(self.run, position, False, self.score, self.frequency_loss, difference, self.runtime.is_main)
+        is_main = self.runtime.is_main
+        return PretrainResult(self.run, position, False, self.score, self.frequency_loss, difference, failure, is_main)
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.train.total_steps
@@ -224,7 +228,7 @@ class Bookkeeper:
             )
         self.runtime.wait_for_all()
 
-    def _export(self) -> float | None:
+    def _export(self) -> ReadBack:
         model, settings = self.trainer.model, self.config.model
         with atomic.directory(self.run.model, overwrite=True) as place:
             save_pretrained(
@@ -234,8 +238,8 @@ class Bookkeeper:
                 tokenizer=load_prepared_tokenizer(self.prepared.path),
                 seq_len=self.config.data.seq_len,
             )
-            batch = self.trainer.batches.step(0)[0][0]
-            return check_reload(place, model, batch.input_ids[:2].cpu(), where=self.run.model)
+        batch = self.trainer.batches.step(0)[0][0]
+        return read_back(self.run.model, model, batch.input_ids[:2].cpu())
 
     def _stopped(self, position: Position, signal_number: int) -> PldError:
         saved = f"saved at step {position.step:,}" if position.step else "nothing to save yet"

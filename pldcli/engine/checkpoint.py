@@ -91,7 +91,7 @@ def write(
     """Save the state of a run; keep it and the `keep` - 1 before it.
 
     Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
-    The caller holds the run directory's lock, so every temporary sibling here was left by a process that was killed.
+    What killed processes left half-written goes as well, whatever its step.
 
     Raises:
         OutputError: The disk is full or not writable; what was there before is still there.
@@ -104,8 +104,7 @@ def write(
         "data_fingerprint": data_fingerprint,
         "tokenizer_fingerprint": tokenizer_fingerprint,
     }
-    for leftover in directory.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    atomic.remove_leftovers_in(directory)
     with atomic.directory(path, overwrite=True) as place:
         save_tensors(model.state_dict(), place / "model.safetensors")
         save_tensors(optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
@@ -128,7 +127,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        raise OSError(_errno_of(error), str(error)) from error
+        raise OSError(_errno_of(error), str(error), str(path)) from error
 
 
 def seal(place: Path) -> None:
@@ -227,24 +226,31 @@ def restore_optimizer(saved: Mapping[str, Tensor], model: nn.Module, optimizer: 
             }
 
 
-def check_same_run(snapshot: Snapshot, config: Config, data_fingerprint: str) -> None:
-    """Refuse to go on from the checkpoint of another run.
+def check_same_run(stored: Config, config: Config, *, stored_data: str | None, data: str, where: Path) -> None:
+    """Refuse to go on with another run.
+
+    Args:
+        stored: What the run that is there was trained with.
+        config: What is asked for.
+        stored_data: Fingerprint of the data that it was trained on; None where nothing says so.
+        data: Fingerprint of the data that is named.
+        where: The place to name in an error.
 
     Raises:
         CheckpointError: A setting that makes the run, or the data, differs.
     """
-    old, new = flatten(snapshot.config), flatten(config)
+    old, new = flatten(stored), flatten(config)
     changed = [f"{key} {old[key]} -> {new[key]}" for key in new if old[key] != new[key] and key not in RUN_CONTROL]
     if changed:
         raise CheckpointError(
             f"belongs to another configuration ({', '.join(changed)})",
-            where=str(snapshot.path),
+            where=str(where),
             hint="undo the change, choose another place with --out, or start over with --resume never",
         )
-    if snapshot.data_fingerprint != data_fingerprint:
+    if stored_data not in (None, data):
         raise CheckpointError(
             "was trained on other prepared data",
-            where=str(snapshot.path),
+            where=str(where),
             hint="point --data at the same data, or choose another place with --out",
         )
 

@@ -69,7 +69,7 @@ def versions() -> dict[str, Any]:
 
 def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
     """Add this start to a run's environment.json."""
-    runtime, batches = trainer.runtime, trainer.batches
+    runtime, batches, data = trainer.runtime, trainer.batches, prepared.path.resolve()
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -82,7 +82,8 @@ def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepar
         "micro_batch_size": batches.micro_batch_size,
         "micro_steps_per_group": batches.micro_steps,
         "attended_tokens": batches.samples.attended_tokens,
-        "data": str(prepared.path),
+        "data": str(data),
+        "data_from_run": os.path.relpath(data, path.parent.resolve()),  # a project that is moved as a whole takes both along
         "data_fingerprint": prepared.data_fingerprint,
         "tokenizer_fingerprint": prepared.fingerprint,
     }

@@ -10,8 +10,9 @@ import torch
 from pldcli import atomic
 from pldcli.engine.depth import BlockChoice, Gates, check_depth, keep_probs_of, kept_blocks
 from pldcli.engine.model_source import open_model, remembered_task
+from pldcli.engine.read_back import read_back
 from pldcli.errors import CheckpointError, OutputError
-from pldcli.huggingface.save import check_reload, save_pretrained
+from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.kinds import head_of
@@ -32,9 +33,11 @@ class Exported:
     reason: str
     """Why these blocks, in words; empty for all."""
     difference: float | None
-    """The largest difference of outputs when transformers reads it back; None where it is not installed."""
+    """The largest difference of outputs when transformers reads it back; None where it did not."""
     left_out: tuple[str, ...]
     """What a Hugging Face directory of ours does not hold."""
+    reload_failure: str | None = None
+    """Why that check failed; None where it did not, or was not made."""
 
 
 def export(
@@ -47,7 +50,7 @@ def export(
     allow_bin: bool = False,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a model whole or not at all, and check that transformers reads back the same.
+    """Write a model whole or not at all, then check that transformers reads back the same.
 
     Args:
         target: A run, a checkpoint, a fine-tuned model, or a Hugging Face directory.
@@ -77,9 +80,9 @@ def export(
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
-        difference = check_reload(place, model, _some_input(loaded), where=out)
+    difference, failure = read_back(out, model, _some_input(loaded))
     left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
-    return Exported(loaded.where, out, gates, reason, difference, left_out)
+    return Exported(loaded.where, out, gates, reason, difference, left_out, failure)
 
 
 def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:

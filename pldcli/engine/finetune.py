@@ -28,6 +28,7 @@ from pldcli.engine.finetune_results import Group, best_cell, flat_scores, group_
 from pldcli.engine.finetune_rows import note_on_unknown
 from pldcli.engine.finetune_workers import Job, run_jobs
 from pldcli.engine.prediction import json_lines
+from pldcli.engine.read_back import ReadBack, read_back
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import StopRequest, stop_requests
@@ -35,7 +36,6 @@ from pldcli.engine.task_card import task_card
 from pldcli.errors import DivergedError, OutputError, PreemptedError, StoppedError
 from pldcli.finetune_config import FinetuneConfig, changed
 from pldcli.huggingface.load import load_pretrained
-from pldcli.huggingface.save import check_reload
 from pldcli.progress import Progress
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.metrics import shown
@@ -67,8 +67,10 @@ class Finetuned:
     done_before: int
     """Cells that an earlier call had done."""
     reload_difference: float | None
-    """Largest difference of outputs when transformers read the model back; None where it is not installed."""
+    """Largest difference of outputs when transformers read the model back; None where it did not."""
     notes: list[str]
+    reload_failure: str | None = None
+    """Why that check failed; None where it did not, or was not made."""
     is_main: bool = True
     """Whether this process speaks to the user."""
 
@@ -131,10 +133,10 @@ def finetune(
             write_results(out, runner.data.task, runner.start_name, cells)
         if best is None:
             raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint=_AFTER_DIVERGENCE)
-        difference = None
+        difference = failure = None
         if runtime.is_main:
             _keep_the_best(out, cells)
-            difference = _read_back(out / "model", runner)
+            difference, failure = _read_back(out / "model", runner)
             card = task_card(runner.data.task, runner.start_name, cells[best], len(cells))
             atomic.write_text(out / "model" / "README.md", card)
         if runner.data.test and not _is_predicted(out, best, runner):
@@ -146,7 +148,8 @@ def finetune(
         runtime.wait_for_all()
         groups = group_cells(list(cells.values()))
         notes = _notes_on(cells)
-        return Finetuned(out, runner.data.task, runner.start_name, cells, groups, best, before, difference, notes, is_main=runtime.is_main)
+        start, is_main = runner.start_name, runtime.is_main
+        return Finetuned(out, runner.data.task, start, cells, groups, best, before, difference, notes, failure, is_main)
 
 
 def cell_name(settings: FinetuneConfig) -> str:
@@ -352,18 +355,14 @@ def _is_predicted(out: Path, best: str, runner: CellRunner) -> bool:
     return there and mark.get("cell") == best and bool(mark.get("tests_predicted"))
 
 
-def _read_back(model: Path, runner: CellRunner) -> float | None:
-    """Compare the saved model as transformers reads it with ours.
-
-    Raises:
-        PldError: They differ.
-    """
+def _read_back(model: Path, runner: CellRunner) -> ReadBack:
+    """Compare the saved model as transformers reads it with ours."""
     loaded = load_pretrained(model)
     ours = loaded.with_head(head_of(runner.data.task), trained=True)
     ids = torch.randint(
         5, loaded.tokenizer.vocab_size, (2, min(16, loaded.settings.max_position_embeddings)), generator=torch.Generator().manual_seed(0)
     )
-    return check_reload(model, ours, ids, where=model)
+    return read_back(model, ours, ids)
 
 
 def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:

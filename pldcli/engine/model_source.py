@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
+from pldcli.data.shards import data_fingerprint, read_manifest
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts
@@ -25,10 +27,11 @@ def open_model(target: Path, *, data: Path | None = None, allow_bin: bool = Fals
 
     Raises:
         CheckpointError: There is none, it is damaged, or it does not fit.
+        DataError: What lies where the run's data was has another tokenizer.
     """
     source = _weights_of(target)
     if (source / "state.json").is_file():
-        return _from_checkpoint(source, data or recorded_data(source))
+        return _from_checkpoint(source, data or recorded_data(source, same="tokenizer"))
     return load_pretrained(source, allow_bin=allow_bin)
 
 
@@ -44,13 +47,43 @@ def latest_run(directory: Path = Path("runs")) -> Path:
     return max(runs, key=lambda run: max(path.stat().st_mtime for path in run.iterdir()))
 
 
-def recorded_data(target: Path) -> Path:
-    """Find the data that a run, or the run that a model or checkpoint lies in, was trained on; `data` where nothing says so."""
+def recorded_data(target: Path, *, same: Literal["data", "tokenizer"] = "data") -> Path:
+    """Find the data that a run, or the run that a model or checkpoint lies in, was trained on; `data` where nothing says so.
+
+    It is looked for where it was, then beside the run as it lay then, as in a project that was moved.
+
+    Args:
+        target: A run, or a directory in it.
+        same: What it must have in common with what the run was trained on.
+
+    Raises:
+        DataError: Other data lies there now.
+    """
     for place in (target, *target.absolute().parents[:2]):
         starts = read_starts(RunDirectory(place).environment)
         if starts and "data" in starts[-1]:
-            return Path(starts[-1]["data"])
+            return _same_data(place, starts[-1], same)
     return Path("data")
+
+
+def _same_data(run: Path, start: dict[str, Any], same: Literal["data", "tokenizer"]) -> Path:
+    candidates = [Path(start["data"])]
+    if "data_from_run" in start:
+        candidates.append((run / start["data_from_run"]).resolve())
+    expected, others = start.get(f"{same}_fingerprint"), []
+    for path in candidates:
+        try:
+            manifest = read_manifest(path)
+            found = data_fingerprint(manifest) if same == "data" else manifest["tokenizer"]["fingerprint"]
+        except (DataError, KeyError, TypeError):
+            continue  # whoever opens it says what is wrong
+        if expected in (None, found):
+            return path
+        others.append(path)
+    if others:
+        what = "is not the data" if same == "data" else "has not the tokenizer of the data"
+        raise DataError(f"{what} that {run} was trained on", where=str(others[0]), hint="name the right one with --data")
+    return candidates[0]
 
 
 def remembered_task(loaded: Pretrained) -> Task | None:

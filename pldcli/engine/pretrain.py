@@ -19,11 +19,12 @@ from pldcli.data.shards import PreparedData, TokenStream, open_prepared
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine import checkpoint
 from pldcli.engine.bookkeeping import Bookkeeper, PretrainResult
-from pldcli.engine.checkpoint import Position, Snapshot
+from pldcli.engine.checkpoint import Snapshot
 from pldcli.engine.display import RunDisplay
 from pldcli.engine.estimate import Estimate, estimate, fitting_micro_batch, measure_step_seconds, warnings
 from pldcli.engine.frequencies import token_shares
 from pldcli.engine.memory import out_of_memory
+from pldcli.engine.metrics import set_aside
 from pldcli.engine.model_source import open_model
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.optim import build_optimizer, learning_rate
@@ -31,6 +32,7 @@ from pldcli.engine.precision import resolve_precision
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.signals import stop_requests
+from pldcli.engine.starting_point import find_starting_point
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
@@ -286,7 +288,7 @@ def _pretrain(
     allow_bin: bool,
     console: Console,
 ) -> PretrainResult:
-    goes_on = resume != "never" and bool(checkpoint.list_checkpoints(run.checkpoints) or resume != "auto")
+    goes_on = resume != "never" and bool(run.has_model or checkpoint.list_checkpoints(run.checkpoints) or resume != "auto")
     trainer = build_trainer(config, prepared, runtime, initial=not goes_on, allow_bin=allow_bin)
     display = RunDisplay(
         console,
@@ -301,20 +303,25 @@ def _pretrain(
             if resume == "never" and (aside := run.set_aside()):
                 display.say(f"the run that was there is now {aside}")
             stack.enter_context(run.lock())
+            for place in (run.path, run.checkpoints):
+                atomic.remove_leftovers_in(place)
         runtime.wait_for_all()
-        snapshot = _find_snapshot(run, resume, display)
-        if snapshot is not None:
-            checkpoint.check_same_run(snapshot, config, prepared.data_fingerprint)
-            _restore(trainer, snapshot)
-        position = snapshot.position if snapshot else Position()
-        if position.step >= config.train.total_steps and run.is_finished:
-            return PretrainResult(run, position, True, None, None, None, runtime.is_main)
+        start = find_starting_point(run, config, prepared.data_fingerprint, resume, display.say)
+        runtime.wait_for_all()  # every process has looked before one of them writes
+        if start.end is not None:
+            return PretrainResult(run, start.end, True, None, None, None, is_main=runtime.is_main)
+        if start.snapshot is not None:
+            _restore(trainer, start.snapshot)
+        position = start.position
         stop = stack.enter_context(stop_requests())
         if runtime.is_main:
+            if start.stranded_step:
+                where = set_aside(run.metrics)
+                display.say(f"warning: the {start.stranded_step:,} steps done here left no checkpoint; their metrics are now {where}")
             atomic.write_text(run.config, presets.dump(config))  # first: it marks the directory as a run
         books = Bookkeeper(config, prepared, run, trainer, display, stack, position, resume)
         with _out_of_memory(trainer):
-            books.announce(_estimate(config, trainer), command, resumed=snapshot is not None)
+            books.announce(_estimate(config, trainer), command, resumed=start.snapshot is not None)
             if compiles(config, runtime):
                 trainer.warm_up()
             stack.enter_context(display)
@@ -325,25 +332,6 @@ def _pretrain(
 def compiles(config: Config, runtime: Runtime) -> bool:
     """Tell whether blocks are compiled here."""
     return config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda")
-
-
-def _find_snapshot(run: RunDirectory, resume: str, display: RunDisplay) -> Snapshot | None:
-    """Read the checkpoint to go on from, or None to start."""
-    if resume == "never":
-        return None
-    if resume == "auto":
-        path, complaints = checkpoint.newest_valid(run.checkpoints)
-        for complaint in complaints:
-            display.say(f"warning: {complaint}")
-        if path is None and complaints:
-            raise CheckpointError("no checkpoint verifies", where=str(run.checkpoints), hint="start over with --resume never")
-        return checkpoint.read(path) if path else None
-    path = Path(resume)
-    if (path / "checkpoints").is_dir():
-        path = checkpoint.newest_valid(path / "checkpoints")[0] or path
-    if not path.is_dir():
-        raise CheckpointError("no such checkpoint", where=resume, hint="give auto, never, or a directory checkpoints/step-*")
-    return checkpoint.read(path)
 
 
 def _restore(trainer: Trainer[StepBatches], snapshot: Snapshot) -> None:

@@ -16,7 +16,7 @@ from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, PldError
 
-__all__ = ["RunDirectory", "RunState", "RunSummary", "list_runs", "read_starts", "run_state", "summarise"]
+__all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
 
 _LOCK_WITHIN_SECONDS = 1.0
 """Somebody who looks whether a run is locked holds the lock for a moment."""
@@ -111,9 +111,14 @@ class RunDirectory:
             yield
 
     @property
+    def has_model(self) -> bool:
+        """Return whether a finished model lies here."""
+        return (self.model / "config.json").is_file()
+
+    @property
     def is_finished(self) -> bool:
         """Tell whether a run has come to its end here: the card is written last."""
-        return (self.model / "config.json").is_file() and self.card.is_file()
+        return self.has_model and self.card.is_file()
 
     @property
     def is_locked(self) -> bool:
@@ -174,7 +179,7 @@ def summarise(run: RunDirectory) -> RunSummary:
     actions = {
         "running": "wait, or follow it in metrics.jsonl",
         "finished": f"pld evaluate {run.path}",
-        "stopped": f"{again} (goes on from the newest checkpoint)",
+        "stopped": _how_to_go_on(run, config, step, again),
         "not started": f"{again} (starts)",
     }
     return RunSummary(
@@ -201,8 +206,24 @@ def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
         return "running"
     if run.is_finished and step >= config.train.total_steps:
         return "finished"
-    started = run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
-    return "stopped" if started or step else "not started"
+    return "stopped" if _has_checkpoints(run) or run.has_model or step else "not started"
+
+
+def has_saved(step: int, config: Config) -> bool:
+    """Return whether a run with metrics up to `step` must have saved a checkpoint: metrics are written just before."""
+    return step > config.checkpoint.every_steps
+
+
+def _how_to_go_on(run: RunDirectory, config: Config, step: int, again: str) -> str:
+    if _has_checkpoints(run):
+        return f"{again} (goes on from the newest checkpoint)"
+    if run.has_model or has_saved(step, config):
+        return f"{again}, with --resume never (its checkpoints are gone)"
+    return f"{again} (starts anew: it was stopped before its first checkpoint)"
+
+
+def _has_checkpoints(run: RunDirectory) -> bool:
+    return run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
 
 
 def _last(rows: list[dict[str, Any]], name: str) -> float | None:

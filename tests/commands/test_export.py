@@ -33,6 +33,13 @@ def test_the_arguments_that_reach_the_engine(pld, calls):
     ]
 
 
+def test_a_check_that_failed_is_a_warning(pld, monkeypatch):
+    failed = Exported("runs/r/model", Path("o"), (True, True), "", None, (), "transformers cannot read it back: RuntimeError: no")
+    monkeypatch.setattr(engine, "export", lambda *_, **__: failed)
+    outcome = pld("export", "r", "--out", "o")
+    assert (outcome.code, outcome.err) == (0, "warning: o: transformers cannot read it back: RuntimeError: no\n")
+
+
 def test_mistakes(pld, calls):
     outcome = pld("export", "r", "--out", "o", "--blocks", "even")
     assert (outcome.code, outcome.err) == (2, "error: --blocks does nothing without --keep-blocks; leave it out\n")

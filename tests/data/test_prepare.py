@@ -360,6 +360,46 @@ def test_stopping_leaves_nothing(tmp_path, number, code):
     assert names(tmp_path) == ["corpus.txt", "out"]
 
 
+SLOW_TO_CLEAN_UP = """
+import shutil
+def slow(*_, **__):
+    print("cleaning", flush=True)
+    import time; time.sleep(60)
+shutil.rmtree = slow
+"""
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_ends_the_cleaning_up(tmp_path, numbers):
+    """At once, and nothing half-written has the final name; the next call removes the rest."""
+    (tmp_path / "corpus.txt").write_text("\n\n".join(made_up_documents(100)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_CLEAN_UP + STOPPABLE], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    _, *workers = process.stdout.readline().split()
+    process.send_signal(numbers[0])
+    assert process.stdout.readline() == "cleaning\n"
+    time.sleep(2 * module._ONE_SIGNAL_SECONDS)
+    process.send_signal(numbers[1])
+    assert process.wait(timeout=10) == -numbers[1]
+    process.stdout.close()
+    assert len(names(tmp_path)) == 2 and not (tmp_path / "out").exists()
+    assert not any(alive(int(worker)) for worker in workers)
+    prepare([tmp_path / "corpus.txt"], tmp_path / "out", vocab_size=100, quiet=True)
+    assert names(tmp_path) == ["corpus.txt", "out"]
+
+
+def test_the_same_signal_twice_is_one(tmp_path):
+    """`timeout` sends it to the process and to its group."""
+    (tmp_path / "corpus.txt").write_text("\n\n".join(made_up_documents(100)))
+    process = subprocess.Popen([sys.executable, "-c", STOPPABLE], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 75 and names(tmp_path) == ["corpus.txt"]
+
+
 def alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -2,12 +2,13 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from pldcli import presets
+from pldcli import atomic, presets
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import (
     Position,
@@ -230,13 +231,24 @@ def test_a_safetensors_error_without_a_number(tmp_path, trainer, monkeypatch):
 
 def test_what_killed_processes_left_is_ignored_and_removed(tmp_path, trainer):
     """Also that of other steps, and of a process whose number lives again, as in a container that was started anew."""
-    for step, process in ((3, 2**22 + 1), (7, os.getpid()), (8, os.getpid()), (8, "old-1")):
-        leftover = tmp_path / f".step-{step:08d}.tmp-{process}"
+    with atomic.directory(tmp_path / "step") as place:
+        machine = place.name.split("-")[1]
+    for step, process in ((3, 2**22 + 1), (7, os.getpid()), (8, os.getpid()), (8, f"old-{machine}-{os.getpid()}")):
+        owner = process if isinstance(process, str) else f"{machine}-{process}"
+        leftover = tmp_path / f".step-{step:08d}.tmp-{owner}"
         leftover.mkdir()
         (leftover / "model.safetensors").write_bytes(b"half")
+    shutil.rmtree(tmp_path / "step")
     assert newest_valid(tmp_path) == (None, [])
     save(tmp_path, trainer, 8)
     assert names(tmp_path) == ["step-00000008"]
+
+
+def test_what_another_machine_writes_stays(tmp_path, trainer):
+    """Where a shared file system does not share locks, its process may live."""
+    (tmp_path / ".step-00000003.tmp-00000000-1").mkdir()
+    save(tmp_path, trainer, 8)
+    assert names(tmp_path) == [".step-00000003.tmp-00000000-1", "step-00000008"]
 
 
 def test_a_file_in_the_way(tmp_path, trainer):
@@ -245,19 +257,22 @@ def test_a_file_in_the_way(tmp_path, trainer):
         save(tmp_path / "checkpoints", trainer)
 
 
-def test_the_same_run(tmp_path, trainer):
-    snapshot = read(save(tmp_path, trainer))
-    check_same_run(snapshot, tiny_config(), "data")
+def test_the_same_run(tmp_path):
+    def check(*changes, data="data", stored="data"):
+        check_same_run(tiny_config(), tiny_config(*changes), stored_data=stored, data=data, where=tmp_path)
+
+    check()
     control = ["train.log_every_steps=3", "checkpoint.every_steps=5", "checkpoint.keep=9", "eval.every_steps=2", "eval.max_sequences=4"]
-    check_same_run(snapshot, tiny_config(*control, "runtime.compile=off", "train.micro_batch_size=2", "runtime.precision=bf16"), "data")
+    check(*control, "runtime.compile=off", "train.micro_batch_size=2", "runtime.precision=bf16", "runtime.checkpoint_activations=true")
     with pytest.raises(CheckpointError, match=r"train.total_steps 12 -> 24.*--out.*--resume never") as caught:
-        check_same_run(snapshot, tiny_config("train.total_steps=24"), "data")
-    assert caught.value.exit_code == 4
+        check("train.total_steps=24")
+    assert caught.value.exit_code == 4 and caught.value.where == str(tmp_path)
     for change in ("train.seed=1", "pld.theta_bar=0.6", "optim.learning_rate=0.5", "model.dropout=0.1", "pld.draws_per_step=2"):
         with pytest.raises(CheckpointError, match=change.partition("=")[0]):
-            check_same_run(snapshot, tiny_config(change), "data")
+            check(change)
     with pytest.raises(CheckpointError, match=r"other prepared data; point --data"):
-        check_same_run(snapshot, tiny_config(), "other")
+        check(data="other")
+    check(data="other", stored=None)
 
 
 def test_read_position_of_what_is_none(tmp_path):

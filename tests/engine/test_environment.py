@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,14 @@ def test_a_start_says_what_a_token_of_its_rows_attends_to(tmp_path):
     record_start(tmp_path / "environment.json", "command", trainer, MadeUpData())
     [start] = read_starts(tmp_path / "environment.json")
     assert start["attended_tokens"] == trainer.batches.samples.attended_tokens < 32
+
+
+def test_the_data_is_recorded_for_readers_in_any_directory(tmp_path, monkeypatch):
+    (tmp_path / "here" / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    record_start(Path("runs/a/environment.json"), "now", tiny_trainer(), MadeUpData())
+    [start] = read_starts(tmp_path / "here" / "runs" / "a" / "environment.json")
+    assert (start["data"], start["data_from_run"]) == (str(tmp_path / "here" / "made-up"), "../../made-up")
 
 
 def test_an_unreadable_record_starts_anew(tmp_path):

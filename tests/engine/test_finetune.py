@@ -19,11 +19,9 @@ from pldcli.errors import (
     DataError,
     DeviceError,
     DivergedError,
-    PldError,
     UsageError,
 )
 from pldcli.finetune_config import cells
-from pldcli.huggingface import save as save_module
 from tests.engine.conftest import FAST, river_rows, save_tiny, write_rows
 
 ROUGH = ("epochs=2",)
@@ -364,12 +362,6 @@ def test_an_error_in_one_of_several_processes_is_that_error(learn, river_experim
         learn(experiment, tmp_path / "out", "epochs=1", seeds=2, jobs=2)
 
 
-def test_a_model_that_is_read_back_differently_is_an_error(learn, river_experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(save_module, "largest_difference", lambda *_: 0.5)
-    with pytest.raises(PldError, match=r"model: the exported model differs by 0\.5 when transformers reads it back"):
-        learn(river_experiment(), tmp_path / "out", "epochs=0.1")
-
-
 @pytest.mark.parametrize(
     ("changes", "overrides", "kind", "message"),
     [
@@ -474,3 +466,16 @@ def test_special_tokens_in_text_are_said(learn, river_experiment, rivers, tmp_pa
         notes = CellRunner(river_experiment(task=str(train)), runtime).notes
     assert f"{train}: column 'text': 40 of 40 rows hold [SEP], read as the special token, as transformers does" in notes
     assert sum("[SEP]" in note for note in notes) == 1
+
+
+def test_a_model_is_kept_whatever_transformers_makes_of_it(learn, river_experiment, rivers, tmp_path, monkeypatch):
+    from pldcli.huggingface import save
+
+    def broken(*_):
+        raise ImportError("no backend")
+
+    monkeypatch.setattr(save, "largest_difference", broken)
+    files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
+    done = learn(river_experiment(files=files), tmp_path / "out", "epochs=0.1")
+    assert done.reload_difference is None and done.reload_failure == "transformers cannot read it back: ImportError: no backend"
+    assert (done.model / "README.md").is_file() and (done.out / "predictions-test.jsonl").is_file()

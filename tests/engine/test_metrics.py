@@ -6,7 +6,7 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pldcli.engine.metrics import MetricsLog, read_metrics
+from pldcli.engine.metrics import MetricsLog, read_metrics, set_aside
 from pldcli.errors import OutputError
 
 
@@ -70,3 +70,11 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(OutputError):
         MetricsLog(tmp_path / "run", from_step=0)
+
+
+def test_setting_aside_takes_a_name_of_its_own(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for number in (1, 2):
+        path.write_text(str(number))
+        assert set_aside(path) == tmp_path / f"metrics.jsonl.{number}"
+    assert [(tmp_path / f"metrics.jsonl.{number}").read_text() for number in (1, 2)] == ["1", "2"] and not path.exists()

@@ -1,0 +1,126 @@
+"""Where a run starts: anew, after a checkpoint, or not at all because it is finished.
+
+Work that is there is never overwritten: `--resume never` sets it aside first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pldcli import presets
+from pldcli.config import Config
+from pldcli.engine import checkpoint
+from pldcli.engine.checkpoint import Position, Snapshot, check_same_run
+from pldcli.engine.metrics import read_metrics
+from pldcli.engine.run_directory import RunDirectory, has_saved, read_starts
+from pldcli.errors import CheckpointError
+
+__all__ = ["StartingPoint", "find_starting_point"]
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What to do with a run directory."""
+
+    snapshot: Snapshot | None = None
+    """The checkpoint to go on from; None to start anew."""
+    end: Position | None = None
+    """Where the run ended, if it is finished."""
+    stranded_step: int = 0
+    """The last step of metrics of a run that was killed before its first checkpoint: they have to be set aside; 0 where none are."""
+
+    @property
+    def position(self) -> Position:
+        """Return how far the run is."""
+        return self.snapshot.position if self.snapshot else Position()
+
+
+def find_starting_point(run: RunDirectory, config: Config, data: str, resume: str, say: Callable[[str], None]) -> StartingPoint:
+    """Decide how to start, from the files alone; nothing is written, so that all processes decide the same.
+
+    Args:
+        run: The run directory.
+        config: What is asked for.
+        data: Fingerprint of the prepared data.
+        resume: `auto`, `never`, or the path of a checkpoint.
+        say: Shows a line to the user.
+
+    Raises:
+        CheckpointError: The work that is there is of another run, or has no checkpoint to go on from.
+    """
+    if resume == "never":
+        return StartingPoint()
+    rows = read_metrics(run.metrics)
+    if resume != "auto":
+        return _from_named(run, config, data, Path(resume), rows)
+    path, complaints = checkpoint.newest_valid(run.checkpoints)
+    for complaint in complaints:
+        say(f"warning: {complaint}")
+    if path is not None:
+        return _from_snapshot(run, checkpoint.read(path), config, data, rows)
+    stored = _stored(run, config, data, rows)
+    if stored is None and not complaints:
+        return StartingPoint()
+    last = _last_step(rows)
+    if run.has_model and (not rows or last >= config.train.total_steps):
+        return StartingPoint(end=_end(rows, config))
+    if complaints:
+        raise CheckpointError("no checkpoint verifies", where=str(run.checkpoints), hint="start over with --resume never")
+    assert stored is not None
+    if run.has_model or has_saved(last, stored):
+        what = " and ".join([*([f"metrics up to step {last:,}"] if rows else []), *(["a model"] if run.has_model else [])])
+        hint = "put its checkpoints back, choose another place with --out, or set it aside with --resume never"
+        raise CheckpointError(f"holds {what}, but no checkpoint to go on from", where=str(run.path), hint=hint)
+    return StartingPoint(stranded_step=last)
+
+
+def _from_snapshot(run: RunDirectory, snapshot: Snapshot, config: Config, data: str, rows: list[dict[str, Any]]) -> StartingPoint:
+    check_same_run(snapshot.config, config, stored_data=snapshot.data_fingerprint, data=data, where=snapshot.path)
+    total = config.train.total_steps
+    if run.is_finished and snapshot.position.step >= total:
+        return StartingPoint(end=snapshot.position)
+    if run.is_finished and _last_step(rows) >= total:  # its last checkpoint is gone or damaged
+        return StartingPoint(end=_end(rows, config))
+    return StartingPoint(snapshot)
+
+
+def _from_named(run: RunDirectory, config: Config, data: str, path: Path, rows: list[dict[str, Any]]) -> StartingPoint:
+    """Start after the checkpoint that was named: one of this run, which is set back, or one of another, which starts here."""
+    if (path / "checkpoints").is_dir():
+        path = checkpoint.newest_valid(path / "checkpoints")[0] or path
+    if not path.is_dir():
+        raise CheckpointError("no such checkpoint", where=str(path), hint="give auto, never, or a directory checkpoints/step-*")
+    snapshot = checkpoint.read(path)
+    if path.resolve().parent == run.checkpoints.resolve():
+        return _from_snapshot(run, snapshot, config, data, [])
+    check_same_run(snapshot.config, config, stored_data=snapshot.data_fingerprint, data=data, where=path)
+    if run.has_model or checkpoint.list_checkpoints(run.checkpoints):
+        hint = "go on with that one with --resume auto, or choose another place with --out"
+        raise CheckpointError(f"holds a run already, and {path} is not of it", where=str(run.path), hint=hint)
+    _stored(run, config, data, rows)
+    return StartingPoint(snapshot, stranded_step=_last_step(rows))
+
+
+def _stored(run: RunDirectory, config: Config, data: str, rows: list[dict[str, Any]]) -> Config | None:
+    """Read the configuration of a run that did some work, and refuse to go on with another one; None where nothing was done."""
+    if not run.config.is_file() or not (rows or run.has_model):
+        return None
+    stored = presets.load(run.config)
+    starts = read_starts(run.environment)
+    stored_data = starts[-1].get("data_fingerprint") if starts and isinstance(starts[-1], dict) else None
+    check_same_run(stored, config, stored_data=stored_data, data=data, where=run.path)
+    return stored
+
+
+def _last_step(rows: list[dict[str, Any]]) -> int:
+    return max((row["step"] for row in rows), default=0)
+
+
+def _end(rows: list[dict[str, Any]], config: Config) -> Position:
+    """Read where a finished run ended from its metrics, as far as they tell."""
+    last = max(rows, key=lambda row: row["step"], default={})
+    progress = {name: last.get(f"progress/{name}") or number for name, number in asdict(Position()).items()}
+    return Position(**progress | {"step": config.train.total_steps})

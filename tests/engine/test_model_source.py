@@ -1,0 +1,83 @@
+"""Which data a run's is, whatever directory the reader stands in, and whatever lies there now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pldcli.data.prepare import prepare
+from pldcli.engine.model_source import open_model, recorded_data
+from pldcli.errors import DataError
+from tests.conftest import TINY, Outcome
+
+Pld = Callable[..., Outcome]
+
+
+@pytest.fixture
+def project(pld: Pld, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with data/ and runs/a, trained with relative paths."""
+    place = tmp_path / "project"
+    shutil.copytree(prepared, place / "data")
+    monkeypatch.chdir(place)
+    line = ["pretrain", "--preset", "bert-tiny-pld", *TINY, "train.total_steps=1", "--data", "data", "--out", "runs/a"]
+    assert pld(*line).code == 0
+    return place
+
+
+def other_data(place: Path, tokenizer: Path | None = None) -> Path:
+    """Prepare other text."""
+    text = place.with_name("other.txt")
+    text.parent.mkdir(exist_ok=True)
+    text.write_text("\n".join(f"a line of text with number {n}" for n in range(3000)))
+    return prepare([text], place, document_per="line", vocab_size=100, tokenizer=tokenizer, processes=1, quiet=True).path
+
+
+def test_it_is_found_from_any_directory(pld: Pld, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where another `data` lies in the reader's own."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other_data(tmp_path / "elsewhere" / "data")
+    for target in ("", "model", "checkpoints/step-00000001"):
+        assert recorded_data(project / "runs" / "a" / target) == project / "data"
+    outcome = pld("evaluate", project / "runs" / "a", "--json")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_project_that_was_moved_as_a_whole(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    project.rename(tmp_path / "moved")
+    run = tmp_path / "moved" / "runs" / "a"
+    assert recorded_data(run) == recorded_data(Path("moved/runs/a/model")) == tmp_path / "moved" / "data"
+    assert open_model(run / "checkpoints" / "step-00000001").settings.num_hidden_layers == 3
+    other_data(tmp_path / "project" / "data")
+    assert recorded_data(run) == tmp_path / "moved" / "data", "what lies at the old place now is not it"
+    shutil.rmtree(tmp_path / "moved" / "data")
+    shutil.rmtree(tmp_path / "project")
+    assert recorded_data(run) == tmp_path / "project" / "data", "whoever opens it says that it is not there"
+
+
+@pytest.mark.parametrize("is_old_record", [False, True])
+def test_other_data_in_its_place_is_refused(pld: Pld, project: Path, is_old_record: bool) -> None:
+    """An older record says `data` as it was typed; its fingerprint was there already."""
+    record = project / "runs" / "a" / "environment.json"
+    if is_old_record:
+        [start] = json.loads(record.read_text())["starts"]
+        del start["data_from_run"]
+        record.write_text(json.dumps({"starts": [start | {"data": "data"}]}))
+        assert recorded_data(Path("runs/a")) == Path("data")
+    (project / "data").rename(project / "kept")
+    other_data(project / "data", project / "kept" / "tokenizer.json")
+    for command in ("evaluate", "analyze"):
+        outcome = pld(command, "runs/a", *(["--out", "analysis"] if command == "analyze" else []))
+        assert outcome.code == 3 and outcome.err.count("\n") == 1, outcome.err
+        assert "data: is not the data that runs/a was trained on; name the right one with --data" in outcome.err
+    assert open_model(Path("runs/a/checkpoints/step-00000001")).tokenizer.vocab_size == 512, "the tokenizer is the same"
+    assert pld("evaluate", "runs/a", "--data", "data").code == 0, "named, other data may be"
+    shutil.rmtree("data")
+    other_data(project / "data")
+    with pytest.raises(DataError, match="data: has not the tokenizer of the data that"):
+        open_model(Path("runs/a/checkpoints/step-00000001"))
