@@ -149,6 +149,9 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
             trained = train_in_turn(configs, prepared=prepared, directory=out / "runs", until=until, command=command, console=console)
         except (StoppedError, PreemptedError) as error:
             raise type(error)(error.what, where=str(out), hint=_how_to_go_on(out, data)) from error
+        for _, result in trained.values():
+            if result.reload_failure is not None:
+                say(f"warning: {result.run.model}: {result.reload_failure}")
         say("4/4 scoring both models on text that neither has read, and filling masks")
         runs = [_measure(system, config, result, command(system, config), data) for system, (config, result) in trained.items()]
         unigram = frequencies_alone(prepared, fixed_batches(prepared, configs[_SYSTEMS[0]].data.seq_len))

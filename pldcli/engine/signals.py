@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 __all__ = ["StopRequest", "stop_requests"]
+
+_ONE_SIGNAL_SECONDS = 0.1
+"""A repeat within this time is the same request: `timeout`, for one, signals the process and then its group."""
 
 
 @dataclass
@@ -31,15 +35,23 @@ def stop_requests() -> Iterator[StopRequest]:
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    first = 0.0
+
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal_number = request.signal_number or number
+        nonlocal first
+        if not request.signal_number:
+            request.signal_number, first = number, time.monotonic()
+        elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
         for again, handler in previous.items():
-            signal.signal(again, handler)
+            signal.signal(again, signal.SIG_DFL if handler is None else handler)
 
     for number in previous:
         signal.signal(number, note)
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()

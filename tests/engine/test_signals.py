@@ -4,11 +4,14 @@ import threading
 
 import pytest
 
+from pldcli.engine import signals
 from pldcli.engine.signals import stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_noted_and_the_second_acts(number):
+def test_the_first_is_noted_and_the_second_acts(number, monkeypatch):
+    monkeypatch.setattr(signals, "_ONE_SIGNAL_SECONDS", 0.0)
+
     def other(*_):
         raise ValueError
 
@@ -28,6 +31,13 @@ def test_the_first_is_noted_and_the_second_acts(number):
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request():
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # by default this would end the process
+        assert stop.signal_number == signal.SIGTERM
 
 
 def test_outside_the_main_thread_nothing_is_caught():
