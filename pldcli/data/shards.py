@@ -32,6 +32,7 @@ __all__ = [
     "file_sha256",
     "open_prepared",
     "read_manifest",
+    "unknown_shares",
 ]
 
 Split = Literal["train", "validation"]
@@ -180,6 +181,19 @@ def file_sha256(path: Path) -> str:
 def data_fingerprint(manifest: dict[str, Any]) -> str:
     """Hash what a manifest says of the shards: equal for equal data."""
     return hashlib.sha256(json.dumps(manifest["shards"], sort_keys=True).encode()).hexdigest()
+
+
+def unknown_shares(counts: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Work out the share of unknown tokens in each split.
+
+    Args:
+        counts: The `counts` of a manifest.
+
+    Returns:
+        For each split unknown tokens over all tokens of text, the marks behind documents left out; nothing where the manifest was made
+        before they were counted.
+    """
+    return {split: count["unknown"] / max(1, count["tokens"] - count["documents"]) for split, count in counts.items() if "unknown" in count}
 
 
 class TokenStream:

@@ -16,6 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from pldcli import atomic
 from pldcli.data import conversion
 from pldcli.errors import DataError, UsageError
@@ -28,6 +31,7 @@ __all__ = [
     "load_prepared_tokenizer",
     "load_tokenizer",
     "train_tokenizer",
+    "unknown_share",
     "vocab_fingerprint",
 ]
 
@@ -254,6 +258,21 @@ def load_prepared_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     model = directory / "sentencepiece.model"
     return _from_json(_text(_read(path), path), where=str(path), sentencepiece=model.read_bytes() if model.is_file() else None)
+
+
+def unknown_share(ids: npt.ArrayLike, special: SpecialTokens) -> float:
+    """Work out which share of a text's tokens the vocabulary could not spell.
+
+    Args:
+        ids: The tokens of any number of texts, special ones among them or not.
+        special: The tokenizer's.
+
+    Returns:
+        Unknown tokens over all tokens that stand for text; 0 where there is no text.
+    """
+    ids = np.asarray(ids)
+    unknown = int(np.count_nonzero(ids == special.unk_id))
+    return unknown / max(1, ids.size - int(np.count_nonzero(np.isin(ids, special.ids))) + unknown)
 
 
 def fingerprint(path: Path) -> str:
