@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from pldcli import __version__, atomic
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
-from pldcli.data.encoding import Encoded, Encoder
+from pldcli.data.encoding import Encoded, Encoder, Part
 from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, unknown_shares
+from pldcli.data.special_tokens import check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.progress import Progress
@@ -118,6 +119,8 @@ def prepare(
     with _signals_as_errors():
         _check_place(out, [*inputs, *validation], overwrite=overwrite)
         existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
+        if existing is not None:
+            check_frame(existing.fast, existing.special, where=str(tokenizer))
         sources, skipped = find_sources(inputs, exclude=out)
         held_out, more_skipped = find_sources(validation, exclude=out) if validation else ([], Counter[str]())
         skipped += more_skipped
@@ -401,21 +404,21 @@ def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[
         if reader.sha256 != hashes[str(source.path)]:
             raise _changed(source)
 
-    def tasks() -> Iterator[list[str]]:
-        texts: list[str] = []
+    def tasks() -> Iterator[list[Part]]:
+        parts: list[Part] = []
         ends: list[bool] = []
-        characters = 0
+        characters, continued = 0, False
         for text, last in corpus.pieces("Encoding", done=done):
-            texts.append(text)
+            parts.append((text, continued))
             ends.append(last)
-            characters += len(text)
+            characters, continued = characters + len(text), not last
             if characters >= _TASK_CHARACTERS:
-                flying.append((texts, ends))
-                yield texts
-                texts, ends, characters = [], [], 0
-        if texts:
-            flying.append((texts, ends))
-            yield texts
+                flying.append(([text for text, _ in parts], ends))
+                yield parts
+                parts, ends, characters = [], [], 0
+        if parts:
+            flying.append(([text for text, _ in parts], ends))
+            yield parts
 
     for encoded in encoder.encode(tasks()):
         yield flying.pop(0), encoded

@@ -101,9 +101,10 @@ def _write(
     num_tokens = bytes_before = num_replaced = num_unknown = 0
     with Progress("Tokenising", total=sum(source.num_bytes for source in sources), unit="bytes", quiet=quiet) as progress:
         for source in sources:
-            reader = Reader(source, document_per=document_per, text_field=text_field)
+            reader, continued = Reader(source, document_per=document_per, text_field=text_field), False
             for text, last in reader.pieces():
-                ids = tokenizer.encode_document_lines(text.split("\n")) + [tokenizer.special.sep_id] * last
+                ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued) + [tokenizer.special.sep_id] * last
+                continued = not last
                 num_tokens += len(ids)
                 num_unknown += ids.count(tokenizer.special.unk_id)
                 with output_errors(Path(tempfile.gettempdir())):
