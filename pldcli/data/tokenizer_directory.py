@@ -266,10 +266,12 @@ def _settings(directory: Path, config: dict[str, Any]) -> tuple[dict[str, Any], 
     special |= {_content(token) for token in _extra(settings)}
     by_id: dict[int, Any] = {}
     for content, index in _object(directory / _ADDED).items():
-        by_id[int(index)] = _added({"content": content, "special": content in special, "normalized": content not in special}, _ADDED)
+        if not isinstance(index, int):
+            raise DataError(f"does not give ids by token ({content!r}: {index!r})", where=str(directory / _ADDED))
+        by_id[index] = _added({"content": content, "special": content in special, "normalized": content not in special}, _ADDED)
     if (path := directory / JSON).is_file():
         for entry in _object(path).get("added_tokens", []):
-            by_id[int(entry["id"])] = _added({key: value for key, value in entry.items() if key != "id"}, str(path))
+            by_id[int(entry["id"])] = _added(entry, str(path))
     return settings, [by_id[index] for index in sorted(by_id)]
 
 
@@ -284,8 +286,8 @@ def _added(entry: Any, where: str) -> Any:
     from tokenizers import AddedToken
 
     try:
-        return AddedToken(**{key: value for key, value in entry.items() if key != "__type"})
-    except (TypeError, AttributeError) as error:
+        return AddedToken(entry["content"], **{key: value for key, value in entry.items() if key not in ("__type", "content", "id")})
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"has an added token that is none: {entry!r}"[:200], where=where) from error
 
 

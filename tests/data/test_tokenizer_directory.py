@@ -1,7 +1,6 @@
 """Directories of many kinds, each read here and by `AutoTokenizer` of transformers."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,16 @@ def merges(config: dict[str, Any]) -> Make:
     return make
 
 
+def both(*makes: Make) -> Make:
+    def make(directory: Path, words: list[str]) -> None:
+        for one in makes:
+            one(directory, words)
+
+    return make
+
+
 BERT, FAST = {"tokenizer_class": "BertTokenizer"}, {"tokenizer_class": "PreTrainedTokenizerFast"}
+LIKE_ROBERTA = {"tokenizer_class": "RobertaTokenizerFast"}
 OTHER_NAMES = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "<mask_1>"}
 KINDS: dict[str, Make] = {
     "vocab.txt": vocab_txt(BERT),
@@ -148,18 +156,17 @@ KINDS: dict[str, Make] = {
     "json, its class from the model": tokenizer_json(lambda words: bert_json(words, lowercase=False), {}, {"model_type": "bert"}),
     "json with a token": tokenizer_json(lambda words: with_tokens(bert_json(words), ENT), BERT),
     "json with another flag of a token": tokenizer_json(
-        lambda words: with_tokens(bert_json(words), AddedToken("Fox")), FAST | {"added_tokens_decoder": {"1": added("quick"), "2": added("user")}}
+        lambda words: with_tokens(bert_json(words), AddedToken("Fox")),
+        FAST | {"added_tokens_decoder": {"1": added("quick"), "2": added("user")}}
     ),
     "json with truncation and padding": tokenizer_json(lambda words: cut_short(bert_json(words)), FAST),
     "json with a new mask": tokenizer_json(bert_json, FAST | OTHER_NAMES),
-    "json and vocab.txt": lambda directory, words: [
-        make(directory, words) for make in (vocab_txt(None), tokenizer_json(lambda words: bert_json([*words[:600]]), BERT))
-    ][0],
+    "json and vocab.txt": both(vocab_txt(None), tokenizer_json(lambda words: bert_json(words[:600]), BERT)),
     "byte-level json": tokenizer_json(lambda _: byte_level(), None),
     "byte-level json of RoBERTa": tokenizer_json(lambda _: byte_level(add_prefix_space=True), {}, {"model_type": "roberta"}),
-    "byte-level json, prefix space": tokenizer_json(lambda _: byte_level(), {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": True}),
+    "byte-level json, prefix space": tokenizer_json(lambda _: byte_level(), LIKE_ROBERTA | {"add_prefix_space": True}),
     "byte-level json, mask with space": tokenizer_json(
-        lambda _: byte_level(), {"tokenizer_class": "RobertaTokenizerFast", "mask_token": {"__type": "AddedToken", **added("<mask>", lstrip=True)}}
+        lambda _: byte_level(), LIKE_ROBERTA | {"mask_token": {"__type": "AddedToken", **added("<mask>", lstrip=True)}}
     ),
     "vocab.json and merges.txt": merges({"tokenizer_class": "RobertaTokenizer"}),
     "vocab.json and merges.txt, prefix space": merges({"tokenizer_class": "RobertaTokenizer", "add_prefix_space": True}),
@@ -230,3 +237,52 @@ def test_a_directory_gives_the_ids_of_transformers(tmp_path: Path, offline: Any,
     assert again(SCRIPTS, add_special_tokens=False)["input_ids"] == ours.encode_document_lines(SCRIPTS.split("\n"))
     marked = {entry["id"] for entry in json.loads(ours.json_text)["added_tokens"] if entry["special"]}
     assert marked == set(ours.special.ids)
+
+
+REFUSED: dict[str, tuple[Make, str]] = {
+    "another class": (vocab_txt({"tokenizer_class": "AlbertTokenizer"}), r"config.json: has tokenizer_class 'AlbertTokenizer'"),
+    "another model": (vocab_txt({}, {"model_type": "deberta-v2"}), r"config.json: has model_type 'deberta-v2'"),
+    "code": (vocab_txt({"auto_map": {"AutoTokenizer": ["own.Own", None]}}), r"config.json: has 'auto_map'"),
+    "a flag that is none": (vocab_txt(BERT | {"strip_accents": "no"}), r"config.json: has strip_accents 'no'"),
+    "tokens that are none": (vocab_txt(BERT | {"added_tokens_decoder": {"7": {"id": 1}}}), r"config.json: has an added token that is"),
+    "tokens without ids": (vocab_txt(BERT | {"added_tokens_decoder": ["a"]}), r"config.json: its added_tokens_decoder does not give"),
+    "ids that are none": (vocab_txt(BERT, added_tokens={"a": "b"}), r"added_tokens.json: does not give ids by token"),
+    "a damaged map": (vocab_txt(BERT, special_tokens_map="{"), r"special_tokens_map.json: is not JSON"),
+    "no object": (vocab_txt(None, tokenizer_config=["a"]), r"config.json: is not a JSON object"),
+    "a class of another kind": (tokenizer_json(lambda _: byte_level(), BERT), r"is not what the tokenizer_class 'BertTokenizer'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_read_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    make, line = REFUSED[kind]
+    make(tmp_path / "given", SPECIAL)
+    with pytest.raises(DataError, match=line):
+        load_tokenizer(tmp_path / "given")
+
+
+def test_a_sentencepiece_model_of_another_class_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "spiece.model", "")
+    put(tmp_path, "config.json", {"model_type": "albert"})
+    with pytest.raises(DataError, match="model_type 'albert'"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_type_of_model_alone_does_not_break_a_tokenizer_of_another_kind(tmp_path: Path) -> None:
+    put(tmp_path, "tokenizer.json", byte_level().to_str())
+    put(tmp_path, "config.json", {"model_type": "bert"})
+    assert load_tokenizer(tmp_path).json_text == load_tokenizer(tmp_path / "tokenizer.json").json_text
+
+
+def test_the_settings_beside_a_vocabulary_count(tmp_path: Path) -> None:
+    words = [*SPECIAL, "schon", "schön", "SCHÖN"]
+    vocab_txt({"do_lower_case": True, "strip_accents": False})(tmp_path / "de", words)
+    for path in (tmp_path / "de", tmp_path / "de" / "vocab.txt"):
+        assert load_tokenizer(path).encode_document_lines(["SCHÖN schon"]) == [6, 5]
+        assert load_tokenizer(path, cased=True).encode_document_lines(["SCHÖN schon"]) == [7, 5]
+
+
+def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
+    put(tmp_path, "vocab.json", {})
+    with pytest.raises(DataError, match=r"has no tokenizer\.json and no vocab\.txt"):
+        load_tokenizer(tmp_path)
