@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pldcli import atomic
 from pldcli.data import conversion
-from pldcli.data.cuts import CONTEXT, cut_before_whitespace, encode_plainly, lines_are_independent, whitespace_parts_text
+from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
 from pldcli.data.special_tokens import SpecialTokens, check_vocabulary, complete_special, find_special
 from pldcli.data.tokenizer_directory import (
     JSON,
@@ -137,9 +137,9 @@ class Tokenizer:
 
     def _encode_whole(self, text: str, continued: bool) -> list[int]:
         """Encode a text in parts that give the same ids, as far as there are such parts."""
-        if not self._whitespace_parts_text:
+        if not self._parting_spaces:
             return encode_plainly(self.fast, [text])[0]
-        first, *others = cut_before_whitespace(text, _PART_CHARACTERS)
+        first, *others = cut_before(text, self._parting_spaces, _PART_CHARACTERS)
         behind_text = [first, *others] if continued else others
         (context,), ids = encode_plainly(self.fast, [CONTEXT]), [] if continued else encode_plainly(self.fast, [first])[0]
         for part, encoded in zip(behind_text, encode_plainly(self.fast, [CONTEXT + part for part in behind_text]), strict=True):
@@ -152,8 +152,8 @@ class Tokenizer:
         return lines_are_independent(self.fast)
 
     @cached_property
-    def _whitespace_parts_text(self) -> bool:
-        return whitespace_parts_text(self.fast)
+    def _parting_spaces(self) -> str:
+        return parting_spaces(self.fast)
 
     def _encode_words(self, lines: Sequence[str]) -> list[int]:
         """Encode each distinct word once: several times as fast as whole lines."""

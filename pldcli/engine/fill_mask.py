@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from pldcli.data.loader import Batch
-from pldcli.data.tokenizer import SPECIAL_NAMES, Tokenizer
+from pldcli.data.special_tokens import SPECIAL_NAMES
+from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine.subject import Subject
 from pldcli.errors import UsageError
 
