@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +59,9 @@ _PART_CHARACTERS = 1 << 16
 _MAX_KNOWN_WORDS, _MAX_KNOWN_CHARACTERS = 1 << 17, 64
 
 _CHARACTER_COVERAGE = 0.9995
+"""The share of the text whose characters always have entries, however many they are."""
+_CHARACTER_SHARE, _PLAIN_CHARACTERS = 0.1, 256
+"""The rarer ones have entries too as long as all characters take a tenth of the vocabulary, or in a small one 256 and a half at most."""
 _NUM_TRAINING_THREADS = 8
 """The same everywhere: the sums of unigram training depend on it."""
 
@@ -212,7 +216,8 @@ def train_tokenizer(
     import sentencepiece
 
     texts = list(pieces)
-    size = vocab_size
+    size, rule = vocab_size, "nmt_nfkc" if cased else "nmt_nfkc_cf"
+    coverage = _character_coverage(texts, rule, max(int(_CHARACTER_SHARE * size), min(_PLAIN_CHARACTERS, size // 2)))
     while True:
         model = io.BytesIO()
         try:
@@ -221,7 +226,7 @@ def train_tokenizer(
                 model_writer=model,
                 vocab_size=size,
                 model_type=model_type,
-                normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
+                normalization_rule_name=rule,
                 pad_id=0,
                 pad_piece="[PAD]",
                 unk_id=1,
@@ -229,7 +234,7 @@ def train_tokenizer(
                 bos_id=-1,
                 eos_id=-1,
                 control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-                character_coverage=_CHARACTER_COVERAGE,
+                character_coverage=coverage,
                 seed_sentencepiece_size=seed_sentencepiece_size,
                 num_threads=_NUM_TRAINING_THREADS,
                 minloglevel=4,
@@ -246,6 +251,24 @@ def train_tokenizer(
             size = int(found[1])
         else:
             return from_sentencepiece(model.getvalue(), where="the trained tokenizer")
+
+
+def _character_coverage(texts: Sequence[str], rule: str, most: int) -> float:
+    """Choose the share of the text whose characters have entries: all of it, or that of the `most` frequent characters."""
+    import sentencepiece
+
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
+    found: set[str] = set()
+    for text in texts:
+        found.update(normalizer.normalize(text))
+    if len(found) <= most:
+        return 1.0
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(normalizer.normalize(text))
+    kept = sorted(counts.values(), reverse=True)[:most]
+    between = sum(kept) - kept[-1] / 2  # SentencePiece adds characters until it is past the share
+    return max(_CHARACTER_COVERAGE, between / counts.total())
 
 
 def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
