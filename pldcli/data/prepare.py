@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pldcli import __version__, atomic
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
 from pldcli.data.encoding import Encoded, Encoder, Part
-from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, unknown_shares
+from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares
 from pldcli.data.special_tokens import check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
@@ -138,18 +138,20 @@ def prepare(
                 processes = available_cores() if corpus.num_bytes > _SMALL_CORPUS_BYTES else 1
             with Encoder(directory, processes=processes) as encoder:
                 counts, shards = _encode(corpus, scan, chosen, encoder, directory)
-            manifest = {
-                "version": MANIFEST_VERSION,
-                "pldcli_version": __version__,
-                "sources": scan.sources,
-                "counts": counts,
-                "tokenizer": _describe(chosen, directory / "tokenizer.json"),
-                "document_end": "[SEP]",
-                "document_per": document_per,
-                "shards": shards,
-                "skipped": dict(sorted((skipped + scan.skipped).items())),
-                "replaced_bytes": scan.replaced_bytes,
-            }
+            manifest = sealed(
+                {
+                    "version": MANIFEST_VERSION,
+                    "pldcli_version": __version__,
+                    "sources": scan.sources,
+                    "counts": counts,
+                    "tokenizer": _describe(chosen, directory),
+                    "document_end": "[SEP]",
+                    "document_per": document_per,
+                    "shards": shards,
+                    "skipped": dict(sorted((skipped + scan.skipped).items())),
+                    "replaced_bytes": scan.replaced_bytes,
+                }
+            )
             atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     notes += _unknown_notes(counts, was_trained=existing is None)
     return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=corpus.has_validation)))
@@ -424,11 +426,12 @@ def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[
         yield flying.pop(0), encoded
 
 
-def _describe(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
-    special = tokenizer.special
+def _describe(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+    special, model = tokenizer.special, directory / "sentencepiece.model"
     return {
         "fingerprint": tokenizer.fingerprint,
-        "sha256": file_sha256(path),
+        "sha256": file_sha256(directory / "tokenizer.json"),
+        **({"sentencepiece_sha256": file_sha256(model)} if model.is_file() else {}),
         "vocab_size": tokenizer.vocab_size,
         "model_type": tokenizer.model_type,
         "normaliser": tokenizer.normaliser,

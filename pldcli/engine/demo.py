@@ -12,7 +12,7 @@ from pldcli import atomic, presets
 from pldcli.config import Config
 from pldcli.data.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import read_manifest
+from pldcli.data.shards import read_vocab_size
 from pldcli.engine.evaluate import evaluate
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.pretrain import dry_run, pretrain
@@ -105,7 +105,7 @@ def _changes(steps: int) -> list[str]:
 
 
 def _config(system: str, steps: int, data: Path) -> Config:
-    vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
+    vocabulary = {"model.vocab_size": read_vocab_size(data)}
     return presets.resolve(f"bert-tiny-{system}", _changes(steps), from_data=vocabulary).config
 
 

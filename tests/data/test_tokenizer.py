@@ -257,8 +257,8 @@ def test_rare_characters_have_entries_while_there_is_room(model_type):
 
 def test_of_many_characters_the_frequent_ones_have_entries():
     letters = [chr(0x4E00 + number) for number in range(300)]
-    lines = [*made_up_lines(4000), *(letter * (3 if number < 50 else 1) for number, letter in enumerate(letters))]
+    lines = [*made_up_lines() * 12, *(letter * (3 if number < 50 else 1) for number, letter in enumerate(letters))]
     tokenizer = train_tokenizer(lines, vocab_size=240)
     unknown = [letter for letter in letters if tokenizer.special.unk_id in tokenizer.encode_document_lines([letter])]
-    assert not set(letters[:50]) & set(unknown) and 200 < len(unknown) < 240
+    assert not set(letters[:50]) & set(unknown) and 180 < len(unknown) < 220
     assert tokenizer.special.unk_id not in tokenizer.encode_document_lines(made_up_lines())
