@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -50,8 +50,13 @@ COLUMN = "input_ids"
 _BATCH_BYTES = 16 << 20
 _SHARD_BYTES = 512 << 20
 _ROW_TOKENS = 1 << 24
+_HASHED_FOR_A_SAMPLE = 1 << 30
 
 _CHECKSUM = "sha256"
+_FIELDS = {
+    *("version", "pldcli_version", "sources", "counts", "tokenizer", "document_end", "document_per", "shards", "skipped"),
+    "replaced_bytes",
+}
 _PREPARE_AGAIN = "make it again with `pld prepare-data`"
 
 
@@ -323,6 +328,11 @@ class PreparedData:
         num_documents = sum(self.manifest["shards"][name]["documents"] for name in names)
         return TokenStream([self.path / name for name in names], end_id=self.special.sep_id, num_documents=num_documents)
 
+    def sampled(self, split: Split) -> PreparedData:
+        """Return the same data for reading a small sample of a split: one of more than a gigabyte is not hashed for that."""
+        num_bytes = sum(int(shard["bytes"]) for name, shard in self.manifest["shards"].items() if name.startswith(f"{split}-"))
+        return replace(self, verify=self.verify and num_bytes <= _HASHED_FOR_A_SAMPLE)
+
 
 def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> PreparedData:
     """Open what `pld prepare-data` wrote.
@@ -421,7 +431,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if version != MANIFEST_VERSION:
         what = f"is of version {version}, and this program reads version {MANIFEST_VERSION}"
         raise DataError(what, where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)
-    if _CHECKSUM in manifest and manifest != sealed(manifest):  # data of older programs has none
+    # Data of older programs has no checksum; it has no field either that is not known here.
+    if manifest != sealed(manifest) if _CHECKSUM in manifest else not _FIELDS.issuperset(manifest):
         raise DataError("is damaged: its fields do not have its checksum", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)
     return dict(manifest)
 

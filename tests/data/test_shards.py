@@ -160,8 +160,17 @@ def test_each_split_is_hashed_when_it_is_read_and_once(tmp_path, monkeypatch):
         data.stream("validation")
     assert hashed == ["tokenizer.json", "validation-00000.arrow"]
     flip(tmp_path / "d" / "train-00000.arrow")
-    with pytest.raises(DataError, match="train-00000.arrow: is damaged: its hash"):
+    with pytest.raises(DataError, match=r"train-00000\.arrow: is damaged: its hash"):
         data.stream("train")
+
+
+def test_a_large_split_is_not_hashed_for_a_sample(tmp_path, monkeypatch):
+    data = make(tmp_path / "d", DOCUMENTS)
+    flip(tmp_path / "d" / "train-00000.arrow")
+    with pytest.raises(DataError, match="its hash"):
+        data.sampled("train").stream("train")
+    monkeypatch.setattr(module, "_HASHED_FOR_A_SAMPLE", 100)
+    assert data.sampled("train").stream("train").num_tokens == len(FLAT)
 
 
 def test_processes_share_the_hashing(tmp_path, monkeypatch):
@@ -203,11 +212,18 @@ def test_any_bit_that_flips_is_noticed_by_what_reads_the_file(whole, name):
         path.write_bytes(damaged)
         try:
             for use in (USES[name], verify_prepared):
-                with pytest.raises(DataError, match="damaged|not the tokenizer|version|bytes instead|missing"):
+                with pytest.raises(DataError, match=r"damaged|not the tokenizer|version|bytes instead|missing"):
                     use(whole)
         finally:
             path.write_bytes(content)
     verify_prepared(whole)
+
+
+def test_a_bit_in_the_name_of_the_checksum_is_noticed(tmp_path, whole):
+    text = (whole / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('\n  "sha256"', '\n  "sha257"'))
+    with pytest.raises(DataError, match="its fields do not have its checksum"):
+        open_prepared(tmp_path)
 
 
 def test_a_manifest_of_an_older_program_opens(tmp_path, whole):
