@@ -14,15 +14,10 @@ def verify(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="A prepared directory.", show_default="data")] = Path("data"),
 ) -> None:
     """Read every byte of prepared data and compare it with the checksums that were taken when it was made."""
-    from pldcli.data.shards import read_manifest, verify_prepared
-    from pldcli.errors import DataError
+    from pldcli.data.shards import open_prepared, verify_prepared
     from pldcli.progress import Progress
 
-    shards = read_manifest(directory).get("shards")
-    try:
-        total = sum(int(shard["bytes"]) for shard in shards.values())  # type: ignore[union-attr]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError("is damaged: entries are missing or wrong", where=str(directory / "manifest.json")) from error
+    total = open_prepared(directory).num_bytes()
     with Progress("Verifying", total=total, unit="bytes") as progress:
         data = verify_prepared(directory, progress=progress.update)
     files = f"{len(data.manifest['shards'])} shards, {total / 1e6:,.1f} MB"

@@ -330,8 +330,11 @@ class PreparedData:
 
     def sampled(self, split: Split) -> PreparedData:
         """Return the same data for reading a small sample of a split: one of more than a gigabyte is not hashed for that."""
-        num_bytes = sum(int(shard["bytes"]) for name, shard in self.manifest["shards"].items() if name.startswith(f"{split}-"))
-        return replace(self, verify=self.verify and num_bytes <= _HASHED_FOR_A_SAMPLE)
+        return replace(self, verify=self.verify and self.num_bytes(split) <= _HASHED_FOR_A_SAMPLE)
+
+    def num_bytes(self, split: Split | Literal[""] = "") -> int:
+        """Return the size of a split on disk, or of both."""
+        return sum(int(shard["bytes"]) for name, shard in self.manifest["shards"].items() if name.startswith(split))
 
 
 def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> PreparedData:

@@ -96,7 +96,7 @@ def find_special(fast: Any, vocabulary: dict[str, int], names: dict[str, str], *
     """
     families = list(zip(*SPECIAL_NAMES.values(), strict=True))
     whole = next((number for number, family in enumerate(families) if all(name in vocabulary for name in family)), 0)
-    ids = {}
+    ids: dict[str, int] = {}
     for role, usual in SPECIAL_NAMES.items():
         candidates = (names.get(f"{role}_token"), usual[whole], *usual)
         found = next((vocabulary[name] for name in candidates if name in vocabulary), None)

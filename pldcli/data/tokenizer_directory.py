@@ -196,7 +196,7 @@ def bert_tokenizer(vocabulary: dict[str, int], unknown: str, settings: dict[str,
     fast.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=_flag(settings, "tokenize_chinese_chars", True, where),
-        strip_accents=_flag(settings, "strip_accents", None, where),
+        strip_accents=None if settings.get("strip_accents") is None else _flag(settings, "strip_accents", False, where),
         lowercase=_flag(settings, "do_lower_case", True, where) and not cased,
     )
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -339,7 +339,7 @@ def _rebuilt(parsed: dict[str, Any], family: Family, settings: dict[str, Any], n
     model = parsed["model"]
     if family == "bert":
         return bert_tokenizer(model["vocab"], named["unk_token"], settings, cased=cased, where=where)
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [cast(tuple[str, str], tuple(merge.split(" ") if isinstance(merge, str) else merge)) for merge in model["merges"]]
     return _byte_level(model["vocab"], merges, settings, where=where)
 
 
@@ -366,14 +366,14 @@ def _read_merges(pieces: Path, merges: Path) -> tuple[dict[str, int], list[tuple
     from tokenizers import models
 
     try:
-        return cast(tuple[dict[str, int], list[tuple[str, str]]], models.BPE.read_file(str(pieces), str(merges)))
+        return models.BPE.read_file(str(pieces), str(merges))
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"with {merges.name} is no BPE vocabulary ({str(error).splitlines()[0]})", where=str(pieces)) from error
 
 
-def _flag(settings: dict[str, Any], name: str, default: bool | None, where: str) -> bool | None:
+def _flag(settings: dict[str, Any], name: str, default: bool, where: str) -> bool:
     value = settings.get(name, default)
-    if value is not default and not isinstance(value, bool):
+    if not isinstance(value, bool):
         raise DataError(f"has {name} {value!r}, which is neither true nor false", where=where)
     return value
 
