@@ -78,4 +78,8 @@ def _with_special_tokens(tokenizer: Tokenizer) -> Any:
     """Make a `tokenizers.Tokenizer` that reads the spelling of the mask as the mask; the model's own takes it for text."""
     import tokenizers
 
-    return tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    if tokenizer.special.mask_id not in fast.get_added_tokens_decoder():
+        mask = fast.id_to_token(tokenizer.special.mask_id)
+        fast.add_special_tokens([tokenizers.AddedToken(mask, special=True, normalized=False)])
+    return fast
