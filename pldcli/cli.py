@@ -20,6 +20,7 @@ from pldcli.commands import (
     bench,
     compare,
     config,
+    data,
     demo,
     doctor,
     evaluate,
@@ -54,6 +55,7 @@ class Entry:
 
 COMMANDS: tuple[Entry, ...] = (
     Entry("prepare-data", prepare_data.prepare_data, DATA, "pld prepare-data corpus.txt --out data --vocab-size 8192"),
+    Entry("data verify", data.verify, DATA, "pld data verify data"),
     Entry("pretrain", pretrain.pretrain, TRAINING, "pld pretrain --preset bert-small-pld train.total_steps=1000 --data data"),
     Entry("study", study.study, TRAINING, "pld study benchmarks/studies/tiny.yaml --dry-run"),
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
@@ -75,7 +77,7 @@ COMMANDS: tuple[Entry, ...] = (
 )
 """Every subcommand, once."""
 
-_GROUPS = {"config": "Show, check, list and import configurations."}
+_GROUPS = {"config": "Show, check, list and import configurations.", "data": "Look after prepared data."}
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _CommandLineError = typer.BadParameter.__mro__[1]

@@ -37,9 +37,9 @@ def bench(
     wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
     vocabulary = {}
     if data is not None:
-        from pldcli.data.shards import read_manifest
+        from pldcli.data.shards import read_vocab_size
 
-        vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
+        vocabulary = {"model.vocab_size": read_vocab_size(data)}
     config = resolve(preset, wanted, from_data=vocabulary).config
     from pldcli.engine import bench as engine
 

@@ -78,6 +78,8 @@ def _show(prepared: Prepared) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pldcli.data.shards import unknown_shares
+
     manifest, console = prepared.manifest, Console(soft_wrap=True, highlight=False, markup=False)
     train, validation, tokenizer = manifest["counts"]["train"], manifest["counts"]["validation"], manifest["tokenizer"]
     words, tokens = train["words"] + validation["words"], train["tokens"] + validation["tokens"]
@@ -87,6 +89,7 @@ def _show(prepared: Prepared) -> None:
     rows = {
         "documents": f"{train['documents']:,} train, {validation['documents']:,} validation",
         "tokens": f"{train['tokens']:,} train, {validation['tokens']:,} validation",
+        "unknown tokens": ", ".join(f"{share:.2%} {split}" for split, share in unknown_shares(manifest["counts"]).items()),
         "tokens per word": f"{tokens / words:.2f}" if words else "no words",
         "vocabulary": f"{tokenizer['vocab_size']:,} entries ({tokenizer['model_type']}, {tokenizer['normaliser']})",
         "skipped": ", ".join(f"{count:,} x {reason}" for reason, count in manifest["skipped"].items()) or "nothing",

@@ -54,7 +54,7 @@ def pretrain(
         *([f"train.init_from={init_from}"] if init_from else []),
     ]
     first = resolve(preset, wanted).config  # what is wrong without the data shows before it is read
-    from pldcli.data.shards import read_manifest
+    from pldcli.data.shards import read_vocab_size
 
     if budget is not None:
         from pldcli.step_time import parse_seconds
@@ -62,7 +62,7 @@ def pretrain(
         seconds = parse_seconds(budget, "--budget")
     place = out or Path("runs") / Path(preset).stem
     goes_on = None if dry_run or resume == "never" else place if resume == "auto" else Path(resume)
-    vocabulary = {"model.vocab_size": read_manifest(data)["tokenizer"]["vocab_size"]}
+    vocabulary = {"model.vocab_size": read_vocab_size(data)}
     config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, goes_on, allow_bin)).config
     if budget is not None:
         config = _within(config, seconds, data, goes_on)

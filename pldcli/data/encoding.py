@@ -23,11 +23,16 @@ from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.errors import DeviceError
 from pldcli.workers import close_pipe, own_stdout, start_worker
 
-__all__ = ["Encoded", "Encoder"]
+__all__ = ["Encoded", "Encoder", "Part"]
+
+Part = tuple[str, bool]
+"""A text, and whether it goes on with the document of the text before it."""
 
 _TASKS_IN_FLIGHT_PER_WORKER = 2
 _COUNT = np.dtype("<u8")
 _TOKEN = np.dtype("<u4")
+_NEW, _CONTINUED = b"n", b"c"
+"""What stands before a text that is sent to a worker."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Encoder:
             close_pipe(worker.stdin)
             close_pipe(worker.stdout)
 
-    def encode(self, tasks: Iterable[list[str]]) -> Iterator[Encoded]:
+    def encode(self, tasks: Iterable[list[Part]]) -> Iterator[Encoded]:
         """Encode each list of texts; at most a few lists are read ahead.
 
         Raises:
@@ -79,33 +84,33 @@ class Encoder:
         """
         if self._threads is None:
             tokenizer = load_prepared_tokenizer(self._directory)
-            yield from (_encode(tokenizer, texts) for texts in tasks)
+            yield from (_encode(tokenizer, parts) for parts in tasks)
             return
         futures: deque[Future[Encoded]] = deque()
-        for texts in tasks:
-            futures.append(self._threads.submit(self._ask, texts))
+        for parts in tasks:
+            futures.append(self._threads.submit(self._ask, parts))
             if len(futures) > _TASKS_IN_FLIGHT_PER_WORKER * self._processes:
                 yield futures.popleft().result()
         while futures:
             yield futures.popleft().result()
 
-    def _ask(self, texts: list[str]) -> Encoded:
+    def _ask(self, parts: list[Part]) -> Encoded:
         worker: subprocess.Popen[bytes] = self._local.worker
         assert worker.stdin is not None and worker.stdout is not None
         try:
-            _write(worker.stdin, [text.encode() for text in texts])
+            _write(worker.stdin, [(_CONTINUED if continued else _NEW) + text.encode() for text, continued in parts])
             counts, words, ids = _read(worker.stdout)
         except (OSError, EOFError, ValueError) as error:
             raise DeviceError("a process that encodes text died", hint="if memory ran out, try fewer --processes") from error
         return Encoded(np.frombuffer(ids, _TOKEN), np.frombuffer(counts, _COUNT), np.frombuffer(words, _COUNT))
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    encoded = [np.array(tokenizer.encode_document_lines(text.split("\n")), dtype=_TOKEN) for text in texts]
+def _encode(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
+    encoded = [np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), dtype=_TOKEN) for text, continued in parts]
     return Encoded(
         ids=np.concatenate(encoded) if encoded else np.empty(0, _TOKEN),
         num_tokens=np.array([len(ids) for ids in encoded], dtype=_COUNT),
-        num_words=np.array([len(text.split()) for text in texts], dtype=_COUNT),
+        num_words=np.array([len(text.split()) for text, _ in parts], dtype=_COUNT),
     )
 
 
@@ -115,7 +120,7 @@ def serve() -> None:
     tokenizer = load_prepared_tokenizer(Path(sys.argv[1]))
     while True:
         try:
-            encoded = _encode(tokenizer, [text.decode() for text in _read(sys.stdin.buffer)])
+            encoded = _encode(tokenizer, [(part[1:].decode(), part[:1] == _CONTINUED) for part in _read(sys.stdin.buffer)])
             _write(out, [encoded.num_tokens.tobytes(), encoded.num_words.tobytes(), encoded.ids.tobytes()])
         except (EOFError, BrokenPipeError):
             os._exit(0)

@@ -20,10 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pldcli import __version__, atomic
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
-from pldcli.data.encoding import Encoded, Encoder
-from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256
+from pldcli.data.encoding import Encoded, Encoder, Part
+from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares
+from pldcli.data.special_tokens import check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.progress import Progress
@@ -43,6 +47,7 @@ _ONE_DOCUMENT_TOKENS = 20_000
 """More in a single document is likelier a file without blank lines."""
 _SOUND_VALIDATION_TOKENS = 10_000
 """Fewer give a loss whose noise hides what runs differ by."""
+_MUCH_UNKNOWN = 0.01
 _SAMPLE_CHARACTERS = 4000
 _TASK_CHARACTERS = 1 << 20
 _CHECKED_LINES = 2000
@@ -116,6 +121,8 @@ def prepare(
     with _signals_as_errors():
         _check_place(out, [*inputs, *validation], overwrite=overwrite)
         existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
+        if existing is not None:
+            check_frame(existing.fast, existing.special, where=str(tokenizer))
         sources, skipped = find_sources(inputs, exclude=out)
         held_out, more_skipped = find_sources(validation, exclude=out) if validation else ([], Counter[str]())
         skipped += more_skipped
@@ -133,19 +140,22 @@ def prepare(
                 processes = available_cores() if corpus.num_bytes > _SMALL_CORPUS_BYTES else 1
             with Encoder(directory, processes=processes) as encoder:
                 counts, shards = _encode(corpus, scan, chosen, encoder, directory)
-            manifest = {
-                "version": MANIFEST_VERSION,
-                "pldcli_version": __version__,
-                "sources": scan.sources,
-                "counts": counts,
-                "tokenizer": _describe(chosen, directory / "tokenizer.json"),
-                "document_end": "[SEP]",
-                "document_per": document_per,
-                "shards": shards,
-                "skipped": dict(sorted((skipped + scan.skipped).items())),
-                "replaced_bytes": scan.replaced_bytes,
-            }
+            manifest = sealed(
+                {
+                    "version": MANIFEST_VERSION,
+                    "pldcli_version": __version__,
+                    "sources": scan.sources,
+                    "counts": counts,
+                    "tokenizer": _describe(chosen, directory),
+                    "document_end": "[SEP]",
+                    "document_per": document_per,
+                    "shards": shards,
+                    "skipped": dict(sorted((skipped + scan.skipped).items())),
+                    "replaced_bytes": scan.replaced_bytes,
+                }
+            )
             atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    notes += _unknown_notes(counts, was_trained=existing is None)
     return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=corpus.has_validation)))
 
 
@@ -323,7 +333,7 @@ def _encode(
     """Make the second pass."""
     sizes = {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.special.sep_id}
     limit = validation_limit(scan.hashes)
-    words, num_bytes = Counter[str](), Counter[str]()
+    words, num_bytes, unknown = Counter[str](), Counter[str](), Counter[str]()
     document = num_tokens = open_tokens = 0
     with (
         ShardWriter(directory, "train", **sizes) as train,
@@ -337,7 +347,9 @@ def _encode(
                     raise _changed(corpus.sources[-1])
                 is_validation = limit is not None and scan.hashes[document] < limit
                 writer, name = (validation, "validation") if is_validation else (train, "train")
-                writer.add(encoded.ids[start : start + count])
+                ids = encoded.ids[start : start + count]
+                writer.add(ids)
+                unknown[name] += _count_unknown(ids, tokenizer)
                 start += count
                 open_tokens += count
                 words[name] += num_words
@@ -345,8 +357,11 @@ def _encode(
                 if last:
                     document += 1
                     if limit is None and document == len(scan.hashes):
-                        validation.add(train.take_back(validation_tail(open_tokens)))
+                        tail = train.take_back(validation_tail(open_tokens))
+                        validation.add(tail)
                         validation.end_document()
+                        unknown["validation"] = _count_unknown(tail, tokenizer)
+                        unknown["train"] -= unknown["validation"]
                     writer.end_document()
                     num_tokens += open_tokens
                     open_tokens = 0
@@ -355,10 +370,33 @@ def _encode(
         if document != len(scan.hashes):
             raise _changed(corpus.sources[-1])
     counts = {
-        name: {"documents": writer.num_documents, "tokens": writer.num_tokens, "words": words[name], "bytes": num_bytes[name]}
+        name: {
+            "documents": writer.num_documents,
+            "tokens": writer.num_tokens,
+            "unknown": unknown[name],
+            "words": words[name],
+            "bytes": num_bytes[name],
+        }
         for name, writer in (("train", train), ("validation", validation))
     }
+    _check_something_is_known(counts)
     return counts, {**train.shards, **validation.shards}
+
+
+def _count_unknown(ids: npt.NDArray[np.unsignedinteger[Any]], tokenizer: Tokenizer) -> int:
+    return int(np.count_nonzero(ids == tokenizer.special.unk_id))
+
+
+def _check_something_is_known(counts: dict[str, dict[str, int]]) -> None:
+    """Refuse a split without a token that masked-LM training could ask for: unknown and special tokens are never targets.
+
+    Raises:
+        DataError: There is such a split.
+    """
+    for split, count in counts.items():
+        if count["unknown"] >= count["tokens"] - count["documents"]:
+            what = "every token is unknown: the vocabulary cannot spell this text, so that nothing could be masked"
+            raise DataError(what, where=f"{split} text", hint="name a tokenizer made for such text with --tokenizer, or train one on it")
 
 
 def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[tuple[list[str], list[bool]], Encoded], None, None]:
@@ -370,31 +408,32 @@ def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[
         if reader.sha256 != hashes[str(source.path)]:
             raise _changed(source)
 
-    def tasks() -> Iterator[list[str]]:
-        texts: list[str] = []
+    def tasks() -> Iterator[list[Part]]:
+        parts: list[Part] = []
         ends: list[bool] = []
-        characters = 0
+        characters, continued = 0, False
         for text, last in corpus.pieces("Encoding", done=done):
-            texts.append(text)
+            parts.append((text, continued))
             ends.append(last)
-            characters += len(text)
+            characters, continued = characters + len(text), not last
             if characters >= _TASK_CHARACTERS:
-                flying.append((texts, ends))
-                yield texts
-                texts, ends, characters = [], [], 0
-        if texts:
-            flying.append((texts, ends))
-            yield texts
+                flying.append(([text for text, _ in parts], ends))
+                yield parts
+                parts, ends, characters = [], [], 0
+        if parts:
+            flying.append(([text for text, _ in parts], ends))
+            yield parts
 
     for encoded in encoder.encode(tasks()):
         yield flying.pop(0), encoded
 
 
-def _describe(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
-    special = tokenizer.special
+def _describe(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+    special, model = tokenizer.special, directory / "sentencepiece.model"
     return {
         "fingerprint": tokenizer.fingerprint,
-        "sha256": file_sha256(path),
+        "sha256": file_sha256(directory / "tokenizer.json"),
+        **({"sentencepiece_sha256": file_sha256(model)} if model.is_file() else {}),
         "vocab_size": tokenizer.vocab_size,
         "model_type": tokenizer.model_type,
         "normaliser": tokenizer.normaliser,
@@ -407,6 +446,15 @@ def _describe(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
             "other_ids": list(special.other_ids),
         },
     }
+
+
+def _unknown_notes(counts: dict[str, dict[str, int]], *, was_trained: bool) -> list[str]:
+    hint = "a larger --vocab-size holds more characters" if was_trained else "without --tokenizer one is trained on this text"
+    return [
+        f"{share:.1%} of the {split} tokens are unknown ([UNK]): the vocabulary cannot spell them; {hint}."
+        for split, share in unknown_shares(counts).items()
+        if share > _MUCH_UNKNOWN
+    ]
 
 
 def _split_notes(counts: dict[str, dict[str, int]], *, chosen_by_user: bool) -> list[str]:

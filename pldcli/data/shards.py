@@ -4,14 +4,18 @@
 
 A row is a document: its ids, then one [SEP]. (A document over 32 million tokens goes on in the next row; only its last row ends
 with [SEP].) Laid end to end the rows of a split are one stream of tokens, from which spans of any length are cut.
+
+What is verified when: opening compares the manifest with its own checksum, the tokenizer's files with their hashes, and the names, sizes
+and footers of all shards. Shards are hashed when their split is first read, so that an evaluation reads the validation split alone; of
+several processes each hashes its share of the shards, so that a job reads them once. `verify_prepared` hashes everything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +36,10 @@ __all__ = [
     "file_sha256",
     "open_prepared",
     "read_manifest",
+    "read_vocab_size",
+    "sealed",
+    "unknown_shares",
+    "verify_prepared",
 ]
 
 Split = Literal["train", "validation"]
@@ -42,7 +50,13 @@ COLUMN = "input_ids"
 _BATCH_BYTES = 16 << 20
 _SHARD_BYTES = 512 << 20
 _ROW_TOKENS = 1 << 24
+_HASHED_FOR_A_SAMPLE = 1 << 30
 
+_CHECKSUM = "sha256"
+_FIELDS = {
+    *("version", "pldcli_version", "sources", "counts", "tokenizer", "document_end", "document_per", "shards", "skipped"),
+    "replaced_bytes",
+}
 _PREPARE_AGAIN = "make it again with `pld prepare-data`"
 
 
@@ -182,6 +196,19 @@ def data_fingerprint(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest["shards"], sort_keys=True).encode()).hexdigest()
 
 
+def unknown_shares(counts: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Work out the share of unknown tokens in each split.
+
+    Args:
+        counts: The `counts` of a manifest.
+
+    Returns:
+        For each split unknown tokens over all tokens of text, the marks behind documents left out; nothing where the manifest was made
+        before they were counted.
+    """
+    return {split: count["unknown"] / max(1, count["tokens"] - count["documents"]) for split, count in counts.items() if "unknown" in count}
+
+
 class TokenStream:
     """The tokens of one split, end to end, behind memory maps.
 
@@ -278,19 +305,45 @@ class PreparedData:
 
     tokenizer_path: Path
 
+    verify: bool = True
+    """Hash the shards of a split before it is read."""
+
+    share: tuple[int, int] = (0, 1)
+    """The number of this process and how many there are: each hashes its share of the shards."""
+
+    _verified: set[str] = field(default_factory=set, compare=False)
+
     def stream(self, split: Split) -> TokenStream:
-        """Map the tokens of a split."""
+        """Map the tokens of a split, and hash its shards the first time.
+
+        Raises:
+            DataError: One is damaged.
+        """
         names = [name for name in sorted(self.manifest["shards"]) if name.startswith(f"{split}-")]
+        process, num_processes = self.share
+        for name in names[process::num_processes] if self.verify else ():
+            if name not in self._verified:
+                _check_file(self.path / name, str(self.manifest["shards"][name]["sha256"]))
+                self._verified.add(name)
         num_documents = sum(self.manifest["shards"][name]["documents"] for name in names)
         return TokenStream([self.path / name for name in names], end_id=self.special.sep_id, num_documents=num_documents)
 
+    def sampled(self, split: Split) -> PreparedData:
+        """Return the same data for reading a small sample of a split: one of more than a gigabyte is not hashed for that."""
+        return replace(self, verify=self.verify and self.num_bytes(split) <= _HASHED_FOR_A_SAMPLE)
 
-def open_prepared(path: Path, *, verify: bool = True) -> PreparedData:
+    def num_bytes(self, split: Split | Literal[""] = "") -> int:
+        """Return the size of a split on disk, or of both."""
+        return sum(int(shard["bytes"]) for name, shard in self.manifest["shards"].items() if name.startswith(split))
+
+
+def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> PreparedData:
     """Open what `pld prepare-data` wrote.
 
     Args:
         path: The directory.
-        verify: Read all shards to compare their hashes; without it only their sizes are compared.
+        verify: Hash the shards of each split that is read; without it only their sizes and footers are looked at.
+        share: The number of this process and how many there are, where several read the same splits.
 
     Raises:
         DataError: It is missing, not prepared data, damaged, of another version, or its tokenizer was exchanged.
@@ -307,16 +360,63 @@ def open_prepared(path: Path, *, verify: bool = True) -> PreparedData:
             fingerprint=str(tokenizer["fingerprint"]),
             data_fingerprint=data_fingerprint(manifest),
             tokenizer_path=path / "tokenizer.json",
+            verify=verify,
+            share=share,
         )
         _check_tokenizer(data.tokenizer_path, str(tokenizer["sha256"]))
+        if "sentencepiece_sha256" in tokenizer:
+            _check_file(path / "sentencepiece.model", str(tokenizer["sentencepiece_sha256"]))
         for name, shard in manifest["shards"].items():
-            _check_shard(path / Path(name).name, int(shard["bytes"]), str(shard["sha256"]) if verify else None)
+            _check_shard(path / Path(name).name, int(shard["bytes"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError("is damaged: entries are missing or wrong", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN) from error
     return data
 
 
+def verify_prepared(path: Path, *, progress: Callable[[int], None] = lambda num_bytes: None) -> PreparedData:
+    """Read everything in a prepared directory and compare it with what the manifest says.
+
+    Args:
+        path: The directory.
+        progress: Called with the bytes of shards read so far.
+
+    Raises:
+        DataError: A file is damaged; the first one is named.
+    """
+    data, done = open_prepared(path), 0
+    for name, shard in sorted(data.manifest["shards"].items()):
+        _check_file(path / name, str(shard["sha256"]))
+        done += int(shard["bytes"])
+        progress(done)
+    return data
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Add a checksum over all other fields to a manifest."""
+    fields = {key: value for key, value in manifest.items() if key != _CHECKSUM}
+    content = json.dumps(fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return fields | {_CHECKSUM: hashlib.sha256(content.encode()).hexdigest()}
+
+
+def read_vocab_size(path: Path) -> int:
+    """Read the size of the vocabulary that data was prepared with.
+
+    Raises:
+        DataError: The manifest cannot be read, or does not give it.
+    """
+    tokenizer = read_manifest(path).get("tokenizer")
+    size = tokenizer.get("vocab_size") if isinstance(tokenizer, dict) else None
+    if type(size) is not int or size < 1:
+        raise DataError("is damaged: it gives no size of the vocabulary", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)
+    return size
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a prepared directory.
+
+    Raises:
+        DataError: It is missing, damaged or of another version.
+    """
     if not path.is_dir():
         hint = f"make it with `pld prepare-data TEXT... --out {path}`, or name another with --data"
         raise DataError("no such directory of prepared data" if not path.exists() else "is not a directory", where=str(path), hint=hint)
@@ -334,6 +434,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if version != MANIFEST_VERSION:
         what = f"is of version {version}, and this program reads version {MANIFEST_VERSION}"
         raise DataError(what, where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)
+    # Data of older programs has no checksum; it has no field either that is not known here.
+    if manifest != sealed(manifest) if _CHECKSUM in manifest else not _FIELDS.issuperset(manifest):
+        raise DataError("is damaged: its fields do not have its checksum", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)
     return dict(manifest)
 
 
@@ -345,24 +448,43 @@ def _check_tokenizer(path: Path, sha256: str) -> None:
         raise DataError(what, where=str(path), hint="put the right one back, or run `pld prepare-data --tokenizer` with this one")
 
 
-def _check_shard(path: Path, num_bytes: int, sha256: str | None) -> None:
+def _check_shard(path: Path, num_bytes: int) -> None:
+    """Compare the size of a shard, and read its footer."""
     try:
         found = path.stat().st_size
-        if found != num_bytes:
-            raise DataError(f"has {found:,} bytes instead of {num_bytes:,}", where=str(path), hint=_PREPARE_AGAIN)
-        if sha256 is not None and file_sha256(path) != sha256:
-            raise DataError("is damaged: its hash is not that of manifest.json", where=str(path), hint=_PREPARE_AGAIN)
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise DataError(what, where=str(path), hint=_PREPARE_AGAIN) from error
+    if found != num_bytes:
+        raise DataError(f"has {found:,} bytes instead of {num_bytes:,}", where=str(path), hint=_PREPARE_AGAIN)
+    _open_shard(path)
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(what, where=str(path), hint=_PREPARE_AGAIN) from error
+    if found != sha256:
+        raise DataError("is damaged: its hash is not that of manifest.json", where=str(path), hint=_PREPARE_AGAIN)
+
+
+def _open_shard(path: Path) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError("is damaged: not an Arrow file of token ids", where=str(path), hint=_PREPARE_AGAIN) from error
 
 
 def _segments(path: Path) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
     """Map a shard: of each record batch the values, and where its rows end."""
     import pyarrow as pa
 
+    reader = _open_shard(path)
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
         for index in range(reader.num_record_batches):
             rows = reader.get_batch(index).column(COLUMN)
             yield rows.values.to_numpy(zero_copy_only=True), rows.offsets.to_numpy(zero_copy_only=True)[1:]

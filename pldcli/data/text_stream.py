@@ -80,28 +80,33 @@ def tokenise(
     with output_errors(place):
         file = tempfile.TemporaryFile()  # noqa: SIM115 - opened apart, for its own kind of error
     with file:
-        ends, num_replaced = _write(sources, file, tokenizer, text_field=text_field, document_per=document_per, quiet=quiet)
+        ends, num_replaced, num_unknown = _write(sources, file, tokenizer, text_field=text_field, document_per=document_per, quiet=quiet)
         if not ends or ends[-1] == len(ends):
             where = ", ".join(str(source.path) for source in sources[:3])
             raise DataError("holds no text", where=where, hint="name files with text in them")
         with output_errors(place):
             file.flush()
-        notes = (f"bytes that are not UTF-8 and were replaced: {num_replaced:,}",) if num_replaced else ()
-        return TextStream(np.memmap(file, _TOKEN, "r"), np.array(ends, np.int64), notes)  # the map outlives the file
+        tokens = np.memmap(file, _TOKEN, "r")  # the map outlives the file
+        notes = [f"bytes that are not UTF-8 and were replaced: {num_replaced:,}"] if num_replaced else []
+        if num_unknown:
+            notes.append(f"tokens that the vocabulary cannot spell ([UNK]): {num_unknown / (len(tokens) - len(ends)):.2%}")
+        return TextStream(tokens, np.array(ends, np.int64), tuple(notes))
 
 
 def _write(
     sources: Sequence[Source], file: IO[bytes], tokenizer: Tokenizer, *, text_field: str, document_per: DocumentPer, quiet: bool
-) -> tuple[list[int], int]:
-    """Write the tokens; return the ends of the documents, and how many bytes were replaced."""
+) -> tuple[list[int], int, int]:
+    """Write the tokens; return the ends of the documents, how many bytes were replaced, and how many tokens are unknown."""
     ends: list[int] = []
-    num_tokens = bytes_before = num_replaced = 0
+    num_tokens = bytes_before = num_replaced = num_unknown = 0
     with Progress("Tokenising", total=sum(source.num_bytes for source in sources), unit="bytes", quiet=quiet) as progress:
         for source in sources:
-            reader = Reader(source, document_per=document_per, text_field=text_field)
+            reader, continued = Reader(source, document_per=document_per, text_field=text_field), False
             for text, last in reader.pieces():
-                ids = tokenizer.encode_document_lines(text.split("\n")) + [tokenizer.special.sep_id] * last
+                ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued) + [tokenizer.special.sep_id] * last
+                continued = not last
                 num_tokens += len(ids)
+                num_unknown += ids.count(tokenizer.special.unk_id)
                 with output_errors(Path(tempfile.gettempdir())):
                     file.write(np.array(ids, _TOKEN).tobytes())
                 if last:
@@ -109,4 +114,4 @@ def _write(
                 progress.update(bytes_before + reader.raw_bytes)
             bytes_before += reader.raw_bytes
             num_replaced += reader.replaced_bytes
-    return ends, num_replaced
+    return ends, num_replaced, num_unknown

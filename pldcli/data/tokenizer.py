@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,23 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from pldcli import atomic
 from pldcli.data import conversion
+from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
+from pldcli.data.special_tokens import SpecialTokens, check_vocabulary, complete_special, find_special
+from pldcli.data.tokenizer_directory import (
+    JSON,
+    FoundTokenizer,
+    find_place,
+    parse_tokenizer,
+    read_directory,
+    read_vocabulary,
+    read_wordpiece,
+    sentencepiece_alone,
+)
 from pldcli.errors import DataError, UsageError
 
 __all__ = [
@@ -25,51 +41,32 @@ __all__ = [
     "SpecialTokens",
     "Tokenizer",
     "fingerprint",
+    "from_sentencepiece",
     "load_prepared_tokenizer",
     "load_tokenizer",
     "train_tokenizer",
+    "unknown_share",
     "vocab_fingerprint",
 ]
 
 ModelType = Literal["bpe", "unigram"]
 
-SPECIAL_NAMES = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-"""Each special token under the names of BERT and RoBERTa."""
-
 MAX_LINE_CHARACTERS = 8192
 """Longer lines are cut before encoding: the time and memory of BPE grow with the line."""
 
-_MAX_KNOWN_WORDS = 1 << 17
+_PART_CHARACTERS = 1 << 16
+"""Text whose lines cannot be encoded apart is cut at white space into parts of this size."""
+_MAX_KNOWN_WORDS, _MAX_KNOWN_CHARACTERS = 1 << 17, 64
 
 _CHARACTER_COVERAGE = 0.9995
+"""The share of the text whose characters always have entries, however many they are."""
+_CHARACTER_SHARE, _PLAIN_CHARACTERS = 0.1, 256
+"""The rarer ones have entries too as long as all characters take a tenth of the vocabulary, or in a small one 256 and a half at most."""
 _NUM_TRAINING_THREADS = 8
 """The same everywhere: the sums of unigram training depend on it."""
 
 _TOO_LARGE = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)")
 _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids that have a role and never stand for text."""
-
-    pad_id: int
-    unk_id: int
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    other_ids: tuple[int, ...] = ()
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """List every special id of the tokenizer, in order."""
-        return tuple(sorted({self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, *self.other_ids}))
 
 
 @dataclass(frozen=True)
@@ -92,17 +89,17 @@ class Tokenizer:
     model_type: str
     normaliser: str
 
-    def encode_document_lines(self, lines: Sequence[str]) -> list[int]:
-        """Encode lines of text, one after the other, without adding special tokens.
+    def encode_document_lines(self, lines: Sequence[str], *, continued: bool = False) -> list[int]:
+        """Encode a text, given as its lines, without adding special tokens: the ids of `fast.encode` on the whole text.
 
         The strings of special tokens are text here; where the tokenizer makes a special id of text nevertheless, the id of
         the unknown token takes its place.
+
+        Args:
+            lines: The text, parted at its line ends.
+            continued: The text is a later part of a document, cut before white space where there is some.
         """
-        short = list(chain.from_iterable(_short_lines(line) for line in lines if line))
-        if self._processor is not None:
-            ids = self._encode_words(short) if self._words_are_independent else list(chain.from_iterable(self._processor.encode(short)))
-        else:
-            ids = list(chain.from_iterable(one.ids for one in self.fast.encode_batch_fast(short, add_special_tokens=False)))
+        ids = self._encode_lines(lines) if self._lines_are_independent else self._encode_whole("\n".join(lines), continued)
         if not self._banned.isdisjoint(ids):
             ids = [self.special.unk_id if i in self._banned else i for i in ids]
         return ids
@@ -136,13 +133,43 @@ class Tokenizer:
     def _processor(self) -> Any:
         return None if self.sentencepiece is None else _processor(self.sentencepiece)
 
+    def _encode_lines(self, lines: Sequence[str]) -> list[int]:
+        short = list(chain.from_iterable(_short_lines(line) for line in lines if line))
+        if self._processor is None:
+            return list(chain.from_iterable(encode_plainly(self.fast, short)))
+        return self._encode_words(short) if self._words_are_independent else list(chain.from_iterable(self._processor.encode(short)))
+
+    def _encode_whole(self, text: str, continued: bool) -> list[int]:
+        """Encode a text in parts that give the same ids, as far as there are such parts."""
+        if not self._parting_spaces:
+            return encode_plainly(self.fast, [text])[0]
+        first, *others = cut_before(text, self._parting_spaces, _PART_CHARACTERS)
+        behind_text = [first, *others] if continued else others
+        (context,), ids = encode_plainly(self.fast, [CONTEXT]), [] if continued else encode_plainly(self.fast, [first])[0]
+        for part, encoded in zip(behind_text, encode_plainly(self.fast, [CONTEXT + part for part in behind_text]), strict=True):
+            parted = encoded[: len(context)] == context  # not where a word goes on behind the cut
+            ids += encoded[len(context) :] if parted else encode_plainly(self.fast, [part])[0]
+        return ids
+
+    @cached_property
+    def _lines_are_independent(self) -> bool:
+        return lines_are_independent(self.fast)
+
+    @cached_property
+    def _parting_spaces(self) -> str:
+        return parting_spaces(self.fast)
+
     def _encode_words(self, lines: Sequence[str]) -> list[int]:
         """Encode each distinct word once: several times as fast as whole lines."""
         words = list(chain.from_iterable(line.split(" ") for line in lines))
         known = self._ids_of_words
-        if new := [word for word in dict.fromkeys(words) if word not in known]:
+        new = [word for word in dict.fromkeys(words) if word not in known]
+        if new:
             known.update(zip(new, self._processor.encode(new), strict=True))
         ids = list(chain.from_iterable(map(known.__getitem__, words)))
+        for word in new:
+            if len(word) > _MAX_KNOWN_CHARACTERS:  # a line without spaces, which does not come again
+                del known[word]
         if len(known) > _MAX_KNOWN_WORDS:
             known.clear()
         return ids
@@ -189,7 +216,8 @@ def train_tokenizer(
     import sentencepiece
 
     texts = list(pieces)
-    size = vocab_size
+    size, rule = vocab_size, "nmt_nfkc" if cased else "nmt_nfkc_cf"
+    coverage = _character_coverage(texts, rule, max(int(_CHARACTER_SHARE * size), min(_PLAIN_CHARACTERS, size // 2)))
     while True:
         model = io.BytesIO()
         try:
@@ -198,7 +226,7 @@ def train_tokenizer(
                 model_writer=model,
                 vocab_size=size,
                 model_type=model_type,
-                normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
+                normalization_rule_name=rule,
                 pad_id=0,
                 pad_piece="[PAD]",
                 unk_id=1,
@@ -206,7 +234,7 @@ def train_tokenizer(
                 bos_id=-1,
                 eos_id=-1,
                 control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-                character_coverage=_CHARACTER_COVERAGE,
+                character_coverage=coverage,
                 seed_sentencepiece_size=seed_sentencepiece_size,
                 num_threads=_NUM_TRAINING_THREADS,
                 minloglevel=4,
@@ -222,104 +250,141 @@ def train_tokenizer(
                 ) from error
             size = int(found[1])
         else:
-            return _from_sentencepiece(model.getvalue(), where="the trained tokenizer")
+            return from_sentencepiece(model.getvalue(), where="the trained tokenizer")
+
+
+def _character_coverage(texts: Sequence[str], rule: str, most: int) -> float:
+    """Choose the share of the text whose characters have entries: all of it, or that of the `most` frequent characters."""
+    import sentencepiece
+
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
+    found: set[str] = set()
+    for text in texts:
+        found.update(normalizer.normalize(text))
+    if len(found) <= most:
+        return 1.0
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(normalizer.normalize(text))
+    kept = sorted(counts.values(), reverse=True)[:most]
+    between = sum(kept) - kept[-1] / 2  # SentencePiece adds characters until it is past the share
+    return max(_CHARACTER_COVERAGE, between / counts.total())
 
 
 def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
     """Load an existing tokenizer; its ids stay as they are.
 
     Args:
-        path: A WordPiece `vocab.txt`, a `tokenizer.json`, a SentencePiece `.model`, a directory that holds one of them, or a run.
-        cased: For a `vocab.txt` only: keep upper and lower case apart; so it is too where a `tokenizer_config.json` beside it says so.
+        path: A WordPiece `vocab.txt`, a `tokenizer.json` or a SentencePiece `.model`, or a directory that holds one of them or a
+            `vocab.json` with its `merges.txt`, or a run. A directory is read as `AutoTokenizer` of transformers reads it; so is what
+            stands beside a `vocab.txt`. A `tokenizer.json` that is named itself counts as it stands.
+        cased: For BERT's WordPiece only: keep upper and lower case apart, whatever the files say.
 
     Raises:
-        DataError: There is no such file, it is not a tokenizer, or it lacks a special token.
+        DataError: There is no such file, it is not a tokenizer, or it lacks something that training or export needs.
     """
     if path.is_dir():
-        names = ("tokenizer.json", "vocab.txt", "sentencepiece.model", "spiece.model")
-        places = [place / name for place in (path, path / "model") for name in names]
-        path = next((place for place in places if place.is_file()), places[0])
+        return _from_directory(path, cased=cased)
     content = _read(path)
     if path.suffix == ".json":
-        return _from_json(_text(content, path), where=str(path))
+        text = _text(content, path)
+        return _complete(parse_tokenizer(text, where=str(path)), text, where=str(path))
     if path.suffix == ".txt":
-        return _from_wordpiece(_text(content, path), cased=cased or _is_cased(path.parent), where=str(path))
+        _text(content, path)
+        return _from_found(read_vocabulary(path, cased=cased))
     if path.suffix == ".model":
-        return _from_sentencepiece(content, where=str(path))
+        return from_sentencepiece(content, where=str(path))
     raise DataError("is not a tokenizer known here", where=str(path), hint="name a vocab.txt, a tokenizer.json or a SentencePiece .model")
 
 
 def load_prepared_tokenizer(directory: Path) -> Tokenizer:
     """Load what `Tokenizer.save` wrote."""
-    path = directory / "tokenizer.json"
-    model = directory / "sentencepiece.model"
-    return _from_json(_text(_read(path), path), where=str(path), sentencepiece=model.read_bytes() if model.is_file() else None)
+    path, model = directory / JSON, directory / "sentencepiece.model"
+    text = _text(_read(path), path)
+    return _complete(parse_tokenizer(text, where=str(path)), text, where=str(path), sentencepiece=_read(model) if model.is_file() else None)
+
+
+def unknown_share(ids: npt.ArrayLike, special: SpecialTokens) -> float:
+    """Work out which share of a text's tokens the vocabulary could not spell.
+
+    Args:
+        ids: The tokens of any number of texts, special ones among them or not.
+        special: The tokenizer's.
+
+    Returns:
+        Unknown tokens over all tokens that stand for text; 0 where there is no text.
+    """
+    ids = np.asarray(ids)
+    unknown = int(np.count_nonzero(ids == special.unk_id))
+    return unknown / max(1, ids.size - int(np.count_nonzero(np.isin(ids, special.ids))) + unknown)
 
 
 def fingerprint(path: Path) -> str:
     """Fingerprint the vocabulary of a `tokenizer.json`, as `Tokenizer.fingerprint` does."""
-    return _fingerprint(_parse(_text(_read(path), path), where=str(path)).get_vocab(with_added_tokens=True))
+    return _fingerprint(parse_tokenizer(_text(_read(path), path), where=str(path)).get_vocab(with_added_tokens=True))
 
 
 def vocab_fingerprint(path: Path) -> str:
     """Fingerprint a WordPiece `vocab.txt`: equal to that of its `tokenizer.json`."""
-    return _fingerprint(_wordpiece_vocabulary(_text(_read(path), path)))
+    return _fingerprint(read_wordpiece(_text(_read(path), path)))
 
 
-def _is_cased(directory: Path) -> bool:
-    """Read what a `vocab.txt` does not say; BERT's default is to lower-case."""
-    try:
-        return json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("do_lower_case") is False
-    except (OSError, ValueError, AttributeError):
-        return False
+def from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:
+    """Make a tokenizer of a SentencePiece model.
 
+    Args:
+        model: The serialised model.
+        where: What to name in an error.
 
-def _from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:
+    Raises:
+        DataError: It is no such model, or lacks a special token.
+    """
     try:
         processor = _processor(model)
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError("is not a SentencePiece model", where=where) from error
-    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
-    special = _find_special(vocabulary, where=where)
-    fast, model_type = conversion.to_tokenizer(model, processor)
-    _add_special(fast, vocabulary, special)
-    return _finish(fast.to_str(), fast, special, model_type, conversion.normaliser_name(model), model)
+    fast, _ = conversion.to_tokenizer(model, processor)
+    return _complete(fast, None, where=where, sentencepiece=model)
 
 
-def _from_wordpiece(text: str, *, cased: bool, where: str) -> Tokenizer:
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
-
-    vocabulary = _wordpiece_vocabulary(text)
-    special = _find_special(vocabulary, where=where)
-    unknown = next(token for token, i in vocabulary.items() if i == special.unk_id)
-    fast = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=unknown))
-    fast.normalizer = normalizers.BertNormalizer(lowercase=not cased)
-    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    fast.decoder = decoders.WordPiece()
-    _add_special(fast, vocabulary, special)
-    return _finish(fast.to_str(), fast, special, "wordpiece", "bert-cased" if cased else "bert-uncased", None)
+def _from_directory(directory: Path, *, cased: bool) -> Tokenizer:
+    place = find_place(directory)
+    if place is None:
+        what = "has no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or sentencepiece.model"
+        raise DataError(what, where=str(directory), hint="put the model's tokenizer there, or name another place")
+    if (model := sentencepiece_alone(place)) is not None:
+        return from_sentencepiece(_read(model), where=str(model))
+    return _from_found(read_directory(place, cased=cased))
 
 
-def _from_json(text: str, *, where: str, sentencepiece: bytes | None = None) -> Tokenizer:
-    fast = _parse(text, where=where)
+def _from_found(found: FoundTokenizer) -> Tokenizer:
+    return _complete(found.fast, found.json_text, where=str(found.path), names=found.names)
+
+
+def _complete(
+    fast: Any, text: str | None, *, where: str, names: dict[str, str] | None = None, sentencepiece: bytes | None = None
+) -> Tokenizer:
+    """Check that a tokenizer has what training and export need of it, and mark its special tokens as such where it does not.
+
+    Args:
+        fast: A `tokenizers.Tokenizer`, which is changed.
+        text: What it was parsed from; it is kept where nothing has to be changed.
+        where: The file to name in an error.
+        names: Special tokens by role, as far as they are known.
+        sentencepiece: The model that it was converted from.
+    """
     vocabulary = fast.get_vocab(with_added_tokens=True)
-    added = fast.get_added_tokens_decoder()
-    special = _find_special(vocabulary, where=where, others=tuple(i for i, token in added.items() if token.special))
-    if fast.post_processor is None:  # nothing would stand around a text otherwise
-        _add_template(fast, {i: token for token, i in vocabulary.items()}, special)
+    special = find_special(fast, vocabulary, names or {}, where=where)
+    check_vocabulary(fast, vocabulary, where=where)
+    if complete_special(fast, vocabulary, special) or text is None:
         text = fast.to_str()
-    parsed = json.loads(text)
-    name = (parsed.get("normalizer") or {}).get("type", "none")
+    model_type = type(fast.model).__name__.lower()
+    normaliser = json.loads(text).get("normalizer") or {}
+    name = normaliser.get("type", "none")
     if sentencepiece is not None:
         name = conversion.normaliser_name(sentencepiece)
     elif name == "BertNormalizer":
-        name = "bert-uncased" if parsed["normalizer"].get("lowercase", True) else "bert-cased"
-    return _finish(text, fast, special, str(parsed["model"].get("type", "unknown")).lower(), name, sentencepiece)
-
-
-def _finish(text: str, fast: Any, special: SpecialTokens, model_type: str, normaliser: str, sentencepiece: bytes | None) -> Tokenizer:
-    vocabulary = fast.get_vocab(with_added_tokens=True)
+        name = "bert-uncased" if normaliser.get("lowercase", True) else "bert-cased"
     return Tokenizer(
         json_text=text,
         sentencepiece=sentencepiece,
@@ -327,59 +392,14 @@ def _finish(text: str, fast: Any, special: SpecialTokens, model_type: str, norma
         vocab_size=max(vocabulary.values()) + 1,
         fingerprint=_fingerprint(vocabulary),
         model_type=model_type,
-        normaliser=normaliser,
+        normaliser=name,
     )
-
-
-def _find_special(vocabulary: dict[str, int], *, where: str, others: tuple[int, ...] = ()) -> SpecialTokens:
-    ids = {}
-    for role, names in SPECIAL_NAMES.items():
-        found = next((vocabulary[name] for name in names if name in vocabulary), None)
-        if found is None:
-            what = f"has no special token {names[0]} (or {names[1]})"
-            raise DataError(what, where=where, hint="a BERT or RoBERTa vocabulary is needed; without --tokenizer one is trained")
-        ids[f"{role}_id"] = found
-    return SpecialTokens(**ids, other_ids=tuple(sorted(set(others) - set(ids.values()))))
-
-
-def _add_special(fast: Any, vocabulary: dict[str, int], special: SpecialTokens) -> None:
-    """Mark the special tokens as such, and let the tokenizer wrap sequences as BERT does."""
-    from tokenizers import AddedToken
-
-    names = {i: token for token, i in vocabulary.items()}
-    fast.add_special_tokens([AddedToken(names[i], special=True, normalized=False) for i in special.ids])
-    _add_template(fast, names, special)
-
-
-def _add_template(fast: Any, names: dict[int, str], special: SpecialTokens) -> None:
-    from tokenizers import processors
-
-    cls, sep = names[special.cls_id], names[special.sep_id]
-    fast.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, special.cls_id), (sep, special.sep_id)],
-    )
-
-
-def _parse(text: str, *, where: str) -> Any:
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"is not a tokenizer.json ({str(error).splitlines()[0]})", where=where) from error
 
 
 def _processor(model: bytes) -> Any:
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_proto=model)
-
-
-def _wordpiece_vocabulary(text: str) -> dict[str, int]:
-    lines = text.split("\n")
-    return {line.rstrip("\r"): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
 
 
 def _fingerprint(vocabulary: dict[str, int]) -> str:

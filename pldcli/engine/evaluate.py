@@ -75,7 +75,7 @@ def evaluate(target: Path, **opening: Unpack[Opening]) -> Evaluated[MaskedLmScor
     with open_subject(target, **_with_data(opening, prepared.path)) as subject:
         check_vocabulary(subject.loaded, prepared)
         score = _masked_lm(subject, fixed_batches(prepared, subject.loaded.seq_len))
-        mark = frequencies_alone(prepared, fixed_batches(prepared, subject.loaded.seq_len))
+        mark = frequencies_alone(prepared.sampled("train"), fixed_batches(prepared, subject.loaded.seq_len))
         return _evaluated(subject, f"{prepared.path}, validation split", score, (f"token frequencies alone score {mark:.4f} there",))
 
 

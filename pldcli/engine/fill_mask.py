@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from pldcli.data.loader import Batch
-from pldcli.data.tokenizer import SPECIAL_NAMES, Tokenizer
+from pldcli.data.special_tokens import SPECIAL_NAMES
+from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine.subject import Subject
 from pldcli.errors import UsageError
 
@@ -78,8 +79,6 @@ def _with_special_tokens(tokenizer: Tokenizer) -> Any:
     import tokenizers
 
     fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
-    fast.no_truncation()
-    fast.no_padding()
     if tokenizer.special.mask_id not in fast.get_added_tokens_decoder():
         mask = fast.id_to_token(tokenizer.special.mask_id)
         fast.add_special_tokens([tokenizers.AddedToken(mask, special=True, normalized=False)])

@@ -36,7 +36,7 @@ def token_shares(stream: Stream, vocab_size: int, special: SpecialTokens) -> npt
     size = -(-min(_MOST_TOKENS, stream.num_tokens) // _NUM_CHUNKS)
     counts = np.zeros(vocab_size)
     for start in np.linspace(0, stream.num_tokens - size, _NUM_CHUNKS).astype(np.int64).tolist():
-        counts += np.bincount(stream.slice(start, start + size), minlength=vocab_size)
+        counts += np.bincount(stream.slice(start, start + size), minlength=vocab_size)[:vocab_size]
     counts += 0.5
     counts[list(special.ids)] = 0.0
     shares: npt.NDArray[np.float64] = counts / counts.sum()

@@ -8,7 +8,7 @@ from typing import Any
 from pldcli import __version__, atomic
 from pldcli.comparison.words import describe_dropping
 from pldcli.config import Config
-from pldcli.data.shards import PreparedData
+from pldcli.data.shards import PreparedData, unknown_shares
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.display import duration, quantity
 from pldcli.engine.metrics import read_metrics
@@ -60,6 +60,7 @@ def _card(
     counts = prepared.manifest["counts"]
     names = [Path(source["name"]).name for source in prepared.manifest["sources"]]
     sources = ", ".join(names[:_MOST_NAMES]) + f" and {len(names) - _MOST_NAMES} more files" * (len(names) > _MOST_NAMES)
+    unknown = "".join(f", {share:.2%} of the {split} tokens unknown" for split, share in unknown_shares(counts).items())
     targets = f"masked LM, {config.objective.mask_probability:.0%} of the tokens" + " + next sentence" * config.objective.next_sentence
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
@@ -90,7 +91,7 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 | | |
 |---|---|
 | data | {sources}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
-| vocabulary | {prepared.vocab_size:,} entries |
+| vocabulary | {prepared.vocab_size:,} entries{unknown} |
 | seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {config.data.seq_len}, {position.step:,} steps |
 | objective | {targets} |
 | executed | {quantity(position.executed_flops)}FLOP, forward and backward, dropped blocks not counted |

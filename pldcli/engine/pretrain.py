@@ -95,7 +95,16 @@ def pretrain(
         PldError: Bad data, another run's checkpoint, out of memory, divergence, a full disk, or a stop with the state saved.
     """
     with launch(config.runtime.device) as runtime:
-        return _pretrain(config, runtime, open_prepared(data), RunDirectory(out), resume, command, allow_bin, console or Console())
+        return _pretrain(
+            config,
+            runtime,
+            open_prepared(data, share=(runtime.rank, runtime.world_size)),
+            RunDirectory(out),
+            resume,
+            command,
+            allow_bin,
+            console or Console(),
+        )
 
 
 def dry_run(config: Config, *, data: Path, allow_bin: bool = False) -> DryRun:
@@ -105,7 +114,7 @@ def dry_run(config: Config, *, data: Path, allow_bin: bool = False) -> DryRun:
         PldError: As `pretrain`, for what shows before the first step.
     """
     with launch(config.runtime.device) as runtime:
-        trainer = build_trainer(config, open_prepared(data), runtime, allow_bin=allow_bin)
+        trainer = build_trainer(config, open_prepared(data, share=(runtime.rank, runtime.world_size)), runtime, allow_bin=allow_bin)
         with _out_of_memory(trainer):
             estimated = _estimate(config, trainer)
         batches = trainer.batches

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import atomic, presets
-from pldcli.data.shards import data_fingerprint, read_manifest
+from pldcli.data.shards import data_fingerprint, read_manifest, read_vocab_size
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.signals import StopRequest, stop_requests
 from pldcli.engine.study_calibration import measure_shapes
@@ -105,7 +105,7 @@ def open_study(spec: Spec, *, out: Path, data: Path, slots: Sequence[Slot], meas
         DataError: The prepared data is not that of the runs.
     """
     manifest = read_manifest(data)
-    from_data, fingerprint = {"model.vocab_size": manifest["tokenizer"]["vocab_size"]}, data_fingerprint(manifest)
+    from_data, fingerprint = {"model.vocab_size": read_vocab_size(data)}, data_fingerprint(manifest)
     place = out / "plan.json"
     stored = read_timings(place)
     if stored is not None and stored.data_fingerprint != fingerprint:

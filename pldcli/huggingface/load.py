@@ -233,8 +233,6 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "sentencepiece.model", "spiece.model")):
-        raise CheckpointError("has no tokenizer.json and no vocab.txt", where=str(directory), hint="put the model's tokenizer beside it")
     try:
         tokenizer = load_tokenizer(directory)
     except DataError as error:

@@ -43,8 +43,18 @@ def test_the_table_at_the_end(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one two three\nfour\n\n\nfive \xff six seven")
     result = run(tmp_path / "a.txt", "--out", tmp_path / "out", "--document-per", "line")
     assert result.exit_code == 0, result.output
-    for words in ("3 train", "1 validation", "tokens per word", "vocabulary", "2 x empty document", "1 bytes that were not UTF-8", "MB/s"):
+    for words in (
+        "3 train",
+        "1 validation",
+        "tokens per word",
+        "unknown tokens   0.00% train, 0.00% validation",
+        "vocabulary",
+        "2 x empty document",
+        "1 bytes that were not UTF-8",
+        "MB/s",
+    ):
         assert words in result.output.replace("2 train", "3 train")
+    assert "unknown tokens   0.00% train, 0.00% validation" in result.output
     assert "Note: The corpus supports a vocabulary of" in result.output
     assert f"Next: pld pretrain --preset bert-tiny-pld --data {tmp_path / 'out'}" in result.output
 

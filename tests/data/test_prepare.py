@@ -14,7 +14,7 @@ import pytest
 from pldcli.data import prepare as module
 from pldcli.data.corpus import Reader
 from pldcli.data.prepare import prepare, validation_limit, validation_tail
-from pldcli.data.shards import open_prepared
+from pldcli.data.shards import open_prepared, unknown_shares
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.errors import DataError, OutputError, UsageError
 
@@ -432,3 +432,53 @@ def test_one_large_document_and_a_small_validation_are_pointed_out(tmp_path: Pat
     assert any(note.startswith("Validation has only ") and note.endswith("; --validation takes a file of its own.") for note in notes)
     (tmp_path / "b.txt").write_text("a short text\n\nand another\n")
     assert prepare([tmp_path / "b.txt"], tmp_path / "two", vocab_size=40, processes=1, quiet=True).notes == ()
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LATIN = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+
+
+@pytest.fixture
+def latin(tmp_path: Path) -> Path:
+    path = tmp_path / "latin" / "vocab.txt"
+    path.parent.mkdir()
+    path.write_text("\n".join(LATIN) + "\n")
+    return path
+
+
+def test_unknown_tokens_are_counted_for_each_split(tmp_path: Path, latin: Path) -> None:
+    documents = [f"{text}{' тон' * 9}" if number % 2 else text for number, text in enumerate(made_up_documents(600))]
+    prepared = run(tmp_path, documents, tokenizer=latin)
+    counts, unknown = prepared.manifest["counts"], load_prepared_tokenizer(prepared.path).special.unk_id
+    for split in ("train", "validation"):
+        found = sum(ids.count(unknown) for ids in rows(prepared.path, split))
+        assert counts[split]["unknown"] == found > 0
+        share = found / (counts[split]["tokens"] - counts[split]["documents"])
+        assert unknown_shares(counts)[split] == share
+        assert any(note.startswith(f"{share:.1%} of the {split} tokens are unknown ([UNK])") for note in prepared.notes)
+
+
+def test_unknown_tokens_of_a_single_document_are_counted_where_they_end_up(tmp_path: Path, latin: Path) -> None:
+    prepared = run(tmp_path, [" ".join(["тон", *["a"] * 200, "ла", "b", "a", "ба"])], tokenizer=latin)
+    assert [prepared.manifest["counts"][split]["unknown"] for split in ("train", "validation")] == [1, 2]
+
+
+def test_few_unknown_tokens_are_no_reason_for_a_note(tmp_path: Path, latin: Path) -> None:
+    prepared = run(tmp_path, [*made_up_documents(600), "one тон"], tokenizer=latin)
+    assert sum(prepared.manifest["counts"][split]["unknown"] for split in ("train", "validation")) == 1
+    assert not any("unknown" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("words", [["тон", "ла", "ре"], ["acgt" * 40, "gattaca" * 30]], ids=["another script", "words too long"])
+def test_text_that_the_vocabulary_cannot_spell_is_refused(tmp_path: Path, latin: Path, words: list[str]) -> None:
+    documents = [" ".join(random.Random(number).choices(words, k=20)) for number in range(400)]
+    with pytest.raises(DataError, match=r"train text: every token is unknown.*--tokenizer"):
+        run(tmp_path, documents, tokenizer=latin)
+    assert "out" not in names(tmp_path)
+    (tmp_path / "validation.txt").write_text("\n\n".join(documents))
+    with pytest.raises(DataError, match="validation text: every token is unknown"):
+        run(tmp_path, made_up_documents(10), tokenizer=latin, validation=[tmp_path / "validation.txt"])
+
+
+def test_shares_of_a_manifest_that_does_not_count_them() -> None:
+    assert unknown_shares({"train": {"documents": 1, "tokens": 10}, "validation": {"documents": 1, "tokens": 2}}) == {}

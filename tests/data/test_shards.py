@@ -1,10 +1,14 @@
 import hashlib
 import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pldcli.data.shards import ShardWriter, open_prepared
+from pldcli.data import shards as module
+from pldcli.data.prepare import prepare
+from pldcli.data.shards import ShardWriter, data_fingerprint, open_prepared, read_vocab_size, verify_prepared
 from pldcli.errors import DataError
 
 END = 3
@@ -97,7 +101,10 @@ def test_take_back_leaves_the_first_token(tmp_path):
         (lambda d: edit(d, lambda m: m.update(shards=[])), "entries are missing"),
         (lambda d: (d / "train-00000.arrow").unlink(), r"train-00000.arrow: is missing"),
         (lambda d: (d / "train-00000.arrow").write_bytes(b"x"), r"train-00000.arrow: has 1 bytes instead of"),
-        (lambda d: flip(d / "train-00000.arrow"), r"train-00000.arrow: is damaged: its hash"),
+        (
+            lambda d: (d / "train-00000.arrow").write_bytes(bytes((d / "train-00000.arrow").stat().st_size)),
+            r"train-00000.arrow: is damaged",
+        ),
         (lambda d: (d / "tokenizer.json").write_text("{} "), "is not the tokenizer that the data was made with"),
         (lambda d: (d / "tokenizer.json").unlink(), r"tokenizer.json: is missing"),
     ],
@@ -137,5 +144,111 @@ def test_an_arrow_file_that_is_none(tmp_path):
     data = make(tmp_path / "d", DOCUMENTS)
     path = tmp_path / "d" / "train-00000.arrow"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(DataError, match="not an Arrow file"):
+    with pytest.raises(DataError, match="its hash is not that"):
         data.stream("train")
+    with pytest.raises(DataError, match="not an Arrow file"):
+        replace(data, verify=False).stream("train")
+
+
+def test_each_split_is_hashed_when_it_is_read_and_once(tmp_path, monkeypatch):
+    make(tmp_path / "d", DOCUMENTS)
+    hashed = []
+    monkeypatch.setattr(module, "file_sha256", lambda path, real=module.file_sha256: hashed.append(path.name) or real(path))
+    data = open_prepared(tmp_path / "d")
+    assert hashed == ["tokenizer.json"]
+    for _ in range(2):
+        data.stream("validation")
+    assert hashed == ["tokenizer.json", "validation-00000.arrow"]
+    flip(tmp_path / "d" / "train-00000.arrow")
+    with pytest.raises(DataError, match=r"train-00000\.arrow: is damaged: its hash"):
+        data.stream("train")
+
+
+def test_a_large_split_is_not_hashed_for_a_sample(tmp_path, monkeypatch):
+    data = make(tmp_path / "d", DOCUMENTS)
+    hashed = []
+    monkeypatch.setattr(module, "file_sha256", lambda path, real=module.file_sha256: hashed.append(path.name) or real(path))
+    monkeypatch.setattr(module, "_HASHED_FOR_A_SAMPLE", data.num_bytes("train") - 1)
+    assert data.sampled("train").stream("train").num_tokens == len(FLAT) and hashed == []
+    monkeypatch.setattr(module, "_HASHED_FOR_A_SAMPLE", data.num_bytes("train"))
+    data.sampled("train").stream("train")
+    assert hashed == ["train-00000.arrow"]
+
+
+def test_processes_share_the_hashing(tmp_path, monkeypatch):
+    make(tmp_path / "d", DOCUMENTS, batch_bytes=1, shard_bytes=1)
+    hashed = []
+    monkeypatch.setattr(module, "file_sha256", lambda path, real=module.file_sha256: hashed.append(path.name) or real(path))
+    for process in range(3):
+        open_prepared(tmp_path / "d", share=(process, 3)).stream("train")
+    names = [name for name in hashed if name != "tokenizer.json"]
+    assert len(names) > 3 and sorted(names) == sorted(path.name for path in (tmp_path / "d").glob("train-*"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    place = tmp_path_factory.mktemp("whole")
+    words = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti"]
+    draw = random.Random(0)
+    (place / "a.txt").write_text("\n\n".join(" ".join(draw.choices(words, k=30)) for _ in range(400)))
+    return prepare([place / "a.txt"], place / "data", vocab_size=60, processes=1, quiet=True).path
+
+
+USES = {
+    "manifest.json": lambda path: open_prepared(path),
+    "tokenizer.json": lambda path: open_prepared(path),
+    "sentencepiece.model": lambda path: open_prepared(path),
+    "train-00000.arrow": lambda path: open_prepared(path).stream("train"),
+    "validation-00000.arrow": lambda path: open_prepared(path).stream("validation"),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_any_bit_that_flips_is_noticed_by_what_reads_the_file(whole, name):
+    assert {path.name for path in whole.iterdir()} == set(USES)
+    path, draw = whole / name, random.Random(name)
+    content = path.read_bytes()
+    for _ in range(25):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            for use in (USES[name], verify_prepared):
+                with pytest.raises(DataError, match=r"damaged|not the tokenizer|version|bytes instead|missing"):
+                    use(whole)
+        finally:
+            path.write_bytes(content)
+    verify_prepared(whole)
+
+
+def test_a_bit_in_the_name_of_the_checksum_is_noticed(tmp_path, whole):
+    text = (whole / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('\n  "sha256"', '\n  "sha257"'))
+    with pytest.raises(DataError, match="its fields do not have its checksum"):
+        open_prepared(tmp_path)
+
+
+def test_a_manifest_of_an_older_program_opens(tmp_path, whole):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    data = make(tmp_path / "d", DOCUMENTS)
+    assert "sha256" in manifest and "sha256" not in data.manifest
+    old = {key: value for key, value in manifest.items() if key != "sha256"}
+    del old["tokenizer"]["sentencepiece_sha256"]
+    for counts in old["counts"].values():
+        del counts["unknown"]
+    assert data_fingerprint(old) == data_fingerprint(manifest)
+    target = tmp_path / "old"
+    target.mkdir()
+    for path in whole.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    (target / "manifest.json").write_text(json.dumps(old))
+    assert open_prepared(target).stream("train").num_tokens == manifest["counts"]["train"]["tokens"]
+
+
+@pytest.mark.parametrize("tokenizer", [None, [], {}, {"vocab_size": "9"}, {"vocab_size": 0}])
+def test_a_manifest_without_a_vocabulary_is_damaged(tmp_path, tokenizer):
+    make(tmp_path / "d", DOCUMENTS)
+    assert read_vocab_size(tmp_path / "d") == 100
+    edit(tmp_path / "d", lambda m: m.update(tokenizer=tokenizer) if tokenizer is not None else m.pop("tokenizer"))
+    with pytest.raises(DataError, match="gives no size of the vocabulary"):
+        read_vocab_size(tmp_path / "d")

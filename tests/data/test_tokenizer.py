@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from pldcli.data.tokenizer import (
+    SpecialTokens,
     Tokenizer,
     fingerprint,
     load_prepared_tokenizer,
     load_tokenizer,
     train_tokenizer,
+    unknown_share,
     vocab_fingerprint,
 )
 from pldcli.errors import DataError, UsageError
@@ -238,3 +240,25 @@ def test_a_tokenizer_without_a_template_gets_berts(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(bare), encoding="utf-8")
     encoded = load_tokenizer(tmp_path / "tokenizer.json").fast.encode("a", "b")
     assert (encoded.ids, encoded.type_ids) == ([2, 5, 3, 6, 3], [0, 0, 0, 1, 1])
+
+
+def test_the_share_of_unknown_tokens_leaves_special_ones_out():
+    special = SpecialTokens(0, 1, 2, 3, 4, (9,))
+    assert unknown_share([2, 5, 1, 6, 7, 3, 0, 0, 9], special) == 1 / 4
+    assert unknown_share([], special) == unknown_share([2, 3], special) == 0.0
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_rare_characters_have_entries_while_there_is_room(model_type):
+    lines = [*made_up_lines(), "x = ~y ^ JSON & Q; É «東»"]
+    tokenizer = train_tokenizer(lines, vocab_size=200, model_type=model_type, cased=True)
+    assert tokenizer.special.unk_id not in tokenizer.encode_document_lines(lines)
+
+
+def test_of_many_characters_the_frequent_ones_have_entries():
+    letters = [chr(0x4E00 + number) for number in range(300)]
+    lines = [*made_up_lines() * 12, *(letter * (3 if number < 50 else 1) for number, letter in enumerate(letters))]
+    tokenizer = train_tokenizer(lines, vocab_size=240)
+    unknown = [letter for letter in letters if tokenizer.special.unk_id in tokenizer.encode_document_lines([letter])]
+    assert not set(letters[:50]) & set(unknown) and 180 < len(unknown) < 220
+    assert tokenizer.special.unk_id not in tokenizer.encode_document_lines(made_up_lines())

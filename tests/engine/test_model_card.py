@@ -19,13 +19,13 @@ class Data(MadeUpData):
     }
 
 
-def card(tmp_path, rows, *changes, starts=(), position=None):
+def card(tmp_path, rows, *changes, starts=(), position=None, data=Data):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir(exist_ok=True)
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if starts:
         run.environment.write_text(json.dumps({"starts": list(starts)}))
-    model_card.write(run, tiny_config(*changes), Data(), position or Position(12, 96, 3072, 61.0, 3700.0, 1.25e15), "pld as given")
+    model_card.write(run, tiny_config(*changes), data(), position or Position(12, 96, 3072, 61.0, 3700.0, 1.25e15), "pld as given")
     assert {path.name for path in run.plots.iterdir()} == {"loss.png", "kept_blocks.png", "tokens_per_second.png", "learning_rate.png"}
     return run.card.read_text()
 
@@ -57,3 +57,18 @@ def test_without_measurements(tmp_path, rows):
     text = card(tmp_path, rows, "pld.theta_bar=1")
     assert text.count("not measured") == 5
     assert "nothing dropped. All blocks run" in text and "    pld as given\n" in text and "unknown" in text
+
+
+def test_it_tells_how_much_of_the_text_is_unknown(tmp_path):
+    class Counted(Data):
+        manifest = {  # noqa: RUF012
+            "sources": Data.manifest["sources"],
+            "counts": {
+                "train": {"documents": 10, "tokens": 1010, "unknown": 125},
+                "validation": {"documents": 1, "tokens": 101, "unknown": 0},
+            },
+        }
+
+    assert "| vocabulary | 64 entries |" in card(tmp_path, [])
+    line = "| vocabulary | 64 entries, 12.50% of the train tokens unknown, 0.00% of the validation tokens unknown |"
+    assert line in card(tmp_path, [], data=Counted)
