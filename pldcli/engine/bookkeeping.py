@@ -138,6 +138,10 @@ class Bookkeeper:
             self._save(position)
         return position
 
+    def stand_still(self, seconds: float) -> None:
+        """Leave so much time out of the run's wall seconds: another run took its turn."""
+        self.started += seconds
+
     def shorten(self, config: Config, trainer: Trainer[StepBatches]) -> None:
         """Go on with a schedule that ends sooner; what was recorded so far is the same under both.
 

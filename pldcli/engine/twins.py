@@ -174,6 +174,7 @@ class _Twin:
         display = RunDisplay(Console(quiet=True), title=name, total_steps=0, save_every=1, quiet=True)
         self._recorder = Bookkeeper(config, prepared, run, self._trainer, display, stack, self.position, "auto")
         self._steps = self._begin()
+        self._rested = time.perf_counter()
 
     @property
     def total_steps(self) -> int:
@@ -187,9 +188,11 @@ class _Twin:
             StoppedError, PreemptedError: A signal arrived; the state is saved.
             DivergedError: The loss is not finite.
         """
+        self._recorder.stand_still(time.perf_counter() - self._rested)
         seen = next(self._steps)
         self.loss = seen.losses.get("loss", self.loss)
         self.position = self._recorder.record(seen)
+        self._rested = time.perf_counter()
 
     def shorten(self, total_steps: int) -> None:
         """End after so many steps: a new trainer goes on where the old one was, as after a resume."""

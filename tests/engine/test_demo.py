@@ -43,6 +43,7 @@ def test_both_runs_see_equal_tokens_and_only_one_drops(small: None, tmp_path: Pa
     for system in ("preln", "pld"):
         rows = read_metrics(tmp_path / "demo" / "runs" / system / "metrics.jsonl")
         assert rows[-1]["step"] == 30
+        assert rows[-1]["progress/wall_seconds"] < 0.8 * done.seconds  # the other's turns are not its own
         assert (tmp_path / "demo" / "runs" / system / "model" / "model.safetensors").is_file()
         [start] = json.loads((tmp_path / "demo" / "runs" / system / "environment.json").read_text())["starts"]
         assert f"--preset bert-tiny-{system} " in start["command"]
