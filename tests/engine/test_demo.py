@@ -43,7 +43,6 @@ def test_both_runs_see_equal_tokens_and_only_one_drops(small: None, tmp_path: Pa
     for system in ("preln", "pld"):
         rows = read_metrics(tmp_path / "demo" / "runs" / system / "metrics.jsonl")
         assert rows[-1]["step"] == 30
-        assert rows[-1]["progress/wall_seconds"] < 0.8 * done.seconds  # the other's turns are not its own
         assert (tmp_path / "demo" / "runs" / system / "model" / "model.safetensors").is_file()
         [start] = json.loads((tmp_path / "demo" / "runs" / system / "environment.json").read_text())["starts"]
         assert f"--preset bert-tiny-{system} " in start["command"]
@@ -88,6 +87,7 @@ def test_the_clock_shortens_runs_to_ones_that_could_have_been_planned(small: Non
     [steps] = lengths
     assert 20 < steps < 6000
     assert took < 30.0
+    assert sum(result.position.wall_seconds for _, result in trained.values()) < took  # neither counts the other's turns
     for name, (config, result) in trained.items():
         assert result.position.step == steps
         assert config == shortened(configs[name], steps)
