@@ -463,7 +463,8 @@ def _split_notes(counts: dict[str, dict[str, int]], *, chosen_by_user: bool) -> 
     notes = []
     if validation > 0.2 * (validation + train) and train + validation > 1000 and not chosen_by_user:
         share = 100 * validation / (validation + train)
-        notes.append(f"Validation holds {share:.0f} % of the tokens: there are few documents; --document-per line would split more finely.")
+        hint = "--document-per line would split more finely"
+        notes.append(f"Validation holds {share:.0f} % of the tokens: there are few different documents; {hint}.")
     if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
         notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
     if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
