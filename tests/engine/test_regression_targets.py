@@ -118,8 +118,8 @@ def test_the_unit_of_the_target_does_not_matter(experiment: Experiment, learn: A
 
 
 def test_predictions_that_do_not_vary_are_said(experiment: Experiment, learn: Any, tiny: Path, tmp_path: Path) -> None:
-    """The training targets are all the same."""
-    train = write_rows(tmp_path / "train.jsonl", [row | {"price": 7.5} for row in priced(40, 1)])
+    """The training targets vary little beside those of validation."""
+    train = write_rows(tmp_path / "train.jsonl", [row | {"price": 7.5 + i / 1000} for i, row in enumerate(priced(40, 1))])
     validation = write_rows(tmp_path / "validation.jsonl", priced(30, 2))
     one = Experiment(
         str(train), str(tiny), files={"validation": str(validation)}, text_columns=("text",), label_column="price", kind="regression"
