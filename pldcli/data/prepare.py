@@ -412,7 +412,7 @@ def _has_upper_case_in_vain(tokenizer: Tokenizer) -> bool:
     """Return whether a vocabulary has many entries that lower-cased text never meets."""
     if tokenizer.normaliser != "bert-uncased":
         return False
-    words = [token for token in tokenizer.fast.get_vocab(with_added_tokens=False) if not token.startswith("[")]
+    words: list[str] = [token for token in tokenizer.fast.get_vocab(with_added_tokens=False) if not token.startswith("[")]
     return sum(token != token.lower() for token in words) > _MUCH_UPPER_CASE * len(words)
 
 

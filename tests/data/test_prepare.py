@@ -479,10 +479,7 @@ def test_a_cased_vocabulary_for_lower_cased_text_is_noticed(tmp_path: Path, lati
     with vocabulary.open("a") as file:
         file.write("".join(f"\n{c}\n##{c}" for c in "acgt"))
     notes = run(tmp_path, documents, tokenizer=vocabulary, overwrite=True).notes
-    assert (
-        "Text is lower-cased, and the vocabulary has many entries in upper case: if it is a cased vocabulary, keep case (--cased, with a vocab.txt)."
-        in notes
-    )
+    assert [note for note in notes if note.startswith("Text is lower-cased, and the vocabulary has many entries in upper case: if it is")]
     assert not any("--cased" in note for note in run(tmp_path, made_up_documents(400), tokenizer=latin, overwrite=True).notes)
 
 
