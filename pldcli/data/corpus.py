@@ -357,15 +357,15 @@ def cut_at_whitespace(text: str, size: int) -> Iterator[Piece]:
 
 
 def _whole_lines(chunks: Iterator[str]) -> Iterator[str]:
-    """Cut behind line ends; a line longer than a chunk comes in parts."""
+    """Cut behind line ends, which become those of Unix; a line longer than a chunk comes in parts."""
     rest = ""
     for chunk in chunks:
         block = rest + chunk
         end = block.rfind("\n") + 1
         if not end and len(block) >= CHUNK_BYTES:
-            end = block.rfind(" ") + 1 or len(block)
+            end = block.rfind(" ") + 1 or len(block) - block.endswith("\r")
         if end:
-            yield block[:end]
+            yield block[:end].replace("\r\n", "\n")
         rest = block[end:]
     if rest:
         yield rest

@@ -46,9 +46,11 @@ def parting_spaces(fast: Any) -> str:
 
 
 def _reach_over(fast: Any, space: str) -> bool:
-    """Return whether a token goes on behind white space."""
+    """Return whether a token goes on behind white space, or takes the white space behind it."""
     crossing = re.compile(rf"[^\s{''.join(_MARKS.values())}][{_MARKS[space]}]")
-    return any(crossing.search(token) for token in fast.get_vocab(with_added_tokens=False))
+    of_text = [token for token in fast.get_added_tokens_decoder().values() if not token.special]
+    tokens = [*fast.get_vocab(with_added_tokens=False), *(token.content for token in of_text)]
+    return any(token.rstrip for token in of_text) or any(crossing.search(token) for token in tokens)
 
 
 def _parts(fast: Any, space: str, context: list[int]) -> bool:

@@ -48,6 +48,8 @@ _ONE_DOCUMENT_TOKENS = 20_000
 _SOUND_VALIDATION_TOKENS = 10_000
 """Fewer give a loss whose noise hides what runs differ by."""
 _MUCH_UNKNOWN = 0.01
+_MUCH_UPPER_CASE = 0.1
+_CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
 _SAMPLE_CHARACTERS = 4000
 _TASK_CHARACTERS = 1 << 20
 _CHECKED_LINES = 2000
@@ -156,6 +158,8 @@ def prepare(
             )
             atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     notes += _unknown_notes(counts, was_trained=existing is None)
+    if _has_upper_case_in_vain(chosen):
+        notes.append(f"Text is lower-cased, and the vocabulary has many entries in upper case: {_CASED_HINT}.")
     return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=corpus.has_validation)))
 
 
@@ -379,7 +383,7 @@ def _encode(
         }
         for name, writer in (("train", train), ("validation", validation))
     }
-    _check_something_is_known(counts)
+    _check_something_is_known(counts, tokenizer)
     return counts, {**train.shards, **validation.shards}
 
 
@@ -387,7 +391,7 @@ def _count_unknown(ids: npt.NDArray[np.unsignedinteger[Any]], tokenizer: Tokeniz
     return int(np.count_nonzero(ids == tokenizer.special.unk_id))
 
 
-def _check_something_is_known(counts: dict[str, dict[str, int]]) -> None:
+def _check_something_is_known(counts: dict[str, dict[str, int]], tokenizer: Tokenizer) -> None:
     """Refuse a split without a token that masked-LM training could ask for: unknown and special tokens are never targets.
 
     Raises:
@@ -395,8 +399,21 @@ def _check_something_is_known(counts: dict[str, dict[str, int]]) -> None:
     """
     for split, count in counts.items():
         if count["unknown"] >= count["tokens"] - count["documents"]:
-            what = "every token is unknown: the vocabulary cannot spell this text, so that nothing could be masked"
-            raise DataError(what, where=f"{split} text", hint="name a tokenizer made for such text with --tokenizer, or train one on it")
+            what = "every token is unknown to the tokenizer, so that nothing could be masked"
+            if (longest := getattr(tokenizer.fast.model, "max_input_chars_per_word", None)) is not None:
+                what += f" (WordPiece knows no word of more than {longest} characters)"
+            hint = "name a tokenizer made for such text with --tokenizer, or train one on it"
+            if _has_upper_case_in_vain(tokenizer):
+                hint = f"{_CASED_HINT}; else {hint}"
+            raise DataError(what, where=f"{split} text", hint=hint)
+
+
+def _has_upper_case_in_vain(tokenizer: Tokenizer) -> bool:
+    """Return whether a vocabulary has many entries that lower-cased text never meets."""
+    if tokenizer.normaliser != "bert-uncased":
+        return False
+    words: list[str] = [token for token in tokenizer.fast.get_vocab(with_added_tokens=False) if not token.startswith("[")]
+    return sum(token != token.lower() for token in words) > _MUCH_UPPER_CASE * len(words)
 
 
 def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[tuple[list[str], list[bool]], Encoded], None, None]:
@@ -463,7 +480,8 @@ def _split_notes(counts: dict[str, dict[str, int]], *, chosen_by_user: bool) -> 
     notes = []
     if validation > 0.2 * (validation + train) and train + validation > 1000 and not chosen_by_user:
         share = 100 * validation / (validation + train)
-        notes.append(f"Validation holds {share:.0f} % of the tokens: there are few documents; --document-per line would split more finely.")
+        hint = "--document-per line would split more finely"
+        notes.append(f"Validation holds {share:.0f} % of the tokens: there are few different documents; {hint}.")
     if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
         notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
     if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:

@@ -17,9 +17,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from pldcli import atomic
 from pldcli.data import conversion
 from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
@@ -45,7 +42,6 @@ __all__ = [
     "load_prepared_tokenizer",
     "load_tokenizer",
     "train_tokenizer",
-    "unknown_share",
     "vocab_fingerprint",
 ]
 
@@ -124,8 +120,6 @@ class Tokenizer:
         import tokenizers
 
         fast = tokenizers.Tokenizer.from_str(self.json_text)
-        fast.no_truncation()
-        fast.no_padding()
         fast.encode_special_tokens = True
         return fast
 
@@ -290,7 +284,6 @@ def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
         text = _text(content, path)
         return _complete(parse_tokenizer(text, where=str(path)), text, where=str(path))
     if path.suffix == ".txt":
-        _text(content, path)
         return _from_found(read_vocabulary(path, cased=cased))
     if path.suffix == ".model":
         return from_sentencepiece(content, where=str(path))
@@ -302,21 +295,6 @@ def load_prepared_tokenizer(directory: Path) -> Tokenizer:
     path, model = directory / JSON, directory / "sentencepiece.model"
     text = _text(_read(path), path)
     return _complete(parse_tokenizer(text, where=str(path)), text, where=str(path), sentencepiece=_read(model) if model.is_file() else None)
-
-
-def unknown_share(ids: npt.ArrayLike, special: SpecialTokens) -> float:
-    """Work out which share of a text's tokens the vocabulary could not spell.
-
-    Args:
-        ids: The tokens of any number of texts, special ones among them or not.
-        special: The tokenizer's.
-
-    Returns:
-        Unknown tokens over all tokens that stand for text; 0 where there is no text.
-    """
-    ids = np.asarray(ids)
-    unknown = int(np.count_nonzero(ids == special.unk_id))
-    return unknown / max(1, ids.size - int(np.count_nonzero(np.isin(ids, special.ids))) + unknown)
 
 
 def fingerprint(path: Path) -> str:

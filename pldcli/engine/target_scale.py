@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from pldcli.errors import DataError
 from pldcli.model import SequenceHead, StBert
 from pldcli.tasks.task import Examples, Features, Task
 
@@ -33,11 +34,20 @@ class TargetScale:
         Returns:
             None for other kinds, and for tasks with a name: STS-B (0 to 5) is within reach, and its published recipes, with which results
             are compared, learn the numbers as they are.
+
+        Raises:
+            DataError: The targets are all the same, or would be as outputs in float32.
         """
         if task.kind != "regression" or task.hub is not None:
             return None
         targets = np.array(train.labels, np.float64)
-        return cls(float(targets.mean()), float(targets.std()) or 1.0)
+        mean, std = float(targets.mean()), float(targets.std())
+        if np.ptp(targets) == 0:
+            raise DataError(f"all targets are {targets[0]:,.6g}: nothing to learn", where=train.source, hint="name another --label-column")
+        if std < np.spacing(np.float32(abs(mean))):
+            what = f"the targets vary by {std:.2g} around {mean:,.6g}, less than the steps of float32 there"
+            raise DataError(what, where=train.source, hint="subtract a constant from them")
+        return cls(mean, std)
 
     def standardise(self, features: Features, examples: Examples) -> Features:
         """Replace the labels of training rows, from the numbers as read: float32 keeps seven digits, the mean may take them all."""

@@ -25,6 +25,7 @@ _INDEX_COLUMNS = ("index", "idx")
 _MAX_LISTED = 10
 _NO_AGREEMENT = "-"
 """The label of natural-language-inference pairs on which the annotators did not agree."""
+_LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 
 def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0) -> Examples:
@@ -118,12 +119,12 @@ def is_missing(value: Any, task: Task, table: Table) -> bool:
 
 
 def target_of(value: Any) -> float | None:
-    """Read a regression target: a finite number, or None where it is something else."""
+    """Read a regression target: a finite number as models compute with, or None where it is something else."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST_TARGET else None
 
 
 def needed_columns(task: Task) -> Iterable[str]:
@@ -188,8 +189,9 @@ def _rows_without_text(table: Table, task: Task, name: str, column: list[Any]) -
             raise DataError(f"{name!r} is not {noun} but {_short(value)}", where=table.where(row), hint="name the right column")
         elif not value or (isinstance(value, str) and value.isspace()):
             empty.append(row)
-        elif isinstance(value, list) and not all(isinstance(word, str) and word.strip() for word in value):
-            raise DataError(f"{name!r} holds something that is not a word", where=table.where(row), hint="every word must be text")
+        elif isinstance(value, list) and (wrong := [word for word in value if not isinstance(word, str) or not word.strip()]):
+            what = f"{name!r} holds {_short(wrong[0])}, which is not a word"
+            raise DataError(what, where=table.where(row), hint="every word must be text, and not empty")
     return empty
 
 
@@ -208,7 +210,9 @@ def _labels(table: Table, task: Task, values: list[Any], rows: list[int]) -> lis
 def _target(table: Table, value: Any, row: int) -> float:
     number = target_of(value)
     if number is None:
-        raise DataError(f"the target {_short(value)} is not a finite number", where=table.where(row), hint="regression needs numbers")
+        raise DataError(
+            f"the target {_short(value)} is not a finite float32 number", where=table.where(row), hint="regression needs numbers"
+        )
     return number
 
 

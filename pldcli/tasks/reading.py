@@ -44,13 +44,10 @@ class Unknown:
 
 
 def reader_of(tokenizer: Tokenizer) -> Any:
-    """Build the `tokenizers.Tokenizer` that reads as transformers does: nothing cut, nothing padded, special tokens found in text."""
+    """Build the `tokenizers.Tokenizer` that reads as transformers does: special tokens are found in text."""
     import tokenizers
 
-    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
-    fast.no_truncation()
-    fast.no_padding()
-    return fast
+    return tokenizers.Tokenizer.from_str(tokenizer.json_text)
 
 
 def notes_on_special_tokens(splits: Iterable[Examples], task: Task, tokenizer: Tokenizer, *, skips_padding: bool) -> list[str]:

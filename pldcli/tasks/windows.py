@@ -62,7 +62,7 @@ class Frame:
 
 
 def frame_of(tokenizer: Tokenizer, num_texts: int) -> Frame:
-    """Find out what a tokenizer puts around one text, or two; BERT's frame where it puts nothing."""
+    """Find out what a tokenizer puts around one text, or two."""
     encoding = tokenizer.fast.encode(*[_PROBE] * num_texts)
     text_of_token = encoding.sequence_ids
     gaps: list[list[int]] = [[] for _ in range(num_texts + 1)]
@@ -76,10 +76,6 @@ def frame_of(tokenizer: Tokenizer, num_texts: int) -> Frame:
         else:
             seen = text + 1
             text_types[text] = token_type
-    if not any(gaps):
-        gaps = [[tokenizer.special.cls_id], *[[tokenizer.special.sep_id] for _ in range(num_texts)]]
-        gap_types = [[0], *[[i] for i in range(num_texts)]]
-        text_types = list(range(num_texts))
     return Frame(tuple(np.array(gap, np.int32) for gap in gaps), tuple(np.array(types, np.int8) for types in gap_types), tuple(text_types))
 
 

@@ -39,7 +39,7 @@ TEXT = "\n\n  first line\nsecond line\n \t\nother\r\n\r\nlast\n\n"
     [
         ("blank-line", ["first line\nsecond line", "other", "last"]),
         ("line", ["first line", "second line", "other", "last"]),
-        ("file", ["first line\nsecond line\n \t\nother\r\n\r\nlast"]),
+        ("file", ["first line\nsecond line\n \t\nother\n\nlast"]),
     ],
 )
 def test_documents_of_a_text_file(tmp_path, document_per, expected):
@@ -53,6 +53,15 @@ def test_chunks_do_not_change_documents(tmp_path, monkeypatch, document_per, siz
     whole = documents(path, document_per=document_per)
     monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
     assert documents(path, document_per=document_per) == whole
+
+
+@pytest.mark.parametrize("document_per", ["blank-line", "line", "file"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1 << 20])
+def test_line_ends_of_windows_are_those_of_unix(tmp_path, monkeypatch, document_per, size):
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
+    text = "first\rline\nsecond line\n\nthird\n"
+    unix, windows = write(tmp_path / "unix.txt", text.encode()), write(tmp_path / "windows.txt", text.replace("\n", "\r\n").encode())
+    assert documents(windows, document_per=document_per) == documents(unix, document_per=document_per)
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path):

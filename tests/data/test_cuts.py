@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pldcli.data import corpus
 from pldcli.data import tokenizer as module
@@ -146,6 +146,27 @@ def test_pieces_over_line_ends_keep_lines_together() -> None:
     parsed["model"]["merges"].append(["o", "\u2581m"])
     crossing = module.Tokenizer(json.dumps(parsed), None, pieces.special, pieces.vocab_size + 1, "", "bpe", "")
     assert not crossing._lines_are_independent
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (AddedToken("ba ke", normalized=False), "ton ba ke la " * 9),
+        (AddedToken("ba\nke", normalized=False), "ton ba\nke la\n" * 9),
+        (AddedToken("ba", rstrip=True, normalized=False), "ton ba \n ke ba\n\nla " * 9),
+    ],
+)
+@pytest.mark.parametrize("kind", ["WordPiece", "byte-level"])
+def test_added_tokens_that_hold_white_space_are_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[str], kind: str, given: AddedToken, text: str
+) -> None:
+    monkeypatch.setattr(module, "_PART_CHARACTERS", 7)
+    monkeypatch.setattr(module, "MAX_LINE_CHARACTERS", 7)
+    made = KINDS[kind](documents)
+    made.add_tokens([given])
+    made.save(str(tmp_path / "given.json"))
+    tokenizer = load_tokenizer(tmp_path / "given.json")
+    assert tokenizer.encode_document_lines(text.split("\n")) == tokenizer.fast.encode(text, add_special_tokens=False).ids
 
 
 def test_parts_begin_with_white_space_and_miss_nothing() -> None:

@@ -469,6 +469,20 @@ def test_few_unknown_tokens_are_no_reason_for_a_note(tmp_path: Path, latin: Path
     assert not any("unknown" in note for note in prepared.notes)
 
 
+def test_a_cased_vocabulary_for_lower_cased_text_is_noticed(tmp_path: Path, latin: Path) -> None:
+    vocabulary = tmp_path / "upper.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[BIG]", *"ACGT", *(f"##{c}" for c in "ACGT")]))
+    documents = [" ".join(random.Random(number).choices(["GATTACA", "TAG", "CAT"], k=20)) for number in range(400)]
+    with pytest.raises(DataError, match=r"every token is unknown to the tokenizer.*if it is a cased vocabulary, keep case .*; else name"):
+        run(tmp_path, documents, tokenizer=vocabulary)
+    assert not any("--cased" in note for note in run(tmp_path, documents, tokenizer=vocabulary, cased=True).notes)
+    with vocabulary.open("a") as file:
+        file.write("".join(f"\n{c}\n##{c}" for c in "acgt"))
+    notes = run(tmp_path, documents, tokenizer=vocabulary, overwrite=True).notes
+    assert [note for note in notes if note.startswith("Text is lower-cased, and the vocabulary has many entries in upper case: if it is")]
+    assert not any("--cased" in note for note in run(tmp_path, made_up_documents(400), tokenizer=latin, overwrite=True).notes)
+
+
 @pytest.mark.parametrize("words", [["тон", "ла", "ре"], ["acgt" * 40, "gattaca" * 30]], ids=["another script", "words too long"])
 def test_text_that_the_vocabulary_cannot_spell_is_refused(tmp_path: Path, latin: Path, words: list[str]) -> None:
     documents = [" ".join(random.Random(number).choices(words, k=20)) for number in range(400)]

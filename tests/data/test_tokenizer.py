@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from pldcli.data.tokenizer import (
-    SpecialTokens,
     Tokenizer,
     fingerprint,
     load_prepared_tokenizer,
     load_tokenizer,
     train_tokenizer,
-    unknown_share,
     vocab_fingerprint,
 )
 from pldcli.errors import DataError, UsageError
@@ -240,12 +238,6 @@ def test_a_tokenizer_without_a_template_gets_berts(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(bare), encoding="utf-8")
     encoded = load_tokenizer(tmp_path / "tokenizer.json").fast.encode("a", "b")
     assert (encoded.ids, encoded.type_ids) == ([2, 5, 3, 6, 3], [0, 0, 0, 1, 1])
-
-
-def test_the_share_of_unknown_tokens_leaves_special_ones_out():
-    special = SpecialTokens(0, 1, 2, 3, 4, (9,))
-    assert unknown_share([2, 5, 1, 6, 7, 3, 0, 0, 9], special) == 1 / 4
-    assert unknown_share([], special) == unknown_share([2, 3], special) == 0.0
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])

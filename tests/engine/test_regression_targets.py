@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from pldcli.engine.evaluate_task import TaskSource, evaluate_task
 from pldcli.engine.experiment import Experiment
-from pldcli.errors import PreemptedError
+from pldcli.engine.target_scale import TargetScale
+from pldcli.errors import DataError, PreemptedError
 from pldcli.tasks.registry import find_task
+from pldcli.tasks.task import Examples, Task
 from tests.engine.conftest import WORDS, write_rows
 from tests.engine.test_finetune import lines, outcomes, weights
 from tests.engine.test_finetune_goes_on import stop_at
@@ -115,8 +118,8 @@ def test_the_unit_of_the_target_does_not_matter(experiment: Experiment, learn: A
 
 
 def test_predictions_that_do_not_vary_are_said(experiment: Experiment, learn: Any, tiny: Path, tmp_path: Path) -> None:
-    """The training targets are all the same."""
-    train = write_rows(tmp_path / "train.jsonl", [row | {"price": 7.5} for row in priced(40, 1)])
+    """The training targets vary little beside those of validation."""
+    train = write_rows(tmp_path / "train.jsonl", [row | {"price": 7.5 + i / 1000} for i, row in enumerate(priced(40, 1))])
     validation = write_rows(tmp_path / "validation.jsonl", priced(30, 2))
     one = Experiment(
         str(train), str(tiny), files={"validation": str(validation)}, text_columns=("text",), label_column="price", kind="regression"
@@ -138,8 +141,25 @@ def test_results_from_before_targets_were_standardised_are_done_again(
 
 
 def test_tasks_with_published_recipes_learn_their_numbers_as_they_are(tiny: Path, tmp_path: Path) -> None:
-    from pldcli.engine.target_scale import TargetScale
-    from pldcli.tasks.task import Examples
-
     examples = Examples("train", "x", (["a"], ["b"]), [4.25], [0])
     assert TargetScale.of(find_task("glue/stsb"), examples) is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "what"),
+    [
+        ([7.5, 7.5, 7.5], "prices.csv: all targets are 7.5: nothing to learn; name another --label-column"),
+        ([0.1] * 10, "prices.csv: all targets are 0.1: nothing to learn; name another --label-column"),
+        (
+            [1e9, 1e9 + 0.001, 1e9 + 0.002],
+            "prices.csv: the targets vary by 0.00082 around 1e+09, less than the steps of float32 there; subtract a constant from them",
+        ),
+    ],
+)
+def test_targets_that_no_model_could_tell_apart_are_refused(targets: list[float], what: str) -> None:
+    task = Task("x", "regression", ("text",), "price")
+    examples = Examples("train", "prices.csv", (["a"] * len(targets),), targets, list(range(len(targets))))
+    with pytest.raises(DataError) as error:
+        TargetScale.of(task, examples)
+    assert str(error.value) == what
+    assert TargetScale.of(task, replace(examples, labels=[1e-9 * number for number in range(len(targets))])) is not None

@@ -157,12 +157,15 @@ def test_numbers_with_a_fraction_are_regression(tmp_path):
     assert train.labels == [float(index % 2) for index in train.indices]
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-Infinity", "n/a", "1,5"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-Infinity", "n/a", "1,5", "1e39"])
 def test_a_target_that_is_no_number(tmp_path, value):
     rows = [f"t,{number / 2}" for number in range(21)]
     rows[7] = f't,"{value}"'
     path = csv(tmp_path / "a.csv", rows)
-    assert line_of(DataError, tmp_path, load_own, path) == f"a.csv:9: the target {value!r} is not a finite number; regression needs numbers"
+    assert (
+        line_of(DataError, tmp_path, load_own, path)
+        == f"a.csv:9: the target {value!r} is not a finite float32 number; regression needs numbers"
+    )
     skipping = load_own(path, skip_bad=True)
     assert len(skipping.train) + len(skipping.validation["validation"]) == 20
     assert f"{path}: left out line 9, which has a target that is no finite number" in skipping.train.notes
@@ -171,10 +174,20 @@ def test_a_target_that_is_no_number(tmp_path, value):
 def test_nan_in_json_and_parquet(tmp_path):
     rows = [{"text": "t", "score": number / 2} for number in range(20)]
     rows[4]["score"] = float("nan")
-    line = "the target nan is not a finite number; regression needs numbers"
+    line = "the target nan is not a finite float32 number; regression needs numbers"
     assert line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows)) == f"a.jsonl:5: {line}"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert line_of(DataError, tmp_path, load_own, tmp_path / "a.parquet") == f"a.parquet: row 5: {line}"
+    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("NaN", "1" + "0" * 400))
+    assert "is not a finite float32 number" in line_of(DataError, tmp_path, load_own, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(("word", "shown"), [("", "''"), (" \u00a0", repr(" \u00a0")), (3, "3"), (None, "None")])
+def test_a_word_that_is_none_is_shown(tmp_path, word, shown):
+    rows = [{"tokens": ["ton", "la"], "tags": ["O", "B-X"]} for _ in range(20)]
+    rows[4]["tokens"][1] = word
+    line = f"a.jsonl:5: 'tokens' holds {shown}, which is not a word; every word must be text, and not empty"
+    assert line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows)) == line
 
 
 def test_many_different_labels(tmp_path):

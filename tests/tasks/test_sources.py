@@ -145,7 +145,9 @@ def test_files_that_are_not_as_published(tmp_path, content, expected):
 @pytest.mark.parametrize(("value", "shown"), [("nan", "'nan'"), ("many", "'many'"), ("inf", "'inf'")])
 def test_a_score_that_is_no_number(tmp_path, value, shown):
     write(tmp_path, **{"STS-B__train": f"sentence1\tsentence2\tscore\na\tb\t1.0\nc\td\t{value}\n"})
-    assert error_of("glue/stsb", tmp_path) == f"STS-B/train.tsv:3: the target {shown} is not a finite number; regression needs numbers"
+    assert (
+        error_of("glue/stsb", tmp_path) == f"STS-B/train.tsv:3: the target {shown} is not a finite float32 number; regression needs numbers"
+    )
 
 
 def test_nothing_there(tmp_path):
