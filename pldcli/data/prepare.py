@@ -26,7 +26,7 @@ import numpy.typing as npt
 from pldcli import __version__, atomic
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
 from pldcli.data.encoding import Encoded, Encoder, Part
-from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares
+from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
 from pldcli.data.special_tokens import check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
@@ -120,6 +120,8 @@ def prepare(
         raise UsageError("must be at least 1", where="--processes")
     with _signals_as_errors():
         _check_place(out, [*inputs, *validation], overwrite=overwrite)
+        if tokenizer and any(tokenizer.glob("train-*.arrow")):
+            verify_tokenizer(tokenizer)  # prepared data
         existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
         if existing is not None:
             check_frame(existing.fast, existing.special, where=str(tokenizer))

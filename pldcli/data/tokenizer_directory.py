@@ -9,11 +9,12 @@ Source: transformers 5.23, `tokenization_auto.py`, `tokenization_utils_base.py`,
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, PldError
 
 __all__ = [
     "JSON",
@@ -220,8 +221,10 @@ def parse_tokenizer(text: str, *, where: str) -> Any:
 
     try:
         fast = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"is not a tokenizer.json ({str(error).splitlines()[0]})", where=where) from error
+    except (PldError, KeyboardInterrupt, SystemExit):  # a signal
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and a panic in it is no Exception
+        raise DataError(f"is not a tokenizer.json ({textwrap.shorten(str(error), 200)})", where=where) from error
     if getattr(fast.model, "dropout", None):
         raise DataError("its model has dropout, so that text has other ids each time", where=where, hint="set model.dropout to null")
     return fast

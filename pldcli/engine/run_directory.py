@@ -154,7 +154,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return starts if isinstance(starts, list) else []
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
 
 def list_runs(directory: Path) -> list[RunSummary]:
@@ -174,6 +174,7 @@ def summarise(run: RunDirectory) -> RunSummary:
     rows = read_metrics(run.metrics)
     step = max((row["step"] for row in rows), default=0)
     state = run_state(run, config, step)
+    reached = config.train.total_steps if state == "finished" else max(step, _last_saved(run))
     start: dict[str, Any] = next(reversed(read_starts(run.environment)), {})
     again = start.get("command") or "the same `pld pretrain` line again"
     actions = {
@@ -185,7 +186,7 @@ def summarise(run: RunDirectory) -> RunSummary:
     return RunSummary(
         run.path,
         state,
-        step,
+        reached,
         config.train.total_steps,
         _last(rows, "train/loss"),
         _last(rows, "eval/mlm_loss"),
@@ -195,7 +196,7 @@ def summarise(run: RunDirectory) -> RunSummary:
 
 
 def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
-    """Tell the state of a run.
+    """Return the state of a run, as starting it again would find it.
 
     Args:
         run: Its directory.
@@ -204,9 +205,11 @@ def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
     """
     if run.is_locked:
         return "running"
-    if run.is_finished and step >= config.train.total_steps:
+    reached = max(step, _last_saved(run))
+    # A model without metrics counts as finished where nothing says otherwise; with its checkpoints a missing card is written again.
+    if run.has_model and (reached >= config.train.total_steps or not reached) and (run.card.is_file() or not _has_checkpoints(run)):
         return "finished"
-    return "stopped" if _has_checkpoints(run) or run.has_model or step else "not started"
+    return "stopped" if reached or run.has_model else "not started"
 
 
 def has_saved(step: int, config: Config) -> bool:
@@ -223,7 +226,13 @@ def _how_to_go_on(run: RunDirectory, config: Config, step: int, again: str) -> s
 
 
 def _has_checkpoints(run: RunDirectory) -> bool:
-    return run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
+    return _last_saved(run) > 0
+
+
+def _last_saved(run: RunDirectory) -> int:
+    """Read the step of the newest checkpoint from its name; 0 where there is none."""
+    steps = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def _last(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -184,6 +184,18 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path):
     assert not (second.path / "sentencepiece.model").exists()
 
 
+def test_a_damaged_tokenizer_of_prepared_data_is_noticed_unless_it_is_named_itself(tmp_path):
+    first = run(tmp_path, made_up_documents(), name="first").path
+    text = (first / "tokenizer.json").read_text()
+    (first / "tokenizer.json").write_text(text.replace('"ignore_merges":false', '"ignore_merges":true'))
+    assert (first / "tokenizer.json").read_text() != text
+    with pytest.raises(
+        DataError, match=r"tokenizer.json: is not the tokenizer that the data was made with; .*--tokenizer .*tokenizer.json"
+    ):
+        run(tmp_path, made_up_documents(50), name="second", tokenizer=first)
+    run(tmp_path, made_up_documents(50), name="third", tokenizer=first / "tokenizer.json")
+
+
 def test_special_tokens_in_the_corpus_stay_text(tmp_path):
     prepared = run(tmp_path, ["the [MASK] [SEP] and [CLS] [PAD] here " + document for document in made_up_documents(20)])
     ids = np.concatenate([row for split in ("train", "validation") for row in rows(prepared.path, split)])

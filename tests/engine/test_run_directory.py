@@ -58,6 +58,21 @@ def test_states(tmp_path):
     assert list_runs(tmp_path / "nowhere") == []
 
 
+@pytest.mark.parametrize(
+    ("there", "state", "step"),
+    [
+        ({"checkpoints": [12], "model": True, "card": True}, "finished", 12),
+        ({"model": True, "card": True}, "finished", 12),
+        ({"model": True}, "finished", 12),
+        ({"rows": [{"step": 12}], "model": True}, "finished", 12),
+        ({"rows": [{"step": 6}], "checkpoints": [9]}, "stopped", 9),
+    ],
+)
+def test_the_state_is_what_starting_again_would_find_when_files_are_gone(tmp_path, there, state, step):
+    run = summarise(make(tmp_path / "a", **there))
+    assert (run.state, run.step) == (state, step)
+
+
 def test_the_lock(tmp_path):
     run = RunDirectory(tmp_path / "deep" / "run")
     assert not run.is_locked
