@@ -156,7 +156,7 @@ def prepare(
                     "replaced_bytes": scan.replaced_bytes,
                 }
             )
-            atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     notes += _unknown_notes(counts, was_trained=existing is None)
     return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=corpus.has_validation)))
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pldcli import atomic
 from pldcli.data import conversion
 from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
 from pldcli.data.special_tokens import SpecialTokens, check_vocabulary, complete_special, find_special
@@ -113,10 +112,10 @@ class Tokenizer:
         return sum(mine != other.ids for mine, other in zip(ours, theirs, strict=True))
 
     def save(self, directory: Path) -> None:
-        """Write `tokenizer.json`, and `sentencepiece.model` when there is one."""
-        atomic.write_text(directory / "tokenizer.json", self.json_text)
+        """Write `tokenizer.json`, and `sentencepiece.model` when there is one, into a directory that is being written."""
+        (directory / JSON).write_bytes(self.json_text.encode())
         if self.sentencepiece is not None:
-            atomic.write_bytes(directory / "sentencepiece.model", self.sentencepiece)
+            (directory / "sentencepiece.model").write_bytes(self.sentencepiece)
 
     @cached_property
     def fast(self) -> Any:

@@ -401,6 +401,20 @@ def test_a_second_signal_ends_the_cleaning_up(tmp_path, numbers):
     assert names(tmp_path) == ["corpus.txt", "out"]
 
 
+def test_a_full_disk_is_reported_of_the_place_that_was_named(tmp_path, monkeypatch):
+    write = Path.open
+
+    def full(path, mode="r", *arguments, **named):
+        if "tokenizer.json" in path.name and "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, mode, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match="out: the disk is full") as caught:
+        run(tmp_path, made_up_documents(50))
+    assert caught.value.where == str(tmp_path / "out") and names(tmp_path) == ["out.txt"]
+
+
 def test_the_same_signal_twice_is_one(tmp_path):
     """`timeout` sends it to the process and to its group."""
     (tmp_path / "corpus.txt").write_text("\n\n".join(made_up_documents(100)))
