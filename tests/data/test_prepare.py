@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pldcli import signals
 from pldcli.data import prepare as module
 from pldcli.data.corpus import Reader
 from pldcli.data.prepare import prepare, validation_limit, validation_tail
@@ -391,7 +392,7 @@ def test_a_second_signal_ends_the_cleaning_up(tmp_path, numbers):
     _, *workers = process.stdout.readline().split()
     process.send_signal(numbers[0])
     assert process.stdout.readline() == "cleaning\n"
-    time.sleep(2 * module._ONE_SIGNAL_SECONDS)
+    time.sleep(2 * signals._ONE_SIGNAL_SECONDS)
     process.send_signal(numbers[1])
     assert process.wait(timeout=10) == -numbers[1]
     process.stdout.close()
