@@ -27,6 +27,7 @@ from pldcli.data.tokenizer_directory import (
     JSON,
     FoundTokenizer,
     find_place,
+    library_errors,
     parse_tokenizer,
     read_directory,
     read_vocabulary,
@@ -338,11 +339,8 @@ def from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:
     Raises:
         DataError: It is no such model, or lacks a special token.
     """
-    try:
-        processor = _processor(model)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise DataError("is not a SentencePiece model", where=where) from error
-    fast, _ = conversion.to_tokenizer(model, processor)
+    with library_errors("is not a SentencePiece model", where=where):
+        fast, _ = conversion.to_tokenizer(model, _processor(model))
     return _complete(fast, None, where=where, sentencepiece=model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -179,7 +180,7 @@ def summarise(run: RunDirectory) -> RunSummary:
     again = start.get("command") or "the same `pld pretrain` line again"
     actions = {
         "running": "wait, or follow it in metrics.jsonl",
-        "finished": f"pld evaluate {run.path}",
+        "finished": shlex.join(["pld", "evaluate", str(run.path)]),
         "stopped": _how_to_go_on(run, config, step, again),
         "not started": f"{again} (starts)",
     }

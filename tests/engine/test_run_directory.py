@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shlex
 import threading
 import time
 
@@ -71,6 +72,11 @@ def test_states(tmp_path):
 def test_the_state_is_what_starting_again_would_find_when_files_are_gone(tmp_path, there, state, step):
     run = summarise(make(tmp_path / "a", **there))
     assert (run.state, run.step) == (state, step)
+
+
+def test_a_line_to_type_is_quoted(tmp_path):
+    run = summarise(make(tmp_path / "a b", model=True, card=True))
+    assert shlex.split(run.next_action) == ["pld", "evaluate", str(tmp_path / "a b")]
 
 
 def test_the_lock(tmp_path):
