@@ -76,6 +76,9 @@ class RunDirectory:
             raise OutputError("is a file", where=str(self.path), hint="choose another place with --out")
         ours = (".lock", f".{self.config.name}.")  # all that there is when a process was killed before it wrote config.yaml
         if self.path.is_dir() and not self.config.is_file() and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
+            if saved := sorted(self.checkpoints.glob("step-*/config.yaml")):
+                hint = f"copy {saved[-1]} there, or choose another place with --out"
+                raise OutputError("holds checkpoints, but its config.yaml is missing", where=str(self.path), hint=hint)
             raise OutputError("holds something that is no run", where=str(self.path), hint="choose another place with --out")
 
     def set_aside(self) -> Path | None:

@@ -152,6 +152,14 @@ def test_what_may_be_used(tmp_path):
             RunDirectory(place).check_usable()
 
 
+def test_a_run_without_its_configuration_is_told_where_a_copy_lies(tmp_path):
+    run = make(tmp_path / "a", checkpoints=[6, 9])
+    copy = run.checkpoints / "step-00000009" / "config.yaml"
+    run.config.rename(copy)
+    with pytest.raises(OutputError, match=f"its config.yaml is missing; copy {copy} there"):
+        run.check_usable()
+
+
 def test_what_to_do_next_is_the_line_that_was_typed(tmp_path):
     run = make(tmp_path / "a", rows=[{"step": 3, "train/loss": 1.0}], checkpoints=[3])
     run.environment.write_text(json.dumps({"starts": [{"command": "pld first"}, {"command": "pld pretrain --data 'my data'"}]}))
