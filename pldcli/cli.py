@@ -207,6 +207,8 @@ def _report(message: str, code: int) -> int:
 
 
 def _code_of(stop: SystemExit) -> int:
+    if isinstance(stop.code, str):  # a library's last words
+        return _report(stop.code, 1)
     return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 

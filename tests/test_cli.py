@@ -64,6 +64,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, pld: Run) -> Run:
         ),
         (typer.Exit(9), 9, ""),
         (SystemExit(6), 6, ""),
+        (SystemExit("a library's\nlast words"), 1, "error: a library's last words"),
     ],
 )
 def test_every_error_ends_as_one_line_and_a_code(error: BaseException, code: int, line: str, fail: Run) -> None:

@@ -135,7 +135,7 @@ def _show(result: PretrainResult, data: Path) -> None:
     from pldcli.engine.read_back import describe
 
     run, position = result.run, result.position
-    following = f"next: pld evaluate {run.path} --data {data}"
+    following = f"next: {shlex.join(['pld', 'evaluate', str(run.path), '--data', str(data)])}"
     if result.was_finished:
         typer.echo(f"{run.path} is finished: {position.step:,} steps, model in {run.model}; {following}")
         return

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import threading
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +24,12 @@ import numpy.typing as npt
 from pldcli import __version__, atomic
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
 from pldcli.data.encoding import Encoded, Encoder, Part
-from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares
+from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
 from pldcli.data.special_tokens import check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.progress import Progress
+from pldcli.signals import first_signal
 from pldcli.workers import available_cores
 
 __all__ = ["Prepared", "prepare", "validation_limit"]
@@ -55,8 +54,6 @@ _TASK_CHARACTERS = 1 << 20
 _CHECKED_LINES = 2000
 _SMALL_CORPUS_BYTES = 4 << 20
 _MIN_VOCAB_SIZE = 6
-_ONE_SIGNAL_SECONDS = 0.1
-"""What arrives within is the same signal once more: `timeout` sends it to the process and to its group."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,11 @@ def prepare(
         raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
     if processes is not None and processes < 1:
         raise UsageError("must be at least 1", where="--processes")
-    with _signals_as_errors():
+    # What a process that a second signal killed has left is a temporary, which the next one removes.
+    with first_signal(_stop, second_kills=True):
         _check_place(out, [*inputs, *validation], overwrite=overwrite)
+        if tokenizer and any(tokenizer.glob("train-*.arrow")):
+            verify_tokenizer(tokenizer)  # prepared data
         existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
         if existing is not None:
             check_frame(existing.fast, existing.special, where=str(tokenizer))
@@ -156,7 +156,7 @@ def prepare(
                     "replaced_bytes": scan.replaced_bytes,
                 }
             )
-            atomic.write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     notes += _unknown_notes(counts, was_trained=existing is None)
     if _has_upper_case_in_vain(chosen):
         notes.append(f"Text is lower-cased, and the vocabulary has many entries in upper case: {_CASED_HINT}.")
@@ -511,32 +511,7 @@ def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
             raise OutputError("holds the corpus itself", where=str(out), hint="choose another place with --out")
 
 
-@contextmanager
-def _signals_as_errors() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into errors, so that everything on the way out is cleaned up; a second one ends the process at once.
-
-    What a process that ended so leaves is a temporary, which the next one removes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    first = 0.0
-
-    def stop(number: int, _: FrameType | None) -> None:
-        nonlocal first
-        if not first:
-            first = time.monotonic()
-            what = "stopped; nothing is left behind"
-            raise StoppedError(what) if number == signal.SIGINT else PreemptedError(what)
-        if time.monotonic() - first > _ONE_SIGNAL_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in earlier:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+def _stop(number: int) -> NoReturn:
+    """Raise a signal as an error, so that everything on the way out is cleaned up."""
+    what = "stopped; nothing is left behind"
+    raise StoppedError(what) if number == signal.SIGINT else PreemptedError(what)

@@ -40,6 +40,7 @@ __all__ = [
     "sealed",
     "unknown_shares",
     "verify_prepared",
+    "verify_tokenizer",
 ]
 
 Split = Literal["train", "validation"]
@@ -363,13 +364,11 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
             verify=verify,
             share=share,
         )
-        _check_tokenizer(data.tokenizer_path, str(tokenizer["sha256"]))
-        if "sentencepiece_sha256" in tokenizer:
-            _check_file(path / "sentencepiece.model", str(tokenizer["sentencepiece_sha256"]))
+        _check_tokenizer(path, tokenizer)
         for name, shard in manifest["shards"].items():
             _check_shard(path / Path(name).name, int(shard["bytes"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError("is damaged: entries are missing or wrong", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN) from error
+        raise _incomplete(path) from error
     return data
 
 
@@ -389,6 +388,22 @@ def verify_prepared(path: Path, *, progress: Callable[[int], None] = lambda num_
         done += int(shard["bytes"])
         progress(done)
     return data
+
+
+def verify_tokenizer(path: Path) -> None:
+    """Compare the tokenizer of prepared data with what the manifest says; the data itself may be gone.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        DataError: It, or the manifest, is missing or damaged.
+    """
+    manifest = read_manifest(path)
+    try:
+        _check_tokenizer(path, manifest["tokenizer"])
+    except (KeyError, TypeError) as error:
+        raise _incomplete(path) from error
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -440,12 +455,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check_tokenizer(path: Path, sha256: str) -> None:
+def _incomplete(path: Path) -> DataError:
+    return DataError("is damaged: entries are missing or wrong", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)
+
+
+def _check_tokenizer(directory: Path, described: dict[str, Any]) -> None:
+    path = directory / "tokenizer.json"
     if not path.is_file():
         raise DataError("is missing", where=str(path), hint=_PREPARE_AGAIN)
-    if file_sha256(path) != sha256:
+    if file_sha256(path) != described["sha256"]:
         what = "is not the tokenizer that the data was made with"
-        raise DataError(what, where=str(path), hint="put the right one back, or run `pld prepare-data --tokenizer` with this one")
+        raise DataError(what, where=str(path), hint=f"put the right one back, or prepare anew with `--tokenizer {path}`")
+    if "sentencepiece_sha256" in described:
+        _check_file(directory / "sentencepiece.model", str(described["sentencepiece_sha256"]))
 
 
 def _check_shard(path: Path, num_bytes: int) -> None:

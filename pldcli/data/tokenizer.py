@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli import atomic
 from pldcli.data import conversion
 from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
 from pldcli.data.special_tokens import SpecialTokens, check_vocabulary, complete_special, find_special
@@ -25,6 +24,7 @@ from pldcli.data.tokenizer_directory import (
     JSON,
     FoundTokenizer,
     find_place,
+    library_errors,
     parse_tokenizer,
     read_directory,
     read_vocabulary,
@@ -109,10 +109,10 @@ class Tokenizer:
         return sum(mine != other.ids for mine, other in zip(ours, theirs, strict=True))
 
     def save(self, directory: Path) -> None:
-        """Write `tokenizer.json`, and `sentencepiece.model` when there is one."""
-        atomic.write_text(directory / "tokenizer.json", self.json_text)
+        """Write `tokenizer.json`, and `sentencepiece.model` when there is one, into a directory that is being written."""
+        (directory / JSON).write_bytes(self.json_text.encode())
         if self.sentencepiece is not None:
-            atomic.write_bytes(directory / "sentencepiece.model", self.sentencepiece)
+            (directory / "sentencepiece.model").write_bytes(self.sentencepiece)
 
     @cached_property
     def fast(self) -> Any:
@@ -317,11 +317,8 @@ def from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:
     Raises:
         DataError: It is no such model, or lacks a special token.
     """
-    try:
-        processor = _processor(model)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise DataError("is not a SentencePiece model", where=where) from error
-    fast, _ = conversion.to_tokenizer(model, processor)
+    with library_errors("is not a SentencePiece model", where=where):
+        fast, _ = conversion.to_tokenizer(model, _processor(model))
     return _complete(fast, None, where=where, sentencepiece=model)
 
 

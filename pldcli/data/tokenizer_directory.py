@@ -9,16 +9,20 @@ Source: transformers 5.23, `tokenization_auto.py`, `tokenization_utils_base.py`,
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, PldError
 
 __all__ = [
     "JSON",
     "FoundTokenizer",
     "find_place",
+    "library_errors",
     "parse_tokenizer",
     "read_directory",
     "read_vocabulary",
@@ -210,6 +214,25 @@ def read_wordpiece(text: str) -> dict[str, int]:
     return {line.rstrip(_WHITE_SPACE): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
 
 
+@contextmanager
+def library_errors(what: str, *, where: str) -> Iterator[None]:
+    """Turn whatever the libraries of tokenizers raise about a file into a DataError.
+
+    Args:
+        what: What is wrong with the file.
+        where: The file.
+
+    Raises:
+        DataError: They raised something, or panicked, which is no Exception.
+    """
+    try:
+        yield
+    except (PldError, KeyboardInterrupt, SystemExit):  # a signal
+        raise
+    except BaseException as error:
+        raise DataError(f"{what} ({textwrap.shorten(str(error), 200)})", where=where) from error
+
+
 def parse_tokenizer(text: str, *, where: str) -> Any:
     """Parse the content of a `tokenizer.json`.
 
@@ -218,10 +241,8 @@ def parse_tokenizer(text: str, *, where: str) -> Any:
     """
     import tokenizers
 
-    try:
+    with library_errors("is not a tokenizer.json", where=where):
         fast = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"is not a tokenizer.json ({str(error).splitlines()[0]})", where=where) from error
     if getattr(fast.model, "dropout", None):
         raise DataError("its model has dropout, so that text has other ids each time", where=where, hint="set model.dropout to null")
     return fast

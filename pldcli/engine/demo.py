@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,8 +140,8 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
     configs = {system: _config(system, steps or _MOST_STEPS, prepared.vocab_size) for system in _SYSTEMS}
 
     def command(system: str, config: Config) -> str:
-        changes = " ".join(_changes(config.train.total_steps))
-        return f"OMP_NUM_THREADS=1 pld pretrain --preset bert-tiny-{system} {changes} --data {data} --out {out / 'runs' / system}"
+        line = ["pld", "pretrain", "--preset", f"bert-tiny-{system}", *_changes(config.train.total_steps)]
+        return f"OMP_NUM_THREADS=1 {shlex.join([*line, '--data', str(data), '--out', str(out / 'runs' / system)])}"
 
     with _one_thread():
         say(f"3/4 training bert-tiny-{' and bert-tiny-'.join(_SYSTEMS)}, made smaller, a step of each in turn")
@@ -172,7 +173,8 @@ def _one_thread() -> Iterator[None]:
 
 def _how_to_go_on(out: Path, data: Path) -> str:
     run = out / "runs" / _SYSTEMS[0]
-    return f"remove {out} to begin anew, or finish a run with `pld pretrain --preset {run / 'config.yaml'} --data {data} --out {run}`"
+    line = shlex.join(["pld", "pretrain", "--preset", str(run / "config.yaml"), "--data", str(data), "--out", str(run)])
+    return f"remove {out} to begin anew, or finish a run with `{line}`"
 
 
 def _speaker(console: Console) -> Callable[[str], None]:
@@ -184,14 +186,15 @@ def _prepare(out: Path, say: Callable[[str], None]) -> Path:
     say("1/4 collecting documentation strings of the Python installed here")
     documents = docstring_corpus(_CORPUS_BYTES)
     corpus, held_out, data = out / "corpus.txt", out / "held-out.txt", out / "data"
-    atomic.write_text(corpus, "\n\n".join(text for i, text in enumerate(documents) if i % _HELD_OUT) + "\n")
-    atomic.write_text(held_out, "\n\n".join(documents[::_HELD_OUT]) + "\n")
-    say(f"    {len(documents):,} documents, {(corpus.stat().st_size + held_out.stat().st_size) / 1e6:.1f} MB")
-    say(f"2/4 pld prepare-data {corpus} --validation {held_out} --vocab-size {_VOCABULARY} --out {data}")
     try:
+        atomic.write_text(corpus, "\n\n".join(text for i, text in enumerate(documents) if i % _HELD_OUT) + "\n")
+        atomic.write_text(held_out, "\n\n".join(documents[::_HELD_OUT]) + "\n")
+        say(f"    {len(documents):,} documents, {(corpus.stat().st_size + held_out.stat().st_size) / 1e6:.1f} MB")
+        line = ["pld", "prepare-data", str(corpus), "--validation", str(held_out), "--vocab-size", str(_VOCABULARY), "--out", str(data)]
+        say(f"2/4 {shlex.join(line)}")
         prepare([corpus], data, validation=[held_out], vocab_size=_VOCABULARY)
     except BaseException:
-        shutil.rmtree(out)  # nothing in it is worth a second try that begins with removing it
+        shutil.rmtree(out, ignore_errors=True)  # nothing in it is worth a second try that begins with removing it
         raise
     return data
 

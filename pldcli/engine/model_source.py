@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli.data.shards import data_fingerprint, read_manifest
+from pldcli.data.shards import data_fingerprint, read_manifest, verify_tokenizer
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts
@@ -135,11 +135,11 @@ def _from_checkpoint(path: Path, data: Path) -> Pretrained:
 
 def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:
     try:
+        verify_tokenizer(data)
         tokenizer = load_prepared_tokenizer(data)
     except DataError as error:
-        raise CheckpointError(
-            f"its tokenizer is not in {data}", where=str(path), hint="name the data it was trained on with --data"
-        ) from error
+        what = f"its tokenizer is not in {data} ({error.where}: {error.what})"
+        raise CheckpointError(what, where=str(path), hint="name the data it was trained on with --data") from error
     if tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"was prepared with another tokenizer than that of {path}",

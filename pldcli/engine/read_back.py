@@ -36,7 +36,7 @@ def read_back(directory: Path, model: StBert, input_ids_BT: Tensor) -> ReadBack:
     """
     try:
         return ReadBack(check_reload(directory, model, input_ids_BT, where=directory), None)
-    except Exception as error:  # noqa: BLE001 - a broken or newer transformers can raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken or newer transformers can raise anything
         what = error.what if isinstance(error, PldError) else f"transformers cannot read it back: {type(error).__name__}: {error}"
         return ReadBack(None, textwrap.shorten(what, _LONGEST_FAILURE, placeholder=" ..."))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,9 @@ class RunDirectory:
             raise OutputError("is a file", where=str(self.path), hint="choose another place with --out")
         ours = (".lock", f".{self.config.name}.")  # all that there is when a process was killed before it wrote config.yaml
         if self.path.is_dir() and not self.config.is_file() and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
+            if saved := sorted(self.checkpoints.glob("step-*/config.yaml")):
+                hint = f"copy {saved[-1]} there, or choose another place with --out"
+                raise OutputError("holds checkpoints, but its config.yaml is missing", where=str(self.path), hint=hint)
             raise OutputError("holds something that is no run", where=str(self.path), hint="choose another place with --out")
 
     def set_aside(self) -> Path | None:
@@ -154,7 +158,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return starts if isinstance(starts, list) else []
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
 
 def list_runs(directory: Path) -> list[RunSummary]:
@@ -174,18 +178,19 @@ def summarise(run: RunDirectory) -> RunSummary:
     rows = read_metrics(run.metrics)
     step = max((row["step"] for row in rows), default=0)
     state = run_state(run, config, step)
+    reached = config.train.total_steps if state == "finished" else max(step, _last_saved(run))
     start: dict[str, Any] = next(reversed(read_starts(run.environment)), {})
     again = start.get("command") or "the same `pld pretrain` line again"
     actions = {
         "running": "wait, or follow it in metrics.jsonl",
-        "finished": f"pld evaluate {run.path}",
+        "finished": shlex.join(["pld", "evaluate", str(run.path)]),
         "stopped": _how_to_go_on(run, config, step, again),
         "not started": f"{again} (starts)",
     }
     return RunSummary(
         run.path,
         state,
-        step,
+        reached,
         config.train.total_steps,
         _last(rows, "train/loss"),
         _last(rows, "eval/mlm_loss"),
@@ -195,7 +200,7 @@ def summarise(run: RunDirectory) -> RunSummary:
 
 
 def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
-    """Tell the state of a run.
+    """Return the state of a run, as starting it again would find it.
 
     Args:
         run: Its directory.
@@ -204,9 +209,11 @@ def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
     """
     if run.is_locked:
         return "running"
-    if run.is_finished and step >= config.train.total_steps:
+    reached = max(step, _last_saved(run))
+    # A model without metrics counts as finished where nothing says otherwise; with its checkpoints a missing card is written again.
+    if run.has_model and (reached >= config.train.total_steps or not reached) and (run.card.is_file() or not _has_checkpoints(run)):
         return "finished"
-    return "stopped" if _has_checkpoints(run) or run.has_model or step else "not started"
+    return "stopped" if reached or run.has_model else "not started"
 
 
 def has_saved(step: int, config: Config) -> bool:
@@ -223,7 +230,13 @@ def _how_to_go_on(run: RunDirectory, config: Config, step: int, again: str) -> s
 
 
 def _has_checkpoints(run: RunDirectory) -> bool:
-    return run.checkpoints.is_dir() and any(run.checkpoints.glob("step-*"))
+    return _last_saved(run) > 0
+
+
+def _last_saved(run: RunDirectory) -> int:
+    """Read the step of the newest checkpoint from its name; 0 where there is none."""
+    steps = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def _last(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -110,7 +110,7 @@ def _stored(run: RunDirectory, config: Config, data: str, rows: list[dict[str, A
         return None
     stored = presets.load(run.config)
     starts = read_starts(run.environment)
-    stored_data = starts[-1].get("data_fingerprint") if starts and isinstance(starts[-1], dict) else None
+    stored_data = starts[-1].get("data_fingerprint") if starts else None
     check_same_run(stored, config, stored_data=stored_data, data=data, where=run.path)
     return stored
 

@@ -129,7 +129,7 @@ def _take_one_step(twins: list[_Twin]) -> None:
                 twin.advance()
             except PldError as error:
                 stopped[twin.name] = error
-    raise next(iter(stopped.values()))
+    raise next(stopped[twin.name] for twin in twins if twin.name in stopped)
 
 
 @dataclass

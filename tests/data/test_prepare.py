@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pldcli import signals
 from pldcli.data import prepare as module
 from pldcli.data.corpus import Reader
 from pldcli.data.prepare import prepare, validation_limit, validation_tail
@@ -182,6 +183,18 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path):
     assert (first.path / "tokenizer.json").read_bytes() == (second.path / "tokenizer.json").read_bytes()
     assert open_prepared(second.path).fingerprint == open_prepared(first.path).fingerprint
     assert not (second.path / "sentencepiece.model").exists()
+
+
+def test_a_damaged_tokenizer_of_prepared_data_is_noticed_unless_it_is_named_itself(tmp_path):
+    first = run(tmp_path, made_up_documents(), name="first").path
+    text = (first / "tokenizer.json").read_text()
+    (first / "tokenizer.json").write_text(text.replace('"ignore_merges":false', '"ignore_merges":true'))
+    assert (first / "tokenizer.json").read_text() != text
+    with pytest.raises(
+        DataError, match=r"tokenizer.json: is not the tokenizer that the data was made with; .*--tokenizer .*tokenizer.json"
+    ):
+        run(tmp_path, made_up_documents(50), name="second", tokenizer=first)
+    run(tmp_path, made_up_documents(50), name="third", tokenizer=first / "tokenizer.json")
 
 
 def test_special_tokens_in_the_corpus_stay_text(tmp_path):
@@ -379,7 +392,7 @@ def test_a_second_signal_ends_the_cleaning_up(tmp_path, numbers):
     _, *workers = process.stdout.readline().split()
     process.send_signal(numbers[0])
     assert process.stdout.readline() == "cleaning\n"
-    time.sleep(2 * module._ONE_SIGNAL_SECONDS)
+    time.sleep(2 * signals._ONE_SIGNAL_SECONDS)
     process.send_signal(numbers[1])
     assert process.wait(timeout=10) == -numbers[1]
     process.stdout.close()
@@ -387,6 +400,20 @@ def test_a_second_signal_ends_the_cleaning_up(tmp_path, numbers):
     assert not any(alive(int(worker)) for worker in workers)
     prepare([tmp_path / "corpus.txt"], tmp_path / "out", vocab_size=100, quiet=True)
     assert names(tmp_path) == ["corpus.txt", "out"]
+
+
+def test_a_full_disk_is_reported_of_the_place_that_was_named(tmp_path, monkeypatch):
+    write = Path.open
+
+    def full(path, mode="r", *arguments, **named):
+        if "tokenizer.json" in path.name and "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, mode, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match="out: the disk is full") as caught:
+        run(tmp_path, made_up_documents(50))
+    assert caught.value.where == str(tmp_path / "out") and names(tmp_path) == ["out.txt"]
 
 
 def test_the_same_signal_twice_is_one(tmp_path):

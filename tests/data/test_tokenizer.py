@@ -227,6 +227,21 @@ def test_files_that_are_no_tokenizers(tmp_path, name, content):
         load_tokenizer(tmp_path / name)
 
 
+def test_a_damaged_table_of_characters_is_an_error_in_the_data(tmp_path, small):
+    written = json.loads(small.json_text)
+    tables = [part for part in written["normalizer"]["normalizers"] if part["type"] == "Precompiled"]
+    tables[0]["precompiled_charsmap"] = "~" + tables[0]["precompiled_charsmap"][1:]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    with pytest.raises(DataError, match=r"tokenizer.json: is not a tokenizer.json \(Precompiled: "):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    model = bytearray(small.sentencepiece)
+    place = model.rindex(b"nmt_nfkc_cf") + 20  # the size of a part of the table behind its name
+    model[place : place + 8] = bytes(8)
+    (tmp_path / "a.model").write_bytes(model)
+    with pytest.raises(DataError, match=r"a.model: is not a SentencePiece model \("):
+        load_tokenizer(tmp_path / "a.model")
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"none.json: no such file"):
         load_tokenizer(tmp_path / "none.json")

@@ -23,14 +23,15 @@ Run = Callable[..., Any]
         (AttributeError("BertForMaskedLM"), "transformers cannot read it back: AttributeError: BertForMaskedLM"),
         (RuntimeError("size mismatch"), "transformers cannot read it back: RuntimeError: size mismatch"),
         (OSError(2, "No such file", "weights"), "transformers cannot read it back: FileNotFoundError: [Errno 2] No such file: 'weights'"),
+        (SystemExit("needs another Python"), "transformers cannot read it back: SystemExit: needs another Python"),
     ],
 )
 def test_a_model_is_kept_whatever_transformers_makes_of_it(
-    pld: Run, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: float | Exception, said: str
+    pld: Run, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: float | BaseException, said: str
 ) -> None:
     def check(*_: object) -> float:
         assert (tmp_path / "run" / "model" / "model.safetensors").is_file(), "it has to be there before the check"
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         return found
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from pldcli import presets
+from pldcli import atomic, presets
 from pldcli.data.shards import open_prepared
 from pldcli.engine import demo as engine
 from pldcli.engine.demo import demo
@@ -121,7 +121,7 @@ def test_ctrl_c_saves_both_runs_and_says_how_to_go_on(processes: Processes, tmp_
     assert f"pld pretrain --preset {runs / 'preln' / 'config.yaml'}" in process.err.splitlines()[-1]
     saved = [sorted(path.name for path in (runs / system / "checkpoints").iterdir()) for system in ("preln", "pld")]
     steps = [int(names[-1].removeprefix("step-")) for names in saved]
-    assert abs(steps[0] - steps[1]) <= 1
+    assert abs(steps[0] - steps[1]) <= 1 and f"saved at step {steps[0]:,}; " in process.err
 
 
 def test_a_stop_while_text_is_prepared_leaves_nothing(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +130,20 @@ def test_a_stop_while_text_is_prepared_leaves_nothing(small: None, tmp_path: Pat
 
     monkeypatch.setattr(engine, "prepare", stopped)
     with pytest.raises(StoppedError):
+        demo(tmp_path / "demo", console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_in_the_way_of_the_same_command(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = atomic.write_text
+
+    def full(path: Path, content: str) -> None:
+        if path.name == "held-out.txt":
+            raise OutputError("the disk is full", where=str(path))
+        write(path, content)
+
+    monkeypatch.setattr(atomic, "write_text", full)
+    with pytest.raises(OutputError, match="the disk is full"):
         demo(tmp_path / "demo", console=Console(quiet=True))
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ import pytest
 
 from pldcli.data.prepare import prepare
 from pldcli.engine.model_source import open_model, recorded_data
-from pldcli.errors import DataError
+from pldcli.errors import CheckpointError, DataError
 from tests.conftest import TINY, Outcome
 
 Pld = Callable[..., Outcome]
@@ -80,4 +80,14 @@ def test_other_data_in_its_place_is_refused(pld: Pld, project: Path, is_old_reco
     shutil.rmtree("data")
     other_data(project / "data")
     with pytest.raises(DataError, match="data: has not the tokenizer of the data that"):
+        open_model(Path("runs/a/checkpoints/step-00000001"))
+
+
+def test_a_damaged_tokenizer_of_a_checkpoints_data_is_noticed(project: Path) -> None:
+    """Its vocabulary alone would still be the same."""
+    text = Path("data/tokenizer.json").read_text(encoding="utf-8")
+    changed = text.replace('"ignore_merges":false', '"ignore_merges":true')
+    assert changed != text
+    Path("data/tokenizer.json").write_text(changed, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: is not the tokenizer that the data was made with\); name the data"):
         open_model(Path("runs/a/checkpoints/step-00000001"))

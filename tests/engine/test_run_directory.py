@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shlex
 import threading
 import time
 
@@ -56,6 +57,26 @@ def test_states(tmp_path):
     (tmp_path / "file").write_text("")
     assert [run.path.name for run in list_runs(tmp_path)] == ["a", "b", "c", "d", "e", "f", "g"]
     assert list_runs(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("there", "state", "step"),
+    [
+        ({"checkpoints": [12], "model": True, "card": True}, "finished", 12),
+        ({"model": True, "card": True}, "finished", 12),
+        ({"model": True}, "finished", 12),
+        ({"rows": [{"step": 12}], "model": True}, "finished", 12),
+        ({"rows": [{"step": 6}], "checkpoints": [9]}, "stopped", 9),
+    ],
+)
+def test_the_state_is_what_starting_again_would_find_when_files_are_gone(tmp_path, there, state, step):
+    run = summarise(make(tmp_path / "a", **there))
+    assert (run.state, run.step) == (state, step)
+
+
+def test_a_line_to_type_is_quoted(tmp_path):
+    run = summarise(make(tmp_path / "a b", model=True, card=True))
+    assert shlex.split(run.next_action) == ["pld", "evaluate", str(tmp_path / "a b")]
 
 
 def test_the_lock(tmp_path):
@@ -129,6 +150,14 @@ def test_what_may_be_used(tmp_path):
     for place in (tmp_path / "empty", tmp_path / "empty" / ".lock", tmp_path):
         with pytest.raises(OutputError, match="choose another place with --out"):
             RunDirectory(place).check_usable()
+
+
+def test_a_run_without_its_configuration_is_told_where_a_copy_lies(tmp_path):
+    run = make(tmp_path / "a", checkpoints=[6, 9])
+    copy = run.checkpoints / "step-00000009" / "config.yaml"
+    run.config.rename(copy)
+    with pytest.raises(OutputError, match=f"its config.yaml is missing; copy {copy} there"):
+        run.check_usable()
 
 
 def test_what_to_do_next_is_the_line_that_was_typed(tmp_path):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pldcli.engine import signals
+from pldcli import signals
 from pldcli.engine.signals import stop_requests
 
 
