@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ from pldcli.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 
 POLICIES = {
+    "pld's choice": {},
     "spinning (OpenMP's default)": {"GOMP_SPINCOUNT": "300000"},
-    "a short spin (pld's default)": {},
-    "sleeping at once (PASSIVE)": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "a short spin": {"GOMP_SPINCOUNT": "1000"},
+    "sleeping (PASSIVE)": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 SITUATIONS = ("quiet", "beside a busy process")
 LABELS = ("short", "long")
@@ -90,6 +92,7 @@ def busy(wanted: bool) -> Iterator[None]:
     code = f"import os\nos.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\nwhile True: pass"
     loop = subprocess.Popen([sys.executable, "-c", code])
     try:
+        time.sleep(0.5)  # it runs before the command looks
         yield
     finally:
         loop.kill()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import cache
 from pathlib import Path
 
 __all__ = ["processor_fields", "processor_flags", "share_cores"]
 
 _CPUINFO = Path("/proc/cpuinfo")
+_LOADAVG = Path("/proc/loadavg")
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-_SPIN_COUNT = 1000
-"""Rounds of a few nanoseconds each: longer than the gap between two operators of a step, far shorter than a time slice."""
+_LOOKS, _BETWEEN_LOOKS_SECONDS = 3, 0.003
 
 
 @cache
@@ -31,13 +32,32 @@ def processor_flags() -> set[str]:
 
 
 def share_cores() -> None:
-    """Let OpenMP's threads sleep soon after their work is done, instead of spinning; call it before torch loads.
+    """Let OpenMP's threads sleep as soon as they wait where other programs use the cores now; call it before torch loads.
 
-    By default GNU's OpenMP spins for milliseconds at the end of each parallel region. On a core that another program uses too, the
-    thread that waits then keeps away the one that it waits for, and a step takes up to twenty times as long. Whatever the user
-    has set stays.
+    By default GNU's OpenMP spins for milliseconds at the end of each parallel region, which is quickest on quiet cores. On a core that
+    another program uses too, the thread that waits then keeps away the one that it waits for. What the user has set stays. OpenMP
+    reads the setting once: what other programs do later changes nothing.
 
-    Source: GCC's libgomp manual, `GOMP_SPINCOUNT`.
+    Source: OpenMP 5, `OMP_WAIT_POLICY`; GCC's libgomp manual, `GOMP_SPINCOUNT`.
     """
-    if not any(name in os.environ for name in _WAITING):
-        os.environ["GOMP_SPINCOUNT"] = str(_SPIN_COUNT)
+    if not any(name in os.environ for name in _WAITING) and _cores_are_crowded():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _cores_are_crowded() -> bool:
+    """Return whether the threads of other programs and ours are more than there are cores.
+
+    Source: proc(5), the threads that are runnable now in /proc/loadavg; elsewhere than on Linux nothing is known.
+    """
+    cores, wanted = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(wanted) if wanted.isdecimal() else cores
+    others = []
+    for look in range(_LOOKS):  # one look may meet a thread that runs for a moment only
+        if look:
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+        try:
+            running = _LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0]
+            others.append(int(running) - 1)
+        except (OSError, ValueError, IndexError):
+            return False
+    return min(others) + threads > cores
