@@ -23,7 +23,16 @@ from pathlib import Path
 
 from pldcli.errors import OutputError
 
-__all__ = ["directory", "output_errors", "remove_leftovers", "remove_leftovers_in", "sync_directory", "write_bytes", "write_text"]
+__all__ = [
+    "directory",
+    "output_errors",
+    "remove_leftovers",
+    "remove_leftovers_in",
+    "set_aside",
+    "sync_directory",
+    "write_bytes",
+    "write_text",
+]
 
 _LEFTOVER = re.compile(r"\.(?P<stem>.+)\.tmp-(?P<old>old-)?(?:(?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)", re.DOTALL)
 _LONGEST_NAME_BYTES = 200
@@ -128,6 +137,20 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _put(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or directory to NAME.1, NAME.2, ...; return its new place.
+
+    Raises:
+        OutputError: It cannot be renamed.
+    """
+    number = 1
+    while (place := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    with output_errors(path):
+        path.rename(place)
+    return place
 
 
 def remove_leftovers(path: Path) -> None:

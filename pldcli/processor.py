@@ -51,13 +51,13 @@ def _cores_are_crowded() -> bool:
     """
     cores, wanted = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS", "")
     threads = int(wanted) if wanted.isdecimal() else cores
-    others = []
     for look in range(_LOOKS):  # one look may meet a thread that runs for a moment only
         if look:
             time.sleep(_BETWEEN_LOOKS_SECONDS)
         try:
             running = _LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0]
-            others.append(int(running) - 1)
+            if int(running) - 1 + threads <= cores:
+                return False
         except (OSError, ValueError, IndexError):
             return False
-    return min(others) + threads > cores
+    return True

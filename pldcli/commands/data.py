@@ -14,11 +14,15 @@ def verify(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="A prepared directory.", show_default="data")] = Path("data"),
 ) -> None:
     """Read every byte of prepared data and compare it with the checksums that were taken when it was made."""
-    from pldcli.data.shards import open_prepared, verify_prepared
+    from pldcli.data.shards import verify_prepared
     from pldcli.progress import Progress
 
-    total = open_prepared(directory).num_bytes()
-    with Progress("Verifying", total=total, unit="bytes") as progress:
-        data = verify_prepared(directory, progress=progress.update)
-    files = f"{len(data.manifest['shards'])} shards, {total / 1e6:,.1f} MB"
+    with Progress("Verifying", unit="bytes") as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        data = verify_prepared(directory, progress=report)
+    files = f"{len(data.manifest['shards'])} shards, {data.num_bytes() / 1e6:,.1f} MB"
     typer.echo(f"{directory}: sound ({files}, tokenizer and manifest)")

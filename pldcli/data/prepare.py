@@ -25,7 +25,7 @@ from pldcli import __version__, atomic
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
 from pldcli.data.encoding import Encoded, Encoder, Part
 from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
-from pldcli.data.special_tokens import check_frame
+from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE, check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.progress import Progress
@@ -46,7 +46,6 @@ _ONE_DOCUMENT_TOKENS = 20_000
 """More in a single document is likelier a file without blank lines."""
 _SOUND_VALIDATION_TOKENS = 10_000
 """Fewer give a loss whose noise hides what runs differ by."""
-_MUCH_UNKNOWN = 0.01
 _MUCH_UPPER_CASE = 0.1
 _CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
 _SAMPLE_CHARACTERS = 4000
@@ -470,7 +469,7 @@ def _unknown_notes(counts: dict[str, dict[str, int]], *, was_trained: bool) -> l
     return [
         f"{share:.1%} of the {split} tokens are unknown ([UNK]): the vocabulary cannot spell them; {hint}."
         for split, share in unknown_shares(counts).items()
-        if share > _MUCH_UNKNOWN
+        if share > NOTED_UNKNOWN_SHARE
     ]
 
 

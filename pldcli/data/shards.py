@@ -372,21 +372,22 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
     return data
 
 
-def verify_prepared(path: Path, *, progress: Callable[[int], None] = lambda num_bytes: None) -> PreparedData:
+def verify_prepared(path: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> PreparedData:
     """Read everything in a prepared directory and compare it with what the manifest says.
 
     Args:
         path: The directory.
-        progress: Called with the bytes of shards read so far.
+        progress: Called with the bytes of shards read so far, and those of all.
 
     Raises:
         DataError: A file is damaged; the first one is named.
     """
     data, done = open_prepared(path), 0
+    total = data.num_bytes()
     for name, shard in sorted(data.manifest["shards"].items()):
         _check_file(path / name, str(shard["sha256"]))
         done += int(shard["bytes"])
-        progress(done)
+        progress(done, total)
     return data
 
 
@@ -475,8 +476,7 @@ def _check_shard(path: Path, num_bytes: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(what, where=str(path), hint=_PREPARE_AGAIN) from error
+        raise _unreadable(path, error) from error
     if found != num_bytes:
         raise DataError(f"has {found:,} bytes instead of {num_bytes:,}", where=str(path), hint=_PREPARE_AGAIN)
     _open_shard(path)
@@ -486,10 +486,14 @@ def _check_file(path: Path, sha256: str) -> None:
     try:
         found = file_sha256(path)
     except OSError as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(what, where=str(path), hint=_PREPARE_AGAIN) from error
+        raise _unreadable(path, error) from error
     if found != sha256:
         raise DataError("is damaged: its hash is not that of manifest.json", where=str(path), hint=_PREPARE_AGAIN)
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    return DataError(what, where=str(path), hint=_PREPARE_AGAIN)
 
 
 def _open_shard(path: Path) -> Any:

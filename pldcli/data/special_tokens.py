@@ -8,7 +8,7 @@ from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["SPECIAL_NAMES", "SpecialTokens", "check_frame", "check_vocabulary", "complete_special", "find_special"]
+__all__ = ["NOTED_UNKNOWN_SHARE", "SPECIAL_NAMES", "SpecialTokens", "check_frame", "check_vocabulary", "complete_special", "find_special"]
 
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -18,6 +18,9 @@ SPECIAL_NAMES = {
     "mask": ("[MASK]", "<mask>"),
 }
 """Each special token under the names of BERT and RoBERTa."""
+
+NOTED_UNKNOWN_SHARE = 0.01
+"""Of the tokens of a text; more unknown ones than this are worth a note."""
 
 _STRANGE = "\U00013000 \ua66e \u2603 \u2e18 \u16a0 \u1f702"
 """Characters that most vocabularies lack."""

@@ -386,10 +386,8 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], setti
 def _read_merges(pieces: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers import models
 
-    try:
+    with library_errors(f"with {merges.name} is no BPE vocabulary", where=str(pieces)):
         return models.BPE.read_file(str(pieces), str(merges))
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"with {merges.name} is no BPE vocabulary ({str(error).splitlines()[0]})", where=str(pieces)) from error
 
 
 def _flag(settings: dict[str, Any], name: str, default: bool, where: str) -> bool:

@@ -10,9 +10,9 @@ import torch
 
 from pldcli.data.loader import Batch
 from pldcli.data.special_tokens import SPECIAL_NAMES
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine.subject import Subject
 from pldcli.errors import UsageError
+from pldcli.tasks.reading import reader_of
 
 __all__ = ["Candidate", "fill_mask"]
 
@@ -49,7 +49,7 @@ def fill_mask(subject: Subject, text: str, *, top: int = 5) -> list[list[Candida
     special = tokenizer.special
     if not 1 <= top <= tokenizer.vocab_size:
         raise UsageError(f"must be between 1 and the {tokenizer.vocab_size:,} entries of the vocabulary, not {top}", where="--top")
-    fast = _with_special_tokens(tokenizer)
+    fast = reader_of(tokenizer)
     mask = fast.id_to_token(special.mask_id)
     for spelling in SPECIAL_NAMES["mask"]:
         text = text.replace(spelling, mask)
@@ -72,14 +72,3 @@ def _candidate(fast: Any, ids: list[int], place: int, token_id: int, probability
     filled = [*ids[1:place], token_id, *ids[place + 1 : -1]]
     token = fast.decode([token_id], skip_special_tokens=False)
     return Candidate(token_id, token, probability, fast.decode(filled, skip_special_tokens=False))
-
-
-def _with_special_tokens(tokenizer: Tokenizer) -> Any:
-    """Make a `tokenizers.Tokenizer` that reads the spelling of the mask as the mask; the model's own takes it for text."""
-    import tokenizers
-
-    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
-    if tokenizer.special.mask_id not in fast.get_added_tokens_decoder():
-        mask = fast.id_to_token(tokenizer.special.mask_id)
-        fast.add_special_tokens([tokenizers.AddedToken(mask, special=True, normalized=False)])
-    return fast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine.target_scale import TargetScale
 from pldcli.errors import DataError, UsageError
@@ -14,7 +15,6 @@ __all__ = ["Rows", "max_seq_len_of", "note_on_unknown", "usual_row_tokens"]
 
 _ROW_TOKENS: dict[Kind, int] = {"spans": 384}
 _OTHER_ROW_TOKENS = 128
-_NOTED_SHARE = 0.01
 
 
 class Rows:
@@ -59,7 +59,7 @@ class Rows:
 
 def note_on_unknown(shares: dict[str, float]) -> list[str]:
     """Name the splits whose text the tokenizer does not know well."""
-    parts = [f"{100 * share:.1f} % of the tokens in {split}" for split, share in shares.items() if share > _NOTED_SHARE]
+    parts = [f"{100 * share:.1f} % of the tokens in {split}" for split, share in shares.items() if share > NOTED_UNKNOWN_SHARE]
     return [f"unknown to the model's tokenizer: {', '.join(parts)}; the model sees the same [UNK] for all of them"] if parts else []
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pldcli import atomic
 
-__all__ = ["MetricsLog", "read_metrics", "set_aside"]
+__all__ = ["MetricsLog", "read_metrics"]
 
 
 class MetricsLog:
@@ -70,20 +70,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a metrics.jsonl to metrics.jsonl.1, .2, ...; return its new place.
-
-    Raises:
-        OutputError: It cannot be renamed.
-    """
-    number = 1
-    while (place := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    with atomic.output_errors(path):
-        path.rename(place)
-    return place
 
 
 def _json_number(value: Any) -> Any:

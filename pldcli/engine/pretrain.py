@@ -24,7 +24,6 @@ from pldcli.engine.display import RunDisplay
 from pldcli.engine.estimate import Estimate, estimate, fitting_micro_batch, measure_step_seconds, warnings
 from pldcli.engine.frequencies import token_shares
 from pldcli.engine.memory import out_of_memory
-from pldcli.engine.metrics import set_aside
 from pldcli.engine.model_source import open_model
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.optim import build_optimizer, learning_rate
@@ -325,7 +324,7 @@ def _pretrain(
         stop = stack.enter_context(stop_requests())
         if runtime.is_main:
             if start.stranded_step:
-                where = set_aside(run.metrics)
+                where = atomic.set_aside(run.metrics)
                 display.say(f"warning: the {start.stranded_step:,} steps done here left no checkpoint; their metrics are now {where}")
             atomic.write_text(run.config, presets.dump(config))  # first: it marks the directory as a run
         books = Bookkeeper(config, prepared, run, trainer, display, stack, position, resume)

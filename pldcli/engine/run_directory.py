@@ -89,12 +89,8 @@ class RunDirectory:
         """
         if not self.config.is_file():
             return None
-        number = 1
-        while (place := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        with self.lock(), atomic.output_errors(self.path):
-            self.path.rename(place)
-        return place
+        with self.lock():
+            return atomic.set_aside(self.path)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -6,7 +6,8 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pldcli.engine.metrics import MetricsLog, read_metrics, set_aside
+from pldcli import atomic
+from pldcli.engine.metrics import MetricsLog, read_metrics
 from pldcli.errors import OutputError
 
 
@@ -76,5 +77,5 @@ def test_setting_aside_takes_a_name_of_its_own(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for number in (1, 2):
         path.write_text(str(number))
-        assert set_aside(path) == tmp_path / f"metrics.jsonl.{number}"
+        assert atomic.set_aside(path) == tmp_path / f"metrics.jsonl.{number}"
     assert [(tmp_path / f"metrics.jsonl.{number}").read_text() for number in (1, 2)] == ["1", "2"] and not path.exists()
