@@ -20,11 +20,13 @@ from pldcli.data.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
-from pldcli.engine.evaluate import evaluate, fill_mask
+from pldcli.engine.evaluate import evaluate
 from pldcli.engine.evaluation import fixed_batches
+from pldcli.engine.fill_mask import fill_mask
 from pldcli.engine.frequencies import frequencies_alone
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.pretrain import PretrainResult
+from pldcli.engine.subject import open_subject
 from pldcli.engine.twins import train_in_turn
 from pldcli.errors import OutputError, PreemptedError, StoppedError
 from pldcli.plotting import Curve, plot_curves
@@ -78,8 +80,6 @@ class DemoRun:
     mlm_accuracy: float
     predicted_saving: float
     """Share of all FLOPs that the schedule saves."""
-    command: str
-    """Trains this run alone."""
 
     @property
     def seconds_per_step(self) -> float:
@@ -154,9 +154,9 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
             if result.reload_failure is not None:
                 say(f"warning: {result.run.model}: {result.reload_failure}")
         say("4/4 scoring both models on text that neither has read, and filling masks")
-        runs = [_measure(system, config, result, command(system, config), data) for system, (config, result) in trained.items()]
+        runs = [_measure(system, config, result, data) for system, (config, result) in trained.items()]
         unigram = frequencies_alone(prepared, fixed_batches(prepared, configs[_SYSTEMS[0]].data.seq_len))
-        masks = tuple(_fill(out, text, word) for text, word in _masked_texts(prepared, load_prepared_tokenizer(data)))
+        masks = _fill(out, list(_masked_texts(prepared, load_prepared_tokenizer(data))))
     _plot(out)
     return Demo((runs[0], runs[1]), unigram, masks, configs[_SYSTEMS[0]].num_parameters, time.monotonic() - began)
 
@@ -212,7 +212,7 @@ def _config(system: str, steps: int, vocab_size: int) -> Config:
     return presets.resolve(f"bert-tiny-{system}", _changes(steps), from_data={"model.vocab_size": vocab_size}).config
 
 
-def _measure(system: str, config: Config, result: PretrainResult, command: str, data: Path) -> DemoRun:
+def _measure(system: str, config: Config, result: PretrainResult, data: Path) -> DemoRun:
     score = evaluate(result.run.path, data=data).score
     flops, position = config.flops, result.position
     return DemoRun(
@@ -225,7 +225,6 @@ def _measure(system: str, config: Config, result: PretrainResult, command: str, 
         mlm_loss=score.mlm_loss,
         mlm_accuracy=score.mlm_accuracy,
         predicted_saving=flops.total_saved(config.pld_schedule.mean_kept_fraction),
-        command=command,
     )
 
 
@@ -257,12 +256,15 @@ def _place_to_mask(words: Sequence[str], tokenizer: Tokenizer) -> int | None:
     return None
 
 
-def _fill(out: Path, text: str, word: str) -> FilledMask:
-    guesses = []
+def _fill(out: Path, masked: Sequence[tuple[str, str]]) -> tuple[FilledMask, ...]:
+    """Fill the masks of all texts with each model, which is read once."""
+    guesses: list[list[tuple[tuple[str, float], ...]]] = [[] for _ in masked]
     for system in _SYSTEMS:
-        [candidates] = fill_mask(out / "runs" / system, text, top=3).score
-        guesses.append(tuple((candidate.token, candidate.probability) for candidate in candidates))
-    return FilledMask(text, word, tuple(guesses))
+        with open_subject(out / "runs" / system) as subject:
+            for (text, _), of_text in zip(masked, guesses, strict=True):
+                [candidates] = fill_mask(subject, text, top=3)
+                of_text.append(tuple((candidate.token, candidate.probability) for candidate in candidates))
+    return tuple(FilledMask(text, word, tuple(of_text)) for (text, word), of_text in zip(masked, guesses, strict=True))
 
 
 def _plot(out: Path) -> None:

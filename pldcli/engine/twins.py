@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -132,13 +132,11 @@ def _take_one_step(twins: list[_Twin]) -> None:
     raise next(stopped[twin.name] for twin in twins if twin.name in stopped)
 
 
-@dataclass
 class _Pace:
     """How long a step of all runs takes, and how many more there is time for."""
 
-    until: float | None
-
-    def __post_init__(self) -> None:
+    def __init__(self, until: float | None) -> None:
+        self.until = until
         self._times = deque([time.monotonic()], maxlen=_WINDOW_STEPS + 1)
 
     @property

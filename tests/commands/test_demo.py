@@ -10,7 +10,7 @@ import pytest
 from pldcli.engine import demo as engine
 from pldcli.engine.demo import Demo, DemoRun, FilledMask
 
-DENSE = DemoRun("bert-tiny-preln", 250, 1_000_000, 50.0, 1.0, 2e12, 5.5, 0.2, 0.0, "pld pretrain one")
+DENSE = DemoRun("bert-tiny-preln", 250, 1_000_000, 50.0, 1.0, 2e12, 5.5, 0.2, 0.0)
 DROPPED = replace(
     DENSE,
     name="bert-tiny-pld",
@@ -19,7 +19,6 @@ DROPPED = replace(
     executed_flops=1.46e12,
     mlm_loss=5.6,
     predicted_saving=0.27,
-    command="pld pretrain other",
 )
 MASK = FilledMask("of the [MASK] it is", "file", ((("file", 0.5), ("list", 0.25)), (("[list]", 0.4), ("file", 0.1))))
 SHOWN = Demo((DENSE, DROPPED), 6.0, (MASK,), 454_000, 146.0)
