@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pldcli.data.loader import Batch
-from pldcli.data.special_tokens import SPECIAL_NAMES
+from pldcli.data.special_tokens import SPECIAL_NAMES, complete_special
 from pldcli.engine.subject import Subject
 from pldcli.errors import UsageError
 from pldcli.tasks.reading import reader_of
@@ -50,6 +50,7 @@ def fill_mask(subject: Subject, text: str, *, top: int = 5) -> list[list[Candida
     if not 1 <= top <= tokenizer.vocab_size:
         raise UsageError(f"must be between 1 and the {tokenizer.vocab_size:,} entries of the vocabulary, not {top}", where="--top")
     fast = reader_of(tokenizer)
+    complete_special(fast, fast.get_vocab(), special)  # else the spelling of a mask that the tokenizer does not declare is text
     mask = fast.id_to_token(special.mask_id)
     for spelling in SPECIAL_NAMES["mask"]:
         text = text.replace(spelling, mask)
