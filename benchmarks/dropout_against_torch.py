@@ -22,11 +22,11 @@ from pldcli import dropout as dropout_module
 from pldcli import model as model_module
 from pldcli import presets
 from pldcli.data.shards import PreparedData
-from pldcli.engine.experiment import Experiment
-from pldcli.engine.finetune_cell import CellRunner
-from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.finetune_config import FinetuneConfig
+from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning.config import FinetuneConfig
+from pldcli.finetuning.experiment import Experiment
+from pldcli.pretraining.pretrain import build_trainer
 from reporting import head, row, spread
 
 __all__ = ["ask_dropout"]

@@ -33,8 +33,8 @@ from dropping_steps import DRAWS, PHASES, WARM_UP_STEPS, Bench, is_compiled, tim
 from measuring import prepared_documentation, say, steps_in_turn, timed
 from pldcli.data.shards import open_prepared
 from pldcli.engine.optim import build_optimizer, clip_gradients
-from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import launch
+from pldcli.pretraining.pretrain import build_trainer
 from reporting import command, hardware, head, publish, row, software, spread
 
 PARTS = ("phases", "optimizer", "calls", "communication", "spread")

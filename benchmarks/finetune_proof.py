@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from measuring import packaged_model
-from pldcli import atomic
-from pldcli.engine.experiment import Experiment
-from pldcli.engine.finetune_cell import CellRunner
 from pldcli.engine.runtime import launch
-from pldcli.engine.signals import StopRequest
-from pldcli.finetune_config import FinetuneConfig
+from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning.config import FinetuneConfig
+from pldcli.finetuning.experiment import Experiment
+from pldcli.system import atomic
+from pldcli.system.signals import StopRequest
 from pldcli.tasks.metrics import METRICS, task_score
 from pldcli.tasks.task import TaskData
 from reporting import hardware, publish, software

@@ -25,11 +25,11 @@ import torch
 
 from measuring import json_from_process, packaged_model, say, synchronize, this_device
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.experiment import Experiment
-from pldcli.engine.finetune_cell import CellRunner
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.engine.signals import StopRequest
-from pldcli.finetune_config import FinetuneConfig
+from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning.config import FinetuneConfig
+from pldcli.finetuning.experiment import Experiment
+from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software, spread
 
 MAX_SEQ_LEN = 128

@@ -28,13 +28,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from measuring import this_device
 from pldcli import presets
+from pldcli.bench.bench import Source, bench
 from pldcli.config import Config
-from pldcli.engine.bench import Source, bench
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.pretrain import assemble, place
 from pldcli.engine.runtime import launch
-from pldcli.engine.signals import StopRequest
 from pldcli.model import StBert
+from pldcli.pretraining.pretrain import assemble, place
+from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, row, software
 
 SECONDS = 570.0

@@ -26,17 +26,18 @@ import torch
 
 from growth_report import AXES, Results, document, draw
 from measuring import documentation, json_from_process, say, sized_text
-from pldcli import atomic, presets
-from pldcli.canvas import check_picture_path
+from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.pretrain import build_trainer
-from pldcli.engine.process_memory import memory_counters
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.engine.signals import StopRequest
-from pldcli.workers import available_cores
+from pldcli.plots.canvas import check_picture_path
+from pldcli.pretraining.pretrain import build_trainer
+from pldcli.system import atomic
+from pldcli.system.machine import memory_counters
+from pldcli.system.signals import StopRequest
+from pldcli.system.workers import available_cores
 from reporting import command, hardware, megabytes, publish, software
 
 BASE = {"depth": 4, "width": 256, "vocabulary": 8192, "length": 128, "micro-batch": 16}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pldcli.canvas import COLOURS, STYLE, new_figure, save_figure
+from pldcli.plots.canvas import COLOURS, STYLE, new_figure, save_figure
 from reporting import head, megabytes, row, spread
 
 __all__ = ["AXES", "Results", "document", "draw"]

@@ -37,11 +37,11 @@ from pldcli.data.loader import StepBatches
 from pldcli.data.masking import Masking
 from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
-from pldcli.engine.evaluation import count_tokens
 from pldcli.engine.phases import PhaseTimer
-from pldcli.engine.pretrain import build_trainer, cut_rows
 from pldcli.engine.runtime import launch
-from pldcli.workers import available_cores
+from pldcli.engine.validation import count_tokens
+from pldcli.pretraining.pretrain import build_trainer, cut_rows
+from pldcli.system.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 
 PARTS = ("loader", "dropout", "phases", "compile")

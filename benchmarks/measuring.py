@@ -77,7 +77,7 @@ def steps_in_turn(
         Of each trainer the seconds, and the blocks kept, of every step that counts.
     """
     from pldcli.engine.checkpoint import Position
-    from pldcli.engine.signals import StopRequest
+    from pldcli.system.signals import StopRequest
 
     runs = {name: trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()) for name, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -23,14 +23,15 @@ from pathlib import Path
 import torch
 
 from measuring import say
-from pldcli import atomic, presets
+from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.evaluation import fixed_batches, score_masked_lm
-from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import launch
-from pldcli.engine.signals import StopRequest
+from pldcli.engine.validation import fixed_batches, score_masked_lm
+from pldcli.pretraining.pretrain import build_trainer
+from pldcli.system import atomic
+from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software
 
 CURVE_POINTS = 40

@@ -24,10 +24,10 @@ from pldcli.engine.objectives import MaskedLm, encode
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Trainer
 from pldcli.huggingface.load import load_pretrained
 from pldcli.model import StBert
+from pldcli.system.signals import StopRequest
 from pretrain_cases import CLS, NUM_BATCHES, SEP, Case, Labelled, labelled_batches, masked_batch
 
 __all__ = ["EQUAL_WEIGHTS", "SYSTEMS", "Elsewhere", "System", "build", "gated_width", "serve"]

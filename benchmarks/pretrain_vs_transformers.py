@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from measuring import rotated, say
-from pldcli import atomic
+from pldcli.system import atomic
 from pretrain_cases import Case, save_weights
 from pretrain_systems import EQUAL_WEIGHTS, SYSTEMS, Elsewhere, System, build, gated_width, serve
 from reporting import command, hardware, head, row, software

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from measuring import this_device
-from pldcli import __version__, atomic
+from pldcli import __version__
+from pldcli.system import atomic
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ def hardware(device: torch.device | str | None = None) -> str:
     """Name the processor or the GPU; by default the GPU where there is one."""
     import torch
 
-    from pldcli.engine.environment import hardware_name
+    from pldcli.engine.hardware import hardware_name
 
     return hardware_name(this_device() if device is None else torch.device(device))
 

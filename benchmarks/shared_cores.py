@@ -23,7 +23,7 @@ from pathlib import Path
 
 from measuring import documentation, output_of_process, prepared_documentation, rotated, say
 from pldcli.engine.metrics import read_metrics
-from pldcli.workers import available_cores
+from pldcli.system.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 
 POLICIES = {

@@ -34,7 +34,7 @@ from pldcli.commands import (
     tasks,
 )
 from pldcli.errors import OutputError, PldError
-from pldcli.processor import share_cores
+from pldcli.system.machine import share_cores
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
 

@@ -25,6 +25,7 @@ __all__ = [
     "PldConfig",
     "RuntimeConfig",
     "TrainConfig",
+    "describe_dropping",
     "documentation",
     "field_docstrings",
     "flatten",
@@ -474,3 +475,23 @@ def field_docstrings(cls: type) -> dict[str, str]:
 def choices(annotation: Any) -> tuple[Any, ...]:
     """List the literal values that an annotation allows."""
     return tuple(value for value in get_args(annotation) if isinstance(value, str))
+
+
+def describe_dropping(config: Config) -> str:
+    """Say in one phrase what is dropped."""
+    pld, schedule = config.pld, config.pld_schedule
+    if pld.theta_bar == 1.0:
+        return "nothing dropped"
+    parts = [f"{pld.schedule} to theta_bar {pld.theta_bar:g}" if pld.schedule != "growing" else f"growing from theta {pld.theta_bar:g}"]
+    if pld.recovery_fraction:
+        parts.append(f"the last {pld.recovery_fraction:.0%} at full depth")
+    always = [f"the {end} {count}" for end, count in (("first", pld.keep_first), ("last", pld.keep_last)) if count]
+    if always:
+        parts.append(f"{' and '.join(always)} always kept")
+    if pld.gamma != "auto" and pld.schedule == "exponential":
+        parts.append(f"gamma {pld.gamma:g}")
+    parts += [f"depth rule {pld.depth_rule}", f"draw {pld.draw}"]
+    parts += [f"{pld.draws_per_step} draws per step"] if pld.draws_per_step > 1 else []
+    parts += [] if pld.scale_residual else ["residuals not scaled"]
+    parts += ["the released code's scaling error"] if pld.scaling_error else []
+    return f"{', '.join(parts)}: {schedule.mean_kept_fraction * schedule.num_blocks:.2f} of {schedule.num_blocks} blocks on average"

@@ -17,7 +17,7 @@ import yaml
 
 from pldcli.config import Config, flatten
 from pldcli.errors import UsageError
-from pldcli.overrides import convert, nearest, parse
+from pldcli.settings import convert, nearest, parse
 
 __all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve", "system"]
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ class Processes:
 
     _SERVER = """
 import json, os, sys
-import pldcli.cli, pldcli.engine.pretrain, torch.utils.tensorboard
+import pldcli.cli, pldcli.pretraining.pretrain, torch.utils.tensorboard
 for line in sys.stdin:
     task = json.loads(line)
     if "wait" in task:
@@ -244,7 +245,16 @@ def tiny_trainer(*changes: str, preset: str = "bert-tiny-pld", runtime: Any = No
     """Build a trainer on `MadeUpData`."""
     import torch
 
-    from pldcli.engine.pretrain import build_trainer
     from pldcli.engine.runtime import Runtime
+    from pldcli.pretraining.pretrain import build_trainer
 
     return build_trainer(tiny_config(*changes, preset=preset), MadeUpData(), runtime or Runtime(torch.device("cpu")))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Find the data sets that tests may use where they are: too large, and not ours, to be kept beside the tests."""
+    path = Path(os.environ.get("PLD_TEST_DATA") or Path(tempfile.gettempdir()) / "pld-data")
+    if not path.is_dir():
+        pytest.skip(f"no data at {path}: set PLD_TEST_DATA")
+    return path

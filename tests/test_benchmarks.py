@@ -73,7 +73,7 @@ def test_shared_cores_times_every_way_to_wait_quiet_and_beside_a_loop(
 @pytest.fixture(scope="module")
 def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny model and an RTE of forty pairs; whether the first sentence names the river decides."""
-    from tests.engine.conftest import WORDS, save_tiny
+    from tests.finetuning.conftest import WORDS, save_tiny
 
     place = tmp_path_factory.mktemp("glue")
     (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]), encoding="utf-8")
@@ -127,7 +127,7 @@ def test_the_speed_of_fine_tuning_is_measured_for_both(tiny_glue: tuple[Path, Pa
 
 
 def run_gpu_section(section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    from pldcli.engine import bench
+    from pldcli.bench import bench
 
     script = load("gpu")
     monkeypatch.setattr(script, "GOALS", script.GOALS[:1])

@@ -13,9 +13,9 @@ import pytest
 
 from pldcli.data.shards import open_prepared
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.engine.signals import StopRequest
+from pldcli.pretraining.pretrain import build_trainer
+from pldcli.system.signals import StopRequest
 from tests.benchmark_scripts import load, number, rows_of
 
 Run = Callable[..., tuple[Any, str]]

@@ -11,9 +11,9 @@ import torch
 
 from pldcli.data.shards import open_prepared
 from pldcli.data.tokenizer import load_tokenizer
-from pldcli.engine.pretrain import build_trainer
 from pldcli.engine.runtime import launch
 from pldcli.presets import resolve
+from pldcli.pretraining.pretrain import build_trainer
 from tests.benchmark_scripts import load, number, rows_of
 
 TINY = (
@@ -80,7 +80,7 @@ def test_what_is_timed_is_what_training_reads(prepared: Path) -> None:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Path:
-    from tests.engine.conftest import WORDS, save_tiny
+    from tests.finetuning.conftest import WORDS, save_tiny
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]), encoding="utf-8")
     return save_tiny(tmp_path / "tiny", load_tokenizer(tmp_path / "vocab.txt"), norm="post", max_position_embeddings=128)

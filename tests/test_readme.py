@@ -12,9 +12,9 @@ import datasets
 import pytest
 
 from pldcli import presets
+from pldcli.bench import bench
 from pldcli.data.docstrings import docstring_corpus
-from pldcli.engine import bench
-from pldcli.tasks import hub
+from pldcli.task_files import hub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pldcli.analysis.results import Analysis, Probe, measures
-from pldcli.csv_text import csv_text
+from pldcli.console.section import csv_text
 
 __all__ = ["as_json", "blocks_csv", "removal_csv"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pldcli.analysis.results import Analysis, AnalyzedRun, Measure
-from pldcli.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure, whole_numbers
-from pldcli.plotting import evenly_spaced
+from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure, whole_numbers
+from pldcli.plots.schedules import evenly_spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -51,8 +51,8 @@ def analyze(
     if gates is None and draws is not None:
         raise UsageError("--draws does nothing without --gates", hint="leave it out")
     chosen = None if gates is None else parse_gates(gates)
-    from pldcli.engine.analyze import Settings
-    from pldcli.engine.analyze import analyze as run_analysis
+    from pldcli.analysis.analyze import Settings
+    from pldcli.analysis.analyze import analyze as run_analysis
 
     settings = Settings(sequences, batch_size, chosen, 8 if draws is None else draws, device.value)
     analysis = run_analysis(runs, data=data, settings=settings)
@@ -73,8 +73,8 @@ def analyze(
 def _show(analysis: Analysis) -> None:
     from rich.markup import escape
 
-    from pldcli.commands.analysis_tables import run_lines, tables
-    from pldcli.commands.screen import screen, table
+    from pldcli.analysis.tables import run_lines, tables
+    from pldcli.console.screen import screen, table
 
     console = screen()
     for line in run_lines(analysis):
@@ -89,9 +89,9 @@ def _show(analysis: Analysis) -> None:
 
 def _write(analysis: Analysis, out: Path) -> list[str]:
     """Write every file; list their names."""
-    from pldcli import atomic
     from pldcli.analysis.files import as_json, blocks_csv, removal_csv
     from pldcli.analysis.plots import plot_gradients, plot_removal, plot_similarity
+    from pldcli.system import atomic
 
     texts = {
         "analysis.json": json.dumps(as_json(analysis), indent=1) + "\n",

@@ -11,7 +11,7 @@ import typer
 from pldcli.commands.config import Overrides, complete_preset
 
 if TYPE_CHECKING:
-    from pldcli.engine.bench_result import Bench, Mode
+    from pldcli.bench.result import Bench, Mode
 
 __all__ = ["bench"]
 
@@ -29,7 +29,7 @@ def bench(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
 ) -> None:
     """Time training steps of a preset here: dense, and with layers dropped, in turn."""
-    from pldcli.canvas import check_picture_path
+    from pldcli.plots.canvas import check_picture_path
     from pldcli.presets import resolve
 
     if plot is not None:
@@ -41,7 +41,7 @@ def bench(
 
         vocabulary = {"model.vocab_size": read_vocab_size(data)}
     config = resolve(preset, wanted, from_data=vocabulary).config
-    from pldcli.engine import bench as engine
+    from pldcli.bench import bench as engine
 
     result = engine.bench(
         config, data=data, steps=steps, search=find_micro_batch, report=lambda line: typer.echo(line, err=True, color=False)
@@ -49,7 +49,7 @@ def bench(
     if not result.is_main:
         return
     if plot is not None:
-        from pldcli.speed_plots import plot_phases
+        from pldcli.bench.plots import plot_phases
 
         plot_phases(
             {mode.name: {str(phase): seconds for phase, seconds in mode.phase_seconds.items()} for mode in result.modes},
@@ -65,7 +65,7 @@ def bench(
 
 
 def _show(result: Bench, preset: str) -> None:
-    from pldcli.commands.screen import screen, table
+    from pldcli.console.screen import screen, table
 
     console = screen()
     processes = f", {result.processes} processes" if result.processes > 1 else ""
@@ -82,7 +82,7 @@ def _show(result: Bench, preset: str) -> None:
 
 
 def _column(mode: Mode, result: Bench) -> dict[str, str]:
-    from pldcli.engine.display import quantity
+    from pldcli.console.units import quantity
 
     low, high = min(mode.step_seconds), max(mode.step_seconds)
     return {
@@ -98,7 +98,7 @@ def _column(mode: Mode, result: Bench) -> dict[str, str]:
 
 
 def _sentences(result: Bench) -> list[str]:
-    from pldcli.engine.display import quantity
+    from pldcli.console.units import quantity
 
     lines = [f"MFU: executed operations per second, of {quantity(result.peak_flops_per_second)},\n{result.peak_source}."]
     if result.saved is None:

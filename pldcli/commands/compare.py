@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pldcli.canvas import check_picture_path
 from pldcli.errors import UsageError
+from pldcli.plots.canvas import check_picture_path
 
 if TYPE_CHECKING:
     from pldcli.comparison.comparison import Comparison
@@ -41,11 +41,11 @@ def compare(
         check_picture_path(plot)
     if finetuned is not None and not finetuned.is_dir():
         raise UsageError("no such directory", where=f"--finetuned {finetuned}")
-    from pldcli import atomic
     from pldcli.comparison.comparison import compare_runs
     from pldcli.comparison.files import as_json as numbers
     from pldcli.comparison.files import runs_csv
-    from pldcli.engine.compare import read_runs
+    from pldcli.comparison.read import read_runs
+    from pldcli.system import atomic
 
     comparison = compare_runs(read_runs(runs, finetuned=finetuned or Path("finetuned")), baseline=baseline)
     # Files first: a reader that closes the pipe early must not cost them.
@@ -56,7 +56,7 @@ def compare(
 
         plot_comparison(comparison, plot)
     if out is not None:
-        from pldcli.commands.comparison_files import write_comparison
+        from pldcli.comparison.report import write_comparison
 
         write_comparison(comparison, out)
     if as_json:
@@ -72,8 +72,8 @@ def _show(comparison: Comparison) -> None:
     from rich.markup import escape
     from rich.padding import Padding
 
-    from pldcli.commands.comparison_tables import sections, summary, words
-    from pldcli.commands.screen import print_sections, screen
+    from pldcli.comparison.tables import sections, summary, words
+    from pldcli.console.screen import print_sections, screen
 
     console = screen()
     for line in summary(comparison):

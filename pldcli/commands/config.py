@@ -14,7 +14,7 @@ from rich.markup import escape
 from pldcli import presets
 from pldcli.config import documentation, field_docstrings, flatten
 from pldcli.errors import OutputError, UsageError
-from pldcli.finetune_config import FinetuneConfig
+from pldcli.finetuning.config import FinetuneConfig
 
 __all__ = [
     "Overrides",
@@ -85,7 +85,8 @@ def import_deepspeed(
 
     Read are progressive_layer_drop, the optimizer, gradient clipping, batch sizes, fp16 and bf16, and warm-up schedules.
     """
-    from pldcli import atomic, deepspeed_config
+    from pldcli import deepspeed as deepspeed_config
+    from pldcli.system import atomic
 
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise UsageError("must end in .yaml, as presets do", where=f"--out {out}")
@@ -107,7 +108,7 @@ def list_presets() -> None:
     """List the shipped presets by system: parameters, the mean number of blocks that run, and hardware."""
     from rich.padding import Padding
 
-    from pldcli.commands.screen import NARROW, screen, table
+    from pldcli.console.screen import NARROW, screen, table
 
     console = screen()
     columns = len(_LISTED) if console.width >= 2 * NARROW else len(_LISTED) - 1
@@ -141,7 +142,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 def finetune_settings() -> None:
     """Show the settings of `pld finetune`, their defaults and what they mean."""
-    from pldcli.commands.screen import screen, table
+    from pldcli.console.screen import screen, table
 
     texts = field_docstrings(FinetuneConfig)
     console = screen()
@@ -159,7 +160,7 @@ def _print_values(resolved: presets.Resolved) -> None:
     """Print the knobs section by section; on a narrow screen a meaning stands below its knob, not beside it."""
     from rich.padding import Padding
 
-    from pldcli.commands.screen import NARROW, screen, table
+    from pldcli.console.screen import NARROW, screen, table
 
     console = screen()
     texts, flat = documentation(), flatten(resolved.config)

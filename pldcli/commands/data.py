@@ -14,8 +14,8 @@ def verify(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="A prepared directory.", show_default="data")] = Path("data"),
 ) -> None:
     """Read every byte of prepared data and compare it with the checksums that were taken when it was made."""
+    from pldcli.console.progress import Progress
     from pldcli.data.shards import verify_prepared
-    from pldcli.progress import Progress
 
     with Progress("Verifying", unit="bytes") as bar:
 

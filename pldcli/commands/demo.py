@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pldcli.engine.demo import Demo
+    from pldcli.demo import Demo
 
 __all__ = ["demo"]
 
@@ -31,14 +31,14 @@ def demo(
 
     Three minutes on two cores; where other programs use them too it takes fewer steps.
     """
-    from pldcli.engine.demo import demo as run
+    from pldcli.demo import demo as run
 
     _show(run(out, steps=steps), out)
 
 
 def _show(shown: Demo, out: Path) -> None:
-    from pldcli.commands.screen import screen, table
-    from pldcli.engine.display import duration, quantity
+    from pldcli.console.screen import screen, table
+    from pldcli.console.units import duration, quantity
 
     console = screen()
     console.print()
@@ -65,7 +65,7 @@ def _show(shown: Demo, out: Path) -> None:
 
 
 def _rows(shown: Demo) -> list[list[str]]:
-    from pldcli.engine.display import duration, quantity
+    from pldcli.console.units import duration, quantity
 
     dense, dropped = shown.runs
 

@@ -12,7 +12,7 @@ import typer
 from pldcli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
-    from pldcli.engine.doctor import Check
+    from pldcli.doctor import Check
 
 __all__ = ["doctor"]
 
@@ -26,7 +26,7 @@ def doctor(
     """Check Python, torch, devices, precision, compilation, threads and the disk, and say how to mend what is wrong."""
     from rich.console import Console
 
-    from pldcli.engine import doctor as engine
+    from pldcli import doctor as engine
 
     if not path.is_dir():
         raise UsageError("is no directory", where=f"--path {path}")
@@ -47,7 +47,7 @@ def doctor(
 def _print(found: list[Check]) -> None:
     from rich.markup import escape
 
-    from pldcli.commands.screen import screen, table
+    from pldcli.console.screen import screen, table
 
     rows = []
     for check in found:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pldcli.commands import scores
 from pldcli.errors import UsageError
+from pldcli.evaluation import tables as scores
 
 if TYPE_CHECKING:
-    from pldcli.engine.depth import DepthReport
-    from pldcli.engine.evaluate import Evaluated
-    from pldcli.engine.evaluate_task import TaskSource
-    from pldcli.engine.subject import Opening
+    from pldcli.evaluation.depth import DepthReport
+    from pldcli.evaluation.evaluate import Evaluated
+    from pldcli.evaluation.subject import Opening
+    from pldcli.evaluation.task import TaskSource
 
 __all__ = ["Blocks", "Device", "PrecisionChoice", "evaluate"]
 
@@ -123,7 +123,7 @@ def evaluate(
     opening: Opening = {"data": data, "precision": precision.value, "device": device.value, "allow_bin": allow_bin}
     inputs = files.get(measured) or []
     if task is not None:
-        from pldcli.engine.evaluate_task import TaskSource
+        from pldcli.evaluation.task import TaskSource
 
         source = TaskSource(task, data_dir, skip_bad, unlabelled=predictions is not None)
         _task(target, source, depth, (blocks or Blocks.KEEP_PROB).value, opening, predictions, out or _PICTURE, as_json)
@@ -154,7 +154,7 @@ def _check_company(measured: str, given: dict[str, Any]) -> None:
     Raises:
         UsageError: One of them stands without the one that it belongs to.
     """
-    from pldcli.canvas import check_picture_path
+    from pldcli.plots.canvas import check_picture_path
 
     there = {name for name, value in given.items() if value is not None and value is not False}
     if "--depth" in there and measured == "--fill":
@@ -183,7 +183,7 @@ def _target(model: Path | None) -> Path:
 
 
 def _score(target: Path, measured: str, inputs: list[Path], text_field: str, opening: Opening, each: bool, as_json: bool) -> None:
-    from pldcli.engine import evaluate as engine
+    from pldcli.evaluation import evaluate as engine
 
     if measured == "--pseudo-perplexity":
         texts = engine.pseudo_perplexity(target, inputs, text_field=text_field, **opening)
@@ -206,7 +206,7 @@ def _task(
     out: Path,
     as_json: bool,
 ) -> None:
-    from pldcli.engine import evaluate_task as engine
+    from pldcli.evaluation import task as engine
 
     how = {name: value for name, value in opening.items() if name != "data"}
     if depth is not None:
@@ -219,7 +219,7 @@ def _task(
 
 
 def _fill(target: Path, text: str, top: int, opening: Opening, as_json: bool) -> None:
-    from pldcli.engine import evaluate as engine
+    from pldcli.evaluation import evaluate as engine
 
     found = engine.fill_mask(target, text, top=top, **opening)
     _print(found.notes, scores.fill_json(text, found.score) if as_json else None, lambda: scores.show_fill(found.score))
@@ -228,7 +228,7 @@ def _fill(target: Path, text: str, top: int, opening: Opening, as_json: bool) ->
 def _depths(
     target: Path, depth: str, blocks: Any, material: Any, inputs: list[Path], text_field: str, opening: Opening, out: Path, as_json: bool
 ) -> None:
-    from pldcli.engine import evaluate as engine
+    from pldcli.evaluation import evaluate as engine
 
     found = engine.evaluate_depths(target, depth, blocks, material=material, inputs=inputs, text_field=text_field, **opening)
     _show_depths(found, out, as_json)

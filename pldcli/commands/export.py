@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from pldcli.commands.evaluate import Blocks
-from pldcli.commands.scores import block_names
 from pldcli.errors import UsageError
+from pldcli.evaluation.tables import block_names
 
 __all__ = ["export"]
 
@@ -36,7 +36,7 @@ def export(
 
     The head goes with it: the masked-LM head of a pre-trained model, the task's of a fine-tuned one.
     """
-    from pldcli.engine import export as engine
+    from pldcli import export as engine
 
     if blocks is not None and keep_blocks is None:
         raise UsageError("--blocks does nothing without --keep-blocks", hint="leave it out")

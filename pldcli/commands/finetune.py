@@ -15,8 +15,8 @@ from pldcli.commands.evaluate import Device
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pldcli.engine.finetune import Finetuned
-    from pldcli.engine.glue import GlueResult
+    from pldcli.finetuning.finetune import Finetuned
+    from pldcli.finetuning.glue import GlueResult
 
 __all__ = ["TaskKind", "finetune"]
 
@@ -69,12 +69,12 @@ def finetune(
 
     Settings: learning_rate, batch_size, epochs, warmup_fraction, max_seq_len, patience, keep, ... (`pld config finetune` explains them).
     """
-    from pldcli.finetune_config import cells
+    from pldcli.finetuning.config import cells
 
     settings = cells([*(grid or []), *(overrides or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
-    from pldcli.engine.experiment import Experiment
-    from pldcli.engine.glue import check_submission, finetune_tasks, submit
     from pldcli.engine.model_source import latest_run, short_name
+    from pldcli.finetuning.experiment import Experiment
+    from pldcli.finetuning.glue import check_submission, finetune_tasks, submit
 
     if submission is not None:
         check_submission(task)
@@ -130,9 +130,9 @@ def _speaker() -> Console:
 
 def _show(done: Finetuned, *, several: bool) -> None:
     """Print a task's table, what its numbers hide, and what to do next."""
-    from pldcli.commands.screen import screen, table
-    from pldcli.engine.finetune_results import as_table
-    from pldcli.engine.read_back import describe
+    from pldcli.console.screen import screen, table
+    from pldcli.finetuning.results import as_table
+    from pldcli.huggingface.read_back import describe
 
     headings, rows = as_table(done.groups)
     console = screen()

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pldcli import presets
-from pldcli.canvas import check_picture_path
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
-from pldcli.plotting import NamedSchedule, block_chart, evenly_spaced, plot_schedules, sparkline
+from pldcli.plots.canvas import check_picture_path
+from pldcli.plots.schedules import NamedSchedule, evenly_spaced, plot_schedules
+from pldcli.plots.terminal import block_chart, sparkline
 
 __all__ = ["plot_schedule"]
 
@@ -105,7 +106,7 @@ def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
 
 
 def _print_table(schedules: list[NamedSchedule], points: int) -> None:
-    from pldcli.commands.screen import screen, table
+    from pldcli.console.screen import screen, table
 
     console = screen()
     headings = ("step", "theta", "keep prob., first block", "last block", "blocks run", "saved so far")
@@ -128,7 +129,7 @@ def _print_table(schedules: list[NamedSchedule], points: int) -> None:
 
 def _print_picture(schedules: list[NamedSchedule]) -> None:
     """Draw in the terminal: two charts for one schedule, a row each for several."""
-    from pldcli.commands.screen import PICTURE_COLUMNS, screen
+    from pldcli.console.screen import PICTURE_COLUMNS, screen
 
     width = min(screen().width, PICTURE_COLUMNS)
     for named in schedules:

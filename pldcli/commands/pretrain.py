@@ -14,7 +14,7 @@ from pldcli.commands.config import Overrides, complete_preset
 
 if TYPE_CHECKING:
     from pldcli.config import Config
-    from pldcli.engine.pretrain import DryRun, PretrainResult
+    from pldcli.pretraining.pretrain import DryRun, PretrainResult
 
 __all__ = ["pretrain"]
 
@@ -57,7 +57,7 @@ def pretrain(
     from pldcli.data.shards import read_vocab_size
 
     if budget is not None:
-        from pldcli.step_time import parse_seconds
+        from pldcli.bench.step_time import parse_seconds
 
         seconds = parse_seconds(budget, "--budget")
     place = out or Path("runs") / Path(preset).stem
@@ -66,7 +66,7 @@ def pretrain(
     config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, goes_on, allow_bin)).config
     if budget is not None:
         config = _within(config, seconds, data, goes_on)
-    from pldcli.engine import pretrain as engine
+    from pldcli.pretraining import pretrain as engine
 
     if dry_run:
         dry = engine.dry_run(config, data=data, allow_bin=allow_bin)
@@ -82,8 +82,8 @@ def _within(config: Config, seconds: float, data: Path, goes_on: Path | None) ->
     """Set the number of steps that fit into a budget; a run that goes on keeps its own."""
     from dataclasses import replace
 
-    from pldcli.engine.budget import calibrate
-    from pldcli.engine.display import duration
+    from pldcli.bench.budget import calibrate
+    from pldcli.console.units import duration
     from pldcli.presets import load
 
     stored = goes_on / "config.yaml" if goes_on else None
@@ -131,8 +131,8 @@ def _command_line() -> str:
 
 
 def _show(result: PretrainResult, data: Path) -> None:
-    from pldcli.engine.display import duration, quantity
-    from pldcli.engine.read_back import describe
+    from pldcli.console.units import duration, quantity
+    from pldcli.huggingface.read_back import describe
 
     run, position = result.run, result.position
     following = f"next: {shlex.join(['pld', 'evaluate', str(run.path), '--data', str(data)])}"
@@ -154,7 +154,7 @@ def _show(result: PretrainResult, data: Path) -> None:
 
 
 def _show_dry_run(dry: DryRun) -> None:
-    from pldcli.engine.display import duration, quantity
+    from pldcli.console.units import duration, quantity
     from pldcli.presets import dump
 
     estimated, groups = dry.estimate, dry.config.pld.draws_per_step

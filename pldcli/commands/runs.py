@@ -17,8 +17,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the runs here: state, steps, losses, training time, and what to do next with each."""
-    from pldcli.commands.screen import screen, table
-    from pldcli.engine.display import duration
+    from pldcli.console.screen import screen, table
+    from pldcli.console.units import duration
     from pldcli.engine.run_directory import list_runs
 
     found = list_runs(directory)

@@ -12,10 +12,10 @@ import typer
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pldcli.engine.study import Study
-    from pldcli.study.finetuning import TuningOutcome
-    from pldcli.study.outcome import Outcome
+    from pldcli.study.halving import Outcome
     from pldcli.study.results import Results
+    from pldcli.study.study import Study
+    from pldcli.study.tunings import TuningOutcome
 
 __all__ = ["study"]
 
@@ -41,8 +41,8 @@ def study(
     read = read_spec(spec)
     from rich.console import Console
 
-    from pldcli.engine.study import make_slots, open_study, train_study, tune_study
-    from pldcli.engine.study_display import StudyDisplay
+    from pldcli.study.display import StudyDisplay
+    from pldcli.study.study import make_slots, open_study, train_study, tune_study
 
     place = out or Path("studies") / read.name
     slots = make_slots(jobs=jobs, gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()])
@@ -74,8 +74,8 @@ def study(
 
 
 def _report(opened: Study, outcomes: Mapping[str, Outcome] | None, tuned: Mapping[str, TuningOutcome] | None) -> Results:
-    from pldcli.commands.study_report import write_report
-    from pldcli.engine.study_results import read_results, read_thinned
+    from pldcli.study.report import write_report
+    from pldcli.study.results import read_results, read_thinned
 
     results = read_results(opened, outcomes, tuned)
     write_report(results, read_thinned(opened, results), opened.out / "report")
@@ -83,9 +83,9 @@ def _report(opened: Study, outcomes: Mapping[str, Outcome] | None, tuned: Mappin
 
 
 def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
-    from pldcli.commands import study_tables as tables
-    from pldcli.commands.screen import print_sections, screen
-    from pldcli.engine.display import duration
+    from pldcli.console.screen import print_sections, screen
+    from pldcli.console.units import duration
+    from pldcli.study import tables
 
     runs = opened.runs()
     outcomes = [opened.outcome(run) for run in runs]
@@ -104,8 +104,8 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
 
 
 def _show(results: Results, place: Path, as_json: bool) -> None:
-    from pldcli.commands import study_tables as tables
-    from pldcli.commands.screen import print_sections, screen
+    from pldcli.console.screen import print_sections, screen
+    from pldcli.study import tables
 
     if as_json:
         typer.echo(json.dumps(_results_json(results, place)))

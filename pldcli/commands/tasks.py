@@ -26,7 +26,7 @@ def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON lis
     if as_json:
         typer.echo(json.dumps([_described(task) for task in TASKS.values()]))
         return
-    from pldcli.commands.screen import screen, table
+    from pldcli.console.screen import screen, table
 
     console = screen()
     sizes, meaning = ["train", "validation", "test"], ["what it asks", "columns", "labels"]

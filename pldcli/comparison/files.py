@@ -9,7 +9,7 @@ from typing import Any
 from pldcli.comparison.comparison import Comparison, Contrast, Reach
 from pldcli.comparison.intervals import Interval
 from pldcli.comparison.runs import AXES, Measurement, Run, System
-from pldcli.csv_text import csv_text
+from pldcli.console.section import csv_text
 
 __all__ = ["as_json", "curves_csv", "runs_csv"]
 

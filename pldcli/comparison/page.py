@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Section", "render_page"]
+from pldcli.console.section import Section
 
-
-@dataclass(frozen=True)
-class Section:
-    """A table with a heading and lines below it."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    """Cells as plain text, at least one row."""
-    left: int = 1
-    """So many first columns are words; the others are numbers and stand to the right."""
-    notes: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-    """Headings of further columns that hold words."""
-
-    def holds_words(self, column: int) -> bool:
-        """Tell whether a column stands to the left, and may wrap where there is little room."""
-        return column < self.left or self.headings[column] in self.words
+__all__ = ["render_page"]
 
 
 _STYLE = """

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pldcli.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.runs import AXES, Measurement, Run, System
+from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,10 @@ from itertools import combinations
 from typing import Any
 
 from pldcli.comparison.runs import Run, System
-from pldcli.config import RUN_CONTROL, Config, flatten
+from pldcli.config import RUN_CONTROL, Config, describe_dropping, flatten
+from pldcli.engine.metrics import _CONTEXT_MARGIN, reads_context
 
-__all__ = ["check_runs", "describe_dropping", "differences", "find_controls", "incomparable", "reads_context"]
+__all__ = ["check_runs", "differences", "find_controls", "incomparable"]
 
 _LABELS = {
     "model.norm": "LayerNorm",
@@ -53,36 +54,9 @@ _STARTS = {
 """What environment.json says of a start, and how a line names it."""
 
 _TIMED_ALIKE = ("hardware", "device", "precision", "threads", "processes")
-_CONTEXT_MARGIN = 0.1
-"""Nats: the loss of a few targets is no finer."""
 
 _NEVER_ZERO = {"constant": "stays at its peak", "paper-exponential": "ends at 14 % of its peak"}
 """Learning-rate schedules that do not decay to zero."""
-
-
-def reads_context(loss: float, frequency_loss: float) -> bool:
-    """Tell whether a validation loss is clearly below that of token frequencies alone."""
-    return loss <= frequency_loss - _CONTEXT_MARGIN
-
-
-def describe_dropping(config: Config) -> str:
-    """Say in one phrase what is dropped."""
-    pld, schedule = config.pld, config.pld_schedule
-    if pld.theta_bar == 1.0:
-        return "nothing dropped"
-    parts = [f"{pld.schedule} to theta_bar {pld.theta_bar:g}" if pld.schedule != "growing" else f"growing from theta {pld.theta_bar:g}"]
-    if pld.recovery_fraction:
-        parts.append(f"the last {pld.recovery_fraction:.0%} at full depth")
-    always = [f"the {end} {count}" for end, count in (("first", pld.keep_first), ("last", pld.keep_last)) if count]
-    if always:
-        parts.append(f"{' and '.join(always)} always kept")
-    if pld.gamma != "auto" and pld.schedule == "exponential":
-        parts.append(f"gamma {pld.gamma:g}")
-    parts += [f"depth rule {pld.depth_rule}", f"draw {pld.draw}"]
-    parts += [f"{pld.draws_per_step} draws per step"] if pld.draws_per_step > 1 else []
-    parts += [] if pld.scale_residual else ["residuals not scaled"]
-    parts += ["the released code's scaling error"] if pld.scaling_error else []
-    return f"{', '.join(parts)}: {schedule.mean_kept_fraction * schedule.num_blocks:.2f} of {schedule.num_blocks} blocks on average"
 
 
 def differences(system: System, baseline: System) -> list[str]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.errors import DeviceError
-from pldcli.workers import close_pipe, own_stdout, start_worker
+from pldcli.system.workers import close_pipe, own_stdout, start_worker
 
 __all__ = ["Encoded", "Encoder", "Part"]
 

@@ -21,16 +21,17 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from pldcli import __version__, atomic
+from pldcli import __version__
+from pldcli.console.progress import Progress
 from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
 from pldcli.data.encoding import Encoded, Encoder, Part
 from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
 from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE, check_frame
 from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
-from pldcli.progress import Progress
-from pldcli.signals import first_signal
-from pldcli.workers import available_cores
+from pldcli.system import atomic
+from pldcli.system.signals import first_signal
+from pldcli.system.workers import available_cores
 
 __all__ = ["Prepared", "prepare", "validation_limit"]
 

@@ -10,11 +10,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.atomic import output_errors
+from pldcli.console.progress import Progress
 from pldcli.data.corpus import DocumentPer, Reader, Source, find_sources
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import DataError
-from pldcli.progress import Progress
+from pldcli.system.atomic import output_errors
 
 __all__ = ["TextStream", "tokenise"]
 

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from pldcli import atomic, presets
+from pldcli import presets
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import CheckpointError, PldError
+from pldcli.system import atomic
 
 __all__ = [
     "Position",

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pldcli import atomic
+from pldcli.system import atomic
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["_CONTEXT_MARGIN", "MetricsLog", "read_metrics", "reads_context"]
 
 
 class MetricsLog:
@@ -75,3 +75,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _json_number(value: Any) -> Any:
     """JSON knows no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_CONTEXT_MARGIN = 0.1
+"""Nats: the loss of a few targets is no finer."""
+
+
+def reads_context(loss: float, frequency_loss: float) -> bool:
+    """Tell whether a validation loss is clearly below that of token frequencies alone."""
+    return loss <= frequency_loss - _CONTEXT_MARGIN

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from pldcli.processor import processor_fields, processor_flags
+from pldcli.system.machine import processor_fields, processor_flags
 
 __all__ = ["Precision", "PrecisionName", "bf16_is_fast", "resolve_precision"]
 

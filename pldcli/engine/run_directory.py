@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli import atomic, presets
+from pldcli import presets
 from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, PldError
+from pldcli.system import atomic
 
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
 

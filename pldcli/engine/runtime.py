@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pldcli.errors import DeviceError, UsageError
 
-__all__ = ["Runtime", "launch"]
+__all__ = ["Runtime", "launch", "out_of_memory"]
 
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
@@ -166,3 +166,27 @@ def _environment(name: str, default: int) -> int:
     if not value.isdecimal():
         raise UsageError(f"{value!r} is not a number", where=f"environment variable {name}", hint="start with torchrun, or unset it")
     return int(value)
+
+
+@contextmanager
+def out_of_memory(size: int, device: torch.device, *, key: str, otherwise: str) -> Iterator[None]:
+    """Name the micro-batch to try when memory runs out.
+
+    Args:
+        size: Rows per forward pass now.
+        device: Where.
+        key: The setting that lowers it.
+        otherwise: What to do where it is 1 already.
+
+    Raises:
+        DeviceError: Memory ran out.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not is_memory:
+            raise
+        smaller = next((n for n in range(size // 2, 0, -1) if size % n == 0), 1)
+        hint = f"try {key}={smaller}" if size > 1 else otherwise
+        raise DeviceError(f"out of memory with {size} sequences per forward pass", where=str(device), hint=hint) from error

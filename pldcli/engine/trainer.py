@@ -14,17 +14,17 @@ from torch import Tensor
 
 from pldcli.data.order import key
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.evaluation import count_attended, count_tokens
 from pldcli.engine.objectives import Inputs, Objective
 from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.phases import Phase, PhaseTimer
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.signals import StopRequest
+from pldcli.engine.validation import count_attended, count_tokens
 from pldcli.errors import DivergedError, PldError
 from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.pld import Plan, Schedule
+from pldcli.system.signals import StopRequest
 
 __all__ = ["Batches", "Observation", "Trainer"]
 

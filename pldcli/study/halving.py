@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from pldcli.study.outcome import Outcome, rank
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.spec import Rung
 
-__all__ = ["RungResult", "climb"]
+__all__ = ["Outcome", "RungResult", "State", "climb", "rank"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,45 @@ def climb(plan: Plan, outcome_of: Callable[[PlannedRun], Outcome]) -> list[RungR
         if not standing:
             break
     return results
+
+
+State = Literal["finished", "diverged", "failed", "stopped", "running", "not started"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a run came."""
+
+    state: State
+    step: int = 0
+    loss: float | None = None
+    """Its final validation loss, of a finished run alone."""
+    note: str = ""
+    """Why it diverged or failed."""
+    exit_code: int = 0
+    """Of its process, where it failed."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether there is nothing left to do for it."""
+        return self.state in ("finished", "diverged")
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        return f"diverged at step {self.step:,}" if self.state == "diverged" else self.state
+
+
+def rank(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, float]]:
+    """Order the candidates of a rung by their final validation loss, the mean over its seeds.
+
+    Args:
+        outcomes: Candidate to the outcome of each of its runs, all of them settled.
+
+    Returns:
+        Candidate and mean, the best first; a candidate with a run that diverged has an infinite one and comes last.
+    """
+    means = {}
+    for name, runs in outcomes.items():
+        losses = [run.loss for run in runs if run.loss is not None]
+        means[name] = statistics.fmean(losses) if losses and len(losses) == len(runs) else math.inf
+    return sorted(means.items(), key=lambda item: item[1])

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pldcli import presets
-from pldcli.config import RUN_CONTROL, Config, PldConfig, flatten
+from pldcli.bench.step_time import StepTime, half_dropped
+from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import UsageError
-from pldcli.step_time import StepTime
 from pldcli.study.spec import Spec, SystemSpec
 
-__all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "half_dropped", "make_plan", "shapes"]
+__all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "make_plan", "shapes"]
 
 _SHAPE_SECTIONS = ("model.", "data.", "objective.", "runtime.")
 _SHAPE_KEYS = ("pld.draws_per_step", "optim.name", "train.global_batch_size", "train.micro_batch_size")
@@ -176,12 +176,6 @@ def make_plan(spec: Spec, from_data: Mapping[str, Any], times: Mapping[str, Step
     if twice is not None:
         raise UsageError(f"two runs would be called {twice}", where="systems", hint="rename a system")
     return plan
-
-
-def half_dropped(config: Config) -> Config:
-    """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
-    pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
-    return replace(config, pld=pld)
 
 
 def changed_keys(planned: Config, stored: Config) -> list[str]:

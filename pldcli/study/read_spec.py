@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from pldcli import finetune_config, presets
+from pldcli import presets
+from pldcli.bench.step_time import parse_seconds
 from pldcli.errors import UsageError
-from pldcli.overrides import convert, split
-from pldcli.step_time import parse_seconds
+from pldcli.finetuning import config as finetune_config
+from pldcli.settings import convert, split
 from pldcli.study.spec import Check, Finetuning, Halving, Length, Rung, Spec, SystemSpec
 from pldcli.tasks.registry import is_known_task, task_name
 

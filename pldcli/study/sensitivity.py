@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pldcli.canvas import COLOURS, STYLE, new_figure, save_figure
-from pldcli.overrides import convert
+from pldcli.plots.canvas import COLOURS, STYLE, new_figure, save_figure
 from pldcli.presets import key_types
-from pldcli.study.outcome import Outcome
+from pldcli.settings import convert
+from pldcli.study.halving import Outcome
 from pldcli.study.spec import Spec
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pldcli.bench.step_time import StepTime
 from pldcli.comparison.runs import Measurement, Run
-from pldcli.step_time import StepTime
 
 __all__ = ["calibrated", "thin_rows"]
 

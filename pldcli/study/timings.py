@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pldcli import atomic
+from pldcli.bench.step_time import StepTime
 from pldcli.errors import UsageError
-from pldcli.step_time import StepTime
+from pldcli.system import atomic
 
 __all__ = ["QUIET", "ShapeTime", "Timings", "read_timings", "write_plan"]
 

@@ -8,7 +8,7 @@ from pldcli.tasks.spans import Spans
 from pldcli.tasks.tags import Tags
 from pldcli.tasks.task import Kind, KindCode, Task
 
-__all__ = ["KINDS", "head_of"]
+__all__ = ["KINDS", "head_of", "usual_row_tokens"]
 
 KINDS: dict[Kind, KindCode] = {"classification": Classification(), "regression": Regression(), "tags": Tags(), "spans": Spans()}
 """What differs between tasks; everything else is data."""
@@ -21,3 +21,14 @@ def head_of(task: Task, *, dropout: float = 0.0) -> TaskHead:
     """
     kind = KINDS[task.kind]
     return TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == "spans" else dropout)
+
+
+_ROW_TOKENS: dict[Kind, int] = {"spans": 384}
+
+
+_OTHER_ROW_TOKENS = 128
+
+
+def usual_row_tokens(kind: Kind, positions: int) -> int:
+    """Choose the row length where nothing says it."""
+    return min(_ROW_TOKENS.get(kind, _OTHER_ROW_TOKENS), positions)

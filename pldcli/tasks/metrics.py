@@ -7,7 +7,10 @@ is multiplied by 100.
 from __future__ import annotations
 
 import math
+import re
 import statistics
+import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,16 +22,20 @@ __all__ = [
     "METRICS",
     "Summary",
     "accuracy",
+    "exact_match",
     "f1",
     "glue_average",
     "macro_f1",
     "matthews",
     "mean_absolute_error",
+    "normalised",
     "paper_geometric_mean",
     "pearson",
     "root_mean_squared_error",
     "shown",
     "spearman",
+    "squad_f1",
+    "squad_scores",
     "summary",
     "task_score",
 ]
@@ -236,3 +243,62 @@ def _ranks(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     last = np.cumsum(counts)
     mean_rank = last - (counts - 1) / 2
     return np.asarray(mean_rank[place], np.float64)
+
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """Put an answer into the form in which answers are compared: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """Compare an answer with a right one; 1 where they are equal once normalised, else 0."""
+    return float(normalised(answer) == normalised(reference))
+
+
+def squad_f1(answer: str, reference: str) -> float:
+    """Compute the F1 of the words that an answer shares with a right one; where either has no words, 1 if neither has, else 0."""
+    words, right = normalised(answer).split(), normalised(reference).split()
+    if not words or not right:
+        return float(words == right)
+    shared = (Counter(words) & Counter(right)).total()
+    return 2 * shared / (len(words) + len(right))
+
+
+def squad_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Score answers as the official evaluation does, in [0, 1].
+
+    An answer counts as much as against the right answer that fits it best. Where some question has none, the rules of SQuAD 2.0
+    hold: right answers of articles and punctuation only are left out, and "no answer" is right only for a question without any.
+
+    Args:
+        answers: One per question; "" says that the text holds none.
+        references: The right answers of each question; none where the text holds none.
+
+    Returns:
+        `exact_match` and `squad_f1`; where some question has no right answer, also `has_answer_exact_match` and `has_answer_f1`
+        over the other questions (where there are any), and `no_answer_accuracy` over those without.
+    """
+    assert len(answers) == len(references), f"{len(answers)} answers, {len(references)} questions"
+    with_refusals = not all(references)
+    exact, overlap = [], []
+    for answer, right in zip(answers, references, strict=True):
+        candidates = [one for one in right if normalised(one)] or [""] if with_refusals else right
+        exact.append(max(exact_match(answer, one) for one in candidates))
+        overlap.append(max(squad_f1(answer, one) if with_refusals or normalised(one) else 0.0 for one in candidates))
+    scores = {"exact_match": _mean(exact), "squad_f1": _mean(overlap)}
+    if with_refusals:
+        if any(references):
+            scores["has_answer_exact_match"] = _mean([value for value, right in zip(exact, references, strict=True) if right])
+            scores["has_answer_f1"] = _mean([value for value, right in zip(overlap, references, strict=True) if right])
+        scores["no_answer_accuracy"] = _mean([value for value, right in zip(exact, references, strict=True) if not right])
+    return scores
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

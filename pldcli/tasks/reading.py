@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from pldcli.data.conversion import SPACE
+from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.task import Examples, Features, Task
 
-__all__ = ["Unknown", "notes_on_special_tokens", "reader_of", "reading_words"]
+__all__ = ["Unknown", "note_on_unknown", "notes_on_special_tokens", "reader_of", "reading_words"]
 
 _NUM_PROBES = 12
 
@@ -143,3 +144,9 @@ def _with_space_before_words(text: str) -> Iterator[str]:
 
 def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return [] if part is None else list(part.get(key, [part]))
+
+
+def note_on_unknown(shares: dict[str, float]) -> list[str]:
+    """Name the splits whose text the tokenizer does not know well."""
+    parts = [f"{100 * share:.1f} % of the tokens in {split}" for split, share in shares.items() if share > NOTED_UNKNOWN_SHARE]
+    return [f"unknown to the model's tokenizer: {', '.join(parts)}; the model sees the same [UNK] for all of them"] if parts else []

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pldcli.data.conversion import SPACE
 from pldcli.data.tokenizer import Tokenizer
+from pldcli.tasks.metrics import squad_scores
 from pldcli.tasks.reading import reader_of
-from pldcli.tasks.squad import squad_scores
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, window_starts
 

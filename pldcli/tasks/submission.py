@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pldcli import atomic
 from pldcli.errors import DataError
+from pldcli.system import atomic
 from pldcli.tasks.registry import glue_tasks
 from pldcli.tasks.task import Label, Task
 

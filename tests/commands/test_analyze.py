@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine import analyze as engine
-from pldcli.engine.analyze import Settings
+from pldcli.analysis import analyze as engine
+from pldcli.analysis.analyze import Settings
+from tests.analysis.test_analyze import train
 from tests.analysis.test_results import made_up_analysis, made_up_run
-from tests.engine.test_analyze import train
 
 Run = Callable[..., Any]
 NUMBERS = ["analysis.json", "blocks.csv", "removal.csv"]

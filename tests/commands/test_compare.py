@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pldcli.commands.comparison_files import FILES
-from tests.engine.test_compare import write_results, write_run
+from pldcli.comparison.report import FILES
+from tests.comparison.test_read import write_results, write_run
 
 Run = Callable[..., Any]
 DENSE = "pld.theta_bar=1"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine import demo as engine
-from pldcli.engine.demo import Demo, DemoRun, FilledMask
+from pldcli import demo as engine
+from pldcli.demo import Demo, DemoRun, FilledMask
 
 DENSE = DemoRun("bert-tiny-preln", 250, 1_000_000, 50.0, 1.0, 2e12, 5.5, 0.2, 0.0)
 DROPPED = replace(

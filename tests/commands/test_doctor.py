@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine import doctor as engine
-from pldcli.engine.doctor import Check
+from pldcli import doctor as engine
+from pldcli.doctor import Check
 
 Run = Callable[..., Any]
 GOOD = Check("python", "ok", "3.11.7")

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.engine import evaluate as engine
 from pldcli.engine import model_source
-from pldcli.engine.depth import DepthReport, DepthScore
-from pldcli.engine.evaluate import Evaluated
-from pldcli.engine.evaluation import MaskedLmScore
-from pldcli.engine.fill_mask import Candidate
-from pldcli.engine.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
+from pldcli.engine.validation import MaskedLmScore
+from pldcli.evaluation import evaluate as engine
+from pldcli.evaluation.depth import DepthReport, DepthScore
+from pldcli.evaluation.evaluate import Evaluated
+from pldcli.evaluation.fill_mask import Candidate
+from pldcli.evaluation.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
 
 RESULTS = {
     "evaluate": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.engine import export as engine
-from pldcli.engine.export import Exported
+from pldcli import export as engine
+from pldcli.export import Exported
 
 
 @pytest.fixture

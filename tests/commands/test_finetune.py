@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.engine import glue as engine
 from pldcli.engine import model_source
-from pldcli.engine.experiment import Experiment
-from pldcli.engine.finetune import Finetuned
-from pldcli.engine.finetune_results import group_cells
-from pldcli.engine.glue import GlueResult
-from pldcli.finetune_config import FinetuneConfig
+from pldcli.finetuning import glue as engine
+from pldcli.finetuning.config import FinetuneConfig
+from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.finetune import Finetuned
+from pldcli.finetuning.glue import GlueResult
+from pldcli.finetuning.results import group_cells
 from pldcli.tasks.registry import find_task
 
 CELL = {

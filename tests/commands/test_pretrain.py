@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pldcli.config import flatten
-from pldcli.engine import pretrain as engine
 from pldcli.errors import DataError
+from pldcli.pretraining import pretrain as engine
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 from pldcli import presets
-from pldcli.engine import study_commands
+from pldcli.bench.step_time import StepTime
 from pldcli.engine.run_directory import RunDirectory, read_starts
-from pldcli.engine.study_runs import last_step
-from pldcli.step_time import StepTime
+from pldcli.study import jobs as study_commands
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
+from pldcli.study.runs import last_step
 from pldcli.study.timings import ShapeTime, Timings, write_plan
+from tests.comparison.test_read import write_run
 from tests.conftest import Outcome, Processes, wait_for
-from tests.engine.test_compare import write_run
 from tests.study.conftest import SMALL
 
 Run = Callable[..., Outcome]

@@ -5,8 +5,9 @@ from functools import cache
 from html.parser import HTMLParser
 
 from pldcli.comparison.comparison import compare_runs
-from pldcli.comparison.page import Section, render_page
+from pldcli.comparison.page import render_page
 from pldcli.comparison.plots import draw_curves
+from pldcli.console.section import Section
 from tests.comparison.test_runs import made_up_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

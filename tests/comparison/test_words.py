@@ -4,7 +4,8 @@ import pytest
 
 from pldcli.comparison.comparison import compare_runs
 from pldcli.comparison.runs import Run
-from pldcli.comparison.words import describe_dropping, incomparable
+from pldcli.comparison.words import incomparable
+from pldcli.config import describe_dropping
 from tests.comparison.test_runs import START, made_up_run
 from tests.conftest import tiny_config
 

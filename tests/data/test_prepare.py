@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pldcli import signals
 from pldcli.data import prepare as module
 from pldcli.data.corpus import Reader
 from pldcli.data.prepare import prepare, validation_limit, validation_tail
 from pldcli.data.shards import open_prepared, unknown_shares
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.system import signals
 
 LIMIT = 2**64 // 301
 

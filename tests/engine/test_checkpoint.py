@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pldcli import atomic, presets
+from pldcli import presets
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import (
     Position,
@@ -20,8 +20,9 @@ from pldcli.engine.checkpoint import (
     restore_optimizer,
     verify,
 )
-from pldcli.engine.signals import StopRequest
 from pldcli.errors import CheckpointError, OutputError
+from pldcli.system import atomic
+from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_config, tiny_trainer
 
 FILES = {"SHA256SUMS", "config.yaml", "model.safetensors", "optimizer.safetensors", "state.json"}

@@ -7,8 +7,8 @@ import torch
 
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
-from pldcli.engine.signals import StopRequest
 from pldcli.model import StBert
+from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_config, tiny_trainer
 from tests.test_model import packed, random_input
 

@@ -7,8 +7,8 @@ import torch
 from pldcli.data.loader import NO_TARGET, Batch, SpanSamples, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.tokenizer import SpecialTokens
-from pldcli.engine import frequencies as module
-from pldcli.engine.frequencies import frequency_loss, token_shares
+from pldcli.engine import validation as module
+from pldcli.engine.validation import frequency_loss, token_shares
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 V = 12

@@ -6,9 +6,9 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pldcli import atomic
 from pldcli.engine.metrics import MetricsLog, read_metrics
 from pldcli.errors import OutputError
+from pldcli.system import atomic
 
 
 def write(directory, from_step, *rows):

@@ -18,11 +18,11 @@ from pldcli.engine.checkpoint import Position
 from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.signals import StopRequest
 from pldcli.engine.trainer import Trainer
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.pld import Schedule
+from pldcli.system.signals import StopRequest
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Kind, Task
 from tests.conftest import tiny_config

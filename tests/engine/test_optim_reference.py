@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.signals import StopRequest
+from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 
 STEPS = 12

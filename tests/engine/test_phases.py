@@ -7,7 +7,7 @@ from pldcli.engine import phases as module
 from pldcli.engine import trainer as trainer_module
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.phases import PHASES, PhaseTimer
-from pldcli.engine.signals import StopRequest
+from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.engine.signals import StopRequest
 from pldcli.errors import DeviceError, PldError, UsageError
 from pldcli.pld import Schedule
+from pldcli.system.signals import StopRequest
 from tests.conftest import ROOT, TINY, tiny_trainer
 
 DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.depth_rule=uniform", "train.total_steps=20")

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from pldcli.engine import trainer as module
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.signals import StopRequest
 from pldcli.errors import DivergedError
+from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData, tiny_config, tiny_trainer
 
 DROPPING = ("model.attention_init=normal", "pld.schedule=constant", "pld.theta_bar=0.4", "pld.draws_per_step=2", "optim.learning_rate=0.01")

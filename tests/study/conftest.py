@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pldcli.step_time import StepTime
+from pldcli.bench.step_time import StepTime
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
 from pldcli.study.spec import Spec
@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 FROM_DATA = {"model.vocab_size": 64}
 SMALL = [*TINY, "eval.every_steps=10", "train.log_every_steps=5", "train.total_steps=40"]
-"""What `write_run` of tests/engine/test_compare.py writes: 40 steps, validated every 10."""
+"""What `write_run` of tests/comparison/test_read.py writes: 40 steps, validated every 10."""
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.study.finetuning import TuningOutcome, plan_tunings
 from pldcli.study.spec import Spec
+from pldcli.study.tunings import TuningOutcome, plan_tunings
 from tests.study.conftest import plan_of
 
 PRELN, PLD = {"preset": "bert-tiny-preln"}, {"preset": "bert-tiny-pld"}

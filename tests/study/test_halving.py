@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pldcli.study.halving import climb
-from pldcli.study.outcome import Outcome, rank
+from pldcli.study.halving import Outcome, climb, rank
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.spec import Spec
 from tests.study.conftest import plan_of

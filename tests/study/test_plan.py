@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from pldcli.bench.step_time import StepTime
 from pldcli.errors import UsageError
-from pldcli.step_time import StepTime
 from pldcli.study.plan import changed_keys, make_plan, shapes
 from pldcli.study.spec import Spec
 from tests.study.conftest import FROM_DATA, plan_of

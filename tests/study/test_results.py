@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from pldcli.comparison.runs import Measurement, Run
-from pldcli.study.finetuning import PlannedTuning, TuningOutcome
-from pldcli.study.halving import climb
-from pldcli.study.outcome import Outcome
+from pldcli.study.halving import Outcome, climb
 from pldcli.study.plan import PlannedRun
 from pldcli.study.results import Results, verdict
 from pldcli.study.spec import Spec
 from pldcli.study.timings import Timings
+from pldcli.study.tunings import PlannedTuning, TuningOutcome
 from tests.comparison.test_runs import made_up_run
 from tests.study.conftest import plan_of
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from pldcli.study.outcome import Outcome
+from pldcli.study.halving import Outcome
 from pldcli.study.sensitivity import draw_lines, find_lines
 from pldcli.study.spec import Spec
 

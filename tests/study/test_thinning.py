@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pldcli.step_time import StepTime
+from pldcli.bench.step_time import StepTime
 from pldcli.study.thinning import calibrated, thin_rows
 from tests.comparison.test_runs import START, made_up_run
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pldcli.bench.step_time import StepTime
 from pldcli.errors import UsageError
-from pldcli.step_time import StepTime
 from pldcli.study.timings import ShapeTime, Timings, read_timings, write_plan
 
 SHAPE = ShapeTime("3 blocks", StepTime(0.5, 0.1), 0.4, 0.6, 15)

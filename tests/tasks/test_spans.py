@@ -282,7 +282,7 @@ def test_the_head():
 
 
 def test_the_published_development_set(real_data: Path, own):
-    from pldcli.tasks.squad import read_squad
+    from pldcli.task_files.squad import read_squad
 
     examples = read_squad(real_data / "squad" / "dev-v1.1.json", split="validation")
     examples = Examples(

@@ -283,7 +283,7 @@ def test_entities_end_with_their_sentence():
 
 
 def test_conll2000(real_data):
-    from pldcli.tasks.conll import read_conll
+    from pldcli.task_files.conll import read_conll
 
     words, labels = read_conll(real_data / "downstream" / "conll2000" / "test.txt")
     names = tuple(sorted({label for one in labels for label in one}))

@@ -1,0 +1,78 @@
+"""Turn a budget of training time into a number of steps, which then belongs to the run like any other."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pldcli.bench.bench import bench
+from pldcli.bench.result import Bench, Mode
+from pldcli.bench.step_time import StepTime, half_dropped
+from pldcli.config import Config
+from pldcli.errors import UsageError
+
+__all__ = ["Calibration", "calibrate", "step_time"]
+
+_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How long a step takes on average over a run, and how many fit."""
+
+    step_seconds: float
+    total_steps: int
+
+
+def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[str], None] = lambda line: None) -> Calibration:
+    """Measure steps on this machine and count how many fit into so many training seconds.
+
+    Training seconds hold no validation and no saving. Every schedule of the run then decays to its own end, as `total_steps` is fixed
+    before the first step.
+
+    Args:
+        config: The resolved configuration; its number of steps does not matter.
+        data: The prepared directory.
+        seconds: The budget.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: Not even one step fits, or there are several processes, which would not agree on what they measured.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("works with one process", where="--budget", hint="time a step with `pld bench`, and set train.total_steps")
+    # With as few blocks dropped as some schedules ever drop, ten steps would not show what a block takes.
+    measured = half_dropped(config) if config.pld.theta_bar < 1.0 else config
+    time = step_time(config, bench(measured, data=data, steps=_STEPS, report=report))
+    total_steps = math.floor(time.steps_within(seconds, config.pld_schedule))
+    if total_steps < 1:
+        step_seconds = time.mean_seconds(config.pld_schedule)
+        raise UsageError(f"a step takes {step_seconds:.1f} s", where="--budget", hint="allow more time, or lower train.global_batch_size")
+    return Calibration(time.mean_seconds(replace(config.pld_schedule, total_steps=total_steps)), total_steps)
+
+
+def step_time(config: Config, measured: Bench) -> StepTime:
+    """Read what a step of a run takes off a measurement; forward passes count as often as the run's step has them.
+
+    Args:
+        config: The run's; its batch counts.
+        measured: Steps of the same model, dense and perhaps dropped; where none was dropped, a block is taken to save nothing.
+    """
+    forwards = config.train.global_batch_size / measured.sequences_per_step
+    dense = _step_seconds(measured.modes[0], forwards)
+    if len(measured.modes) < 2:
+        return StepTime(dense, 0.0)
+    dropped = measured.modes[1]
+    missing = measured.num_blocks - dropped.kept_blocks
+    return StepTime(dense, (dense - _step_seconds(dropped, forwards)) / missing if missing else 0.0)
+
+
+def _step_seconds(mode: Mode, forwards: float) -> float:
+    """A measured step has one forward pass per gate group; all but the optimizer grows with their number."""
+    optimizer = mode.phase_seconds["optimizer"]
+    seconds = optimizer + (mode.seconds - optimizer) * forwards
+    assert math.isfinite(seconds)
+    return seconds

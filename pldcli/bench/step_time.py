@@ -1,0 +1,64 @@
+"""How long a step takes, from a measured step with all blocks and what a dropped block saves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from pldcli.config import Config, PldConfig
+from pldcli.errors import UsageError
+from pldcli.pld import Schedule
+
+__all__ = ["StepTime", "half_dropped", "parse_seconds"]
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = r"(\d+(?:\.\d+)?)\s*(min|[smhd])"
+_ROUNDS = 4
+"""The mean over a schedule depends on its length a little: so often is the length corrected."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a step takes where all blocks run, and how much less for each that does not."""
+
+    dense_seconds: float
+    block_seconds: float
+    """Saved by one dropped block."""
+
+    def seconds_until(self, schedule: Schedule, steps: int) -> float:
+        """Add up the first `steps` steps (at least 1) of a schedule."""
+        dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_until(steps))
+        return steps * (self.dense_seconds - self.block_seconds * dropped)
+
+    def mean_seconds(self, schedule: Schedule) -> float:
+        """Average over the whole schedule."""
+        return self.seconds_until(schedule, schedule.total_steps) / schedule.total_steps
+
+    def steps_within(self, seconds: float, schedule: Schedule) -> float:
+        """Find how long the schedule has to be to take so many seconds; not rounded, and less than 1 where no step fits."""
+        steps = seconds / self.mean_seconds(schedule)
+        for _ in range(_ROUNDS):
+            steps = seconds / self.mean_seconds(replace(schedule, total_steps=max(1, round(steps))))
+        return steps
+
+
+def parse_seconds(text: str, where: str) -> float:
+    """Read a time such as 24h, 90m, 1.5d or 1h30m, in seconds.
+
+    Args:
+        text: What was written.
+        where: Option or key, for the error.
+
+    Raises:
+        UsageError: It is no time.
+    """
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
+    if not seconds or re.sub(_PART, "", text).strip():
+        raise UsageError(f"{text!r} is not a time", where=where, hint="write 24h, 90m or 1h30m")
+    return seconds
+
+
+def half_dropped(config: Config) -> Config:
+    """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
+    pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
+    return replace(config, pld=pld)

@@ -1,0 +1,63 @@
+"""The terminal as commands see it: how wide it is, and where tables and pictures go."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pldcli.console.section import Section
+
+__all__ = ["NARROW", "PICTURE_COLUMNS", "print_sections", "screen", "table"]
+
+NARROW = 100
+"""Below this many columns a screen is narrow: long texts go below their row instead of beside it."""
+
+PICTURE_COLUMNS = 100
+"""Pictures made of characters are no wider than this."""
+
+_PIPED = 240
+"""Columns of a stdout that is no terminal: wide enough that nothing wraps, so that grep and cut see whole lines."""
+
+
+def screen() -> Console:
+    """Open stdout as wide as the terminal (or COLUMNS); what is piped is not wrapped."""
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else _PIPED
+    return Console(width=wide, highlight=False)
+
+
+def print_sections(console: Console, sections: Sequence[Section]) -> None:
+    """Print tables, each between its title and its notes."""
+    for section in sections:
+        words = [heading for column, heading in enumerate(section.headings) if section.holds_words(column)]
+        rows = [[escape(cell) for cell in row] for row in section.rows]
+        console.print(f"[bold cyan]{escape(section.title)}[/]")
+        console.print(table(section.headings, rows, right=[name for name in section.headings if name not in words], fold=words))
+        for note in section.notes:
+            console.print(f"[dim]{escape(note)}[/]")
+        console.print()
+
+
+def table(headings: Sequence[str] | None, rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), fold: Sequence[str] = ()) -> Table:
+    """Lay out rows under headings, without a box; markup in cells counts.
+
+    Args:
+        headings: One per column; None for none, and then only the last column may wrap.
+        rows: Cells as text, at least one row.
+        right: Headings of the columns to align right.
+        fold: Headings of the columns that may wrap; the others keep their width.
+    """
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=headings is not None)
+    width = len(rows[0])
+    for number, heading in enumerate(headings or [""] * width):
+        wraps = heading in fold if headings else number == width - 1
+        grid.add_column(heading, justify="right" if heading in right else "left", no_wrap=not wraps, overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    return grid

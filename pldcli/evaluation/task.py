@@ -1,0 +1,299 @@
+"""Score a fine-tuned model on a task's files, or on other files with the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pldcli.console.progress import Progress
+from pldcli.engine.model_source import open_model, remembered_task
+from pldcli.engine.precision import Precision, resolve_precision
+from pldcli.engine.runtime import Runtime, launch
+from pldcli.errors import CheckpointError, DataError, UsageError
+from pldcli.evaluation.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
+from pldcli.evaluation.evaluate import Evaluated
+from pldcli.evaluation.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
+from pldcli.model import StBert
+from pldcli.pretrained import Pretrained
+from pldcli.system import atomic
+from pldcli.task_files.own_files import load_split
+from pldcli.task_files.sources import load_task
+from pldcli.tasks.kinds import KINDS, head_of, usual_row_tokens
+from pldcli.tasks.reading import Unknown, note_on_unknown, notes_on_special_tokens
+from pldcli.tasks.registry import find_task, is_known_task
+from pldcli.tasks.task import Examples, Features, Task
+
+__all__ = ["TaskScore", "TaskSource", "evaluate_task", "evaluate_task_depths", "write_predictions"]
+
+_STRIDE = 128
+_ROWS_OF_ONE_FORWARD = 32
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Which task, from where."""
+
+    task: str
+    """A name that `pld tasks` lists, or a file."""
+    data_dir: Path | None = None
+    skip_bad: bool = False
+    unlabelled: bool = False
+    """Predict splits without labels too; they are predicted in any case where no split has labels."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A model's predictions and scores, split by split."""
+
+    source: str
+    """The directory that the weights came from."""
+    task: Task
+    precision: str
+    splits: dict[str, tuple[Examples, ScoredSplit]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A fine-tuned model on its device with the rows that it is to read."""
+
+    loaded: Pretrained
+    model: StBert
+    task: Task
+    rows: dict[str, tuple[Examples, Features]]
+    precision: Precision
+    runtime: Runtime
+
+    @property
+    def pad_id(self) -> int:
+        return self.loaded.tokenizer.special.pad_id
+
+
+def evaluate_task(
+    target: Path,
+    source: TaskSource,
+    *,
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    allow_bin: bool = False,
+) -> TaskScore:
+    """Predict every example, and score splits that have labels.
+
+    Args:
+        target: A fine-tuned model's directory.
+        source: The task or file.
+        precision: Number format.
+        device: Where to run.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+
+    Raises:
+        CheckpointError: The model cannot be read, or was not fine-tuned.
+        DataError: The files cannot be used, or have labels that the model does not know.
+    """
+    with _open(target, source, precision, device, allow_bin) as subject:
+        total = sum(features.num_rows for _, features in subject.rows.values())
+        splits = {}
+        with Progress(f"evaluating {subject.task.name}", total=total, unit="rows", quiet=not subject.runtime.is_main) as bar:
+            for name, (examples, features) in subject.rows.items():
+                splits[name] = (
+                    examples,
+                    score_split(
+                        subject.model,
+                        examples,
+                        features,
+                        subject.task,
+                        subject.precision,
+                        subject.runtime,
+                        pad_id=subject.pad_id,
+                        progress=bar.advance,
+                    ),
+                )
+        seen = [note for name, pair in splits.items() for note in notes_on_predictions(pair[1], pair[0], subject.task, name)]
+        return TaskScore(subject.loaded.where, subject.task, subject.precision.name, splits, (*_notes(subject), *seen))
+
+
+def evaluate_task_depths(
+    target: Path,
+    source: TaskSource,
+    depths: str,
+    blocks: BlockChoice,
+    *,
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    allow_bin: bool = False,
+) -> Evaluated[DepthReport]:
+    """Score with only some of the blocks, on every split that has labels.
+
+    Args:
+        target: A fine-tuned model's directory.
+        source: The task or file.
+        depths: Numbers of blocks, separated by commas.
+        blocks: Which blocks run.
+        precision: Number format.
+        device: Where to run.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+
+    Raises:
+        PldError: As `evaluate_task`; or there are no labels, or fewer blocks than asked for.
+    """
+    with _open(target, source, precision, device, allow_bin) as subject:
+        choice = choose_depths(target, depths, blocks, subject.loaded.settings.num_hidden_layers)
+        labelled = {name: pair for name, pair in subject.rows.items() if pair[0].labels is not None}
+        if not labelled:
+            raise DataError("no labels to score against", where=source.task)
+
+        def score(gates: Gates) -> dict[str, float]:
+            values: dict[str, float] = {}
+            for number, (name, (examples, features)) in enumerate(labelled.items()):
+                scored = score_split(
+                    subject.model, examples, features, subject.task, subject.precision, subject.runtime, pad_id=subject.pad_id, gates=gates
+                )
+                ending = f" {name}" if number else ""
+                values |= {f"{metric}{ending}": value for metric, value in scored.scores.items()}
+            return values
+
+        probe = _first_rows(next(iter(labelled.values()))[1])
+
+        def forward(gates: Gates) -> int:
+            outputs_of(subject.model, probe, subject.precision, subject.runtime, pad_id=subject.pad_id, gates=gates)
+            return len(probe.input_ids)
+
+        report = measure_depths(Measure(score, forward), choice, subject.runtime)
+        length, what = int(subject.rows[next(iter(labelled))][1].lengths.max()), f"{subject.task.name} ({', '.join(labelled)})"
+        return Evaluated(Path(subject.loaded.where), what, subject.precision.name, length, report, _notes(subject))
+
+
+def write_predictions(result: TaskScore, path: Path) -> None:
+    """Write one JSON object per example: its index, the predicted label, and the scores; several splits one after the other.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    lines: list[dict[str, Any]] = []
+    for split, (examples, scored) in result.splits.items():
+        named = {"split": split} if len(result.splits) > 1 else {}
+        lines += [line | named for line in as_json_lines(scored.predictions, examples)]
+    atomic.write_text(path, json_lines(lines))
+
+
+@contextmanager
+def _open(
+    target: Path,
+    source: TaskSource,
+    precision: Literal["auto", "bf16", "fp16", "fp32"],
+    device: Literal["auto", "cpu", "cuda"],
+    allow_bin: bool,
+) -> Iterator[_Subject]:
+    loaded = open_model(target, allow_bin=allow_bin)
+    if "task_head.output.bias" not in loaded.weights:
+        raise CheckpointError(
+            "has no head for a task", where=loaded.where, hint=f"fine-tune it first: pld finetune {source.task} --model {target}"
+        )
+    task = _task_of(loaded, source)
+    splits = _splits(task, source)
+    length, stride = _row_shape(loaded, task)
+    kind = KINDS[task.kind]
+    if (outputs := len(loaded.weights["task_head.output.bias"])) != kind.num_outputs(task):
+        raise CheckpointError(
+            f"its head has {outputs} outputs, {task.name} needs {kind.num_outputs(task)}",
+            where=loaded.where,
+            hint="evaluate it on the task that it was fine-tuned for",
+        )
+    rows = {
+        name: (examples, kind.encode(examples, task, loaded.tokenizer, max_seq_len=length, stride=stride))
+        for name, examples in splits.items()
+    }
+    model = loaded.with_head(head_of(task), trained=True)
+    with launch(device) as runtime:
+        number_format = resolve_precision(precision, runtime.device)
+        yield _Subject(loaded, model.to(runtime.device), task, rows, number_format, runtime)
+
+
+def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
+    """Find what the model's outputs mean.
+
+    Raises:
+        CheckpointError: What it wrote down of its task is damaged, or it is of another kind than the task.
+        UsageError: It wrote nothing down, and the file does not say it.
+    """
+    remembered = remembered_task(loaded)
+    if is_known_task(source.task):
+        task = find_task(source.task)
+        if remembered is not None and (remembered.kind != task.kind or set(remembered.labels) != set(task.labels)):
+            what = f"{remembered.kind} of {', '.join(remembered.labels)}" if remembered.labels else remembered.kind
+            raise CheckpointError(f"was fine-tuned for {remembered.name} ({what}), not for {task.name}", where=loaded.where)
+        return task if remembered is None else replace(task, labels=remembered.labels, written=_reordered(task, remembered))
+    if remembered is not None:
+        return remembered
+    outputs = len(loaded.weights["task_head.output.bias"])
+    if not loaded.labels or "task_head.dense.weight" not in loaded.weights:
+        raise UsageError("does not say what its outputs mean", where=loaded.where, hint="name a task of `pld tasks`")
+    if outputs == 1:
+        return Task(Path(source.task).stem, "regression", (), "", metrics=("pearson", "spearman"))
+    return Task(Path(source.task).stem, "classification", (), "", labels=loaded.labels, metrics=("accuracy", "macro_f1"))
+
+
+def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
+    """Choose the length of a row and what two windows share: as in fine-tuning, where the model says it.
+
+    Raises:
+        CheckpointError: What it says is impossible.
+    """
+    remembered, positions = loaded.task or {}, loaded.settings.max_position_embeddings
+    length = remembered.get("max_seq_len") or usual_row_tokens(task.kind, positions)
+    stride = remembered.get("stride", _STRIDE)
+    if type(length) is not int or type(stride) is not int or not 0 < length <= positions or stride < 0:
+        raise CheckpointError(f"pld_task in config.json is damaged (rows of {length!r} tokens, {stride!r} shared)", where=loaded.where)
+    return length, min(stride, length // 3)
+
+
+def _reordered(task: Task, remembered: Task) -> tuple[str | int | float | bool, ...]:
+    """Spell the labels in the model's order."""
+    return tuple(task.spelled(task.labels.index(label)) for label in remembered.labels)
+
+
+def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
+    """Read what there is to predict: a task's validation and test splits, or a file."""
+    if is_known_task(source.task):
+        data = load_task(task, data_dir=source.data_dir)
+        labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
+        return data.validation | data.test if source.unlabelled or not labelled else labelled
+    if source.data_dir is not None:
+        raise UsageError("--data-dir is for tasks that `pld tasks` lists", where=source.task)
+    path = Path(source.task)
+    return {path.name.partition(".")[0]: load_split(task, path, skip_bad=source.skip_bad)}
+
+
+def _notes(subject: _Subject) -> tuple[str, ...]:
+    notes = [note for examples, _ in subject.rows.values() for note in examples.notes]
+    cut = [
+        f"{features.num_truncated:,} of {len(examples):,} in {name}"
+        for name, (examples, features) in subject.rows.items()
+        if features.num_truncated
+    ]
+    tokenizer = subject.loaded.tokenizer
+    splits, is_pre = [examples for examples, _ in subject.rows.values()], subject.loaded.settings.norm == "pre"
+    notes += notes_on_special_tokens(splits, subject.task, tokenizer, skips_padding=is_pre)
+    notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
+    return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
+
+
+def _first_rows(features: Features) -> Features:
+    """Take a few rows of the middle length, one forward pass of them."""
+    order = np.argsort(features.lengths, kind="stable")
+    middle = max(0, len(order) // 2 - _ROWS_OF_ONE_FORWARD // 2)
+    rows: Sequence[int] = order[middle : middle + _ROWS_OF_ONE_FORWARD].tolist()
+    spans = [slice(int(features.offsets[row]), int(features.offsets[row + 1])) for row in rows]
+    lengths = [span.stop - span.start for span in spans]
+    return Features(
+        np.concatenate([features.input_ids[span] for span in spans]),
+        np.concatenate([features.token_type_ids[span] for span in spans]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        None,
+        np.arange(len(rows)),
+    )

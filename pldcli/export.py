@@ -1,0 +1,132 @@
+"""Write a model, or a smaller one made of some of its blocks, as a Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pldcli.engine.model_source import open_model, remembered_task
+from pldcli.errors import CheckpointError, OutputError
+from pldcli.evaluation.depth import BlockChoice, Gates, check_depth, keep_probs_of, kept_blocks
+from pldcli.huggingface.read_back import read_back
+from pldcli.huggingface.save import save_pretrained
+from pldcli.model import StBert
+from pldcli.pretrained import Pretrained
+from pldcli.system import atomic
+from pldcli.tasks.kinds import head_of
+from pldcli.tasks.task import Task
+
+__all__ = ["Exported", "export", "with_blocks"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    source: str
+    """The directory that the weights came from."""
+    path: Path
+    gates: Gates
+    """Which blocks of the source it has."""
+    reason: str
+    """Why these blocks, in words; empty for all."""
+    difference: float | None
+    """The largest difference of outputs when transformers reads it back; None where it did not."""
+    left_out: tuple[str, ...]
+    """What a Hugging Face directory of ours does not hold."""
+    reload_failure: str | None = None
+    """Why that check failed; None where it did not, or was not made."""
+
+
+def export(
+    target: Path,
+    out: Path,
+    *,
+    keep_blocks: int | None = None,
+    blocks: BlockChoice = "keep-prob",
+    data: Path | None = None,
+    allow_bin: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model whole or not at all, then check that transformers reads back the same.
+
+    Args:
+        target: A run, a checkpoint, a fine-tuned model, or a Hugging Face directory.
+        out: The directory to make.
+        keep_blocks: How many blocks it has; None for all.
+        blocks: Which ones are kept.
+        data: Prepared data that holds a checkpoint's tokenizer.
+        allow_bin: Read a pickle of weights where there is no safetensors file.
+        overwrite: Replace a model that is there.
+
+    Raises:
+        CheckpointError: There is no model, or it has neither a masked-LM head nor that of a task.
+        UsageError: The model does not have so many blocks.
+        OutputError: `out` is there, or cannot be written.
+    """
+    _check_place(out, overwrite=overwrite)
+    loaded = open_model(target, data=data, allow_bin=allow_bin)
+    num_blocks = loaded.settings.num_hidden_layers
+    gates, reason = (True,) * num_blocks, ""
+    if keep_blocks is not None:
+        check_depth(keep_blocks, num_blocks, where="--keep-blocks")
+        keep = keep_probs_of(target, num_blocks)
+        gates = kept_blocks(num_blocks, keep_blocks, blocks, keep.probs)
+        reason = {"first": "the first blocks", "even": "evenly spread blocks"}.get(blocks, f"the blocks kept most often: {keep.origin}")
+    smaller = with_blocks(loaded, gates)
+    model, task = _with_its_head(smaller)
+    with atomic.directory(out, overwrite=overwrite) as place:
+        rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
+        save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
+    difference, failure = read_back(out, model, _some_input(loaded))
+    left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
+    return Exported(loaded.where, out, gates, reason, difference, left_out, failure)
+
+
+def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
+    """Take the blocks whose gate is on, numbered anew; heads and embeddings stay."""
+    numbers = {old: new for new, old in enumerate(block for block, runs in enumerate(gates) if runs)}
+    weights = {}
+    for name, tensor in loaded.weights.items():
+        first, _, rest = name.partition(".")
+        number, _, parameter = rest.partition(".")
+        if first != "blocks":
+            weights[name] = tensor
+        elif int(number) in numbers:
+            weights[f"blocks.{numbers[int(number)]}.{parameter}"] = tensor
+    return replace(loaded, weights=weights, settings=replace(loaded.settings, num_hidden_layers=sum(gates)))
+
+
+def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:
+    """Build the model with the head of its task, or with its masked-LM head.
+
+    Raises:
+        CheckpointError: There is neither.
+    """
+    if (task := remembered_task(loaded)) is not None:
+        return loaded.with_head(head_of(task), trained=True).eval(), task
+    if any(name.startswith("task_head.") for name in loaded.weights):
+        what = "has the head of a task that `pld finetune` did not write down"
+        raise CheckpointError(what, where=loaded.where, hint="give the pre-trained model, or fine-tune it with `pld finetune` first")
+    return loaded.masked_lm().eval(), None
+
+
+def _some_input(loaded: Pretrained) -> torch.Tensor:
+    """Draw two rows of ordinary tokens."""
+    special = torch.tensor(loaded.tokenizer.special.ids)
+    ids = torch.arange(loaded.tokenizer.vocab_size)
+    ordinary = ids[~torch.isin(ids, special)]
+    places = torch.randint(len(ordinary), (2, loaded.seq_len), generator=torch.Generator().manual_seed(0))
+    return ordinary[places]
+
+
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    """Say at once what would stop the writing; never replace what is no model."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
+    if not (out / "config.json").is_file():
+        raise OutputError("holds something that is no model", where=str(out), hint="choose another place with --out")

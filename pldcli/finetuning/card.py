@@ -1,0 +1,61 @@
+"""The card of a fine-tuned model: what it is, how well it did, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pldcli.finetuning.config import changed, from_dict
+from pldcli.finetuning.results import flat_scores
+from pldcli.tasks.metrics import shown
+from pldcli.tasks.task import Task
+
+__all__ = ["task_card"]
+
+_CLASSES = {
+    "classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "regression": ("text-classification", "AutoModelForSequenceClassification"),
+    "tags": ("token-classification", "AutoModelForTokenClassification"),
+    "spans": ("question-answering", "AutoModelForQuestionAnswering"),
+}
+
+
+def task_card(task: Task, start: str, cell: Mapping[str, Any], num_cells: int) -> str:
+    """Write the card.
+
+    Args:
+        task: What the model was fine-tuned for.
+        start: What from.
+        cell: The result of its run.
+        num_cells: Runs that it was chosen from.
+    """
+    pipeline, class_name = _CLASSES[task.kind]
+    settings = from_dict(cell["settings"])
+    scores = "\n".join(f"| {name} | {shown(name, value)} |" for name, value in flat_scores(cell).items())
+    units = f"\n\nThe errors are in the units of {task.label_column}." if task.kind == "regression" else ""
+    differing = ", ".join(f"{key}={value}" for key, value in {**changed(settings), "seed": settings.seed}.items())
+    chosen = "" if num_cells == 1 else f" It is the best of {num_cells} runs on these examples, so the score is a little too good."
+    labels = f"Labels: {', '.join(task.labels)}.\n\n" if task.labels else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: {pipeline}
+---
+
+# {task.name}
+
+Fine-tuned from {start} with `pld finetune`: {differing}; every other setting has its default. {cell["examples"]["train"]:,} training
+examples, {cell["total_steps"]:,} steps planned, weights of step {cell["best_step"]:,}.{chosen}
+
+{labels}| validation | x 100 |
+|---|---|
+{scores}{units}
+
+{cell["precision"]} on {cell["hardware"]}; pldcli {cell["pldcli"]}, torch {cell["torch"]}.
+
+```python
+from transformers import {class_name}, AutoTokenizer
+
+model = {class_name}.from_pretrained("DIRECTORY")
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+```
+"""

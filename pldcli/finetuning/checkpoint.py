@@ -1,0 +1,151 @@
+"""A fine-tuning that was stopped, on the disk: there whole or not at all, and verified when it is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from pldcli.engine import checkpoint
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.trainer import Trainer
+from pldcli.errors import CheckpointError
+from pldcli.evaluation.prediction import ScoredSplit
+from pldcli.finetuning.config import FinetuneConfig
+from pldcli.system import atomic
+from pldcli.tasks.batches import TaskBatches
+
+__all__ = ["Best", "Course", "Unfinished", "forget", "read", "restore", "write"]
+
+_FILES = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a cell stands; everything random is a function of its position."""
+
+    position: Position
+    history: list[dict[str, Any]]
+    losses: list[float]
+    """Training losses since the last evaluation."""
+    best_step: int | None
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    """Empty before the first evaluation."""
+    scaler: dict[str, Any]
+
+
+def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Trainer[TaskBatches]) -> None:
+    """Save a cell that is under way beside the place where its result will be.
+
+    Raises:
+        OutputError: The disk is full or not writable.
+    """
+    state = {
+        "settings": asdict(settings),
+        "position": asdict(course.position),
+        "history": course.history,
+        "losses": course.losses,
+        "best_step": course.best.step if course.best else None,
+        "scaler": trainer.scaler.state_dict(),
+    }
+    with atomic.directory(_beside(place), overwrite=True) as temporary:
+        checkpoint.save_tensors(trainer.model.state_dict(), temporary / "model.safetensors")
+        checkpoint.save_tensors(checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), temporary / "optimizer.safetensors")
+        checkpoint.save_tensors(course.best.weights if course.best else {}, temporary / "best.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        checkpoint.seal(temporary)
+
+
+def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
+    """Read what an earlier call left of this cell; None where there is nothing whole, or it was of other settings."""
+    source = _beside(place)
+    if not source.is_dir():
+        return None
+    try:
+        checkpoint.verify(source, needed=frozenset(_FILES))
+        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        if state["settings"] != asdict(settings):
+            return None
+        weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])
+        return Unfinished(
+            Position(**state["position"]),
+            state["history"],
+            state["losses"],
+            state["best_step"],
+            weights,
+            optimizer,
+            best,
+            state["scaler"],
+        )
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None  # it begins anew
+
+
+def restore(saved: Unfinished, trainer: Trainer[TaskBatches]) -> None:
+    """Put weights, optimizer state and loss scale back."""
+    trainer.model.load_state_dict(saved.weights, strict=True)
+    checkpoint.restore_optimizer(saved.optimizer, trainer.model, trainer.optimizer)
+    trainer.scaler.load_state_dict(saved.scaler)
+
+
+def forget(place: Path) -> None:
+    """Remove what was saved of a cell that is done."""
+    shutil.rmtree(_beside(place), ignore_errors=True)
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.unfinished")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The evaluation whose weights the result has."""
+
+    step: int
+    score: float
+    splits: dict[str, ScoredSplit]
+    weights: dict[str, Tensor]
+
+
+@dataclass
+class Course:
+    """Where a fine-tuning is."""
+
+    position: Position = field(default_factory=Position)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per evaluation."""
+    losses: list[float] = field(default_factory=list)
+    """Training losses since the last evaluation."""
+    best: Best | None = None
+
+    @property
+    def without_better(self) -> int:
+        """Count the evaluations in a row that brought no better score."""
+        scores = [row["eval/score"] for row in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+    def evaluated(self, splits: dict[str, ScoredSplit], score: float, trainer: Trainer[TaskBatches], *, keep_last: bool) -> None:
+        """Note an evaluation, and hold on to the weights if they are the ones to keep."""
+        self.history.append(
+            {
+                "step": self.position.step,
+                "epoch": self.position.step / trainer.batches.steps_per_epoch,
+                "train/loss": sum(self.losses) / len(self.losses),
+                "eval/score": score,
+                **{f"eval/{name}/{metric}": value for name, scored in splits.items() for metric, value in scored.scores.items()},
+                "progress/train_seconds": self.position.train_seconds,
+                "progress/tokens": self.position.tokens,
+            }
+        )
+        self.losses.clear()
+        if keep_last or self.without_better == 0:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
+            self.best = Best(self.position.step, score, splits, weights)

@@ -1,0 +1,114 @@
+"""What is fine-tuned on what: small enough to hand to another process, exact enough to recognise again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pldcli.engine.model_source import open_model
+from pldcli.errors import MissingDataError, UsageError
+from pldcli.pretrained import Pretrained
+from pldcli.task_files.own_files import load_own
+from pldcli.task_files.sources import load_task
+from pldcli.tasks.registry import find_task, is_known_task
+from pldcli.tasks.task import Examples, Kind, TaskData
+
+__all__ = ["Experiment", "data_fingerprint", "model_fingerprint"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A task, its files, and the model that fine-tuning starts from."""
+
+    task: str
+    """A name that `pld tasks` lists, or the path of the user's own training file."""
+    model: str
+    """A run, a checkpoint, or a Hugging Face directory."""
+    data_dir: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Split to a file that takes its place."""
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    kind: Kind | None = None
+    validation_fraction: float = 0.1
+    skip_bad: bool = False
+    allow_bin: bool = False
+    from_scratch: bool = False
+    """Forget the model's weights: what its pre-training bought shows against this."""
+
+    def load_data(self) -> TaskData:
+        """Read the task's splits; there is something to train on and something to validate on.
+
+        Raises:
+            UsageError, DataError: Unknown task, or data that cannot be used.
+        """
+        data = self._load()
+        name = data.task.name
+        if data.train is None:
+            hint = "fine-tune glue/mnli: it predicts glue/ax too" if name == "glue/ax" else "name a training file with --train"
+            raise MissingDataError(f"{name} has no training examples", hint=hint)
+        if not data.validation:
+            raise MissingDataError(f"{name} has no validation examples", hint="name a file with --validation")
+        return data
+
+    def open_model(self) -> Pretrained:
+        """Read the model.
+
+        Raises:
+            CheckpointError: It cannot be used.
+        """
+        start = open_model(Path(self.model), allow_bin=self.allow_bin)
+        return start.untrained() if self.from_scratch else start
+
+    def to_json(self) -> str:
+        """Write it down for another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**(values | {"text_columns": tuple(values["text_columns"])}))
+
+    def _load(self) -> TaskData:
+        files = {split: Path(path) for split, path in self.files.items()}
+        if is_known_task(self.task):
+            if self.text_columns or self.label_column or self.kind:
+                raise UsageError(
+                    "--text-column, --label-column and --kind are for your own files", where=self.task, hint="`pld tasks` shows its columns"
+                )
+            return load_task(find_task(self.task), data_dir=Path(self.data_dir) if self.data_dir else None, files=files)
+        if self.data_dir or "train" in files:
+            raise UsageError("--data-dir and --train are for tasks that `pld tasks` lists", where=self.task)
+        return load_own(
+            Path(self.task),
+            validation=files.get("validation"),
+            test=files.get("test"),
+            text_columns=self.text_columns,
+            label_column=self.label_column,
+            kind=self.kind,
+            validation_fraction=self.validation_fraction,
+            skip_bad=self.skip_bad,
+        )
+
+
+def data_fingerprint(data: TaskData) -> str:
+    """Hash what the model will read and be scored on."""
+    digest = hashlib.sha256(repr((data.task.kind, data.task.labels)).encode())
+    splits: list[Examples | None] = [data.train, *data.validation.values(), *data.test.values()]
+    for examples in splits:
+        if examples is not None:
+            digest.update(repr((examples.split, examples.inputs, examples.labels)).encode())
+    return digest.hexdigest()
+
+
+def model_fingerprint(start: Pretrained) -> str:
+    """Hash the shape, the weights and the vocabulary."""
+    digest = hashlib.sha256(repr((start.tokenizer.fingerprint, start.settings)).encode())
+    for name in sorted(start.weights):
+        digest.update(name.encode())
+        digest.update(start.weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""What several fine-tunings of one task came to: tables and a picture of their spread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pldcli.console.section import csv_text
+from pldcli.engine.model_source import short_name
+from pldcli.evaluation.plots import plot_spread
+from pldcli.system import atomic
+from pldcli.tasks.metrics import Summary, shown, summary
+from pldcli.tasks.task import Task
+
+__all__ = ["Group", "as_table", "best_cell", "flat_scores", "group_cells", "write_results"]
+
+_NOT_COMPARED = ("seed", "micro_batch_size")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells that differ in their seed alone."""
+
+    label: str
+    """The settings in which groups differ."""
+    settings: dict[str, Any]
+    """The same as a mapping."""
+    score: Summary | None
+    """Of the task's score over seeds; None where all diverged."""
+    metrics: dict[str, Summary]
+    seeds: list[int]
+    diverged: int
+    train_seconds: float
+    """Mean over seeds."""
+
+
+def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
+    """Name every metric of a cell once: those of a second validation split get its name behind theirs."""
+    flat: dict[str, float] = {}
+    for number, (split, scores) in enumerate(result["scores"].items()):
+        ending = f"_{split.removeprefix('validation_')}" if number else ""
+        flat |= {name + ending: value for name, value in scores.items()}
+    return flat
+
+
+def group_cells(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Put the seeds of each setting together, in the order in which settings first appear."""
+    settings = [{key: value for key, value in cell["settings"].items() if key not in _NOT_COMPARED} for cell in cells]
+    varying = [key for key in (settings[0] if settings else {}) if len({repr(one[key]) for one in settings}) > 1]
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for cell, own in zip(cells, settings, strict=True):
+        grouped.setdefault(json.dumps(own), []).append(cell)
+    groups = []
+    for text, members in grouped.items():
+        own = {key: value for key, value in json.loads(text).items() if key in varying}
+        good = [cell for cell in members if cell["score"] is not None]
+        names = [name for name in flat_scores(good[0]) if all(name in flat_scores(cell) for cell in good)] if good else []
+        groups.append(
+            Group(
+                ", ".join(f"{key}={value}" for key, value in own.items()),
+                own,
+                summary([cell["score"] for cell in good]) if good else None,
+                {name: summary([flat_scores(cell)[name] for cell in good]) for name in names},
+                [cell["settings"]["seed"] for cell in members],
+                len(members) - len(good),
+                sum(cell["train_seconds"] for cell in members) / len(members),
+            )
+        )
+    return groups
+
+
+def best_cell(cells: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Name the cell with the highest score, the first of equals; None where all diverged."""
+    good = {name: cell["score"] for name, cell in cells.items() if cell["score"] is not None}
+    return max(good, key=lambda name: good[name]) if good else None
+
+
+def as_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """Lay out groups: headings and rows, scores times 100."""
+    axes = list(groups[0].settings) if groups else []
+    metrics = next((list(group.metrics) for group in groups if group.metrics), [])
+    several = any(len(group.seeds) > 1 for group in groups)
+    alone = metrics.pop() if len(metrics) == 1 else "score"
+    headings = [*axes, "seeds", alone, *(["std", "median", "min", "max"] if several else []), *metrics, "time"]
+    rows = []
+    for group in groups:
+        row = [str(group.settings[axis]) for axis in axes] + [str(len(group.seeds))]
+        if group.score is None:
+            row += ["diverged"] + [""] * (len(headings) - len(row) - 2)
+        else:
+            score = group.score
+            spread = [f"{100 * value:.2f}" for value in (score.std, score.median, score.minimum, score.maximum)]
+            row += [f"{100 * score.mean:.2f}", *(spread if several else [])]
+            row += [_mean_and_spread(name, group.metrics[name], several) for name in metrics]
+        rows.append([*row, _time(group)])
+    return headings, rows
+
+
+def write_results(out: Path, task: Task, start: str, cells: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write results.json, results.csv, results.md and spread.png; each is there whole or not at all."""
+    groups = group_cells(list(cells.values()))
+    best = best_cell(cells)
+    content = {
+        "task": task.name,
+        "start": start,
+        "metrics": list(task.metrics),
+        "score": "mean of the task's metrics over its validation splits",
+        "best": best,
+        "groups": [asdict(group) for group in groups],
+        "cells": {name: {key: value for key, value in cell.items() if key != "history"} for name, cell in cells.items()},
+    }
+    atomic.write_text(out / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    atomic.write_text(out / "results.csv", _csv(cells))
+    atomic.write_text(out / "results.md", _markdown(task, start, groups, best))
+    series = [(group.label or task.name, [100 * value for value in group.score.values]) for group in groups if group.score]
+    if series:
+        plot_spread(
+            series, out / "spread.png", title=f"{task.name} from {short_name(Path(start))}", x_label="score x 100, one point per seed"
+        )
+
+
+def _csv(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    metrics = list(dict.fromkeys(name for cell in cells.values() for name in flat_scores(cell)))
+    columns = ["cell", *(next(iter(cells.values()))["settings"] if cells else []), "score", *metrics]
+    columns += ["best_step", "total_steps", "train_seconds", "tokens_per_second", "error"]
+    rows = [
+        {"cell": name, **cell["settings"], **flat_scores(cell), **{key: cell[key] for key in columns if key in cell}}
+        for name, cell in cells.items()
+    ]
+    return csv_text(rows, columns)
+
+
+def _markdown(task: Task, start: str, groups: Sequence[Group], best: str | None) -> str:
+    headings, rows = as_table(groups)
+    lines = [f"# {task.name} from {start}", "", f"Score: mean of {', '.join(task.metrics)}, x 100, on validation examples.", ""]
+    lines += [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {' | '.join(row)} |" for row in rows)]
+    if task.kind == "regression":
+        lines += ["", f"Errors (mae, rmse) are in the units of {task.label_column}, and not part of the score."]
+    return "\n".join([*lines, "", f"The model is that of the best single run: {best or 'none, all diverged'}."]) + "\n"
+
+
+def _mean_and_spread(name: str, values: Summary, several: bool) -> str:
+    return f"{shown(name, values.mean)} ± {shown(name, values.std)}" if several else shown(name, values.mean)
+
+
+def _time(group: Group) -> str:
+    from pldcli.console.units import duration
+
+    return duration(group.train_seconds)

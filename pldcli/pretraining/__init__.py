@@ -1,0 +1,1 @@
+"""Pre-train a model: assemble a run, record it, show it."""

@@ -1,0 +1,85 @@
+"""What the operating system says of this machine's processor, and how numeric threads share it with other programs."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from pathlib import Path
+
+__all__ = ["memory_counters", "processor_fields", "processor_flags", "share_cores"]
+
+_CPUINFO = Path("/proc/cpuinfo")
+_LOADAVG = Path("/proc/loadavg")
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_LOOKS, _BETWEEN_LOOKS_SECONDS = 3, 0.003
+
+
+@cache
+def processor_fields() -> dict[str, str]:
+    """Read the fields of the first core in Linux's /proc/cpuinfo, by their names there; none where that file is missing."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def processor_flags() -> set[str]:
+    """List the first core's instruction sets as Linux spells them, as in `avx512_bf16`."""
+    return set(processor_fields().get("flags", "").split())
+
+
+def share_cores() -> None:
+    """Let OpenMP's threads sleep as soon as they wait where other programs use the cores now; call it before torch loads.
+
+    By default GNU's OpenMP spins for milliseconds at the end of each parallel region, which is quickest on quiet cores. On a core that
+    another program uses too, the thread that waits then keeps away the one that it waits for. What the user has set stays. OpenMP
+    reads the setting once: what other programs do later changes nothing.
+
+    Source: OpenMP 5, `OMP_WAIT_POLICY`; GCC's libgomp manual, `GOMP_SPINCOUNT`.
+    """
+    if not any(name in os.environ for name in _WAITING) and _cores_are_crowded():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _cores_are_crowded() -> bool:
+    """Return whether the threads of other programs and ours are more than there are cores.
+
+    Source: proc(5), the threads that are runnable now in /proc/loadavg; elsewhere than on Linux nothing is known.
+    """
+    cores, wanted = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(wanted) if wanted.isdecimal() else cores
+    for look in range(_LOOKS):  # one look may meet a thread that runs for a moment only
+        if look:
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+        try:
+            running = _LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0]
+            if int(running) - 1 + threads <= cores:
+                return False
+        except (OSError, ValueError, IndexError):
+            return False
+    return True
+
+
+def memory_counters(process: int | str = "self") -> dict[str, int]:
+    """Read the memory counters of a process; none where the system has none, or the process ended.
+
+    `VmRSS` is what it holds, `RssAnon` what of that is no page of a file, and `VmHWM` the most it held. Unlike that of `getrusage`
+    this peak begins anew with a program, instead of with the peak of the process that started it.
+
+    Args:
+        process: Its number; `self` for this one.
+
+    Returns:
+        Bytes by counter.
+
+    Source: proc(5), `status`.
+    """
+    try:
+        text = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    entries = (line.split() for line in text.splitlines() if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(number) for name, number, _ in entries}

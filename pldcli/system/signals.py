@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM, answered once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+__all__ = ["StopRequest", "first_signal", "stop_requests"]
+
+_ONE_SIGNAL_SECONDS = 0.1
+"""A repeat within this time is the same signal: `timeout`, for one, signals the process and then its group."""
+
+
+@contextmanager
+def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -> Iterator[None]:
+    """Answer the first SIGINT or SIGTERM that arrives while the block runs; a second one does what it did before the block.
+
+    Does nothing outside the main thread, where Python delivers no signals.
+
+    Args:
+        answer: Called with the signal's number; what it raises is raised in the block.
+        second_kills: A second one ends the process at once, without running any clean-up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first = 0.0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if not first:
+            first = time.monotonic()
+            answer(number)
+        elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
+            restore()
+            if second_kills:
+                signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked to stop, or 0."""
+
+    signal_number: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Catch SIGINT and SIGTERM while the block runs; a second one stops at once."""
+    request = StopRequest()
+
+    def note(number: int) -> None:
+        request.signal_number = number
+
+    with first_signal(note):
+        yield request

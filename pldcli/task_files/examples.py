@@ -1,0 +1,262 @@
+"""From a table to the examples of a task: texts checked, labels turned into ids, every bad row named by its line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from typing import Any, Literal
+
+import numpy as np
+
+from pldcli.errors import DataError
+from pldcli.task_files.table import Table
+from pldcli.tasks.task import Examples, Label, Task
+
+__all__ = ["EmptyRule", "LabelRule", "is_missing", "join", "label_ids", "needed_columns", "read_examples", "select", "target_of"]
+
+LabelRule = Literal["required", "optional", "ignored"]
+"""Every row has a label; all rows have one or none has; labels are not read."""
+
+EmptyRule = Literal["keep", "error", "skip"]
+"""What becomes of a row that lacks text, or a label that is required."""
+
+_INDEX_COLUMNS = ("index", "idx")
+_MAX_LISTED = 10
+_NO_AGREEMENT = "-"
+"""The label of natural-language-inference pairs on which the annotators did not agree."""
+_LARGEST_TARGET = float(np.finfo(np.float32).max)
+
+
+def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0) -> Examples:
+    """Read a split of classification, regression or tags.
+
+    Args:
+        table: The file.
+        task: Its task; the labels are known.
+        split: Its name.
+        labels: Whether the file must have labels.
+        empty: What becomes of rows without text.
+        first_index: The name of the first example, where the file does not name them.
+
+    Raises:
+        DataError: A column is missing, a text is empty or no text, or a label is missing or not one of the task's.
+    """
+    inputs = [table.column(name, *task.aliases.get(name, ())) for name in task.text_columns]
+    values = _label_values(table, task, labels)
+    keep = np.ones(len(table), bool)
+    notes = list(table.notes)
+    for name, column in zip(task.text_columns, inputs, strict=True):
+        _drop(keep, _rows_without_text(table, task, name, column), table, f"an empty {name!r}", empty, notes)
+    if values is not None:
+        _drop_without_label(keep, values, table, task, labels, empty, notes)
+    if not keep.any():
+        raise DataError("no row is left to use", where=str(table.path), hint="; ".join(notes))
+    rows = np.flatnonzero(keep).tolist()
+    indices = _indices(table, task, split, first_index, notes)
+    return Examples(
+        split=split,
+        source=str(table.path),
+        inputs=tuple(list(compress(column, keep)) for column in inputs),
+        labels=None if values is None else _labels(table, task, values, rows),
+        indices=[indices[row] for row in rows],
+        notes=tuple(notes),
+    )
+
+
+def select(examples: Examples, rows: Sequence[int], *, split: str) -> Examples:
+    """Take some examples as a split of their own."""
+    return Examples(
+        split=split,
+        source=examples.source,
+        inputs=tuple([column[row] for row in rows] for column in examples.inputs),
+        labels=None if examples.labels is None else [examples.labels[row] for row in rows],
+        indices=[examples.indices[row] for row in rows],
+        notes=examples.notes,
+    )
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """Put the parts of a split one behind the other."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    labelled = [part.labels for part in parts if part.labels is not None]
+    if labelled and len(labelled) < len(parts):
+        bare = next(part for part in parts if part.labels is None)
+        raise DataError("has no labels, other parts of the same split have", where=bare.source)
+    return Examples(
+        split=first.split,
+        source=f"{first.source} and {len(parts) - 1} more",
+        inputs=tuple([value for part in parts for value in part.inputs[number]] for number in range(len(first.inputs))),
+        labels=[label for labels in labelled for label in labels] if labelled else None,
+        indices=[index for part in parts for index in part.indices],
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
+def label_ids(task: Task) -> dict[Any, int]:
+    """Map every way to write a label to its id: as the files do, by name, and for tasks of the hub as the number there."""
+    ids: dict[Any, int] = {}
+    if task.hub and not any(isinstance(spelled, (int, float)) for spelled in task.written):
+        ids.update({number: number for number in range(len(task.labels))})
+        ids.update({str(number): number for number in range(len(task.labels))})
+    ids.update({name: number for number, name in enumerate(task.labels)})
+    ids.update({str(spelled): number for number, spelled in enumerate(task.written)})
+    ids.update({spelled: number for number, spelled in enumerate(task.written)})
+    return ids
+
+
+def is_missing(value: Any, task: Task, table: Table) -> bool:
+    """Tell whether a row has no label; data sets of the hub write -1 for that."""
+    if isinstance(value, str):
+        return not value.strip()
+    if value is None:
+        return True
+    if isinstance(value, float) and math.isnan(value):
+        return task.kind != "regression"
+    return value == -1 and task.kind == "classification" and (bool(task.hub) or task.label_column in table.class_names)
+
+
+def target_of(value: Any) -> float | None:
+    """Read a regression target: a finite number as models compute with, or None where it is something else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) <= _LARGEST_TARGET else None
+
+
+def needed_columns(task: Task) -> Iterable[str]:
+    """List every name that a column of the task may have in a file."""
+    for name in (*task.text_columns, task.label_column, *_INDEX_COLUMNS):
+        yield name
+        yield from task.aliases.get(name, ())
+    yield from task.aliases.get("index", ())
+
+
+def _label_values(table: Table, task: Task, rule: LabelRule) -> list[Any] | None:
+    if rule == "ignored":
+        return None
+    names = (task.label_column, *task.aliases.get(task.label_column, ()))
+    if rule == "optional" and not any(name in table.columns for name in names):
+        return None
+    values = table.column(*names)
+    if rule == "optional" and all(is_missing(value, task, table) for value in values):
+        return None
+    return values
+
+
+def _drop_without_label(
+    keep: Any, values: list[Any], table: Table, task: Task, labels: LabelRule, empty: EmptyRule, notes: list[str]
+) -> None:
+    missing = [row for row, value in enumerate(values) if is_missing(value, task, table)]
+    if missing and (labels == "optional" or empty == "keep"):
+        hint = "other rows have one: fill all, or none" if labels == "optional" else "fill it"
+        raise DataError("has no label", where=table.where(missing[0]), hint=hint)
+    _drop(keep, missing, table, "no label", empty, notes)
+    if task.kind == "regression" and empty == "skip":
+        gone = set(missing)
+        rows = [row for row, value in enumerate(values) if row not in gone and target_of(value) is None]
+        _drop(keep, rows, table, "a target that is no finite number", "skip", notes)
+    if task.kind == "classification" and task.hub:
+        _drop(keep, [row for row, value in enumerate(values) if value == _NO_AGREEMENT], table, "the label '-'", "skip", notes)
+
+
+def _drop(keep: Any, rows: Sequence[int], table: Table, what: str, rule: EmptyRule, notes: list[str]) -> None:
+    if not rows or rule == "keep":
+        return
+    first = table.where(rows[0])
+    if rule == "error":
+        count = "mend it" if len(rows) == 1 else f"so have {len(rows):,} rows; mend them"
+        raise DataError(f"has {what}", where=first, hint=f"{count}, or leave such rows out with --skip-bad")
+    keep[list(rows)] = False
+    unit, place = "line" if table.by_line else "row", table.places[rows[0]]
+    if len(rows) == 1:
+        notes.append(f"{table.path}: left out {unit} {place}, which has {what}")
+    else:
+        notes.append(f"{table.path}: left out {len(rows):,} rows that have {what} (the first is {unit} {place})")
+
+
+def _rows_without_text(table: Table, task: Task, name: str, column: list[Any]) -> list[int]:
+    wanted = list if task.kind == "tags" else str
+    empty = []
+    for row, value in enumerate(column):
+        if value is None:
+            empty.append(row)
+        elif type(value) is not wanted:
+            noun = "a list of words" if wanted is list else "text"
+            raise DataError(f"{name!r} is not {noun} but {_short(value)}", where=table.where(row), hint="name the right column")
+        elif not value or (isinstance(value, str) and value.isspace()):
+            empty.append(row)
+        elif isinstance(value, list) and (wrong := [word for word in value if not isinstance(word, str) or not word.strip()]):
+            what = f"{name!r} holds {_short(wrong[0])}, which is not a word"
+            raise DataError(what, where=table.where(row), hint="every word must be text, and not empty")
+    return empty
+
+
+def _labels(table: Table, task: Task, values: list[Any], rows: list[int]) -> list[Any]:
+    if task.kind == "regression":
+        return [_target(table, values[row], row) for row in rows]
+    ids = label_ids(task)
+    if task.kind == "tags":
+        return [_tags(table, task, ids, values[row], row) for row in rows]
+    try:
+        return [ids[values[row]] for row in rows]
+    except (KeyError, TypeError):
+        return [_label_id(table, task, ids, values[row], row) for row in rows]
+
+
+def _target(table: Table, value: Any, row: int) -> float:
+    number = target_of(value)
+    if number is None:
+        raise DataError(
+            f"the target {_short(value)} is not a finite float32 number", where=table.where(row), hint="regression needs numbers"
+        )
+    return number
+
+
+def _label_id(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> int:
+    spelled = value.strip() if isinstance(value, str) else value
+    if isinstance(spelled, (str, int, float)):
+        number = ids.get(spelled, ids.get(str(spelled)))
+        if number is not None:
+            return number
+    known = ", ".join(task.labels[:_MAX_LISTED]) + (f" and {len(task.labels) - _MAX_LISTED} more" if len(task.labels) > _MAX_LISTED else "")
+    whose = f"is not one of {task.name}" if task.hub else "does not occur in training"
+    raise DataError(f"the label {_short(value)} {whose}", where=table.where(row), hint=f"known labels are: {known}")
+
+
+def _tags(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> list[int]:
+    words = table.column(task.text_columns[0], *task.aliases.get(task.text_columns[0], ()))[row]
+    if not isinstance(value, list) or len(value) != len(words):
+        found = f"{len(value)} labels" if isinstance(value, list) else _short(value)
+        raise DataError(
+            f"has {len(words)} {'word' if len(words) == 1 else 'words'} but {found}",
+            where=table.where(row),
+            hint="every word needs one label",
+        )
+    return [_label_id(table, task, ids, tag, row) for tag in value]
+
+
+def _indices(table: Table, task: Task, split: str, first_index: int, notes: list[str]) -> list[Label]:
+    """Name the examples of a test split as its file does; others by their row."""
+    running: list[Label] = list(range(first_index, first_index + len(table)))
+    names = (*_INDEX_COLUMNS, *task.aliases.get("index", ()))
+    column = next((table.columns[name] for name in names if name in table.columns), None)
+    if split not in task.test or column is None:
+        return running
+    indices = [_index(value) for value in column]
+    if any(not isinstance(index, (str, int)) for index in indices) or len(set(indices)) < len(indices):
+        notes.append(f"{table.path}: its index does not name each example; predictions are named by their row, from 0")
+        return running
+    return indices
+
+
+def _index(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() and str(int(value)) == value else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,186 @@
+"""What a user's own file asks: which columns hold the text and the label, whether labels are classes or numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pldcli.errors import DataError, UsageError
+from pldcli.task_files.examples import is_missing, target_of
+from pldcli.task_files.table import Table
+from pldcli.tasks.task import Kind, Label, Task
+
+__all__ = ["choose_columns", "find_labels", "guess_columns"]
+
+_TEXTS: tuple[tuple[str, ...], ...] = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+    ("question", "context"),
+    ("text",),
+    ("sentence",),
+    ("content",),
+    ("document",),
+    ("review",),
+    ("tokens",),
+    ("words",),
+)
+"""Columns that are the text where they are there and no others of these are."""
+
+_LABELS = ("label", "labels", "target", "score", "class", "category", "tags", "ner_tags", "answers")
+_NUMBERS = ("", "index", "idx", "id")
+"""Columns that number the rows."""
+
+_MANY = 20
+"""More labels than this need a reason to be taken for classes."""
+
+_MAX_LISTED = 10
+
+_MARKED = re.compile("([BIESLU])-(.+)")
+"""A tag of a word at the beginning, inside, at the end of an entity, or alone in it."""
+
+
+def guess_columns(table: Table) -> tuple[tuple[str, ...], str | None]:
+    """Guess the columns of the text, and that of the label, by their names; nothing where that is ambiguous.
+
+    Returns:
+        The text columns, empty where they cannot be told, and the label column, None where it cannot be told.
+    """
+    by_lower = {name.lower(): name for name in table.headings}
+    labels = [name for name in _LABELS if name in by_lower]
+    label = by_lower[labels[0]] if len(labels) == 1 else None
+    found = [group for group in _TEXTS if all(name in by_lower for name in group)]
+    largest = [group for group in found if not any(set(group) < set(other) for other in found)]
+    if len(largest) == 1:
+        return tuple(by_lower[name] for name in largest[0]), label
+    rest = [name for name in table.headings if name != label and name.lower() not in _NUMBERS]
+    return (tuple(rest) if label is not None and not found and len(rest) == 1 else ()), label
+
+
+def choose_columns(table: Table, text_columns: Sequence[str], label_column: str | None) -> tuple[tuple[str, ...], str]:
+    """Take the columns that the user names and guess the rest.
+
+    Raises:
+        DataError: A named column is not there, or one that is not named cannot be told.
+        UsageError: More than two text columns are named, or one twice.
+    """
+    if len(text_columns) > 2 or len({*text_columns, label_column}) <= len(text_columns):
+        raise UsageError("one or two text columns and another for the label are needed", where="--text-column")
+    for name in (*text_columns, *([label_column] if label_column is not None else ())):
+        table.column(name)
+    guessed_texts, guessed_label = guess_columns(table)
+    texts = tuple(text_columns) or guessed_texts
+    label = label_column if label_column is not None else guessed_label
+    listed = f"its columns are: {', '.join(table.headings)}"
+    if not texts or (not text_columns and label in texts):
+        raise DataError("cannot tell which column holds the text", where=str(table.path), hint=f"name it with --text-column; {listed}")
+    if label is None or label in texts:
+        raise DataError("cannot tell which column holds the label", where=str(table.path), hint=f"name it with --label-column; {listed}")
+    return texts, label
+
+
+def find_labels(table: Table, task: Task, kind: Kind | None) -> tuple[Task, str]:
+    """Find the labels of a training file, and whether they are classes or numbers.
+
+    Args:
+        table: The training file.
+        task: The task with its columns; its kind is that of the texts.
+        kind: What the user says.
+
+    Returns:
+        The task with kind, labels and metrics, and what was found in words.
+
+    Raises:
+        DataError: There is one label only, or it cannot be told whether they are classes or numbers.
+    """
+    column = table.column(task.label_column)
+    values = [value.strip() if isinstance(value, str) else value for value in column if not is_missing(value, task, table)]
+    if not values:
+        raise DataError(f"has no labels in column {task.label_column!r}", where=str(table.path), hint="training needs them")
+    if task.kind == "tags":
+        return _tags(table, task, values)
+    names = table.class_names.get(task.label_column)
+    if kind == "regression" or (kind is None and names is None and _are_numbers(values)):
+        return _regression(task, values)
+    if names is not None:
+        found = replace(task, labels=names, written=tuple(range(len(names))))
+    else:
+        found = task.with_labels(_distinct(table, task, values, sure=kind is not None))
+    if len(set(map(str, values))) < 2:
+        what = f"has only one label, {str(values[0])!r}, in column {task.label_column!r}"
+        raise DataError(what, where=str(table.path), hint="classification needs two or more")
+    return replace(found, kind="classification", metrics=("accuracy", "macro_f1")), _listed(found.labels)
+
+
+def _regression(task: Task, values: list[Any]) -> tuple[Task, str]:
+    numbers = [number for value in values if (number := target_of(value)) is not None]
+    spread = f"regression, {min(numbers)} to {max(numbers)}" if numbers else "regression"
+    return replace(task, kind="regression", labels=(), written=(), metrics=("pearson", "spearman")), spread
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    """Tell whether labels are numbers with a fractional part somewhere; a few that are no numbers are mistakes, not classes."""
+    if any(isinstance(value, bool) for value in values):
+        return False
+    numbers = [number for value in values if (number := target_of(value)) is not None]
+    return len(numbers) > 0.9 * len(values) and any(number != int(number) for number in numbers)
+
+
+def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> list[Label]:
+    """List the labels in order: whole numbers by size, others by spelling."""
+    where = str(table.path)
+    for row, value in enumerate(table.column(task.label_column)):
+        if not isinstance(value, (str, int, float)) and value is not None:
+            what = f"the label is neither a word nor a number but {type(value).__name__}"
+            raise DataError(what, where=table.where(row), hint="name another --label-column")
+    spelled: list[Label] = list(dict.fromkeys(values))
+    if all(isinstance(one, str) and _is_whole(one) for one in spelled):
+        spelled = [int(one) for one in spelled]
+    by_name: dict[str, Label] = {}
+    for one in spelled:
+        other = by_name.setdefault(str(one), one)
+        if type(other) is not type(one):
+            raise DataError(f"the label {str(one)!r} stands both in quotes and without", where=where, hint="write it one way")
+    whole = all(isinstance(one, int) for one in spelled)
+    ordered = sorted(spelled) if whole else sorted(spelled, key=str)
+    contiguous = whole and ordered == list(range(len(ordered)))
+    if len(ordered) > _MANY and not sure and (2 * len(ordered) > len(values) or (whole and not contiguous)):
+        noun = "whole numbers" if whole else "labels"
+        what = f"column {task.label_column!r} has {len(ordered):,} different {noun} in {len(values):,} rows"
+        raise DataError(what, where=where, hint="say --kind classification or --kind regression, or name another --label-column")
+    return ordered
+
+
+def _tags(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
+    from pldcli.tasks.tags import default_metrics
+
+    names = table.class_names.get(task.label_column)
+    if names is not None:
+        found = replace(task, labels=names, written=tuple(range(len(names))))
+    else:
+        tags = {tag for row in values if isinstance(row, list) for tag in row}
+        found = task.with_labels(sorted(tags) if all(isinstance(tag, int) for tag in tags) else sorted(_completed(tags), key=str))
+    if len(found.labels) < 2:
+        raise DataError("has fewer than two different labels of words", where=str(table.path), hint="name another --label-column")
+    return replace(found, metrics=default_metrics(found.labels)), _listed(found.labels)
+
+
+def _completed(tags: set[Any]) -> set[Any]:
+    """Add what follows from tags such as B-PER: every mark that occurs, with every type. Rare ones are missing in training files."""
+    parts = [match.groups() for tag in tags if isinstance(tag, str) and (match := _MARKED.fullmatch(tag))]
+    return tags | {f"{mark}-{kind}" for mark, _ in parts for _, kind in parts}
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdecimal() and str(int(text)) == text
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _MAX_LISTED} more" if len(labels) > _MAX_LISTED else ""
+    return f"{len(labels)} labels: {', '.join(labels[:_MAX_LISTED])}{more}"

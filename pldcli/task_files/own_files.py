@@ -1,0 +1,225 @@
+"""A task of the user's own: files with texts and labels, columns named or told by their names, labels found in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pldcli.data import order
+from pldcli.errors import DataError, UsageError
+from pldcli.task_files.examples import EmptyRule, LabelRule, read_examples, select
+from pldcli.task_files.own_columns import choose_columns, find_labels, guess_columns
+from pldcli.task_files.sources import is_squad_json, open_table, span_rows
+from pldcli.task_files.table import Table, ending
+from pldcli.tasks.task import Examples, Kind, Task, TaskData
+
+__all__ = ["load_own", "load_split"]
+
+_CONLL = (".conll", ".iob", ".iob2", ".bio", ".conllu")
+_PLAIN_TEXT = (".txt", ".tsv", "")
+"""Endings of files that are CoNLL columns where the user says that the task is tags."""
+
+
+def load_own(
+    train: Path,
+    *,
+    validation: Path | None = None,
+    test: Path | None = None,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    kind: Kind | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> TaskData:
+    """Read a task from files.
+
+    Args:
+        train: CSV, TSV, JSON lines, Parquet, Arrow, a directory that `datasets` saved, CoNLL columns, or JSON as SQuAD has it.
+        validation: Another such file; None: rows of `train` are held out.
+        test: Another such file, with labels or without.
+        text_columns: One or two; a number from 0 in CoNLL files. Empty: told by their names.
+        label_column: None: told by its name.
+        kind: What the labels are; None: told by them.
+        validation_fraction: How much of `train` to hold out.
+        seed: Which rows those are.
+        skip_bad: Leave out rows without text or label, and with a wrong number of columns, instead of failing.
+
+    Raises:
+        DataError: A file is not as it should be.
+        UsageError: The options do not fit together.
+    """
+    if validation is None and not 0 < validation_fraction < 1:
+        raise UsageError(f"a validation fraction of {validation_fraction} leaves nothing", hint="it lies between 0 and 1")
+    for path in (train, validation, test):
+        if path is not None and not path.exists():
+            raise DataError("no such file", where=str(path))
+    start = _unknown_task(train, has_test=test is not None)
+    if kind == "spans" or (kind is None and is_squad_json(train)):
+        task, found = _own_spans(start, train, text_columns, label_column)
+    else:
+        task, found = _own_table(start, train, text_columns, label_column, kind, skip_bad=skip_bad)
+    if validation is None:
+        found, held_out = _hold_out(found, validation_fraction, seed)
+    else:
+        held_out = _read(validation, task, "validation", labels="required", skip_bad=skip_bad)
+    tests = {} if test is None else {"test": _read(test, task, "test", labels="optional", skip_bad=skip_bad)}
+    return TaskData(task, found, {"validation": held_out}, tests)
+
+
+def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: bool = False) -> Examples:
+    """Read one file for a task that is known already, for example that of a fine-tuned model.
+
+    Args:
+        task: The task with its labels.
+        path: A file with the task's columns, or with others whose names tell as clearly what they hold.
+        split: What to call it.
+        skip_bad: Leave out rows without text, and with a wrong number of columns, instead of failing.
+
+    Returns:
+        The examples; without labels where the file has none.
+
+    Raises:
+        DataError: The file is not as it should be.
+    """
+    return _read(path, task, split, labels="optional", skip_bad=skip_bad, guess=True)
+
+
+def _unknown_task(train: Path, *, has_test: bool) -> Task:
+    stem = Path(train.stem).stem if train.suffix.lower() == ".gz" else train.stem
+    return Task(
+        name=stem or train.resolve().name,
+        kind="classification",
+        text_columns=(),
+        label_column="",
+        title=f"What {train.name} asks",
+        test=("test",) if has_test else (),
+    )
+
+
+def _own_table(
+    start: Task, train: Path, text_columns: Sequence[str], label_column: str | None, kind: Kind | None, *, skip_bad: bool
+) -> tuple[Task, Examples]:
+    if _is_conll(train, kind):
+        text_columns, label_column = tuple(text_columns) or ("0",), label_column or "-1"
+        for name in (*text_columns, label_column):
+            if not _is_number(name):
+                raise UsageError(f"{name!r} is not the number of a column", where=str(train), hint="they count from 0, the last is -1")
+        table = _conll_table(train, text_columns[0], label_column)
+        if label_column not in table.columns:
+            raise DataError("has a single column, so no labels", where=str(train), hint="training needs a label beside every word")
+    else:
+        table = open_table(train, start, "train", skip_broken_rows=skip_bad)
+    texts, label = choose_columns(table, text_columns, label_column)
+    is_tags = kind == "tags" or (kind is None and any(isinstance(value, list) for value in table.column(texts[0])))
+    if is_tags and len(texts) != 1:
+        raise UsageError("labels of words need one text column", where=str(train), hint="name it with --text-column")
+    task = replace(start, kind="tags" if is_tags else "classification", text_columns=texts, label_column=label)
+    task, labels = find_labels(table, task, kind)
+    empty: EmptyRule = "skip" if skip_bad else "error"
+    examples = read_examples(table, task, split="train", labels="required", empty=empty)
+    note = f"{train}: {labels} (column {label!r}); text: {' and '.join(map(repr, texts))}"
+    return task, replace(examples, notes=(note, *examples.notes))
+
+
+def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_column: str | None) -> tuple[Task, Examples]:
+    if len(text_columns) not in (0, 2):
+        raise UsageError("question answering needs two text columns, question and context", where=str(train))
+    texts = tuple(text_columns) or ("question", "context")
+    task = replace(start, kind="spans", text_columns=texts, label_column=label_column or "answers", metrics=("exact_match", "squad_f1"))
+    examples = _read_spans(train, task, "train")
+    if examples.labels is None:
+        raise DataError("has questions without answers only", where=str(train), hint="training needs answers")
+    num_without = sum(not answers for answers in examples.labels)
+    note = f"{train}: {len(examples):,} questions, {num_without:,} of them without an answer"
+    return replace(task, unanswerable=num_without > 0), replace(examples, notes=(note, *examples.notes))
+
+
+def _hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Part the rows of a training file: those that stay, and those held out for validation, both in the order of the file."""
+    size = len(examples)
+    num_held = round(size * fraction)
+    if num_held < 1 or size - num_held < 1:
+        rows = "1 row" if size == 1 else f"{size:,} rows"
+        what = f"has {rows}, too few to hold out {100 * fraction:g} % of them for validation"
+        raise DataError(what, where=examples.source, hint="add rows, or name a validation file")
+    held = order.permute(np.arange(size), size, order.key(seed, "holdout")) < num_held
+    training = select(examples, np.flatnonzero(~held).tolist(), split="train")
+    validation = select(examples, np.flatnonzero(held).tolist(), split="validation")
+    note = f"{examples.source}: {num_held:,} of {size:,} examples are held out for validation, {size - num_held:,} are left to train on"
+    return replace(training, notes=(*examples.notes, note)), replace(validation, notes=())
+
+
+def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bool, guess: bool = False) -> Examples:
+    if task.kind == "spans":
+        examples = _read_spans(path, task, split)
+        if labels == "required" and examples.labels is None:
+            raise DataError("has questions without answers only", where=str(path), hint="validation needs answers")
+        return examples
+    if task.kind == "tags" and _is_conll(path, "tags"):
+        table = _conll_table(path, task.text_columns[0], task.label_column)
+    else:
+        table = open_table(path, task, split, skip_broken_rows=skip_bad)
+    notes: tuple[str, ...] = ()
+    if guess:
+        task, notes = _with_columns_of(table, task)
+    examples = read_examples(table, task, split=split, labels=labels, empty="skip" if skip_bad else "error")
+    return replace(examples, notes=(*notes, *examples.notes))
+
+
+def _read_spans(path: Path, task: Task, split: str) -> Examples:
+    from pldcli.task_files.squad import read_squad, squad_examples
+
+    if is_squad_json(path):
+        return read_squad(path, split=split)
+    table = open_table(path, task, split)
+    return squad_examples(span_rows(table, task), split=split, source=str(path))
+
+
+def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
+    """Take the columns that a file's names point to where those of the task are not there, or not known.
+
+    Raises:
+        DataError: The task knows none, and the names point to none.
+    """
+
+    def is_there(name: str) -> bool:
+        return any(one in table.columns for one in (name, *task.aliases.get(name, ())))
+
+    texts, label = guess_columns(table)
+    chosen = task
+    if not task.text_columns and not texts:
+        listed = ", ".join(table.headings)
+        raise DataError("cannot tell which column holds the text", where=str(table.path), hint=f"call it text; its columns are: {listed}")
+    if not task.text_columns or (not all(map(is_there, task.text_columns)) and len(texts) == len(task.text_columns)):
+        chosen = replace(chosen, text_columns=texts)
+    if not is_there(task.label_column) and label is not None and label not in chosen.text_columns:
+        chosen = replace(chosen, label_column=label)
+    if chosen is task:
+        return task, ()
+    names = " and ".join(map(repr, chosen.text_columns))
+    return chosen, (f"{table.path}: the text is taken from {names}, labels from {chosen.label_column!r}",)
+
+
+def _is_conll(path: Path, kind: Kind | None) -> bool:
+    return path.is_file() and (path.suffix.lower() in _CONLL or (kind == "tags" and ending(path) in _PLAIN_TEXT))
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _conll_table(path: Path, text_column: str, label_column: str) -> Table:
+    """Make a table of sentences; columns that are not called by numbers are the first and the last."""
+    from pldcli.task_files.conll import read_conll
+
+    words, tags = read_conll(
+        path,
+        text_column=int(text_column) if _is_number(text_column) else 0,
+        label_column=int(label_column) if _is_number(label_column) else -1,
+    )
+    columns = {text_column: list(words)} if tags is None else {text_column: list(words), label_column: list(tags)}
+    return Table(path, dict(columns), range(1, len(words) + 1), by_line=False, headings=tuple(columns))

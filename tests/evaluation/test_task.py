@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pldcli.errors import CheckpointError, DataError, PldError, UsageError
+from pldcli.evaluation import depth
+from pldcli.evaluation.task import TaskSource, evaluate_task, evaluate_task_depths, write_predictions
+from pldcli.export import export
+from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.finetune import Finetuned
+from tests.finetuning.conftest import WORDS, river_rows, write_rows
+
+Learn = Callable[..., Finetuned]
+
+
+@pytest.fixture(scope="module")
+def rough(learn: Learn, river_experiment: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
+    """So little trained that its score is neither 0.5 nor 1, on rows of 9 tokens: texts are cut."""
+    return learn(river_experiment(), tmp_path_factory.mktemp("rough") / "out", "epochs=2", "max_seq_len=9")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RTE, some rows, as published."""
+    root = tmp_path_factory.mktemp("glue")
+    (root / "RTE").mkdir()
+    for split, count in (("train", 80), ("dev", 30), ("test", 10)):
+        rows = river_rows(count, len(split))
+        heading, lines = ["index", "sentence1", "sentence2"], []
+        for number, row in enumerate(rows):
+            cells = [str(number), row["text"], f"a {WORDS[number % 30]}", "entailment" if row["label"] == "water" else "not_entailment"]
+            lines.append(cells[: 3 if split == "test" else 4])
+        table = [heading if split == "test" else [*heading, "label"], *lines]
+        (root / "RTE" / f"{split}.tsv").write_text("".join("\t".join(row) + "\n" for row in table))
+    return root
+
+
+@pytest.fixture(scope="module")
+def rte(learn: Learn, glue: Path, tiny_post: Path, tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
+    return learn(Experiment("glue/rte", str(tiny_post), data_dir=str(glue)), tmp_path_factory.mktemp("rte") / "out", "epochs=3")
+
+
+def best(done: Finetuned) -> dict[str, Any]:
+    return done.cells[done.best]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_score_of_fine_tuning_to_the_last_bit_on_a_file(rough: Finetuned, rivers: Path) -> None:
+    found = evaluate_task(rough.out, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+    [(name, (examples, scored))] = found.splits.items()
+    assert (name, len(examples), found.precision, found.source) == ("validation", 50, "fp32", str(rough.model))
+    assert scored.scores == best(rough)["scores"]["validation"]
+    assert 0.3 < scored.scores["accuracy"] < 1.0
+    assert any("longer than a row and cut" in note and "in validation" in note for note in found.notes)
+    again = evaluate_task(rough.model, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+    assert again.splits["validation"][1].predictions == scored.predictions, "the model's own directory is as good"
+
+
+def test_the_predictions_of_fine_tuning(rough: Finetuned, rivers: Path, tmp_path: Path) -> None:
+    found = evaluate_task(rough.out, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+    write_predictions(found, tmp_path / "p.jsonl")
+    assert (tmp_path / "p.jsonl").read_bytes() == (rough.out / "predictions-validation.jsonl").read_bytes()
+
+
+def test_a_known_task(rte: Finetuned, glue: Path, tmp_path: Path) -> None:
+    found = evaluate_task(rte.out, TaskSource("glue/rte", glue), device="cpu")
+    assert list(found.splits) == ["validation"], "a split without labels has no score"
+    assert found.splits["validation"][1].scores == best(rte)["scores"]["validation"]
+    both = evaluate_task(rte.out, TaskSource("GLUE/rte", glue, unlabelled=True), device="cpu")
+    assert list(both.splits) == ["validation", "test"] and both.splits["test"][1].scores == {}
+    write_predictions(both, tmp_path / "p.jsonl")
+    written = lines(tmp_path / "p.jsonl")
+    assert [line["split"] for line in written] == ["validation"] * 30 + ["test"] * 10
+    test = [{key: value for key, value in line.items() if key != "split"} for line in written[30:]]
+    assert test == lines(rte.out / "predictions-test.jsonl")
+
+
+def test_a_file_of_a_known_task(rte: Finetuned, glue: Path) -> None:
+    found = evaluate_task(rte.out, TaskSource(str(glue / "RTE" / "dev.tsv")), device="cpu")
+    assert found.splits["dev"][1].scores == best(rte)["scores"]["validation"]
+
+
+def test_windows_are_cut_as_in_fine_tuning(learn: Learn, tiny: Path, tmp_path: Path) -> None:
+    """Another stride gives other windows, and other scores."""
+    paragraphs = []
+    for number, row in enumerate(river_rows(120, 4)):
+        text = row["text"] + " " + row["text"].replace("river", "cloud") + " of the " + " ".join(WORDS[:9])
+        answers = [{"text": "cloud", "answer_start": text.index("cloud")}] if "cloud" in text else []
+        paragraphs.append(
+            {"context": text, "qas": [{"id": str(number), "question": "a cloud", "answers": answers, "is_impossible": not answers}]}
+        )
+    (tmp_path / "clouds.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}], "version": "v2.0"}))
+    (tmp_path / "some.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs[:40]}], "version": "v2.0"}))
+    experiment = Experiment(str(tmp_path / "clouds.json"), str(tiny), files={"validation": str(tmp_path / "some.json")})
+    done = learn(experiment, tmp_path / "out", "epochs=3", "max_seq_len=16", "stride=2")
+    assert done.task.unanswerable
+    record = json.loads((done.model / "config.json").read_text())["pld_task"]
+    assert (record["max_seq_len"], record["stride"], record["unanswerable"]) == (16, 2, True)
+    source = TaskSource(str(tmp_path / "some.json"))
+    found = evaluate_task(done.out, source, device="cpu").splits["some"][1]
+    assert found.scores == best(done)["scores"]["validation"]
+    assert {"", "cloud"} & {one.label for one in found.predictions}
+    whole = export(done.out, tmp_path / "exported")
+    assert evaluate_task(whole.path, source, device="cpu").splits["some"][1].predictions == found.predictions, "an export reads as it does"
+
+
+# Depth
+
+
+def test_all_blocks_give_the_plain_score(rough: Finetuned, rivers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "_MIN_SECONDS", 0.0)
+    source = TaskSource(str(rivers / "validation.jsonl"))
+    found = evaluate_task_depths(rough.out, source, "1,2", "first", device="cpu")
+    one, two = found.score.scores
+    assert (one.gates, two.gates) == ((True, False), (True, True))
+    assert two.values == best(rough)["scores"]["validation"]
+    assert one.tokens_per_second > 0 and found.score.num_blocks == 2
+    smaller = export(rough.out, rough.out.parent / "smaller", keep_blocks=1, blocks="first")
+    assert one.values == evaluate_task(smaller.path, source, device="cpu").splits["validation"][1].scores
+
+
+def test_a_depth_needs_labels_and_blocks(rough: Finetuned, rivers: Path) -> None:
+    with pytest.raises(DataError, match=r"test\.jsonl: no labels to score against"):
+        evaluate_task_depths(rough.out, TaskSource(str(rivers / "test.jsonl")), "1,2", "first", device="cpu")
+    with pytest.raises(UsageError, match="3"):
+        evaluate_task_depths(rough.out, TaskSource(str(rivers / "validation.jsonl")), "3", "first", device="cpu")
+
+
+# What does not fit
+
+
+def one_line(error: pytest.ExceptionInfo[PldError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_label_that_the_model_does_not_know(rough: Finetuned, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "more.jsonl", [*river_rows(3, 0), {"text": "the river", "label": "swamp"}])
+    with pytest.raises(DataError, match=r"more\.jsonl:4: .*swamp") as caught:
+        evaluate_task(rough.out, TaskSource(str(path)), device="cpu")
+    assert "land" in one_line(caught) and "water" in one_line(caught)
+
+
+def test_other_columns(rough: Finetuned, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "other.jsonl", [{"a": "x", "b": "y"}])
+    with pytest.raises(DataError, match=r"other\.jsonl: .*'text'") as caught:
+        evaluate_task(rough.out, TaskSource(str(path)), device="cpu")
+    one_line(caught)
+
+
+def test_a_model_without_a_head(tiny: Path, rivers: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no head for a task; fine-tune it first: pld finetune .*validation\.jsonl --model"):
+        evaluate_task(tiny, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+
+
+def test_a_model_of_another_task(rough: Finetuned, rte: Finetuned, glue: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"was fine-tuned for train \(classification of land, water\), not for glue/rte"):
+        evaluate_task(rough.out, TaskSource("glue/rte", glue), device="cpu")
+    with pytest.raises(CheckpointError, match=r"was fine-tuned for glue/rte .* not for glue/stsb"):
+        evaluate_task(rte.out, TaskSource("glue/stsb", glue), device="cpu")
+
+
+def test_nothing_there(rough: Finetuned, glue: Path, tmp_path: Path) -> None:
+    for target, source, kind, message in (
+        (tmp_path / "nowhere", TaskSource("glue/rte", glue), CheckpointError, "no such run or model directory"),
+        (rough.out, TaskSource("glue/rtt", glue), UsageError, "did you mean 'glue/rte'"),
+        (rough.out, TaskSource("nowhere.jsonl"), DataError, r"nowhere\.jsonl"),
+        (rough.out, TaskSource("some.jsonl", glue), UsageError, "--data-dir is for tasks that `pld tasks` lists"),
+    ):
+        with pytest.raises(kind, match=message) as caught:
+            evaluate_task(target, source, device="cpu")
+        one_line(caught)
+
+
+@pytest.fixture
+def spoilt(rough: Finetuned, tmp_path: Path) -> Callable[..., Path]:
+    """Copy the model and change its config.json; None takes an entry away."""
+
+    def call(**changes: Any) -> Path:
+        shutil.copytree(rough.model, tmp_path / "model")
+        path = tmp_path / "model" / "config.json"
+        config = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        return tmp_path / "model"
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "damage", [{"kind": "poetry"}, {"labels": 3}, {"metrics": None}, {"max_seq_len": "long"}, {"max_seq_len": 4711}, {"stride": -1}]
+)
+def test_a_damaged_record(spoilt: Callable[..., Path], rough: Finetuned, rivers: Path, damage: dict[str, Any]) -> None:
+    record = json.loads((rough.model / "config.json").read_text())["pld_task"] | damage
+    with pytest.raises(CheckpointError, match=r"pld_task in config\.json is damaged") as caught:
+        evaluate_task(
+            spoilt(pld_task={k: v for k, v in record.items() if v is not None}), TaskSource(str(rivers / "validation.jsonl")), device="cpu"
+        )
+    one_line(caught)
+
+
+def test_a_model_that_was_fine_tuned_elsewhere(spoilt: Callable[..., Path], rough: Finetuned, rivers: Path) -> None:
+    """Its label names are all that it says; texts are read to the end there."""
+    model = spoilt(pld_task=None)
+    found = evaluate_task(model, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+    assert found.task.labels == ("land", "water") and found.task.metrics == ("accuracy", "macro_f1")
+    assert found.splits["validation"][1].scores["accuracy"] > 0.3
+    assert [note for note in found.notes if "the text is taken from 'text', labels from 'label'" in note]
+    with pytest.raises(UsageError, match="does not say what its outputs mean; name a task of `pld tasks`"):
+        shutil.rmtree(model)
+        evaluate_task(spoilt(pld_task=None, id2label=None), TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+
+
+def test_a_file_without_a_text_that_is_called_so(spoilt: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "other.jsonl", [{"a": "x", "b": "y", "label": "land"}])
+    with pytest.raises(DataError, match=r"other\.jsonl: cannot tell which column holds the text; .*its columns are: a, b, label") as caught:
+        evaluate_task(spoilt(pld_task=None), TaskSource(str(path)), device="cpu")
+    one_line(caught)
+
+
+def test_a_head_of_another_size(spoilt: Callable[..., Path], glue: Path) -> None:
+    """One of two outputs for a task of three labels."""
+    (glue / "MNLI").mkdir()
+    (glue / "MNLI" / "dev_matched.tsv").write_text("index\tsentence1\tsentence2\tgold_label\n0\ta\tb\tneutral\n")
+    with pytest.raises(
+        CheckpointError, match="its head has 2 outputs, glue/mnli needs 3; evaluate it on the task that it was fine-tuned for"
+    ):
+        evaluate_task(spoilt(pld_task=None), TaskSource("glue/mnli", glue), device="cpu")

@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pldcli.pretraining import estimate as module
+from pldcli.pretraining.estimate import device_memory_bytes, estimate, fitting_micro_batch, measure_step_seconds, warnings
+from tests.conftest import tiny_config, tiny_trainer
+
+CPU = torch.device("cpu")
+
+
+def test_the_numbers_of_a_run():
+    config, trainer = tiny_config("pld.schedule=constant", "pld.theta_bar=0.4"), tiny_trainer()
+    found = estimate(config, trainer.model, trainer.batches, seconds=3.0)
+    block = 4 * 33 * 32 + 33 * 64 + 65 * 32 + 4 * 32
+    parameters = (64 + 512 + 2) * 32 + 64 + 3 * block + 64 + 33 * 32 + 64 + 64
+    assert found.num_parameters == parameters
+    per_block, head = 6 * (4 * 32**2 + 2 * 32 * 64) + 12 * 32 * 32, 6 * (32**2 + 64 * 32) * 0.15
+    assert found.flops_per_token_dense == pytest.approx(3 * per_block + head)
+    # keep probabilities 0.8, 0.6, 0.4
+    assert found.flops_per_token_scheduled == pytest.approx(1.8 * per_block + head)
+    assert (found.num_tokens, found.num_sequences, found.seconds) == (12 * 8 * 32, 96, 3.0)
+    assert found.passes == 96 / (trainer.batches.samples._stream.num_tokens // 30)
+    assert found.checkpoint_bytes == 12 * parameters and found.disk_bytes == 3 * 12 * parameters + 4 * parameters
+    assert found.memory_bytes > 16 * parameters
+
+
+def test_packed_documents_are_counted_by_what_they_attend_to():
+    changes = ("data.packing=documents", "pld.schedule=constant", "pld.theta_bar=0.4")
+    config, trainer = tiny_config(*changes), tiny_trainer(*changes)
+    found = estimate(config, trainer.model, trainer.batches)
+    segments = trainer.batches.samples.rows(np.arange(trainer.batches.samples.num_sequences)).segments
+    lengths = np.concatenate([np.bincount(row)[1:] for row in segments])
+    attended = (lengths**2).sum() / lengths.sum()
+    per_block, head = 6 * (4 * 32**2 + 2 * 32 * 64) + 12 * 32 * attended, 6 * (32**2 + 64 * 32) * 0.15
+    assert attended < 0.9 * 32
+    assert found.flops_per_token_dense == pytest.approx(3 * per_block + head)
+    assert found.flops_per_token_scheduled == pytest.approx(1.8 * per_block + head)
+
+
+def test_checkpoints_are_as_large_as_said(tmp_path):
+    from pldcli.engine import checkpoint
+    from pldcli.engine.checkpoint import Position
+    from pldcli.system.signals import StopRequest
+
+    trainer = tiny_trainer("pld.theta_bar=1", "train.total_steps=1")
+    list(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()))
+    path = checkpoint.write(
+        tmp_path, position=Position(1), config=tiny_config(), model=trainer.model, optimizer=trainer.optimizer, scaler={},
+        data_fingerprint="", tokenizer_fingerprint="", keep=1,
+    )  # fmt: skip
+    size = sum(file.stat().st_size for file in path.iterdir())
+    assert size == pytest.approx(estimate(tiny_config(), trainer.model, trainer.batches).checkpoint_bytes, rel=0.1)
+
+
+def test_measuring_leaves_no_trace():
+    trainer, fresh = tiny_trainer(), tiny_trainer()
+    seconds = measure_step_seconds(trainer, tiny_config())
+    assert 0 < seconds < 10
+    for ours, theirs in zip(trainer.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and ours.grad is None
+    assert not trainer.optimizer.state
+
+
+def test_measured_time_is_weighed_by_the_schedule(monkeypatch):
+    """A model of which a block takes 2 s, and the rest 1 s, for a forward and backward of 8 sequences."""
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    trainer = tiny_trainer("train.micro_batch_size=8")
+
+    def forward_backward(batch, plan, counts):
+        nonlocal now
+        now += (1.0 + 2.0 * sum(plan.gates)) * len(batch.input_ids) / 8
+
+    monkeypatch.setattr(trainer, "forward_backward", forward_backward)
+    config = tiny_config("pld.schedule=constant", "pld.theta_bar=0.4")
+    assert measure_step_seconds(trainer, config) == pytest.approx(1 + 2 * 1.8)
+    assert measure_step_seconds(trainer, tiny_config("pld.theta_bar=1", "train.global_batch_size=32")) == pytest.approx(4 * 7)
+    trainer.runtime = replace(trainer.runtime, world_size=2)
+    assert measure_step_seconds(trainer, config) == pytest.approx((1 + 2 * 1.8) / 2)
+
+
+def test_what_a_user_wants_to_know():
+    trainer = tiny_trainer()
+    usual = replace(estimate(tiny_config(), trainer.model, trainer.batches), passes=40.0, seconds=86_400.0)
+    assert warnings(usual) == warnings(replace(usual, seconds=None)) == []
+    [line] = warnings(replace(usual, seconds=86_401.0 * 3))
+    assert "about 3.0 days here" in line
+    [line] = warnings(replace(usual, passes=1234.5))
+    assert "passes over the text 1,234 times" in line
+    assert len(warnings(replace(usual, passes=41.0, seconds=1e9))) == 2
+
+
+def test_how_many_sequences_fit(monkeypatch):
+    assert fitting_micro_batch(tiny_config(), 10**5, CPU) == 4096 // 32
+    assert fitting_micro_batch(tiny_config("data.seq_len=512"), 10**5, CPU) == 8
+    memory = 10**6 * 16 + 40 * 10**6
+    monkeypatch.setattr(module, "device_memory_bytes", lambda device: memory)
+    few = fitting_micro_batch(tiny_config(), 10**6, CPU)
+    assert 1 <= few < 128
+    assert fitting_micro_batch(tiny_config("model.num_hidden_layers=6"), 10**6, CPU) < few
+    assert fitting_micro_batch(tiny_config(), 10**9, CPU) == 1, "never none"
+
+
+def test_memory_of_this_machine():
+    assert 10**8 < device_memory_bytes(CPU) < 10**14

@@ -1,0 +1,369 @@
+import json
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pldcli.errors import DataError, UsageError
+from pldcli.task_files.own_files import load_own, load_split
+from pldcli.tasks.registry import find_task
+
+
+def write(path, content):
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def csv(path, rows, heading="text,label"):
+    return write(path, "\n".join([heading, *rows]) + "\n")
+
+
+def jsonl(path, rows):
+    return write(path, "\n".join(map(json.dumps, rows)) + "\n")
+
+
+def line_of(error, path, call, *arguments, **settings):
+    with pytest.raises(error) as caught:
+        call(*arguments, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(f"{path}/", "")
+
+
+@pytest.fixture
+def words(tmp_path):
+    return csv(tmp_path / "words.csv", [f"text number {number},{'yes' if number % 3 else 'no'}" for number in range(40)])
+
+
+def test_labels_are_found_and_rows_held_out(words):
+    data = load_own(words)
+    task = data.task
+    assert (task.name, task.kind, task.text_columns, task.label_column) == ("words", "classification", ("text",), "label")
+    assert task.labels == task.written == ("no", "yes") and task.metrics == ("accuracy", "macro_f1") and task.test == ()
+    held_out = data.validation["validation"]
+    assert len(data.train) == 36 and len(held_out) == 4 and data.test == {}
+    assert sorted([*data.train.indices, *held_out.indices]) == list(range(40))
+    for split in (data.train, held_out):
+        assert split.indices == sorted(split.indices)
+        assert split.inputs == ([f"text number {index}" for index in split.indices],)
+        assert split.labels == [int(index % 3 > 0) for index in split.indices]
+    assert data.train.notes == (
+        f"{words}: 2 labels: no, yes (column 'label'); text: 'text'",
+        f"{words}: 4 of 40 examples are held out for validation, 36 are left to train on",
+    )
+
+
+def test_the_seed_says_which_rows_are_held_out(words):
+    first, again, other = (load_own(words, seed=seed, validation_fraction=0.5).validation["validation"].indices for seed in (0, 0, 1))
+    assert first == again != other and len(first) == 20
+
+
+def test_validation_and_test_files(words, tmp_path):
+    validation = jsonl(tmp_path / "v.jsonl", [{"label": "yes", "text": "a"}])
+    test = csv(tmp_path / "t.csv", ["b,17", "c,18"], heading="text,idx")
+    data = load_own(words, validation=validation, test=test)
+    assert len(data.train) == 40 and data.validation["validation"].labels == [1]
+    assert data.test["test"].labels is None and data.test["test"].indices == [17, 18] and data.task.test == ("test",)
+
+
+@pytest.mark.parametrize(
+    ("heading", "texts", "label"),
+    [
+        ("sentence1,sentence2,label", ("sentence1", "sentence2"), "label"),
+        ("Premise,Hypothesis,id,score", ("Premise", "Hypothesis"), "score"),
+        ("question,sentence,label,id", ("question", "sentence"), "label"),
+        ("label,sentence,id,other", ("sentence",), "label"),
+        ("target,tweet", ("tweet",), "target"),
+        (",target,tweet", ("tweet",), "target"),
+    ],
+)
+def test_columns_are_told_by_their_names(tmp_path, heading, texts, label):
+    rows = [",".join("ab"[number % 2] for _ in heading.split(",")) for number in range(20)]
+    task = load_own(csv(tmp_path / "a.csv", rows, heading)).task
+    assert (task.text_columns, task.label_column) == (texts, label)
+
+
+@pytest.mark.parametrize(
+    ("heading", "which"),
+    [
+        ("text,sentence,label", "text"),
+        ("title,body,label", "text"),
+        ("text,label,score", "label"),
+        ("text,sentiment", "label"),
+    ],
+)
+def test_columns_that_cannot_be_told(tmp_path, heading, which):
+    path = csv(tmp_path / "a.csv", ["a,b,c"[: len(heading.split(",")) * 2 - 1]], heading)
+    listed = ", ".join(heading.split(","))
+    expected = f"a.csv: cannot tell which column holds the {which}; name it with --{which}-column; its columns are: {listed}"
+    assert line_of(DataError, tmp_path, load_own, path) == expected
+
+
+def test_columns_can_be_named(tmp_path):
+    path = csv(tmp_path / "a.csv", [f"t{number},b{number},{number % 2},x" for number in range(20)], "title,body,good,label")
+    task = load_own(path, text_columns=["body", "title"], label_column="good").task
+    assert task.text_columns == ("body", "title") and task.labels == ("0", "1") and task.written == (0, 1)
+    line = line_of(DataError, tmp_path, load_own, path, text_columns=["boddy"], label_column="good")
+    assert line == "a.csv: has no column 'boddy'; did you mean 'body'? its columns are: title, body, good, label"
+    line = line_of(DataError, tmp_path, load_own, path, text_columns=["body"], label_column="bad")
+    assert line.startswith("a.csv: has no column 'bad'")
+    for texts in (["title", "body", "label"], ["good"], ["title", "title"]):
+        assert "one or two text columns" in line_of(UsageError, tmp_path, load_own, path, text_columns=texts, label_column="good")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "names", "written"),
+    [
+        (["10", "9", "-1"], ("-1", "9", "10"), (-1, 9, 10)),
+        (["b ", " a", "c"], ("a", "b", "c"), ("a", "b", "c")),
+        (["01", "1", "2"], ("01", "1", "2"), ("01", "1", "2")),
+        (["1.0", "0.0", "2.0"], ("0.0", "1.0", "2.0"), ("0.0", "1.0", "2.0")),
+    ],
+)
+def test_how_labels_are_spelled(tmp_path, spelled, names, written):
+    task = load_own(csv(tmp_path / "a.csv", [f"text,{label}" for label in spelled * 10])).task
+    assert task.labels == names and task.written == written
+    assert [type(one) for one in task.written] == [type(one) for one in written]
+
+
+def test_labels_of_json_stay_as_they_are(tmp_path):
+    rows = [{"text": f"t{number}", "label": number % 2 == 0} for number in range(20)]
+    task = load_own(jsonl(tmp_path / "a.jsonl", rows)).task
+    assert task.labels == ("False", "True") and task.written == (False, True) and task.spelled(1) is True
+    rows[3]["label"] = "True"
+    line = line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows))
+    assert line == "a.jsonl: the label 'True' stands both in quotes and without; write it one way"
+
+
+def test_named_classes_of_a_data_set(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = datasets.Dataset.from_dict({"text": ["a"] * 20, "label": [0, 1] * 10}, features=features)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    test = jsonl(tmp_path / "t.jsonl", [{"text": "x", "label": "pos"}, {"text": "y", "label": 0}])
+    data = load_own(tmp_path / "saved", test=test)
+    assert data.task.labels == ("neg", "pos") and data.task.written == (0, 1) and data.test["test"].labels == [1, 0]
+
+
+def test_numbers_with_a_fraction_are_regression(tmp_path):
+    data = load_own(csv(tmp_path / "a.csv", [f"t,{number / 2}" for number in range(21)]))
+    assert data.task.kind == "regression" and data.task.labels == () and data.task.metrics == ("pearson", "spearman")
+    assert data.train.labels == [index / 2 for index in data.train.indices]
+    assert data.train.notes[0].endswith("regression, 0.0 to 10.0 (column 'label'); text: 'text'")
+    assert load_own(tmp_path / "a.csv", kind="classification").task.kind == "classification"
+    whole = csv(tmp_path / "b.csv", [f"t,{number % 2}" for number in range(20)])
+    train = load_own(whole, kind="regression").train
+    assert train.labels == [float(index % 2) for index in train.indices]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-Infinity", "n/a", "1,5", "1e39"])
+def test_a_target_that_is_no_number(tmp_path, value):
+    rows = [f"t,{number / 2}" for number in range(21)]
+    rows[7] = f't,"{value}"'
+    path = csv(tmp_path / "a.csv", rows)
+    assert (
+        line_of(DataError, tmp_path, load_own, path)
+        == f"a.csv:9: the target {value!r} is not a finite float32 number; regression needs numbers"
+    )
+    skipping = load_own(path, skip_bad=True)
+    assert len(skipping.train) + len(skipping.validation["validation"]) == 20
+    assert f"{path}: left out line 9, which has a target that is no finite number" in skipping.train.notes
+
+
+def test_nan_in_json_and_parquet(tmp_path):
+    rows = [{"text": "t", "score": number / 2} for number in range(20)]
+    rows[4]["score"] = float("nan")
+    line = "the target nan is not a finite float32 number; regression needs numbers"
+    assert line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows)) == f"a.jsonl:5: {line}"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert line_of(DataError, tmp_path, load_own, tmp_path / "a.parquet") == f"a.parquet: row 5: {line}"
+    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text().replace("NaN", "1" + "0" * 400))
+    assert "is not a finite float32 number" in line_of(DataError, tmp_path, load_own, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(("word", "shown"), [("", "''"), (" \u00a0", repr(" \u00a0")), (3, "3"), (None, "None")])
+def test_a_word_that_is_none_is_shown(tmp_path, word, shown):
+    rows = [{"tokens": ["ton", "la"], "tags": ["O", "B-X"]} for _ in range(20)]
+    rows[4]["tokens"][1] = word
+    line = f"a.jsonl:5: 'tokens' holds {shown}, which is not a word; every word must be text, and not empty"
+    assert line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows)) == line
+
+
+def test_many_different_labels(tmp_path):
+    path = csv(tmp_path / "a.csv", [f"t,{number * 3 % 90}" for number in range(200)])
+    line = line_of(DataError, tmp_path, load_own, path)
+    assert line.startswith(
+        "a.csv: column 'label' has 30 different whole numbers in 200 rows; say --kind classification or --kind regression"
+    )
+    assert load_own(path, kind="regression").task.kind == "regression"
+    assert len(load_own(path, kind="classification").task.labels) == 30
+    assert len(load_own(csv(tmp_path / "b.csv", [f"t,{number % 30}" for number in range(200)])).task.labels) == 30
+    free = csv(tmp_path / "c.csv", [f"t,word{number}" for number in range(30)])
+    assert "has 30 different labels in 30 rows; say --kind" in line_of(DataError, tmp_path, load_own, free)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["a,1", ",0"], "a.csv:3: has an empty 'text'; mend it, or leave such rows out with --skip-bad"),
+        (["a,1", "  ,0", ",1"], "a.csv:3: has an empty 'text'; so have 2 rows; mend them, or leave such rows out with --skip-bad"),
+        (["a,1", "b,0", "c,"], "a.csv:4: has no label; mend it, or leave such rows out with --skip-bad"),
+        (["a,1", "b,1"], "a.csv: has only one label, '1', in column 'label'; classification needs two or more"),
+        (["a,", "b,"], "a.csv: has no labels in column 'label'; training needs them"),
+        (["a,1", "b"], "a.csv:3: has 1 column, the heading has 2; is the file cut short?"),
+        (["a,1", "b,0"], "a.csv: has 2 rows, too few to hold out 10 % of them for validation; add rows, or name a validation file"),
+    ],
+)
+def test_training_files_that_cannot_be_used(tmp_path, rows, expected):
+    assert line_of(DataError, tmp_path, load_own, csv(tmp_path / "a.csv", rows)) == expected
+
+
+def test_bad_rows_can_be_left_out_and_are_counted(tmp_path):
+    path = csv(tmp_path / "a.csv", ["a,1", ",0", "b,0", " ,1", "c,", "d", "e,1"])
+    data = load_own(path, validation=csv(tmp_path / "v.csv", ["x,1", ",0"]), skip_bad=True)
+    assert data.train.inputs == (["a", "b", "e"],) and data.train.labels == [1, 0, 1] and data.train.indices == [0, 2, 5]
+    assert data.train.notes[1:] == (
+        f"{path}: left out 1 row with a wrong number of columns (the first is line 7)",
+        f"{path}: left out 2 rows that have an empty 'text' (the first is line 3)",
+        f"{path}: left out line 6, which has no label",
+    )
+    assert data.validation["validation"].notes == (f"{tmp_path}/v.csv: left out line 3, which has an empty 'text'",)
+    with pytest.raises(DataError, match="no row is left to use"):
+        load_own(path, validation=csv(tmp_path / "v.csv", [",1", ",0"]), skip_bad=True)
+
+
+def test_texts_that_are_no_text(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 0}, {"text": 5, "label": 1}])
+    assert line_of(DataError, tmp_path, load_own, path) == "a.jsonl:2: 'text' is not text but 5; name the right column"
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 0}, {"label": 1}])
+    assert line_of(DataError, tmp_path, load_own, path).startswith("a.jsonl:2: has an empty 'text'")
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 0}, {"text": "b", "label": {"x": 1}}])
+    assert line_of(DataError, tmp_path, load_own, path).startswith("a.jsonl:2: the label is neither a word nor a number but dict")
+
+
+def test_a_label_unseen_in_training(words, tmp_path):
+    validation = csv(tmp_path / "v.csv", ["a,yes", "b,maybe"])
+    line = line_of(DataError, tmp_path, load_own, words, validation=validation)
+    assert line == "v.csv:3: the label 'maybe' does not occur in training; known labels are: no, yes"
+
+
+def test_validation_and_test_files_that_cannot_be_used(words, tmp_path):
+    validation = csv(tmp_path / "v.csv", ["a"], "text")
+    assert line_of(DataError, tmp_path, load_own, words, validation=validation) == "v.csv: has no column 'label'; its columns are: text"
+    test = csv(tmp_path / "t.csv", ["a,yes", "b,"])
+    for skip_bad in (False, True):
+        line = line_of(DataError, tmp_path, load_own, words, test=test, skip_bad=skip_bad)
+        assert line == "t.csv:3: has no label; other rows have one: fill all, or none"
+    assert load_own(words, test=csv(tmp_path / "t.csv", ["a,", "b,"])).test["test"].labels is None
+    assert load_own(words, test=csv(tmp_path / "t.csv", ["a,no", "b,yes"])).test["test"].labels == [0, 1]
+    assert line_of(DataError, tmp_path, load_own, words, test=tmp_path / "none.csv") == "none.csv: no such file"
+    assert "is 1.0" not in line_of(UsageError, tmp_path, load_own, words, validation_fraction=1.5)
+
+
+def test_an_index_that_names_nothing(words, tmp_path):
+    path = csv(tmp_path / "t.csv", ["a,7", "b,7"], "text,index")
+    test = load_own(words, test=path).test["test"]
+    assert test.indices == [0, 1] and test.notes == (
+        f"{path}: its index does not name each example; predictions are named by their row, from 0",
+    )
+
+
+SENTENCES = "".join(f"Paris{number} B-LOC\nsleeps O\n\n" for number in range(20))
+
+
+def test_conll_columns(tmp_path):
+    data = load_own(write(tmp_path / "a.conll", SENTENCES))
+    assert data.task.kind == "tags" and data.task.labels == ("B-LOC", "O") and data.task.metrics == ("entity_f1",)
+    first = data.train.indices[0]
+    assert data.train.inputs[0][0] == [f"Paris{first}", "sleeps"] and data.train.labels[0] == [0, 1] and len(data.train) == 18
+    path = write(tmp_path / "a.txt", SENTENCES.replace(" B", " NNP B").replace(" O", " VB O"))
+    assert load_own(path, kind="tags", label_column="1").task.labels == ("NNP", "VB")
+    assert load_own(path, kind="tags", label_column="1").task.metrics == ("accuracy",)
+    validation = write(tmp_path / "v.conll", "Rome B-PER\n")
+    line = line_of(DataError, tmp_path, load_own, tmp_path / "a.conll", validation=validation)
+    assert line == "v.conll: row 1: the label 'B-PER' does not occur in training; known labels are: B-LOC, O"
+    line = line_of(UsageError, tmp_path, load_own, tmp_path / "a.conll", label_column="tag")
+    assert line == "a.conll: 'tag' is not the number of a column; they count from 0, the last is -1"
+    line = line_of(DataError, tmp_path, load_own, write(tmp_path / "b.conll", "Rome\nis\n"))
+    assert line == "b.conll: has a single column, so no labels; training needs a label beside every word"
+
+
+def test_tags_that_follow_from_others_are_known(tmp_path):
+    rows = [{"tokens": ["a", "b", "c"], "tags": ["B-X", "I-X", "B-Y"]}] * 20
+    task = load_own(jsonl(tmp_path / "a.jsonl", rows)).task
+    assert task.labels == ("B-X", "B-Y", "I-X", "I-Y")
+    assert load_split(task, write(tmp_path / "b.conll", "a B-Y\nb I-Y\n")).labels == [[1, 3]]
+
+
+def test_lists_of_words_and_tags(tmp_path):
+    rows = [{"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}] * 20
+    data = load_own(jsonl(tmp_path / "a.jsonl", rows))
+    assert data.task.kind == "tags" and data.task.labels == ("B-X", "O") and data.train.labels[0] == [1, 0]
+    short = jsonl(tmp_path / "b.jsonl", [*rows, {"tokens": ["a"], "ner_tags": ["O", "O"]}])
+    assert line_of(DataError, tmp_path, load_own, short) == "b.jsonl:21: has 1 word but 2 labels; every word needs one label"
+    assert load_split(data.task, write(tmp_path / "c.conll", "a O\nb B-X\n")).labels == [[1, 0]]
+    names = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")),
+                               "tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B-X", "I-X"]))})  # fmt: skip
+    datasets.Dataset.from_dict({"tokens": [["a", "b"]] * 20, "tags": [[0, 1]] * 20}, features=names).to_parquet(str(tmp_path / "a.parquet"))
+    task = load_own(tmp_path / "a.parquet").task
+    assert task.labels == ("O", "B-X", "I-X") and task.written == (0, 1, 2) and task.metrics == ("entity_f1",)
+
+
+def squad(path, *, answered=12, unanswered=0):
+    qas = [{"id": f"q{number}", "question": "Where?", "answers": [{"text": "Rome", "answer_start": 3}]} for number in range(answered)]
+    qas += [{"id": f"u{number}", "question": "Who?", "answers": [], "is_impossible": True} for number in range(unanswered)]
+    return write(path, json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "In Rome.", "qas": qas}]}]}))
+
+
+def test_questions_of_ones_own(tmp_path):
+    data = load_own(squad(tmp_path / "a.json"))
+    assert data.task.kind == "spans" and data.task.text_columns == ("question", "context") and not data.task.unanswerable
+    assert data.task.metrics == ("exact_match", "squad_f1") and len(data.train) == 11 and len(data.validation["validation"]) == 1
+    assert load_own(squad(tmp_path / "b.json", unanswered=2)).task.unanswerable
+    rows = [{"q": "Where?", "c": "In Rome.", "a": {"text": ["Rome"], "answer_start": [3]}}] * 10
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    other = load_own(path, kind="spans", text_columns=["q", "c"], label_column="a")
+    assert other.train.labels[0] == [(3, "Rome")] and other.train.inputs[1][0] == "In Rome."
+    line = line_of(DataError, tmp_path, load_own, squad(tmp_path / "c.json", answered=0, unanswered=0))
+    assert line.startswith("c.json: holds no questions")
+
+
+def test_a_file_for_a_task_that_is_known(words, tmp_path):
+    task = load_own(words).task
+    assert load_split(task, csv(tmp_path / "a.csv", ["a,yes"])).labels == [1]
+    assert load_split(task, csv(tmp_path / "a.csv", ["a"], "text"), split="mine").labels is None
+    assert load_split(task, csv(tmp_path / "a.csv", ["a", ""], "text"), skip_bad=True).split == "validation"
+    assert line_of(DataError, tmp_path, load_split, task, csv(tmp_path / "a.csv", ["a,perhaps"])).startswith("a.csv:2: the label 'perhaps'")
+    assert line_of(DataError, tmp_path, load_split, task, csv(tmp_path / "a.csv", ['"",yes'])).startswith("a.csv:2: has an empty 'text'")
+    assert line_of(DataError, tmp_path, load_split, task, tmp_path / "none.csv") == "none.csv: no such file"
+
+
+def test_another_file_for_a_model_of_a_named_task(tmp_path):
+    task = find_task("glue/sst2")
+    examples = load_split(task, jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "positive"}, {"text": "b", "label": 0}]))
+    assert examples.inputs == (["a", "b"],) and examples.labels == [1, 0]
+    assert examples.notes == (f"{tmp_path}/a.jsonl: the text is taken from 'text', labels from 'label'",)
+    line = line_of(DataError, tmp_path, load_split, task, csv(tmp_path / "b.csv", ["a,b,1"], "title,body,label"))
+    assert line == "b.csv: has no column 'sentence'; its columns are: title, body, label"
+    published = write(tmp_path / "dev.tsv", 'sentence1\tsentence2\tgold_label\n"a\tb\tneutral\n')
+    examples = load_split(find_task("glue/mnli"), published)
+    assert examples.inputs == (['"a'], ["b"]) and examples.labels == [1] and examples.notes == ()
+    assert load_split(find_task("glue/cola"), write(tmp_path / "cola.tsv", "x\t1\t\tOne.\n")).labels == [1]
+
+
+def test_labels_are_not_guessed_from_numbers_that_are_none(words, tmp_path):
+    task = replace(load_own(words).task, label_column="label")
+    line = line_of(DataError, tmp_path, load_split, task, jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 1}]))
+    assert line == "a.jsonl:1: the label 1 does not occur in training; known labels are: no, yes"
+
+
+def test_real_tags(real_data):
+    data = load_own(
+        real_data / "downstream" / "conll2000" / "train.txt", kind="tags", test=real_data / "downstream" / "conll2000" / "test.txt"
+    )
+    assert len(data.train) + len(data.validation["validation"]) == 8936 and len(data.test["test"]) == 2012
+    # I-LST occurs in the test file only; B-LST is in both.
+    assert "I-LST" in data.task.labels and len(data.task.labels) == 23 and data.task.metrics == ("entity_f1",)
+    lengths = np.array([len(words) for words in data.train.inputs[0]])
+    assert (lengths == [len(tags) for tags in data.train.labels]).all()
