@@ -73,7 +73,7 @@ def test_what_diverges_or_fails_does_not_stop_the_others(runs: list[PlannedRun],
             "preln-seed0": f"""
 import sys; sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from tests.engine.test_compare import write_run
+from tests.comparison.test_read import write_run
 write_run(Path(place), "pld.theta_bar=1", losses=(4.0, 3.0, 2.0, 1.5))
 """,
             "pld-seed0": "print('step 7/40'); print('error: step 8: training diverged: the loss is not finite; lower it'); exit(6)",
