@@ -18,9 +18,16 @@ __all__ = ["compare"]
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories that `pld pretrain` wrote.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Directories that `pld pretrain` wrote, or a comparison's or study's metrics.csv.gz."),
+    ],
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="RUN", help="What to compare with, by path or name.", show_default="the first run")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Runs to keep; `*` and `?` stand for any letters; repeatable."),
     ] = None,
     finetuned: Annotated[
         Path | None,
@@ -47,7 +54,7 @@ def compare(
     from pldcli.comparison.read import read_runs
     from pldcli.system import atomic
 
-    comparison = compare_runs(read_runs(runs, finetuned=finetuned or Path("finetuned")), baseline=baseline)
+    comparison = compare_runs(read_runs(runs, finetuned=finetuned or Path("finetuned"), only=only or ()), baseline=baseline)
     # Files first: a reader that closes the pipe early must not cost them.
     if csv is not None:
         atomic.write_text(csv, runs_csv(comparison))

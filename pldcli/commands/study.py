@@ -75,10 +75,10 @@ def study(
 
 def _report(opened: Study, outcomes: Mapping[str, Outcome] | None, tuned: Mapping[str, TuningOutcome] | None) -> Results:
     from pldcli.study.report import write_report
-    from pldcli.study.results import read_results, read_thinned
+    from pldcli.study.results import read_results
 
     results = read_results(opened, outcomes, tuned)
-    write_report(results, read_thinned(opened, results), opened.out / "report")
+    write_report(results, opened.out / "report")
     return results
 
 

@@ -1,16 +1,17 @@
-"""Read run directories for a comparison, and write what it came to."""
+"""Read runs for a comparison, from their directories or from the table that an earlier comparison or a study wrote."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from pldcli import presets
-from pldcli.comparison.runs import Measurement, Run
+from pldcli.comparison.metrics_table import read_table
+from pldcli.comparison.runs import Run, run_from_rows
 from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
@@ -18,22 +19,29 @@ from pldcli.errors import CheckpointError, DataError, UsageError
 
 __all__ = ["name_runs", "read_config", "read_run", "read_runs"]
 
-_SPENT = ("progress/tokens", "progress/executed_flops", "progress/train_seconds")
 
-
-def read_runs(paths: Sequence[Path], *, finetuned: Path) -> list[Run]:
-    """Read several runs, each once, and give them names that differ.
+def read_runs(paths: Sequence[Path], *, finetuned: Path, only: Sequence[str] = ()) -> list[Run]:
+    """Read runs, each once, and give them names that differ.
 
     Args:
-        paths: Run directories.
+        paths: Run directories, and tables as `pld compare --out` writes them, which hold several runs.
         finetuned: Where `pld finetune` wrote, MODEL/TASK/results.json; it need not exist.
+        only: Names to keep, with `*` and `?` for any letters; all by default.
 
     Raises:
-        UsageError: A run is named twice.
+        UsageError: A run is named twice, or none has such a name.
         CheckpointError: A directory is no run.
         DataError: A run has no validation yet, or its metrics are damaged.
     """
-    return [read_run(path, name=name, finetuned=finetuned) for path, name in zip(paths, name_runs(paths), strict=True)]
+    tables = {path: read_table(path) for path in paths if path.is_file()}
+    places = [place for path in paths for place in ([path.parent / name for name in tables[path]] if path in tables else [path])]
+    read = {path.parent / name: run for path, table in tables.items() for name, run in table.items()}
+    named = list(zip(places, name_runs(places), strict=True))
+    if missing := [pattern for pattern in only if not any(fnmatchcase(name, pattern) for _, name in named)]:
+        names = ", ".join(name for _, name in named)
+        raise UsageError("no run has such a name", where=f"--only {missing[0]}", hint=f"choose from {names}")
+    kept = [(place, name) for place, name in named if not only or any(fnmatchcase(name, pattern) for pattern in only)]
+    return [replace(read[place], name=name) if place in read else read_run(place, name=name, finetuned=finetuned) for place, name in kept]
 
 
 def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
@@ -44,31 +52,17 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
         DataError: It has no validation yet, or its metrics are damaged.
     """
     directory = RunDirectory(path)
-    config = read_config(directory)
-    rows = read_metrics(directory.metrics)
-    logged = [row for row in rows if "train/loss" in row]
-    validation = tuple(_measurement(row, "eval/mlm_loss", directory) for row in rows if "eval/mlm_loss" in row)
-    if not validation:
-        last = max((row["step"] for row in rows), default=0)
-        raise DataError(
-            f"has no validation yet (step {last:,} of {config.train.total_steps:,}, validated every {config.eval.every_steps:,})",
-            where=str(path),
-            hint="train it further, or leave it out",
-        )
-    return Run(
-        name,
-        str(path),
-        config,
-        validation,
-        # Beside a second loss, train/loss is their sum.
-        tuple(_measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", directory) for row in logged),
-        tuple((row["step"], row["optim/learning_rate"]) for row in logged if row.get("optim/learning_rate") is not None),
-        tuple(start for start in read_starts(directory.environment) if isinstance(start, dict)),
-        run_state(directory, config, max((row["step"] for row in rows), default=0)),
-        max((row.get("progress/wall_seconds") or 0.0 for row in rows), default=0.0),
-        _unreadable_lines(directory.metrics, len(rows)),
-        next((row["eval/frequency_loss"] for row in reversed(rows) if "eval/frequency_loss" in row), None),
-        _finetuned(path, finetuned),
+    config, rows = read_config(directory), read_metrics(directory.metrics)
+    return run_from_rows(
+        rows,
+        name=name,
+        path=str(path),
+        config=config,
+        where=str(directory.metrics),
+        starts=tuple(read_starts(directory.environment)),
+        state=run_state(directory, config, max((row["step"] for row in rows), default=0)),
+        unreadable_lines=_unreadable_lines(directory.metrics, len(rows)) if rows else 0,
+        finetuned=_finetuned(path, finetuned),
     )
 
 
@@ -101,21 +95,6 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
             depth += 1
         names.append("/".join(place.parts[-depth:]))
     return names
-
-
-def _measurement(row: Mapping[str, Any], name: str, directory: RunDirectory) -> Measurement:
-    tokens, flops, seconds = (_number(row, spent, directory) for spent in _SPENT)
-    if tokens <= 0:
-        raise DataError(f"step {row['step']:,} comes after no tokens at all", where=str(directory.metrics), hint="leave this run out")
-    loss = None if row[name] is None else _number(row, name, directory)
-    return Measurement(row["step"], tokens, flops, seconds, loss if loss is not None and math.isfinite(loss) else None)
-
-
-def _number(row: Mapping[str, Any], name: str, directory: RunDirectory) -> float:
-    value = row.get(name)
-    if not isinstance(value, int | float):
-        raise DataError(f"step {row['step']:,} has no number under {name}", where=str(directory.metrics), hint="leave this run out")
-    return float(value)
 
 
 def _unreadable_lines(path: Path, readable: int) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FILES", "write_comparison"]
 
-FILES = ("comparison.json", "comparison.csv", "curves.csv", "comparison.png", "comparison.svg", "index.html")
+FILES = ("comparison.json", "comparison.csv", "curves.csv", "metrics.csv.gz", "comparison.png", "comparison.svg", "index.html")
 """What is written."""
 
 _VALIDATION_CAPTION = (
@@ -37,15 +37,17 @@ def write_comparison(comparison: Comparison, out: Path, *, title: str | None = N
         OutputError: They cannot be written.
     """
     from pldcli.comparison.files import as_json, curves_csv, runs_csv
+    from pldcli.comparison.metrics_table import table_bytes
     from pldcli.comparison.page import render_page
     from pldcli.comparison.plots import draw_curves, plot_comparison
     from pldcli.comparison.tables import sections, summary, words
     from pldcli.system import atomic
 
-    numbers, rows, curves, *pictures, page = (out / name for name in FILES)
+    numbers, rows, curves, metrics, *pictures, page = (out / name for name in FILES)
     atomic.write_text(numbers, json.dumps(as_json(comparison), indent=1) + "\n")
     atomic.write_text(rows, runs_csv(comparison))
     atomic.write_text(curves, curves_csv(comparison))
+    atomic.write_bytes(metrics, table_bytes(comparison.runs))
     for picture in pictures:
         plot_comparison(comparison, picture)
     html = render_page(

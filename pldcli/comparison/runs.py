@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections import deque
@@ -13,12 +14,16 @@ from itertools import takewhile
 from typing import Any
 
 from pldcli.config import Config, flatten
+from pldcli.errors import DataError
 from pldcli.flops import Flops
 
-__all__ = ["AXES", "Measurement", "Run", "System", "group_runs"]
+__all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs", "run_from_rows"]
 
 AXES = {"tokens": "tokens", "step": "steps", "executed_flops": "executed FLOPs", "train_seconds": "training seconds"}
 """What a loss can be held against: attribute of a measurement, and its unit in words."""
+
+SPENT = ("progress/tokens", "progress/executed_flops", "progress/train_seconds")
+"""Metrics that say what a run had spent when a row was logged."""
 
 _SMOOTHED_SHARE = 0.05
 """Training losses are averaged over this last part of the run's steps."""
@@ -46,6 +51,8 @@ class Run:
     name: str
     path: str
     config: Config
+    rows: tuple[Mapping[str, Any], ...]
+    """Every row of metrics.jsonl, in the order of steps; what follows is read from it."""
     validation: tuple[Measurement, ...]
     """Every validation, at least one, in the order of steps."""
     training: tuple[Measurement, ...]
@@ -57,10 +64,10 @@ class Run:
     state: str
     """As `pld runs` says it."""
     wall_seconds: float = 0.0
-    unreadable_lines: int = 0
-    """Of metrics.jsonl."""
     frequency_loss: float | None = None
     """What token frequencies alone score on the validation rows; None where the run did not write it down."""
+    unreadable_lines: int = 0
+    """Of metrics.jsonl."""
     finetuned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Task to the score of each fine-tuning, in [0, 1]."""
 
@@ -223,6 +230,59 @@ def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
         System(name if names.count(name) == 1 else members[0].name, tuple(members))
         for name, members in zip(names, grouped.values(), strict=True)
     )
+
+
+def run_from_rows(rows: Sequence[Mapping[str, Any]], *, name: str, path: str, config: Config, where: str, **known: Any) -> Run:
+    """Build a run from its metrics.
+
+    Args:
+        rows: As in metrics.jsonl.
+        name: Of the run.
+        path: Of its directory.
+        config: Its configuration.
+        where: The file that holds the rows, for errors.
+        known: Fields of `Run` that do not come from its metrics.
+
+    Raises:
+        DataError: There is no validation yet, or a number is missing.
+    """
+    logged = [row for row in rows if "train/loss" in row]
+    validated = [row for row in rows if "eval/mlm_loss" in row]
+    if not validated:
+        last = max((row["step"] for row in rows), default=0)
+        raise DataError(
+            f"has no validation yet (step {last:,} of {config.train.total_steps:,}, validated every {config.eval.every_steps:,})",
+            where=path,
+            hint="train it further, or leave it out",
+        )
+    return Run(
+        name=name,
+        path=path,
+        config=config,
+        rows=tuple(rows),
+        validation=tuple(_measurement(row, "eval/mlm_loss", where) for row in validated),
+        # Beside a second loss, train/loss is their sum.
+        training=tuple(_measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", where) for row in logged),
+        learning_rates=tuple((row["step"], row["optim/learning_rate"]) for row in logged if row.get("optim/learning_rate") is not None),
+        wall_seconds=max((row.get("progress/wall_seconds") or 0.0 for row in rows), default=0.0),
+        frequency_loss=next((row["eval/frequency_loss"] for row in reversed(rows) if "eval/frequency_loss" in row), None),
+        **known,
+    )
+
+
+def _measurement(row: Mapping[str, Any], name: str, where: str) -> Measurement:
+    tokens, flops, seconds = (_number(row, spent, where) for spent in SPENT)
+    if tokens <= 0:
+        raise DataError(f"step {row['step']:,} comes after no tokens at all", where=where, hint="leave this run out")
+    loss = None if row[name] is None else _number(row, name, where)
+    return Measurement(row["step"], tokens, flops, seconds, loss if loss is not None and math.isfinite(loss) else None)
+
+
+def _number(row: Mapping[str, Any], name: str, where: str) -> float:
+    value = row.get(name)
+    if not isinstance(value, int | float):
+        raise DataError(f"step {row['step']:,} has no number under {name}", where=where, hint="leave this run out")
+    return float(value)
 
 
 def _system_key(run: Run) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,11 @@ _REMARK = (
 )
 
 
-def write_report(results: Results, metrics: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> Path:
+def write_report(results: Results, out: Path) -> Path:
     """Write everything, in the place of an earlier report.
 
     Args:
         results: What the study came to so far.
-        metrics: Run to its thinned metrics.
         out: The directory of the report.
 
     Returns:
@@ -37,17 +35,18 @@ def write_report(results: Results, metrics: Mapping[str, Sequence[Mapping[str, A
     Raises:
         OutputError: It cannot be written.
     """
+    from pldcli.comparison import metrics_table
     from pldcli.comparison.report import write_comparison
     from pldcli.study.sensitivity import draw_lines, find_lines
 
     outcomes = {name: [results.outcomes[run.name] for run in runs] for name, runs in results.groups.items()}
     lines = find_lines(results.plan.spec, outcomes)
     with atomic.directory(out, overwrite=True) as place:
-        for name, rows in metrics.items():
-            atomic.write_text(place / f"metrics-{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         for baseline, comparison in results.comparisons.items():
             title = f"{results.plan.spec.name}: against {baseline}"
             write_comparison(comparison, place / _folder(baseline, results), title=title, remarks=[_REMARK])
+        runs = {**results.trained, **results.diverged}
+        atomic.write_bytes(place / metrics_table.FILE, metrics_table.table_bytes(list(runs.values())))  # of all runs, not of one comparison
         drawn = [key for key, found in lines.items() if draw_lines(key, found, place / _picture(key))]
         atomic.write_text(place / "report.md", _markdown(results, lines, drawn))
     return out / "report.md"
@@ -108,7 +107,9 @@ def _against(baseline: str, comparison: Comparison, results: Results) -> str:
 
     folder = _folder(baseline, results)
     page, picture = folder / "index.html", folder / "comparison.png"
-    parts = [f"## Against {baseline}", f"Every table and curve: [{page}]({page}).", f"![validation losses]({picture})"]
+    kept = " ".join(f"--only '{system.name}-seed*'" for system in comparison.systems)
+    again = f"`pld compare metrics.csv.gz --baseline {comparison.baseline.runs[0].name} {kept} --out DIR`"
+    parts = [f"## Against {baseline}", f"Every table and curve: [{page}]({page}), or {again}.", f"![validation losses]({picture})"]
     if comparison.warnings:
         parts.append("Read this before the numbers:\n\n" + _bullets(comparison.warnings))
     parts.append(_bullets(summary(comparison)))
@@ -146,7 +147,7 @@ def _how(results: Results) -> str:
         f"seeds {', '.join(map(str, spec.seeds))}: a seed gives every system the same order of text, the same masks, and the same "
         "initial weights where the shape is the same",
     ]
-    files = "`metrics-RUN.jsonl` holds every validation of a run and about 100 of its other rows."
+    files = "`metrics.csv.gz` holds every validation of each run and about 100 of its other rows."
     return f"## How\n\n{_bullets(lines)}\n\n{files}\n\nThe study's file:\n\n```yaml\n{spec.text.strip()}\n```"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 from pldcli.comparison.comparison import Comparison, Contrast, compare_systems
 from pldcli.comparison.read import read_run
@@ -16,11 +16,11 @@ from pldcli.study.checks import CheckResult, judge
 from pldcli.study.halving import Outcome, RungResult
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.study import Study
-from pldcli.study.thinning import calibrated, thin_rows
+from pldcli.study.thinning import calibrated
 from pldcli.study.timings import Timings
 from pldcli.study.tunings import FINETUNED, PlannedTuning, TuningOutcome
 
-__all__ = ["Results", "read_results", "read_thinned", "verdict"]
+__all__ = ["Results", "read_results", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Results:
     """Of each run."""
     trained: Mapping[str, Run]
     """Runs that finished, with seconds as measured alone."""
+    diverged: Mapping[str, Run]
+    """Runs that diverged after their first validation, likewise."""
     rungs: tuple[RungResult, ...]
     tunings: Mapping[PlannedTuning, TuningOutcome]
     """Every fine-tuning of a finished run, and what became of it."""
@@ -143,20 +145,16 @@ def read_results(study: Study, outcomes: Mapping[str, Outcome] | None = None, tu
     """
     runs = study.runs()
     known = {run.name: (outcomes or {}).get(run.name) or study.outcome(run) for run in runs}
-    trained = {}
+    trained: dict[str, Run] = {}
+    diverged: dict[str, Run] = {}
     for run in runs:
-        if known[run.name].state == "finished":
-            place = study.place(run)
+        state, place = known[run.name].state, study.place(run)
+        if state == "finished" or (state == "diverged" and _was_validated(place)):
             read = read_run(place, name=run.name, finetuned=study.out / FINETUNED)
-            trained[run.name] = calibrated(read, study.plan.times[run.system])
+            (trained if state == "finished" else diverged)[run.name] = calibrated(read, study.plan.times[run.system])
     tunings = {tuning: (tuned or {}).get(tuning.name) or outcome for tuning, outcome in study.tunings().items()}
-    return Results(study.plan, study.timings, str(study.data), tuple(runs), known, trained, tuple(study.rungs()), tunings)
+    return Results(study.plan, study.timings, str(study.data), tuple(runs), known, trained, diverged, tuple(study.rungs()), tunings)
 
 
-def read_thinned(study: Study, results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Read the metrics of every run that finished or diverged, with fewer rows."""
-    return {
-        run.name: thin_rows(read_metrics(RunDirectory(study.place(run)).metrics))
-        for run in results.runs
-        if results.outcomes[run.name].is_settled
-    }
+def _was_validated(run: Path) -> bool:
+    return any("eval/mlm_loss" in row for row in read_metrics(RunDirectory(run).metrics))

@@ -114,6 +114,28 @@ def test_everything_is_written(pld: Run, folder: Path) -> None:
     assert json.loads(again.out)["baseline"] == json.loads(Path("comparison/comparison.json").read_text())["baseline"] == "pld"
 
 
+def test_a_table_of_runs_is_compared_as_the_runs_are(pld: Run) -> None:
+    write_results(Path("finetuned/pld-seed0/rte"), task="glue/rte", start="pld-seed0/model", scores=[[0.5, 0.625]])
+    outcome = pld("compare", *PRELN, *PLD, "--out", "first", "--json")
+    again = pld("compare", "first/metrics.csv.gz", "--out", "second", "--json")
+    assert (again.code, again.out) == (0, outcome.out)
+    for name in FILES:
+        assert Path("second", name).read_bytes() == Path("first", name).read_bytes(), name
+    assert pld("compare", "first/metrics.csv.gz").out == pld("compare", *PRELN, *PLD).out
+
+
+def test_runs_can_be_left_out_and_tables_stand_beside_directories(pld: Run) -> None:
+    assert pld("compare", *PRELN, *PLD, "--out", "all").code == 0
+    some = compared(pld, "all/metrics.csv.gz", "--only", "preln-seed?", "--only", "pld-seed0")
+    assert [run["run"] for run in some["runs"]] == [*PRELN, "pld-seed0"]
+    assert some == compared(pld, *PRELN, "pld-seed0")
+    assert compared(pld, "all/metrics.csv.gz", "--only", "preln-seed0", "--only", "pld-seed0", "--baseline", "pld-seed0")["baseline"]
+    write_run(Path("other"), "model.dropout=0.2", losses=(4.0, 3.0, 2.0, 1.5))
+    assert [run["run"] for run in compared(pld, "other", "all/metrics.csv.gz")["runs"]] == ["other", *PRELN, *PLD]
+    names = [run["run"] for run in compared(pld, "all/metrics.csv.gz", "preln-seed0")["runs"]]
+    assert "all/preln-seed0" in names and len(set(names)) == 7
+
+
 def test_fine_tuning_is_shown_where_there_is_any(pld: Run) -> None:
     assert "After fine-tuning" not in pld("compare", PRELN[0], PLD[0]).out
     write_results(Path("finetuned/pld-seed0/rte"), task="glue/rte", start="pld-seed0/model", scores=[[0.5, 0.625]])
@@ -182,6 +204,12 @@ def test_names_with_brackets_are_not_markup(pld: Run) -> None:
         (["pld-seed0", "preln-seed0", "--plot", "a.pdf"], 2, "a.pdf: a picture's name must end in .png or .svg"),
         (["pld-seed0", "preln-seed0", "--finetuned", "nowhere"], 2, "--finetuned nowhere: no such directory"),
         (["pld-seed0", "preln-seed0", "--out", "file"], 7, "file/comparison.json: cannot be written"),
+        (
+            ["pld-seed0", "preln-seed0", "--only", "p*", "--only", "x*"],
+            2,
+            "--only x*: no run has such a name; choose from pld-seed0,",
+        ),
+        (["file"], 3, "file: is no table of runs: it has no column run, about, step"),
         (["pld-seed0", "fresh"], 3, "fresh: has no validation yet (step 5 of 40, validated every 10)"),
     ],
 )

@@ -12,6 +12,7 @@ import yaml
 
 from pldcli import presets
 from pldcli.bench.step_time import StepTime
+from pldcli.comparison.metrics_table import read_table
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.study import jobs as study_commands
 from pldcli.study.plan import Plan, make_plan, shapes
@@ -119,7 +120,7 @@ def test_the_report_of_what_is_there(half_done: Path, pld: Run) -> None:
     assert "measured on a machine" in text and "torch 2.13" in text and half_done.read_text().strip() in text
     names = {path.name for path in report.iterdir()}
     assert names >= {"index.html", "comparison.json", "comparison.png", "sensitivity-optim.learning_rate.png", "against-lr-1e-3"}
-    assert {name for name in names if name.startswith("metrics-")} == {f"metrics-{name}.jsonl" for name in [*LOSSES, "lr-16e-3-seed0"]}
+    assert set(read_table(report / "metrics.csv.gz")) == {*LOSSES, "lr-16e-3-seed0"}
     assert [system["name"] for system in json.loads((report / "comparison.json").read_text())["systems"]] == ["preln", "shallow", "pld"]
     assert "Seconds are steps x step time" in (report / "index.html").read_text()
     for link in re.findall(r"\]\(([^)]+)\)", text):

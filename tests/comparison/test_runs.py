@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.comparison.runs import Measurement, Run, group_runs
+from pldcli.comparison.runs import Measurement, Run, group_runs, run_from_rows
 from tests.conftest import tiny_config
 
 START: Mapping[str, Any] = {
@@ -27,6 +27,7 @@ def made_up_run(
     losses: Sequence[float | None] = (4.0, 3.0, 2.0, 1.0),
     seconds_per_step: float = 2.0,
     starts: Sequence[Mapping[str, Any]] | None = None,
+    frequency_loss: float | None = None,
     **more: Any,
 ) -> Run:
     """Make a run of 40 steps that was validated every 10 steps and logged every 5.
@@ -35,20 +36,17 @@ def made_up_run(
     """
     config = tiny_config("train.total_steps=40", "eval.every_steps=10", *changes)
 
-    def at(step: int, loss: float | None) -> Measurement:
-        return Measurement(step, 256.0 * step, 256e3 * step, seconds_per_step * step, loss)
-
-    logged = [(step, losses[(step - 1) // 10]) for step in range(5, 10 * len(losses) + 1, 5)]
-    return Run(
-        name=name,
-        path=f"runs/{name}",
-        config=config,
-        validation=tuple(at(10 * number, loss) for number, loss in enumerate(losses, 1)),
-        training=tuple(at(step, None if loss is None else loss + 1) for step, loss in logged),
-        learning_rates=tuple((step, config.optim.learning_rate * (1 - step / 40)) for step, _ in logged),
-        starts=tuple([START] if starts is None else starts),
-        **{"state": "finished", "wall_seconds": 10.0, **more},
-    )
+    rows: list[dict[str, Any]] = []
+    noticed = {} if frequency_loss is None else {"eval/frequency_loss": frequency_loss}
+    for step in range(5, 10 * len(losses) + 1, 5):
+        loss = losses[(step - 1) // 10]
+        spent = {"progress/tokens": 256 * step, "progress/executed_flops": 256e3 * step, "progress/train_seconds": seconds_per_step * step}
+        rate = config.optim.learning_rate * (1 - step / 40)
+        rows.append({"step": step, "train/loss": None if loss is None else loss + 1, "optim/learning_rate": rate, **spent})
+        if step % 10 == 0:
+            rows.append({"step": step, "eval/mlm_loss": loss, **noticed, **spent, "progress/wall_seconds": 10.0})
+    known = {"state": "finished", "starts": tuple([START] if starts is None else starts), **more}
+    return run_from_rows(rows, name=name, path=f"runs/{name}", config=config, where=f"runs/{name}/metrics.jsonl", **known)
 
 
 def test_what_a_run_comes_to() -> None:

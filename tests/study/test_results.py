@@ -36,7 +36,7 @@ def results_of(spec: Spec, losses: Mapping[str, float], **others: Outcome) -> Re
     rungs = climb(plan, outcome)
     runs = (*plan.runs(), *(run for rung in rungs for run in rung.runs))
     done = {run.name: trained(run) for run in runs if run.name in losses}
-    return Results(plan, Timings("d", {}), "data", runs, {run.name: outcome(run) for run in runs}, done, tuple(rungs), {})
+    return Results(plan, Timings("d", {}), "data", runs, {run.name: outcome(run) for run in runs}, done, {}, tuple(rungs), {})
 
 
 def test_seeds_are_paired_and_the_verdict_names_what_is_equal(spec_of: Callable[..., Spec]) -> None:

@@ -3,25 +3,19 @@ from __future__ import annotations
 import pytest
 
 from pldcli.bench.step_time import StepTime
-from pldcli.study.thinning import calibrated, thin_rows
+from pldcli.study.thinning import calibrated
 from tests.comparison.test_runs import START, made_up_run
 
 
-def test_all_validations_and_a_hundred_other_rows_stay() -> None:
-    rows = [{"step": step, "train/loss": 1.0 / 3.0, "progress/tokens": 1234567890} for step in range(1, 1001)]
-    rows += [{"step": step, "eval/mlm_loss": 2.0} for step in range(10, 1001, 10)]
-    rows.sort(key=lambda row: row["step"])
-    thin = thin_rows(rows)
-    assert [row["step"] for row in thin if "eval/mlm_loss" in row] == list(range(10, 1001, 10))
-    assert [row["step"] for row in thin if "train/loss" in row] == list(range(10, 1001, 10))
-    assert thin[0] == {"step": 10, "train/loss": 0.333333, "progress/tokens": 1234567890}
-    assert len(thin_rows(rows, most=70)) == 100 + 67  # every 15th, the last one among them
-    assert thin_rows(rows, most=70)[-2]["step"] == thin_rows(rows, most=70)[-1]["step"] == 1000
+def test_all_validations_and_about_so_many_other_rows_stay() -> None:
+    rows = calibrated(made_up_run(), StepTime(2.0, 0.5), most=3).rows
+    assert [row["step"] for row in rows if "eval/mlm_loss" in row] == [10, 20, 30, 40]
+    assert [row["step"] for row in rows if "train/loss" in row] == [10, 25, 40]  # every third, the last one among them
 
 
-def test_few_rows_stay_as_they_are() -> None:
-    rows = [{"step": 1, "train/loss": None}, {"step": 2, "train/loss": 0.5}]
-    assert thin_rows(rows) == rows and thin_rows([]) == []
+def test_what_a_comparison_reads_is_exact_and_the_rest_has_six_digits() -> None:
+    row = calibrated(made_up_run("a", "optim.learning_rate=0.0001234567", losses=(10 / 3,)), StepTime(2.0, 0.5)).rows[0]
+    assert (row["optim/learning_rate"], row["train/loss"]) == (0.000108025, 10 / 3 + 1)
 
 
 def test_seconds_are_steps_times_step_time() -> None:
@@ -32,10 +26,11 @@ def test_seconds_are_steps_times_step_time() -> None:
     assert calibrated(made_up_run("a", *dropping), StepTime(2.0, 0.5)).final.train_seconds == pytest.approx(40 * 1.25)
 
 
-def test_the_clock_of_the_run_itself_is_gone() -> None:
+def test_the_clock_of_the_run_itself_is_kept_beside_and_when_it_began_is_gone() -> None:
     starts = [{**START, "hardware": "first"}, {**START, "hardware": "second"}]
-    run = calibrated(made_up_run(starts=starts, wall_seconds=50.0), StepTime(2.0, 0.5))
-    assert (run.start["hardware"], "started" in run.start, len(run.starts), run.wall_seconds) == ("second", False, 1, 0.0)
+    run = calibrated(made_up_run(starts=starts, seconds_per_step=7.0), StepTime(2.0, 0.5))
+    assert (run.start["hardware"], "started" in run.start, len(run.starts)) == ("second", False, 1)
+    assert run.rows[-1]["progress/measured_seconds"] == 280.0
 
 
 def test_training_losses_are_averaged_with_their_neighbours() -> None:

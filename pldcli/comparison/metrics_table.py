@@ -1,0 +1,110 @@
+"""Runs as one compressed CSV: a row per logged step of each run, to keep beside code and to compare again."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pldcli import presets
+from pldcli.comparison.runs import SPENT, Run, run_from_rows
+from pldcli.config import flatten
+from pldcli.console.section import csv_text
+from pldcli.errors import DataError, PldError
+
+__all__ = ["FILE", "read_table", "table_bytes"]
+
+FILE = "metrics.csv.gz"
+"""What such a table is called."""
+
+_NEEDED = ("run", "about", "step", "eval/mlm_loss", *SPENT)
+_ABOUT = ("path", "state", "starts", "unreadable_lines", "finetuned")
+"""Fields of a run that are not in its metrics; they stand, with its configuration, in the first of its rows, as JSON."""
+
+_WRITE_AGAIN = "write it again with `pld compare RUN RUN --out DIR`"
+
+
+def table_bytes(runs: Sequence[Run]) -> bytes:
+    """Write runs as a gzipped CSV that `read_table` reads back to equal ones.
+
+    Columns are `run`, `about` and the names in metrics.jsonl; a cell is empty where a row has no such number, and `nan` where it was not
+    finite.
+    """
+    rows = []
+    for run in runs:
+        about = {"config": flatten(run.config)} | {field: getattr(run, field) for field in _ABOUT}
+        for number, row in enumerate(run.rows):
+            numbers = {name: "nan" if value is None else value for name, value in row.items()}
+            rows.append({"run": run.name, "about": "" if number else json.dumps(about), **numbers})
+    return gzip.compress(csv_text(rows).encode(), mtime=0)  # no time in it: the same runs give the same bytes
+
+
+def read_table(path: Path) -> dict[str, Run]:
+    """Read the runs of a table by name.
+
+    Args:
+        path: A CSV file, compressed if its name ends in .gz.
+
+    Raises:
+        DataError: It is damaged, or no such table.
+    """
+    runs = {}
+    for name, rows in _read_rows(path).items():
+        try:
+            about = json.loads(rows[0].pop("about"))
+            known = {field: about[field] for field in _ABOUT} | {"starts": tuple(about["starts"])}
+            known["finetuned"] = {task: tuple(scores) for task, scores in about["finetuned"].items()}
+            config = presets.build(about["config"])
+        except (ValueError, KeyError, TypeError, AttributeError, PldError) as error:
+            raise DataError(f"does not say how {name} was trained ({error!r})", where=str(path), hint=_WRITE_AGAIN) from error
+        runs[name] = run_from_rows(rows, name=name, config=config, where=f"{path}: {name}", **known)
+    return runs
+
+
+def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the rows of each run; `about` stays in the first one."""
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+        lines = csv.reader(io.StringIO(text), strict=True)
+        columns = next(lines, [])
+        if missing := [name for name in _NEEDED if name not in columns]:
+            raise DataError(f"is no table of runs: it has no column {', '.join(missing)}", where=str(path), hint=_WRITE_AGAIN)
+        runs: dict[str, list[dict[str, Any]]] = {}
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a run that was started often has much to say
+        for cells in lines:
+            if len(cells) != len(columns):
+                raise ValueError(f"line {lines.line_num:,} has {len(cells)} cells, the head {len(columns)}")
+            name, row = _read_row(dict(zip(columns, cells, strict=True)), lines.line_num)
+            if "about" in row and name in runs:
+                raise ValueError(f"line {lines.line_num:,} begins {name} a second time")
+            runs.setdefault(name, []).append(row)
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+        raise DataError(f"cannot be read as a table of runs ({error})", where=str(path), hint=_WRITE_AGAIN) from error
+    if not runs:
+        raise DataError("holds no run", where=str(path), hint=_WRITE_AGAIN)
+    return runs
+
+
+def _read_row(cells: Mapping[str, str], line: int) -> tuple[str, dict[str, Any]]:
+    """Turn the cells of a row into numbers.
+
+    Raises:
+        ValueError: One is none.
+    """
+    row: dict[str, Any] = {"about": cells["about"]} if cells["about"] else {}
+    for name, cell in cells.items():
+        if name in ("run", "about") or not cell:
+            continue
+        try:
+            row[name] = None if cell == "nan" else int(cell) if cell.lstrip("-").isdecimal() else float(cell)
+        except ValueError:
+            raise ValueError(f"line {line:,}: {name} is {cell!r}, which is no number") from None
+    if not isinstance(row.get("step"), int):
+        raise ValueError(f"line {line:,} has no step")
+    return cells["run"], row
