@@ -1,0 +1,235 @@
+"""Compute the tables of README.md and docs/ that hold measured numbers again, from the files under benchmarks/results.
+
+    python benchmarks/claims.py --check     # name every cell that differs; the exit code is then 1
+    python benchmarks/claims.py --write     # write the tables anew where they stand
+    python benchmarks/claims.py dropping    # print one table
+    python benchmarks/claims.py --list      # name the tables that there are
+
+A table with a digit in a cell has `<!-- claims: NAME -->` above it, with NAME one of CLAIMS below, or `<!-- claims: none, WHY -->` where
+its numbers were not measured. Digits in code and in links do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile, zip_longest
+from pathlib import Path
+from statistics import fmean
+
+from pldcli.comparison.comparison import Contrast, compare_systems
+from pldcli.comparison.intervals import mean_interval
+from pldcli.comparison.metrics_table import FILE, read_table
+from pldcli.comparison.runs import Run, System
+from pldcli.system import atomic
+from reporting import head, row
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+Table = list[tuple[str, ...]]
+"""The headings and the rows."""
+
+_MARK = re.compile(r"\s*<!-- claims: ([^,>]+?)(?:, (.*?))? -->\s*")
+_NOT_MEASURED = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
+"""Code and links: a digit there is no number that was measured."""
+
+
+@cache
+def runs_of(study: str) -> dict[str, Run]:
+    return read_table(RESULTS / study / FILE)
+
+
+def system_of(study: str, name: str) -> System:
+    """All seeds of a system of a study."""
+    return System(name, tuple(run for run in runs_of(study).values() if re.fullmatch(rf"{re.escape(name)}-seed\d+", run.name)))
+
+
+def contrast_of(study: str, name: str, baseline: str = "preln") -> Contrast:
+    reference = system_of(study, baseline)
+    return compare_systems([reference, system_of(study, name)], reference).contrasts[0]
+
+
+def right(run: Run) -> float:
+    """Share of the masked validation tokens that the finished model guesses right, in percent."""
+    return 100 * next(float(row["eval/mlm_accuracy"]) for row in reversed(run.rows) if "eval/mlm_accuracy" in row)
+
+
+def right_beside(study: str, name: str, baseline: str = "preln") -> str:
+    """Points above or below the dense model, over pairs of runs with the same seed."""
+    dense = {run.seed: right(run) for run in system_of(study, baseline).runs}
+    interval = mean_interval([right(run) - dense[run.seed] for run in system_of(study, name).runs])
+    ends = "" if interval.low is None or interval.high is None else f" ({interval.low:+.1f} to {interval.high:+.1f})"
+    return f"{interval.mean:+.1f}{ends}"
+
+
+def same_loss_after(study: str, name: str) -> str:
+    """Share of the dense model's training time after which a system has the loss that the dense model ended with."""
+    shares = [reach.ratio("train_seconds") for reach in contrast_of(study, name).reaches]
+    reached = [share for share in shares if share is not None]
+    if len(reached) == len(shares):
+        return f"{fmean(reached):.0%}".replace("%", " %")
+    return f"{len(reached)} of {len(shares)} runs" if reached else "never"
+
+
+def step_share(study: str, name: str) -> str:
+    saved = contrast_of(study, name).saving.step_time
+    assert saved is not None
+    return f"{1 - saved:.0%}".replace("%", " %")
+
+
+def dropping() -> Table:
+    """What dropping layers bought at equal training time: each system beside the dense model of its own study."""
+    short, thinned, long = "study-tiny", "study-halving", "study-tiny-36m"
+    dense = [fmean(map(right, system_of(study, "preln").runs)) for study in (short, long)]
+    table: Table = [
+        (
+            "trained for the same time",
+            "a step takes (CPU / H200)",
+            "short: right",
+            "short: same loss after",
+            "long: right",
+            "long: same loss after",
+        ),
+        ("8 blocks, nothing dropped", "100 % / 100 %", f"{dense[0]:.1f} %", "100 %", f"{dense[1]:.1f} %", "100 %"),
+    ]
+    for label, study, in_short, in_long in (
+        ("PLD", short, "pld-time", "pld-time"),
+        ("dropping by depth alone", thinned, "depth-only-rung3", "depth-only-time"),
+        ("growing, then full depth", short, "growing-time", "growing-time"),
+        ("6 blocks, nothing dropped", thinned, "shallow-rung3", "shallow-time"),
+    ):
+        steps = f"{step_share(study, in_short)} / {step_share(long, in_long)}"
+        shorts = (right_beside(study, in_short), same_loss_after(study, in_short))
+        table.append((label, steps, *shorts, right_beside(long, in_long), same_loss_after(long, in_long)))
+    return table
+
+
+def transformers() -> Table:
+    """Tokens per second of whole steps over BertForMaskedLM in a plain loop, all in one process."""
+    rates = {}
+    for file in ("L4", "L6", "L12"):
+        text = (RESULTS / f"pretrain-vs-transformers-cpu-{file}.md").read_text(encoding="utf-8")
+        for shape, vocabulary, system, _, _, rate in (cells for cells in read_cells(text.splitlines()) if len(cells) == 6):
+            rates[shape, vocabulary, system] = rate.split()[0]
+    table: Table = [("shape", "vocabulary", "every position scored", "masked positions only", "with layers dropped")]
+    for shape, vocabulary in dict.fromkeys((shape, vocabulary) for shape, vocabulary, system in rates if system == "pld dense"):
+        blocks, width = shape.removeprefix("L").split("-H")
+        columns = [rates.get((shape, vocabulary, system), "") for system in ("pld dense, full head", "pld dense", "PLD")]
+        table.append((f"{blocks} x {width}", vocabulary, *columns))
+    return table
+
+
+CLAIMS: dict[str, Callable[[], Table]] = {"dropping": dropping, "transformers": transformers}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table in a text."""
+
+    file: str
+    """Its path from where README.md is."""
+    first: int
+    """Number of its first line, from 0."""
+    lines: list[str]
+    name: str | None
+    """What its mark says, if it has one."""
+    why: str | None
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.first + 1}"
+
+
+def pages(root: Path) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def find_tables(file: Path, root: Path) -> Iterator[Found]:
+    """Find the tables of a file with the mark above them, a blank line between or not; what stands in a block of code is none."""
+    lines, number, is_code = file.read_text(encoding="utf-8").splitlines(), 0, False
+    while number < len(lines):
+        is_code ^= lines[number].lstrip().startswith("```")
+        table = [] if is_code else list(takewhile(lambda line: line.startswith("|"), lines[number:]))
+        if table:
+            above = [line for line in lines[max(0, number - 2) : number] if line.strip()]
+            mark = _MARK.fullmatch(above[-1]) if above else None
+            yield Found(str(file.relative_to(root)), number, table, *(mark.groups() if mark else (None, None)))
+        number += len(table) or 1
+
+
+def read_cells(lines: Sequence[str]) -> list[list[str]]:
+    """Read the cells of every row of the tables in some lines, head and all."""
+    rows = [line.strip().removeprefix("|").removesuffix("|") for line in lines if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in rows if not re.fullmatch(r"[\s|:-]+", line)]
+
+
+def rendered(table: Table) -> list[str]:
+    return [*head(*table[0]).splitlines(), *(row(*cells) for cells in table[1:])]
+
+
+def check(found: Found) -> list[str]:
+    """Say what is wrong with a table: no mark, an unknown one, or cells that differ from what is computed."""
+    cells = read_cells(found.lines)
+    if found.name is None:
+        measured = any(re.search(r"\d", _NOT_MEASURED.sub("", cell)) for line in cells[1:] for cell in line)
+        say = "holds numbers: put <!-- claims: NAME --> above it, or <!-- claims: none, WHY --> where they were not measured"
+        return [f"{found.place}: a table {say}"] if measured else []
+    if found.name == "none":
+        return [] if found.why else [f"{found.place}: <!-- claims: none --> does not say why: write <!-- claims: none, WHY -->"]
+    if found.name not in CLAIMS:
+        return [f"{found.place}: no claims are called {found.name}: choose from {', '.join(CLAIMS)}"]
+    wrong = []
+    wanted = CLAIMS[found.name]()
+    for number, (ours, theirs) in enumerate(zip_longest(wanted, cells, fillvalue=())):
+        line = f"{found.file}:{found.first + 1 + number + (number > 0)}"  # behind the head lies the line of dashes
+        for column, (computed, written) in enumerate(zip_longest(ours, theirs, fillvalue="nothing")):
+            if computed != written:
+                where = " of ".join([*wanted[0][column : column + 1], *(theirs or ours)[:1]])
+                wrong.append(f"{line}: {where}: {written!r} is written, {computed!r} is computed")
+    return wrong
+
+
+def write(root: Path) -> list[str]:
+    """Write the tables of all claims anew; return where one changed."""
+    changed: list[str] = []
+    for file in pages(root):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        wrong = [found for found in find_tables(file, root) if found.name in CLAIMS and check(found)]
+        for found in reversed(wrong):
+            lines[found.first : found.first + len(found.lines)] = rendered(CLAIMS[str(found.name)]())
+        if wrong:
+            atomic.write_text(file, "\n".join(lines) + "\n")
+        changed += [found.place for found in wrong]
+    return changed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=CLAIMS, help="the table to print")
+    parser.add_argument("--check", action="store_true", help="compare every table with what is computed")
+    parser.add_argument("--write", action="store_true", help="write every table anew")
+    parser.add_argument("--list", action="store_true", help="name every table")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where README.md and docs/ are")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, claim in CLAIMS.items():
+            print(f"{name}: {claim.__doc__}")
+    if arguments.name:
+        print("\n".join(rendered(CLAIMS[arguments.name]())))
+    if arguments.write:
+        for place in write(arguments.root):
+            print(f"written: {place}")
+    if arguments.check:
+        tables = [found for file in pages(arguments.root) for found in find_tables(file, arguments.root)]
+        wrong = [line for found in tables for line in check(found)]
+        print("\n".join(wrong or [f"{sum(found.name in CLAIMS for found in tables)} tables say what is computed"]))
+        sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
