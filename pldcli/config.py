@@ -130,8 +130,6 @@ class PldConfig:
     """Blocks at the output that always run."""
     scale_residual: bool = True
     """Multiply a kept block's outputs by 1 / keep probability in training."""
-    scaling_error: bool = False
-    """The released code's mistake, with `algorithm1` only: a kept block's factor is 1 / keep probability of the next block."""
 
     def __post_init__(self) -> None:
         """Check what can be checked here."""
@@ -143,12 +141,6 @@ class PldConfig:
         )
         _require(self.gamma == "auto" or self.gamma >= 0, "pld.gamma", f"must be `auto` or at least 0, not {self.gamma}")
         _require(0.0 <= self.recovery_fraction < 1.0, "pld.recovery_fraction", f"must be in [0, 1), not {self.recovery_fraction}")
-        _require(
-            not self.scaling_error or (self.depth_rule == "algorithm1" and self.scale_residual),
-            "pld.scaling_error",
-            "is a mistake of the released code, which has pld.depth_rule=algorithm1 and pld.scale_residual=true",
-            "set both, or leave it off",
-        )
         _at_least(self, "pld", 1, "draws_per_step")
         _at_least(self, "pld", 0, "keep_first", "keep_last")
 
@@ -361,7 +353,6 @@ class Config:
             keep_first=pld.keep_first,
             keep_last=pld.keep_last,
             scale_residual=pld.scale_residual,
-            scaling_error=pld.scaling_error,
         )
 
     @property
@@ -493,5 +484,4 @@ def describe_dropping(config: Config) -> str:
     parts += [f"depth rule {pld.depth_rule}", f"draw {pld.draw}"]
     parts += [f"{pld.draws_per_step} draws per step"] if pld.draws_per_step > 1 else []
     parts += [] if pld.scale_residual else ["residuals not scaled"]
-    parts += ["the released code's scaling error"] if pld.scaling_error else []
     return f"{', '.join(parts)}: {schedule.mean_kept_fraction * schedule.num_blocks:.2f} of {schedule.num_blocks} blocks on average"

@@ -332,7 +332,7 @@ def _meaning(config: Config) -> str:
         f"block's lowest keep ratio. gamma is per step, not tied to the run's length: {speed}; `gamma: auto` is the paper's 100 / steps, "
         f"{100 / steps:.3g} here. DeepSpeed was told no more: which block is dropped how often was decided by the model's code. Here it is "
         f"depth_rule {schedule.depth_rule} of the base, with {schedule.mean_kept_fraction * blocks:.2f} of {blocks} blocks running on "
-        "average; DeepSpeed's BERT example had algorithm1 with a scaling error, as the presets *-released-scaling-error have."
+        "average; DeepSpeed's BERT example had algorithm1."
     )
 
 

@@ -28,8 +28,8 @@ Draw = Literal["bernoulli", "fixed-depth"]
 class Plan:
     """What one gate group does in one step: which blocks run, and what their residuals are multiplied by.
 
-    Gates and scales come together from one schedule, so drawing with one probability and scaling with another cannot happen by accident;
-    `Schedule.scaling_error` does it on purpose, as the released code did.
+    Gates and scales come together from one schedule, so drawing with one probability and scaling with another, as the released code did,
+    cannot happen.
     """
 
     gates: tuple[bool, ...]
@@ -37,7 +37,7 @@ class Plan:
     keep_probs: tuple[float, ...]
     """Per block: the probability with which its gate was drawn."""
     residual_scales: tuple[float, ...]
-    """Per block: the factor of a sublayer's output, 1 / keep probability (of the next block with `scaling_error`; 1 with scaling off)."""
+    """Per block: the factor of a sublayer's output, 1 / keep probability (1 with scaling off)."""
 
     @property
     def kept_blocks(self) -> int:
@@ -60,7 +60,6 @@ class Schedule:
     keep_first: int = 0
     keep_last: int = 0
     scale_residual: bool = True
-    scaling_error: bool = False
 
     @property
     def gamma_per_step(self) -> float:
@@ -124,17 +123,7 @@ class Schedule:
         probs = self.keep_probs(step)
         rng = _generator(seed, step, group)
         gates = _fixed_depth(probs, rng) if self.draw == "fixed-depth" else tuple(rng.random() < p for p in probs)
-        return Plan(gates, probs, self._residual_scales(step, probs))
-
-    def _residual_scales(self, step: int, probs: tuple[float, ...]) -> tuple[float, ...]:
-        """Compute the factors of the blocks' outputs.
-
-        Source: `scaling_error` is the authors' released code, whose loop lowers the probability between drawing a block's gate and
-        running the block. Block i gets 1/p of block i + 1; the last one gets 1/theta, where the loop of `algorithm1` arrives.
-        """
-        if not self.scale_residual:
-            return (1.0,) * self.num_blocks
-        return tuple(1.0 / p for p in ((*probs[1:], self.theta(step)) if self.scaling_error else probs))
+        return Plan(gates, probs, tuple(1.0 / p if self.scale_residual else 1.0 for p in probs))
 
     def mean_theta(self, steps: int) -> float:
         """Average theta over the first `steps` steps (1..T), in closed form: a run may have any length."""

@@ -21,6 +21,9 @@ from pldcli.settings import convert, nearest, parse
 
 __all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve", "system"]
 
+_REMOVED = {"pld.scaling_error": False}
+"""Keys that earlier versions had, and their defaults: run directories of that time hold them."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -89,10 +92,9 @@ def resolve(
     values: dict[str, Any] = {}
     origins = dict.fromkeys(key_types(), "default")
     for origin, layer in layers:
-        for key, value in layer.items():
-            where = f"{origin}: {key}" if origin.endswith(".yaml") else key
-            values[key] = convert(key_types()[_known(key, where)], value, where)
-            origins[key] = origin
+        checked = _checked(layer, f"{origin}: " if origin.endswith(".yaml") else "")
+        values |= checked
+        origins |= dict.fromkeys(checked, origin)
     return Resolved(preset, _assemble(values), origins)
 
 
@@ -102,7 +104,7 @@ def build(flat: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: Unknown key or wrong type.
     """
-    return _assemble({key: convert(key_types()[_known(key, key)], value, key) for key, value in flat.items()})
+    return _assemble(_checked(flat))
 
 
 def dump(config: Config) -> str:
@@ -120,7 +122,7 @@ def load(path: Path) -> Config:
     Raises:
         UsageError: It is missing, no YAML, or holds unknown keys.
     """
-    return build(_flatten_yaml(_read(path), str(path)))
+    return _assemble(_checked(_flatten_yaml(_read(path), str(path)), f"{path}: "))
 
 
 @cache
@@ -190,10 +192,19 @@ def _flatten_yaml(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     return flat
 
 
-def _known(key: str, where: str) -> str:
-    if key in key_types():
-        return key
-    raise UsageError("unknown key", where=where, hint=nearest(key, key_types()) or "`pld config show PRESET` lists all keys")
+def _checked(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Check keys and types; a removed key passes with the value that every configuration of that time had."""
+    values = {}
+    for key, value in layer.items():
+        where = prefix + key
+        if key in _REMOVED:
+            if value != _REMOVED[key]:
+                raise UsageError(f"was removed; only its default {_REMOVED[key]} is still accepted, not {value!r}", where=where)
+        elif key in key_types():
+            values[key] = convert(key_types()[key], value, where)
+        else:
+            raise UsageError("unknown key", where=where, hint=nearest(key, key_types()) or "`pld config show PRESET` lists all keys")
+    return values
 
 
 def _assemble(values: Mapping[str, Any]) -> Config:

@@ -157,28 +157,6 @@ def test_a_plan_carries_the_scales_of_its_own_probabilities() -> None:
 
 def test_scaling_does_not_change_the_gates() -> None:
     assert constant(scale_residual=False).plan(9, 1, seed=2).gates == constant().plan(9, 1, seed=2).gates
-    right, wrong = (constant(depth_rule="algorithm1", scaling_error=error).plan(9, 1, seed=2) for error in (False, True))
-    assert (right.gates, right.keep_probs) == (wrong.gates, wrong.keep_probs)
-
-
-def test_the_scaling_error_is_the_released_codes() -> None:
-    released = constant(num_blocks=4, depth_rule="algorithm1", scaling_error=True)
-    plan = released.plan(3, 0, seed=0)
-    assert plan.keep_probs == (1.0, 0.875, 0.75, 0.625)
-    assert plan.residual_scales == pytest.approx((8 / 7, 4 / 3, 1.6, 2.0), abs=1e-15)
-    assert released.scales
-    off = constant(num_blocks=4, depth_rule="algorithm1", scaling_error=True, scale_residual=False)
-    assert off.plan(3, 0, seed=0).residual_scales == (1.0,) * 4
-    falling = Schedule(4, 100, depth_rule="algorithm1", scaling_error=True)
-    assert falling.plan(0, 0, seed=0).residual_scales == (1.0,) * 4
-    assert falling.plan(99, 0, seed=0).residual_scales[-1] == pytest.approx(2.0, abs=1e-9)
-
-
-def test_the_scaling_error_makes_kept_branches_4_to_8_percent_too_large() -> None:
-    plan = constant(depth_rule="algorithm1", scaling_error=True).plan(0, 0, seed=0)
-    excess = [scale * p - 1.0 for scale, p in zip(plan.residual_scales, plan.keep_probs, strict=True)]
-    assert excess == sorted(excess)
-    assert (excess[0], excess[-1]) == (pytest.approx(0.0435, abs=1e-4), pytest.approx(0.0833, abs=1e-4))
 
 
 @pytest.mark.parametrize("draw", ["bernoulli", "fixed-depth"])

@@ -19,7 +19,6 @@ SYSTEMS = [
     "time-only",
     "depth-only",
     "lamb",
-    "released-scaling-error",
     "growing",
     "fixed-depth",
 ]
@@ -71,6 +70,21 @@ def test_odd_values_survive_dump_and_load(tmp_path: Path) -> None:
     dumped = tmp_path / "config.yaml"
     dumped.write_text(presets.dump(config), encoding="utf-8")
     assert presets.load(dumped) == config
+
+
+def test_a_run_made_when_there_was_a_scaling_error_is_read_unless_it_had_one(tmp_path: Path) -> None:
+    config = presets.resolve("bert-tiny-pld").config
+    stored = tmp_path / "config.yaml"
+    text = presets.dump(config)
+    stored.write_text(text.replace("  scale_residual: true\n", "  scale_residual: true\n  scaling_error: false\n"), encoding="utf-8")
+    assert "scaling_error" in stored.read_text(encoding="utf-8")
+    assert presets.load(stored) == presets.resolve(str(stored)).config == config
+
+    stored.write_text(stored.read_text(encoding="utf-8").replace("scaling_error: false", "scaling_error: true"), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        presets.load(stored)
+    line = f"{stored}: pld.scaling_error: was removed; only its default False is still accepted, not True"
+    assert str(caught.value) == refused(preset=str(stored)) == line
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -127,9 +141,6 @@ def test_what_makes_each_system_what_it_is(size: str) -> None:
     assert differences(f"bert-{size}-rand", pld) == rand
     assert differences(f"bert-{size}-time-only", pld) == {"pld.depth_rule": "uniform", "pld.theta_bar": TIME_ONLY[size]}
     assert differences(f"bert-{size}-depth-only", pld) == {"pld.schedule": "constant"}
-    assert differences(f"bert-{size}-released-scaling-error", pld) == {"pld.depth_rule": "algorithm1", "pld.scaling_error": True}
-    released = presets.resolve(f"bert-{size}-released-scaling-error").config.pld_schedule.plan(4000, 0, seed=0)
-    assert released.keep_probs[0] == 1.0 and released.residual_scales[:-1] == tuple(1 / p for p in released.keep_probs[1:])
     assert differences(f"bert-{size}-growing", pld) == {"pld.schedule": "growing", "pld.recovery_fraction": 0.1}
     assert presets.resolve(f"bert-{size}-growing").config.pld.recovery_fraction == 0.1
     assert differences(f"bert-{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
@@ -232,11 +243,7 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
         ("optim.learning_rate=nan", "optim.learning_rate: must be a number, not 'nan'"),
         ("optim.learning_rate=[1]", "optim.learning_rate: must be a number, not [1]"),
         ("pld.gamma=fast", "pld.gamma: must be a number or auto, not 'fast'"),
-        (
-            "pld.scaling_error=true",
-            "pld.scaling_error: is a mistake of the released code, which has pld.depth_rule=algorithm1 and pld.scale_residual=true; "
-            "set both, or leave it off",
-        ),
+        ("pld.scaling_error=true", "pld.scaling_error: was removed; only its default False is still accepted, not True"),
         ("pld.scale_residual=1", "pld.scale_residual: must be true or false, not 1"),
         ("model.norm=both", "model.norm: must be pre or post, not 'both'"),
         ("pld.theta=0.5", "pld.theta: unknown key; did you mean pld.theta_bar?"),

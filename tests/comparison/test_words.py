@@ -31,7 +31,6 @@ def warnings(*runs: Run) -> tuple[str, ...]:
         (["pld.theta_bar=0.5", "pld.keep_first=1", "pld.keep_last=2"], "the first 1 and the last 2 always kept"),
         (["pld.draws_per_step=2"], "2 draws per step"),
         (["pld.scale_residual=false"], "residuals not scaled"),
-        (["pld.scaling_error=true", "pld.depth_rule=algorithm1"], "the released code's scaling error"),
     ],
 )
 def test_what_is_dropped(changes: list[str], text: str) -> None:
