@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -114,7 +113,7 @@ def finetuning(scratch: Path, runtime: Runtime, options: argparse.Namespace) -> 
     experiment = Experiment(str(task), str(start), files={"validation": str(task)}, text_columns=("text",), label_column="label")
     runner = CellRunner(experiment, runtime)
     settings = FinetuneConfig(batch_size=SEQUENCES, max_seq_len=TOKENS, epochs=1.0, precision=options.precision)
-    trainers = {way: runner.trainer(replace(settings, dropout=probability)) for way, probability in TRAINED.items()}
+    trainers = {way: runner.trainer(settings.replace(dropout=probability)) for way, probability in TRAINED.items()}
     shape, precision = runner.start.settings, trainers["ours"].precision.name
     blocks = f"{shape.num_hidden_layers} x {shape.hidden_size}, V {shape.vocab_size:,}"
     return f"fine-tuning, {blocks}, {precision}, {mean_tokens(runner, settings):.0f} tokens a row", trainers

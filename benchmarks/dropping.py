@@ -22,7 +22,6 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,7 @@ def ask_optimizer(bench: Bench) -> str:
     model, runtime = trainer.model, bench.runtime
     gradients = [torch.randn_like(parameter) * 1e-3 for parameter in model.parameters()]
     settings = bench.config(1).optim
-    optimizers = {name: build_optimizer(model, replace(settings, name=name, learning_rate=1e-9)) for name in ("adamw", "lamb")}
+    optimizers = {name: build_optimizer(model, settings.replace(name=name, learning_rate=1e-9)) for name in ("adamw", "lamb")}
     rows: dict[int, dict[str, list[float]]] = {dropped: {name: [] for name in ("clipping", *optimizers)} for dropped in bench.dropped}
     updated: dict[int, int] = {}
     for number in range(-2, bench.options.repeats):  # two rounds to warm up

@@ -148,7 +148,7 @@ def profiled(options: argparse.Namespace, device: torch.device) -> Iterator[str]
     config = configure(goal, options, *batch, "pld.theta_bar=1", "train.total_steps=24")
     with launch() as runtime:
         source = Source(config, None)
-        model = place(StBert(**vars(config.model)), config, runtime)
+        model = place(StBert(**dict(config.model)), config, runtime)
         trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
         trainer.warm_up()
         steps = trainer.steps(Position(), observe=lambda step: step in (8, 16, 24), stop=StopRequest())

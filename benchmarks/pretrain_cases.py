@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ class Case:
         """Describe our model and its training."""
         blocks, width = self.sizes
         return Config(
-            ModelConfig(
+            model=ModelConfig(
                 num_hidden_layers=blocks,
                 hidden_size=width,
                 num_attention_heads=width // 64,
@@ -77,11 +77,11 @@ class Case:
                 norm=norm,  # type: ignore[arg-type]
                 dropout=self.dropout,
             ),
-            PldConfig(schedule="constant", theta_bar=theta_bar, depth_rule="paper", draw="fixed-depth"),
-            DataConfig(seq_len=self.seq_len),
-            ObjectiveConfig(mask_probability=self.masked_per_row / self.seq_len),
-            OptimConfig(learning_rate=1e-4, schedule="constant", warmup_fraction=0.0, max_grad_norm=1.0),
-            TrainConfig(total_steps=self.total_steps, global_batch_size=self.rows, seed=self.seed),
+            pld=PldConfig(schedule="constant", theta_bar=theta_bar, depth_rule="paper", draw="fixed-depth"),
+            data=DataConfig(seq_len=self.seq_len),
+            objective=ObjectiveConfig(mask_probability=self.masked_per_row / self.seq_len),
+            optim=OptimConfig(learning_rate=1e-4, schedule="constant", warmup_fraction=0.0, max_grad_norm=1.0),
+            train=TrainConfig(total_steps=self.total_steps, global_batch_size=self.rows, seed=self.seed),
         )
 
 
@@ -139,7 +139,7 @@ def save_weights(case: Case) -> None:
     """
     directory, settings = Path(case.weights), case.config("post").model
     (directory / "vocab.txt").write_text("\n".join(SPECIAL), encoding="utf-8")
-    model = StBert(**vars(replace(settings, initializer_range=settings.hidden_size**-0.5)), seed=case.seed)
+    model = StBert(**dict(settings.replace(initializer_range=settings.hidden_size**-0.5)), seed=case.seed)
     generator = torch.Generator().manual_seed(case.seed)
     for parameter in model.parameters():
         if parameter.ndim == 1:

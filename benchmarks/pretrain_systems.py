@@ -105,7 +105,7 @@ class Ours:
 
     def __init__(self, name: str, case: Case, runtime: Runtime) -> None:
         config = case.config("pre" if name in ("pld", "dense-preln") else "post", theta_bar=0.5 if name == "pld" else 1.0)
-        model = load_ours(case) if name in EQUAL_WEIGHTS else StBert(**vars(config.model), seed=case.seed)
+        model = load_ours(case) if name in EQUAL_WEIGHTS else StBert(**dict(config.model), seed=case.seed)
         model.to(runtime.device).train()
         if case.compiled:
             for part in (model.embeddings, *model.blocks):

@@ -22,7 +22,7 @@ import yaml
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.errors import UsageError
-from pldcli.settings import convert
+from pldcli.settings import convert, fields
 
 __all__ = ["Imported", "import_deepspeed"]
 
@@ -309,7 +309,7 @@ def _as_yaml(path: Path, base: str, found: _Translation, config: Config, *, drop
     if found.unused:
         lines += _comment(f"Left out, no meaning here: {', '.join(found.unused)}.")
     lines.append(f"extends: {yaml.safe_dump([base], default_flow_style=True, width=4096).strip()}")
-    for section, keys in groupby((key for key in presets.key_types() if key in found.settings), key=lambda key: key.partition(".")[0]):
+    for section, keys in groupby((key for key in fields(Config) if key in found.settings), key=lambda key: key.partition(".")[0]):
         lines.append(f"{section}:")
         for key in keys:
             setting = found.settings[key]

@@ -96,7 +96,7 @@ def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
             weights[name] = tensor
         elif int(number) in numbers:
             weights[f"blocks.{numbers[int(number)]}.{parameter}"] = tensor
-    return replace(loaded, weights=weights, settings=replace(loaded.settings, num_hidden_layers=sum(gates)))
+    return replace(loaded, weights=weights, settings=loaded.settings.replace(num_hidden_layers=sum(gates)))
 
 
 def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:

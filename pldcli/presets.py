@@ -9,17 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
-from pldcli.config import Config, flatten
+from pldcli.config import Config
 from pldcli.errors import UsageError
-from pldcli.settings import convert, nearest, parse
+from pldcli.settings import Layer, located, merge, parse, read_yaml
 
-__all__ = ["Resolved", "build", "dump", "header", "key_types", "load", "names", "preset_directory", "resolve", "system"]
+__all__ = ["Resolved", "build", "dump", "header", "load", "names", "preset_directory", "resolve", "system"]
 
 _REMOVED = {"pld.scaling_error": False}
 """Keys that earlier versions had, and their defaults: run directories of that time hold them."""
@@ -66,7 +65,7 @@ def header(preset: str) -> list[str]:
 def system(preset: str) -> str:
     """Name the part that says what a shipped preset is apart from its size: the last one that it extends."""
     path = _find(preset)
-    return [preset, *_parents(_read(path), path)][-1]
+    return [preset, *_parents(read_yaml(path)[0], path)][-1]
 
 
 def resolve(
@@ -87,15 +86,9 @@ def resolve(
     Raises:
         UsageError: Unknown preset or key, wrong type, or a value that a check refuses.
     """
-    given = [("prepared data", dict(from_data or {})), ("initial model", dict(from_model or {})), ("command line", parse(overrides))]
-    layers = [*_layers(preset), *given]
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(key_types(), "default")
-    for origin, layer in layers:
-        checked = _checked(layer, f"{origin}: " if origin.endswith(".yaml") else "")
-        values |= checked
-        origins |= dict.fromkeys(checked, origin)
-    return Resolved(preset, _assemble(values), origins)
+    given = {"prepared data": from_data or {}, "initial model": from_model or {}, "command line": parse(overrides)}
+    config, origins = merge(Config, [*_layers(preset), *(_layer(origin, values) for origin, values in given.items())])
+    return Resolved(preset, config, origins)
 
 
 def build(flat: Mapping[str, Any]) -> Config:
@@ -104,16 +97,12 @@ def build(flat: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: Unknown key or wrong type.
     """
-    return _assemble(_checked(flat))
+    return merge(Config, [_layer("", flat)])[0]
 
 
 def dump(config: Config) -> str:
     """Write a configuration as YAML that `load` reads back to an equal object."""
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in flatten(config).items():
-        section, name = key.split(".")
-        sections.setdefault(section, {})[name] = value
-    return yaml.safe_dump(sections, sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def load(path: Path) -> Config:
@@ -122,28 +111,18 @@ def load(path: Path) -> Config:
     Raises:
         UsageError: It is missing, no YAML, or holds unknown keys.
     """
-    return _assemble(_checked(_flatten_yaml(_read(path), str(path)), f"{path}: "))
+    return merge(Config, [_layer("", *read_yaml(path))])[0]
 
 
-@cache
-def key_types() -> dict[str, Any]:
-    """Map every dotted key to its type."""
-    return {
-        f"{section}.{name}": annotation
-        for section, cls in get_type_hints(Config).items()
-        for name, annotation in get_type_hints(cls).items()
-    }
-
-
-def _layers(preset: str, seen: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+def _layers(preset: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     """Read a preset and what it extends, the strongest last."""
     if preset in seen:
         raise UsageError("extends itself", where=" -> ".join((*seen, preset)))
     path = _find(preset)
-    content = _read(path)
+    content, places = read_yaml(path)
     inherited = [layer for parent in _parents(content, path) for layer in _layers(parent, (*seen, preset))]
     values = {section: content[section] for section in content if section != "extends"}
-    return [*inherited, (preset, _flatten_yaml(values, str(path)))]
+    return [*inherited, _layer(preset, values, places)]
 
 
 def _parents(content: Mapping[str, Any], path: Path) -> list[str]:
@@ -170,46 +149,13 @@ def _find(preset: str) -> Path:
     raise UsageError(f"unknown preset {preset!r}", hint=hint)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot be read as YAML ({error})", where=str(path)) from error
-    if not isinstance(content, dict):
-        raise UsageError("must hold sections with keys", where=str(path))
-    return content
-
-
-def _flatten_yaml(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _layer(origin: str, content: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Layer:
+    """Flatten sections; a removed key passes with the value that every configuration of that time had."""
     flat: dict[str, Any] = {}
     for section, values in content.items():
-        if isinstance(values, dict):
-            flat |= {f"{section}.{name}": value for name, value in values.items()}
-        elif "." in str(section):
-            flat[str(section)] = values
-        else:
-            raise UsageError("must be a section with keys", where=f"{where}: {section}")
-    return flat
-
-
-def _checked(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Check keys and types; a removed key passes with the value that every configuration of that time had."""
-    values = {}
-    for key, value in layer.items():
-        where = prefix + key
-        if key in _REMOVED:
-            if value != _REMOVED[key]:
-                raise UsageError(f"was removed; only its default {_REMOVED[key]} is still accepted, not {value!r}", where=where)
-        elif key in key_types():
-            values[key] = convert(key_types()[key], value, where)
-        else:
-            raise UsageError("unknown key", where=where, hint=nearest(key, key_types()) or "`pld config show PRESET` lists all keys")
-    return values
-
-
-def _assemble(values: Mapping[str, Any]) -> Config:
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        section, name = key.split(".")
-        sections.setdefault(section, {})[name] = value
-    return Config(**{section: cls(**sections.get(section, {})) for section, cls in get_type_hints(Config).items()})
+        flat |= {f"{section}.{name}": value for name, value in values.items()} if isinstance(values, dict) else {str(section): values}
+    for key in _REMOVED.keys() & flat.keys():
+        if (value := flat.pop(key)) != _REMOVED[key]:
+            with located(places or {}):
+                raise UsageError(f"was removed; only its default {_REMOVED[key]} is still accepted, not {value!r}", where=key)
+    return Layer(origin, flat, places or {})

@@ -83,7 +83,7 @@ class Pretrained:
         return model
 
     def _with_dropout(self, dropout: float | None) -> dict[str, Any]:
-        return vars(self.settings) | ({} if dropout is None else {"dropout": dropout})
+        return dict(self.settings) | ({} if dropout is None else {"dropout": dropout})
 
     def _fresh_or(self, *prefixes: str) -> tuple[str, ...]:
         return ("",) if self.from_scratch else prefixes

@@ -8,6 +8,7 @@ import pytest
 from pldcli import presets
 from pldcli.config import Config, flatten
 from pldcli.errors import UsageError
+from pldcli.settings import fields
 
 SYSTEMS = [
     "pld",
@@ -83,7 +84,7 @@ def test_a_run_made_when_there_was_a_scaling_error_is_read_unless_it_had_one(tmp
     stored.write_text(stored.read_text(encoding="utf-8").replace("scaling_error: false", "scaling_error: true"), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         presets.load(stored)
-    line = f"{stored}: pld.scaling_error: was removed; only its default False is still accepted, not True"
+    line = f"{stored}:25: pld.scaling_error: was removed; only its default False is still accepted, not True"
     assert str(caught.value) == refused(preset=str(stored)) == line
 
 
@@ -234,26 +235,26 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
         ("train.steps", "'train.steps' is not KEY=VALUE; for example train.total_steps=1000"),
         ("=3", "'=3' is not KEY=VALUE; for example train.total_steps=1000"),
         ("train.total_steps=[", "train.total_steps: '[' is not a value"),
-        ("train.total_steps=many", "train.total_steps: must be a whole number, not 'many'"),
-        ("train.total_steps=1.5", "train.total_steps: must be a whole number, not 1.5"),
-        ("train.total_steps=true", "train.total_steps: must be a whole number, not True"),
-        ("train.total_steps=", "train.total_steps: must be a whole number, not None"),
-        ("train.total_steps=.inf", "train.total_steps: must be a whole number, not inf"),
-        ("optim.learning_rate=.nan", "optim.learning_rate: must be a number, not nan"),
-        ("optim.learning_rate=nan", "optim.learning_rate: must be a number, not 'nan'"),
-        ("optim.learning_rate=[1]", "optim.learning_rate: must be a number, not [1]"),
-        ("pld.gamma=fast", "pld.gamma: must be a number or auto, not 'fast'"),
+        ("train.total_steps=many", "train.total_steps: must be a valid integer, not 'many'"),
+        ("train.total_steps=1.5", "train.total_steps: must be a valid integer, not 1.5"),
+        ("train.total_steps=true", "train.total_steps: must be a valid integer, not True"),
+        ("train.total_steps=", "train.total_steps: must be a valid integer, not None"),
+        ("train.total_steps=.inf", "train.total_steps: must be a valid integer, not inf"),
+        ("optim.learning_rate=.nan", "optim.learning_rate: must be a finite number, not nan"),
+        ("optim.learning_rate=nan", "optim.learning_rate: must be a finite number, not nan"),
+        ("optim.learning_rate=[1]", "optim.learning_rate: must be a valid number, not [1]"),
+        ("pld.gamma=fast", "pld.gamma: must be a valid number or 'auto', not 'fast'"),
         ("pld.scaling_error=true", "pld.scaling_error: was removed; only its default False is still accepted, not True"),
         ("pld.scale_residual=1", "pld.scale_residual: must be true or false, not 1"),
-        ("model.norm=both", "model.norm: must be pre or post, not 'both'"),
+        ("model.norm=both", "model.norm: must be 'pre' or 'post', not 'both'"),
         ("pld.theta=0.5", "pld.theta: unknown key; did you mean pld.theta_bar?"),
         ("theta_bar=0.5", "theta_bar: unknown key; did you mean pld.theta_bar?"),
         ("model.theta_bar=0.5", "model.theta_bar: unknown key; did you mean pld.theta_bar?"),
         ("train.learning_rate=1", "train.learning_rate: unknown key; did you mean optim.learning_rate?"),
         ("checkpoint.every=1", "checkpoint.every: unknown key; did you mean checkpoint.every_steps?"),
         ("data.zzz=1", "data.zzz: unknown key; the keys of data are seq_len, layout, packing"),
-        ("zzz=1", "zzz: unknown key; `pld config show PRESET` lists all keys"),
-        ("pld=1", "pld: unknown key; `pld config show PRESET` lists all keys"),
+        ("zzz=1", "zzz: unknown key; the sections are model, pld, data, objective, optim, train, runtime, checkpoint, eval"),
+        ("data=1", "data: must hold keys with values; the keys of data are seq_len, layout, packing"),
     ],
 )
 def test_a_wrong_change_is_refused(override: str, line: str) -> None:
@@ -270,11 +271,14 @@ def test_an_unknown_preset_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "end"),
     [
-        ("", ": must hold sections with keys"),
-        ("- 1\n", ": must hold sections with keys"),
-        ("pld: 3\n", ": pld: must be a section with keys"),
-        ("pld:\n  theta: 0.5\n", ": pld.theta: unknown key; did you mean pld.theta_bar?"),
-        ("pld:\n  theta_bar: low\n", ": pld.theta_bar: must be a number, not 'low'"),
+        ("", ": must hold keys with values"),
+        ("- 1\n", ": must hold keys with values"),
+        (
+            "data: 3\n",
+            "mine.yaml:1: data: must hold keys with values; the keys of data are seq_len, layout, packing",
+        ),
+        ("pld:\n  theta: 0.5\n", "mine.yaml:2: pld.theta: unknown key; did you mean pld.theta_bar?"),
+        ("pld:\n  theta_bar: low\n", "mine.yaml:2: pld.theta_bar: must be a valid number, not 'low'"),
         ("extends: 3\n", ": `extends` must be a list of preset names"),
         ("extends: gpt\n", "unknown preset 'gpt'; `pld config list` shows them"),
         ("extends: mine.yaml\n", ": extends itself"),
@@ -314,5 +318,5 @@ def test_own_presets_extend_shipped_ones_and_files_beside_them(tmp_path: Path, m
 
 
 def test_the_manual_and_the_types_name_the_same_keys() -> None:
-    assert list(presets.key_types()) == list(flatten(Config()))
-    assert all(re.fullmatch(r"[a-z]+\.[a-z0-9_]+", key) for key in presets.key_types())
+    assert list(fields(Config)) == list(flatten(Config()))
+    assert all(re.fullmatch(r"[a-z]+\.[a-z0-9_]+", key) for key in fields(Config))

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,7 @@ def find_micro_batch(config: Config, source: Source, runtime: Runtime, report: R
     """Try 1, 2, 4, ... sequences per forward pass until memory ends, or twice as many are hardly faster twice."""
     best, misses, sequences = 0.0, 0, 1
     while misses < 2:
-        one_group = replace(config, pld=replace(_dense(config).pld, draws_per_step=1))
+        one_group = _dense(config).replace(pld={"draws_per_step": 1})
         trial = _try(_with_micro_batch(one_group, sequences, runtime.world_size), source, runtime)
         speed = trial.tokens_per_second
         report(f"micro-batch {sequences}: " + ("does not fit" if speed is None else f"{speed:,.0f} tokens/s"))
@@ -150,16 +149,16 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     per_part = -(-steps // _PARTS)
     total = per_part * (_PARTS + 1)  # the first part warms up
     config = given
-    model = place(StBert(**vars(config.model), next_sentence=config.objective.next_sentence), config, runtime)
+    model = place(StBert(**dict(config.model), next_sentence=config.objective.next_sentence), config, runtime)
     optimizer = build_optimizer(model, config.optim)
     fitting = fitting_micro_batch(config, config.num_parameters, runtime.device)
     _, size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     config = _with_micro_batch(config, size, runtime.world_size)
-    config = replace(config, train=replace(config.train, total_steps=total))
+    config = config.replace(train={"total_steps": total})
     configs = {"dense": _dense(config)}
     if (theta := _lowest_theta(given)) < 1.0:
         # Without the recovery of the end, which of so few steps is a large part.
-        configs["dropped"] = replace(config, pld=replace(config.pld, schedule="constant", theta_bar=theta, recovery_fraction=0.0))
+        configs["dropped"] = config.replace(pld={"schedule": "constant", "theta_bar": theta, "recovery_fraction": 0.0})
     trainers = {
         name: assemble(one, model, source.samples(one), source.masking(one), runtime, optimizer=optimizer) for name, one in configs.items()
     }
@@ -247,8 +246,8 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
     _reset_peak_memory(device)
     try:
         with out_of_memory(size, device, key="", otherwise=""):
-            model = place(StBert(**vars(config.model), next_sentence=config.objective.next_sentence), config, runtime)
-            config = replace(config, train=replace(config.train, total_steps=1 + _TRIAL_STEPS))
+            model = place(StBert(**dict(config.model), next_sentence=config.objective.next_sentence), config, runtime)
+            config = config.replace(train={"total_steps": 1 + _TRIAL_STEPS})
             trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
             first, last = trainer.steps(Position(), observe=lambda step: step == 1, stop=StopRequest())
     except DeviceError:
@@ -258,13 +257,13 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
 
 
 def _dense(config: Config) -> Config:
-    return replace(config, pld=replace(config.pld, theta_bar=1.0, schedule="constant"))
+    return config.replace(pld={"theta_bar": 1.0, "schedule": "constant"})
 
 
 def _with_micro_batch(config: Config, sequences: int, world_size: int) -> Config:
     """Make a step one forward pass of so many sequences per gate group and process."""
     batch = sequences * config.pld.draws_per_step * world_size
-    return replace(config, train=replace(config.train, micro_batch_size=sequences, global_batch_size=batch))
+    return config.replace(train={"micro_batch_size": sequences, "global_batch_size": batch})
 
 
 def _measured_peak(config: Config, runtime: Runtime) -> float:

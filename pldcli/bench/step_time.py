@@ -61,4 +61,4 @@ def parse_seconds(text: str, where: str) -> float:
 def half_dropped(config: Config) -> Config:
     """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
     pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
-    return replace(config, pld=pld)
+    return config.replace(pld=pld)

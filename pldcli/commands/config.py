@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from pldcli import presets
-from pldcli.config import documentation, field_docstrings, flatten
 from pldcli.errors import OutputError, UsageError
-from pldcli.finetuning.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from pldcli.presets import Resolved
 
 __all__ = [
     "Overrides",
@@ -31,12 +30,17 @@ __all__ = [
 
 def complete_preset(incomplete: str) -> list[tuple[str, str]]:
     """Offer the shipped presets, each with its purpose."""
+    from pldcli import presets
+
     return [(name, _header_field(name, "Purpose")) for name in presets.names() if name.startswith(incomplete)]
 
 
 def complete_override(incomplete: str) -> list[str]:
     """Offer the keys, ready for a value."""
-    return [f"{key}=" for key in presets.key_types() if key.startswith(incomplete)]
+    from pldcli.config import Config
+    from pldcli.settings import fields
+
+    return [f"{key}=" for key in fields(Config) if key.startswith(incomplete)]
 
 
 _LISTED = ("preset", "parameters", "blocks run", "hardware", "purpose")
@@ -59,6 +63,8 @@ def show(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML that can be used as a preset.")] = False,
 ) -> None:
     """Show every value of a configuration, where it came from and what it means."""
+    from pldcli import presets
+
     resolved = presets.resolve(preset, overrides or ())
     if as_yaml:
         typer.echo(presets.dump(resolved.config), nl=False)
@@ -68,6 +74,8 @@ def show(
 
 def validate(preset: Preset, overrides: Overrides = None) -> None:
     """Check a configuration without running anything."""
+    from pldcli import presets
+
     resolved = presets.resolve(preset, overrides or ())
     resolved.config.forwards_per_group(1, most_sequences=1)
     typer.echo(f"{preset}: ok")
@@ -108,6 +116,7 @@ def list_presets() -> None:
     """List the shipped presets by system: parameters, the mean number of blocks that run, and hardware."""
     from rich.padding import Padding
 
+    from pldcli import presets
     from pldcli.console.screen import NARROW, screen, table
 
     console = screen()
@@ -125,6 +134,8 @@ def list_presets() -> None:
 
 def _listed(name: str) -> list[str]:
     """Say what `config list` says of a preset, column by column."""
+    from pldcli import presets
+
     config = presets.resolve(name).config
     blocks = config.model.num_hidden_layers
     kept = f"{config.pld_schedule.mean_kept_fraction * blocks:.2f}/{blocks}"
@@ -143,23 +154,26 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 def finetune_settings() -> None:
     """Show the settings of `pld finetune`, their defaults and what they mean."""
     from pldcli.console.screen import screen, table
+    from pldcli.finetuning.config import FinetuneConfig
+    from pldcli.settings import fields
 
-    texts = field_docstrings(FinetuneConfig)
-    console = screen()
-    rows = [[key, _as_typed(value), escape(texts[key])] for key, value in asdict(FinetuneConfig()).items()]
-    console.print(table(["setting", "default", "meaning"], rows, fold=["meaning"]))
+    rows = [[key, _as_typed(field.default), escape(field.description or "")] for key, field in fields(FinetuneConfig).items()]
+    screen().print(table(["setting", "default", "meaning"], rows, fold=["meaning"]))
 
 
 def _header_field(preset: str, field: str) -> str:
     """Read what stands behind `field:` in a preset's header."""
+    from pldcli import presets
+
     lines = (line.partition(":") for line in presets.header(preset))
     return next((text.strip() for name, _, text in lines if name == field), "")
 
 
-def _print_values(resolved: presets.Resolved) -> None:
+def _print_values(resolved: Resolved) -> None:
     """Print the knobs section by section; on a narrow screen a meaning stands below its knob, not beside it."""
     from rich.padding import Padding
 
+    from pldcli.config import documentation, flatten
     from pldcli.console.screen import NARROW, screen, table
 
     console = screen()

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pldcli import presets
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
 from pldcli.plots.canvas import check_picture_path
@@ -57,7 +56,9 @@ def plot_schedule(
 
 
 def _named(preset: str, overrides: list[str]) -> NamedSchedule:
-    config = presets.resolve(preset, overrides).config
+    from pldcli.presets import resolve
+
+    config = resolve(preset, overrides).config
     return NamedSchedule(preset, config.pld_schedule, config.flops)
 
 

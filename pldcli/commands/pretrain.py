@@ -80,8 +80,6 @@ def pretrain(
 
 def _within(config: Config, seconds: float, data: Path, goes_on: Path | None) -> Config:
     """Set the number of steps that fit into a budget; a run that goes on keeps its own."""
-    from dataclasses import replace
-
     from pldcli.bench.budget import calibrate
     from pldcli.console.units import duration
     from pldcli.presets import load
@@ -94,7 +92,7 @@ def _within(config: Config, seconds: float, data: Path, goes_on: Path | None) ->
         found = calibrate(config, data=data, seconds=seconds)
         total_steps = found.total_steps
         typer.echo(f"a step takes {found.step_seconds * 1e3:,.1f} ms here: {total_steps:,} steps in {duration(seconds)}", err=True)
-    return replace(config, train=replace(config.train, total_steps=total_steps))
+    return config.replace(train={"total_steps": total_steps})
 
 
 def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> d
         if loaded.without_masked_lm:
             typer.echo(f"note: {init_from} {loaded.without_masked_lm}: that head begins at random", err=True)
         settings = loaded.settings
-    return {f"model.{name}": value for name, value in vars(settings).items() if name != "dropout"}
+    return {f"model.{name}": value for name, value in settings if name != "dropout"}
 
 
 def _command_line() -> str:

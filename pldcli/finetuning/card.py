@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pldcli.finetuning.config import changed, from_dict
+from pldcli.finetuning.config import FinetuneConfig, changed
 from pldcli.finetuning.results import flat_scores
+from pldcli.settings import validate
 from pldcli.tasks.metrics import shown
 from pldcli.tasks.task import Task
 
@@ -30,7 +31,7 @@ def task_card(task: Task, start: str, cell: Mapping[str, Any], num_cells: int) -
         num_cells: Runs that it was chosen from.
     """
     pipeline, class_name = _CLASSES[task.kind]
-    settings = from_dict(cell["settings"])
+    settings = validate(FinetuneConfig, cell["settings"])
     scores = "\n".join(f"| {name} | {shown(name, value)} |" for name, value in flat_scores(cell).items())
     units = f"\n\nThe errors are in the units of {task.label_column}." if task.kind == "regression" else ""
     differing = ", ".join(f"{key}={value}" for key, value in {**changed(settings), "seed": settings.seed}.items())

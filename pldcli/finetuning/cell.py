@@ -278,7 +278,7 @@ class CellRunner:
         return {
             "task": self.data.task.name,
             "start": self.start_name,
-            "settings": asdict(settings),
+            "settings": dict(settings),
             "score": best.score if best else None,
             "scores": {name: scored.scores for name, scored in best.splits.items()} if best else {},
             "best_step": best.step if best else None,

@@ -49,7 +49,7 @@ def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Traine
         OutputError: The disk is full or not writable.
     """
     state = {
-        "settings": asdict(settings),
+        "settings": dict(settings),
         "position": asdict(course.position),
         "history": course.history,
         "losses": course.losses,
@@ -72,7 +72,7 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
     try:
         checkpoint.verify(source, needed=frozenset(_FILES))
         state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-        if state["settings"] != asdict(settings):
+        if state["settings"] != dict(settings):
             return None
         weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])
         return Unfinished(

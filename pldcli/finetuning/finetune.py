@@ -212,7 +212,7 @@ def _done(place: Path, settings: FinetuneConfig, runner: CellRunner) -> dict[str
     result = read_result(place)
     if result is None or result.get("targets") != (asdict(runner.targets) if runner.targets else None):
         return None
-    wanted = {key: value for key, value in asdict(settings).items() if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
+    wanted = {key: value for key, value in settings if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
     return result if {key: result["settings"].get(key) for key in wanted} == wanted else None
 
 

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pldcli.errors import DeviceError, PldError
-from pldcli.finetuning.config import FinetuneConfig, from_dict
+from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
+from pldcli.settings import validate
 from pldcli.system.signals import StopRequest
 from pldcli.system.workers import answering, answers_of, as_error, close_pipe, describe_error, start_worker, tell, visible_gpus
 
@@ -123,7 +124,7 @@ def serve() -> None:
             for line in sys.stdin:
                 job = json.loads(line)
                 result = runner.run(
-                    from_dict(job["settings"]),
+                    validate(FinetuneConfig, job["settings"]),
                     Path(job["place"]),
                     report=lambda step, total, what: answer(step=step, total=total, what=what),
                     stop=stop,
@@ -136,7 +137,7 @@ def serve() -> None:
 
 
 def _give(worker: subprocess.Popen[bytes], job: Job) -> Job:
-    tell(worker, settings=asdict(job.settings), place=str(job.place))
+    tell(worker, settings=dict(job.settings), place=str(job.place))
     return job
 
 

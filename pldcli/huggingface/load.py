@@ -16,6 +16,7 @@ from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.names import FAMILIES, Family, HeadName
 from pldcli.pretrained import Pretrained
+from pldcli.settings import validate
 
 __all__ = ["SEQ_LEN", "TASK", "load_pretrained"]
 
@@ -89,31 +90,17 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _settings(config: dict[str, Any], family: Family, num_unused: int) -> ModelConfig:
     """Read the model's configuration; the first `num_unused` positions are never looked up."""
-    return ModelConfig(
-        num_hidden_layers=_whole(config, "num_hidden_layers"),
-        hidden_size=_whole(config, "hidden_size"),
-        num_attention_heads=_whole(config, "num_attention_heads"),
-        intermediate_size=_whole(config, "intermediate_size"),
-        vocab_size=_whole(config, "vocab_size"),
-        max_position_embeddings=_whole(config, "max_position_embeddings") - num_unused,
-        type_vocab_size=_whole(config, "type_vocab_size", 2),
-        norm=family.norm,
-        dropout=_number(config, "hidden_dropout_prob", 0.1),
-        layer_norm_eps=_number(config, "layer_norm_eps", 1e-12),
-        initializer_range=_number(config, "initializer_range", 0.02),
-    )
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    optional = ("type_vocab_size", "layer_norm_eps", "initializer_range")
+    values = {name: config.get(name) for name in needed} | {name: config[name] for name in optional if name in config}
+    positions = _whole(config, "max_position_embeddings") - num_unused
+    dropout = config.get("hidden_dropout_prob", 0.1)
+    return validate(ModelConfig, {**values, "max_position_embeddings": positions, "dropout": dropout, "norm": family.norm})
 
 
 def _whole(config: dict[str, Any], name: str, default: int | None = None) -> int:
     value = config.get(name, default)
     if type(value) is not int:
-        raise ValueError(f"{name}: {value!r}")
-    return value
-
-
-def _number(config: dict[str, Any], name: str, default: float) -> float:
-    value = config.get(name, default)
-    if not isinstance(value, int | float):
         raise ValueError(f"{name}: {value!r}")
     return value
 

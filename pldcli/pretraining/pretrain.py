@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +258,7 @@ def initial_model(config: Config, prepared: PreparedData, *, initial: bool = Tru
     """
     next_sentence, seed = config.objective.next_sentence, config.train.seed
     if config.train.init_from is None or not initial:
-        model = StBert(**vars(config.model), next_sentence=next_sentence, seed=seed)
+        model = StBert(**dict(config.model), next_sentence=next_sentence, seed=seed)
         if config.train.unigram_bias and initial:
             _begin_at_frequencies(model, prepared)
         return model
@@ -269,7 +269,7 @@ def initial_model(config: Config, prepared: PreparedData, *, initial: bool = Tru
             where=str(prepared.path),
             hint=f"prepare it again with `pld prepare-data --tokenizer {loaded.where}`",
         )
-    for name, value in vars(replace(loaded.settings, dropout=config.model.dropout)).items():
+    for name, value in loaded.settings.replace(dropout=config.model.dropout):
         if getattr(config.model, name) != value:
             what = f"{getattr(config.model, name)} does not fit the {value} of {loaded.where}"
             raise UsageError(what, where=f"model.{name}", hint="leave it out: the model's own value is taken")

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -44,11 +43,7 @@ def shortened(config: Config, total_steps: int) -> Config:
         total_steps: The new length; what was done is over with the warm-up and not yet in the new decay.
     """
     assert config.optim.schedule == "wsd" and config.pld.gamma != "auto" and not config.pld.recovery_fraction
-    return replace(
-        config,
-        train=replace(config.train, total_steps=total_steps),
-        optim=replace(config.optim, warmup_fraction=_warmup_steps(config) / total_steps),
-    )
+    return config.replace(train={"total_steps": total_steps}, optim={"warmup_fraction": _warmup_steps(config) / total_steps})
 
 
 def _warmup_steps(config: Config) -> int:

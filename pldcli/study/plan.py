@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pldcli import presets
@@ -108,7 +108,7 @@ class Plan:
         return runs
 
     def _run(self, system: SystemSpec, group: str, seed: int, rung: int, config: Config) -> PlannedRun:
-        config = replace(config, train=replace(config.train, seed=seed))
+        config = config.replace(train={"seed": seed})
         return PlannedRun(
             name=f"{group}-seed{seed}",
             group=group,
@@ -197,8 +197,8 @@ def _steps(system: SystemSpec, base: Config, time: StepTime, scale: float, refer
     length, share = system.length, scale * system.length.fraction
     if reference_seconds is not None:
         seconds, upwards = share * reference_seconds, 0.5
-    elif length.budget_seconds is not None:
-        seconds, upwards = share * length.budget_seconds, 0.0  # a budget is not exceeded
+    elif length.budget is not None:
+        seconds, upwards = share * length.budget, 0.0  # a budget is not exceeded
     else:
         return max(1, round(share * (length.steps or base.train.total_steps)))
     steps = math.floor(time.steps_within(seconds, base.pld_schedule) + upwards)
@@ -209,7 +209,7 @@ def _steps(system: SystemSpec, base: Config, time: StepTime, scale: float, refer
 
 
 def _with_steps(config: Config, steps: int) -> Config:
-    return replace(config, train=replace(config.train, total_steps=steps))
+    return config.replace(train={"total_steps": steps})
 
 
 def _shape_key(config: Config) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pldcli import presets
+from pldcli.config import flatten
 from pldcli.plots.canvas import COLOURS, STYLE, new_figure, save_figure
-from pldcli.presets import key_types
-from pldcli.settings import convert
 from pldcli.study.halving import Outcome
 from pldcli.study.spec import Spec
 
@@ -75,7 +75,8 @@ def find_lines(spec: Spec, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[st
             (key, value), *others = system.values
             held = ", ".join(f"{other.rpartition('.')[2]} {one}" for other, one in others)
             line = f"{name}, {held}" if held else name
-            point = Point(system.name, convert(key_types()[key], value, key), str(value), tuple(outcomes[system.name]))
+            number = flatten(presets.resolve(system.preset, system.overrides).config)[key]
+            point = Point(system.name, number, str(value), tuple(outcomes[system.name]))
             found.setdefault(key, {}).setdefault(line, []).append(point)
     return {key: [Line(name, _in_order(points)) for name, points in lines.items()] for key, lines in found.items()}
 

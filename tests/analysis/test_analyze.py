@@ -93,7 +93,7 @@ def test_a_run_that_began_with_another_model_begins_there(trained: Path, prepare
     first, last = only(goes_on).states[0], only(trained).states[-1]
     assert first.loss() == pytest.approx(last.loss(), rel=1e-6)
     config = presets.load(goes_on / "config.yaml")
-    gone = replace(config, train=replace(config.train, init_from=str(tmp_path / "gone")))
+    gone = config.replace(train={"init_from": str(tmp_path / "gone")})
     (goes_on / "config.yaml").write_text(presets.dump(gone))
     analysis = analyze([goes_on], settings=FEW)
     assert [state.step for state in analysis.runs[0].states] == [4, 8, 12]
@@ -228,7 +228,7 @@ def test_data_without_validation_text(trained: Path, prepared: Path, monkeypatch
 
 def test_runs_that_do_not_compare_are_noted(trained: Path, copied: Path) -> None:
     config = presets.load(copied / "config.yaml")
-    (copied / "config.yaml").write_text(presets.dump(replace(config, data=replace(config.data, seq_len=16))))
+    (copied / "config.yaml").write_text(presets.dump(config.replace(data={"seq_len": 16})))
     notes = analyze([trained, copied], settings=FEW).notes
     assert notes == ("the runs have rows of different lengths: their gradient norms do not compare",)
 

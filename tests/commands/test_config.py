@@ -53,8 +53,8 @@ def test_validate(pld: Run) -> None:
     [
         (["bert-tiny-pdl"], "unknown preset 'bert-tiny-pdl'; did you mean bert-tiny-pld?"),
         (["bert-tiny-pld", "pld.teta_bar=1"], "pld.teta_bar: unknown key; did you mean pld.theta_bar?"),
-        (["bert-tiny-pld", "train.total_steps=soon"], "train.total_steps: must be a whole number, not 'soon'"),
-        (["bert-tiny-pld", "pld.theta_bar=0"], "pld.theta_bar: must be in (0, 1], not 0.0; 0.5 is the paper's value, 1 drops nothing"),
+        (["bert-tiny-pld", "train.total_steps=soon"], "train.total_steps: must be a valid integer, not 'soon'"),
+        (["bert-tiny-pld", "pld.theta_bar=0"], "pld.theta_bar: must be greater than 0, not 0"),
         (
             ["bert-tiny-pld", "data.seq_len=4096"],
             "data.seq_len: 4096 tokens do not fit model.max_position_embeddings 512; raise the latter or shorten the sequences",
@@ -138,7 +138,7 @@ def test_import_writes_a_preset_but_over_nothing(pld: Run, tmp_path: Path) -> No
 def test_import_refuses_with_one_line(pld: Run, tmp_path: Path) -> None:
     source = tmp_path / "ds.json"
     source.write_text(DEEPSPEED.replace("0.6", "1.6"), encoding="utf-8")
-    line = f"error: {source}: progressive_layer_drop.theta: must be in (0, 1], not 1.6; 0.5 is the paper's value, 1 drops nothing\n"
+    line = f"error: {source}: progressive_layer_drop.theta: must be at most 1, not 1.6\n"
     outcome = pld("config", "import", source, "--out", tmp_path / "my.yaml")
     assert (outcome.code, outcome.out, outcome.err) == (2, "", line)
     outcome = pld("config", "import", source, "--out", tmp_path / "my.txt")

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 
 from pldcli.errors import UsageError
-from pldcli.finetuning.config import FinetuneConfig, cells, changed, from_dict
+from pldcli.finetuning.config import FinetuneConfig, cells, changed
+from pldcli.settings import validate
 
 
 def shown(found: list[FinetuneConfig], *keys: str) -> list[tuple[object, ...]]:
@@ -69,26 +68,26 @@ def test_values(text: str, key: str, value: object) -> None:
         ("learning_rat=1", "learning_rat: unknown key; did you mean learning_rate?"),
         ("optim.learning_rate=1", "optim.learning_rate: unknown key; did you mean learning_rate?"),
         ("learning_rate", "'learning_rate' is not KEY=VALUE; for example train.total_steps=1000"),
-        ("learning_rate=fast", "learning_rate: must be a number, not 'fast'"),
-        ("learning_rate=1e-5,", "learning_rate: must be a number, not None"),
-        ("learning_rate=nan", "learning_rate: must be a number, not 'nan'"),
+        ("learning_rate=fast", "learning_rate: must be a valid number, not 'fast'"),
+        ("learning_rate=1e-5,", "learning_rate: must be a valid number, not None"),
+        ("learning_rate=nan", "learning_rate: must be a finite number, not nan"),
         ("learning_rate=-1", "learning_rate: "),
         ("learning_rate=[1", "learning_rate: '[1' is not a value"),
-        ("batch_size=2.5", "batch_size: must be a whole number, not 2.5"),
-        ("batch_size=true", "batch_size: must be a whole number, not True"),
+        ("batch_size=2.5", "batch_size: must be a valid integer, not 2.5"),
+        ("batch_size=true", "batch_size: must be a valid integer, not True"),
         ("batch_size=16,0", "batch_size: must be at least 1, not 0"),
-        ("epochs=0", "epochs: must be positive, not 0.0"),
+        ("epochs=0", "epochs: must be greater than 0, not 0"),
         ("seed=-1", "seed: must be at least 0, not -1"),
         ("stride=-1", "stride: must be at least 0, not -1"),
-        ("dropout=1", "dropout: must be `auto` or in [0, 1), not 1.0"),
-        ("dropout=some", "dropout: must be a number or auto, not 'some'"),
-        ("max_seq_len=7", "max_seq_len: must be `auto` or at least 8, not 7"),
-        ("max_seq_len=off", "max_seq_len: must be a whole number or auto, not False"),
-        ("patience=0", "patience: must be `off` or at least 1, not 0"),
-        ("micro_batch_size=0", "micro_batch_size: must be `auto` or at least 1, not 0"),
+        ("dropout=1", "dropout: must be less than 1 or 'auto', not 1"),
+        ("dropout=some", "dropout: must be a valid number or 'auto', not 'some'"),
+        ("max_seq_len=7", "max_seq_len: must be at least 8 or 'auto', not 7"),
+        ("max_seq_len=off", "max_seq_len: must be a valid integer or 'auto', not False"),
+        ("patience=0", "patience: must be at least 1 or 'off', not 0"),
+        ("micro_batch_size=0", "micro_batch_size: must be at least 1 or 'auto', not 0"),
         ("evaluations_per_epoch=0", "evaluations_per_epoch: must be at least 1, not 0"),
-        ("keep=first", "keep: must be best or last, not 'first'"),
-        ("precision=fp8", "precision: must be auto or bf16 or fp16 or fp32, not 'fp8'"),
+        ("keep=first", "keep: must be 'best' or 'last', not 'first'"),
+        ("precision=fp8", "precision: must be 'auto', 'bf16', 'fp16' or 'fp32', not 'fp8'"),
         ("schedule=step", "schedule: must be "),
         ("warmup_fraction=1.5", "warmup_fraction: "),
         ("beta2=1", "beta2: "),
@@ -114,9 +113,9 @@ def test_a_configuration_survives_being_written_down() -> None:
     import json
 
     for one in cells(["patience=off,3", "dropout=auto,0.2", "learning_rate=1e-5", "micro_batch_size=4"], num_seeds=2):
-        assert from_dict(json.loads(json.dumps(asdict(one)))) == one
+        assert validate(FinetuneConfig, json.loads(json.dumps(dict(one)))) == one
     with pytest.raises(UsageError, match="learning_rat: unknown key"):
-        from_dict({"learning_rat": 1})
+        validate(FinetuneConfig, {"learning_rat": 1})
 
 
 def test_what_is_changed() -> None:

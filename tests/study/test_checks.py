@@ -7,7 +7,7 @@ import pytest
 from pldcli.study.checks import judge
 from pldcli.study.spec import Check
 
-CHECK = Check("preln", "shallow", 3.0)
+CHECK = Check(better="preln", than="shallow", by_seed_deviations=3.0)
 PRELN = {0: 3.00, 1: 3.02, 2: 3.01}
 """Standard deviation 0.01."""
 
@@ -31,8 +31,8 @@ def test_the_wrong_way_round_does_not_pass() -> None:
 
 
 def test_exactly_the_limit_is_not_more() -> None:
-    assert judge(Check("a", "b", 2.0), {0: 0.0, 1: 0.0}, {0: 1.0, 1: 1.0}).passed is True  # no noise at all
-    assert judge(Check("a", "b", 2.0), {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).passed is False
+    assert judge(Check(better="a", than="b", by_seed_deviations=2.0), {0: 0.0, 1: 0.0}, {0: 1.0, 1: 1.0}).passed is True  # no noise at all
+    assert judge(Check(better="a", than="b", by_seed_deviations=2.0), {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).passed is False
 
 
 @pytest.mark.parametrize(("than", "seeds", "difference"), [({}, 0, None), ({7: 3.0}, 0, None), ({1: 3.12}, 1, pytest.approx(0.1))])
