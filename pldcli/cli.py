@@ -72,6 +72,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("config list", config.list_presets, LOOKING, "pld config list"),
     Entry("config import", config.import_deepspeed, LOOKING, "pld config import deepspeed.json --out my.yaml"),
     Entry("config finetune", config.finetune_settings, LOOKING, "pld config finetune"),
+    Entry("config schema", config.schema, LOOKING, "pld config schema study > study.schema.json"),
     Entry("bench", bench.bench, LOOKING, "pld bench --preset bert-small-pld --steps 20"),
     Entry("doctor", doctor.doctor, LOOKING, "pld doctor --path /scratch"),
 )

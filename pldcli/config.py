@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
 from pldcli.pld import DepthRule, Draw, Schedule, TimeSchedule
-from pldcli.settings import Count, Natural, NonNegative, Positive, Settings, Share, Switch, fields
+from pldcli.settings import AS_NUMBER, Count, Fraction, Natural, NonNegative, Positive, Settings, Share, Switch, fields
 
 __all__ = [
     "RUN_CONTROL",
@@ -60,7 +60,7 @@ class ModelConfig(Settings):
     """Attention heads, H; must divide hidden_size."""
     intermediate_size: Count = 3072
     """Width of the feed-forward layer, F."""
-    vocab_size: Annotated[Count, Field(ge=6)] = 30528
+    vocab_size: Annotated[int, Field(ge=6), AS_NUMBER] = 30528
     """Rows of the embedding table, V. The prepared data's vocabulary takes the place of a preset's value."""
     max_position_embeddings: Count = 512
     """Rows of the position table: the longest sequence the model can read, in tokens."""
@@ -94,7 +94,7 @@ class PldConfig(Settings):
 
     schedule: TimeSchedule = "exponential"
     """How theta moves: `exponential` (the paper), `constant` ("Rand"), `linear`, or `growing` (starts at theta_bar and rises)."""
-    theta_bar: Annotated[Positive, Field(le=1)] = 1.0
+    theta_bar: Fraction = 1.0
     """The lowest keep ratio of the deepest block; 0.5 in the paper, 0.5 to 0.9 advised, 1 drops nothing."""
     gamma: NonNegative | Literal["auto"] = "auto"
     """Speed of the exponential schedule in 1/steps; `auto` is the paper's 100 / total_steps."""
@@ -117,7 +117,7 @@ class PldConfig(Settings):
 class DataConfig(Settings):
     """What a training sequence is."""
 
-    seq_len: Annotated[Count, Field(ge=8)] = 128
+    seq_len: Annotated[int, Field(ge=8), AS_NUMBER] = 128
     """Tokens per sequence with [CLS] and [SEP], T."""
     layout: Literal["spans", "nsp-pairs"] = "spans"
     """`spans`: full rows of contiguous text. `nsp-pairs`: two segments, the second the true continuation half of the time."""
@@ -128,7 +128,7 @@ class DataConfig(Settings):
 class ObjectiveConfig(Settings):
     """What the model learns from."""
 
-    mask_probability: Annotated[Positive, Field(lt=1)] = 0.15
+    mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] = 0.15
     """Share of the maskable tokens of a sequence that are targets."""
     next_sentence: bool = False
     """Add BERT's next-sentence head and loss; needs data.layout=nsp-pairs."""

@@ -18,7 +18,7 @@ from pldcli.config import Config
 from pldcli.errors import UsageError
 from pldcli.settings import Layer, located, merge, parse, read_yaml
 
-__all__ = ["Resolved", "build", "dump", "header", "load", "names", "preset_directory", "resolve", "system"]
+__all__ = ["Resolved", "build", "dump", "header", "load", "names", "preset_directory", "resolve", "schema", "system"]
 
 _REMOVED = {"pld.scaling_error": False}
 """Keys that earlier versions had, and their defaults: run directories of that time hold them."""
@@ -159,3 +159,14 @@ def _layer(origin: str, content: Mapping[str, Any], places: Mapping[str, str] | 
             with located(places or {}):
                 raise UsageError(f"was removed; only its default {_REMOVED[key]} is still accepted, not {value!r}", where=key)
     return Layer(origin, flat, places or {})
+
+
+def schema() -> dict[str, Any]:
+    """Describe a preset's file as JSON Schema: the sections of a run, and what only a preset has."""
+    whole = Config.model_json_schema()
+    name = {"type": "string"}
+    extends = {"description": "Presets that this one changes.", "anyOf": [name, {"type": "array", "items": name}]}
+    sizes = {"description": "What differs for a size.", "type": "object", "additionalProperties": {"$ref": "#"}}
+    dotted = {r"^[a-z]+\.[a-z0-9_]+$": {"description": "A key of a section, written in one line."}}
+    properties = {"extends": extends, "sizes": sizes, **whole["properties"]}
+    return whole | {"title": "Preset", "properties": properties, "patternProperties": dotted}

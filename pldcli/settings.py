@@ -18,7 +18,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from pldcli.errors import UsageError
 
 __all__ = [
+    "AS_NUMBER",
     "Count",
+    "Fraction",
     "Layer",
     "Natural",
     "NonNegative",
@@ -82,13 +84,16 @@ def _word(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-Whole = Annotated[int, BeforeValidator(_number)]
-Number = Annotated[float, BeforeValidator(_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
-Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+AS_NUMBER = BeforeValidator(_number)
+"""Stands last in the annotation of a number, so that its limits are known to the JSON Schema."""
+Whole = Annotated[int, AS_NUMBER]
+Number = Annotated[float, AS_NUMBER]
+Count = Annotated[int, Field(ge=1), AS_NUMBER]
+Natural = Annotated[int, Field(ge=0), AS_NUMBER]
+Positive = Annotated[float, Field(gt=0), AS_NUMBER]
+NonNegative = Annotated[float, Field(ge=0), AS_NUMBER]
+Fraction = Annotated[float, Field(gt=0, le=1), AS_NUMBER]
+Share = Annotated[float, Field(ge=0, lt=1), AS_NUMBER]
 Off = Annotated[Literal["off"], BeforeValidator(_word)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)]
 

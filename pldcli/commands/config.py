@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -23,6 +24,7 @@ __all__ = [
     "finetune_settings",
     "import_deepspeed",
     "list_presets",
+    "schema",
     "show",
     "validate",
 ]
@@ -159,6 +161,23 @@ def finetune_settings() -> None:
 
     rows = [[key, _as_typed(field.default), escape(field.description or "")] for key, field in fields(FinetuneConfig).items()]
     screen().print(table(["setting", "default", "meaning"], rows, fold=["meaning"]))
+
+
+def schema(
+    what: Annotated[
+        Literal["preset", "finetune", "study"], typer.Argument(help="The file of a preset or a study, or the settings of `pld finetune`.")
+    ] = "preset",
+) -> None:
+    """Print a JSON Schema, with which an editor completes and checks such a file.
+
+    The shipped presets name theirs in the first line: # yaml-language-server: $schema=FILE
+    """
+    from pldcli import presets
+    from pldcli.finetuning.config import FinetuneConfig
+    from pldcli.study.spec import Study
+
+    schemas = {"preset": presets.schema, "finetune": FinetuneConfig.model_json_schema, "study": Study.model_json_schema}
+    typer.echo(json.dumps(schemas[what](), indent=1))
 
 
 def _header_field(preset: str, field: str) -> str:

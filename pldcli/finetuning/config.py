@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pldcli.config import OptimConfig
 from pldcli.errors import UsageError
-from pldcli.settings import Count, Natural, NonNegative, Off, Positive, Settings, Share, parse_value, split, validate
+from pldcli.settings import AS_NUMBER, Count, Natural, NonNegative, Off, Positive, Settings, Share, parse_value, split, validate
 
 __all__ = ["FinetuneConfig", "cells", "changed"]
 
@@ -38,7 +38,7 @@ class FinetuneConfig(Settings):
     """Clip the global gradient norm to this; 0 clips nothing."""
     dropout: Share | Literal["auto"] = "auto"
     """Dropout everywhere; `auto` is the checkpoint's own in the encoder, and 0.1 before the head."""
-    max_seq_len: Annotated[Count, Field(ge=8)] | Literal["auto"] = "auto"
+    max_seq_len: Annotated[int, Field(ge=8), AS_NUMBER] | Literal["auto"] = "auto"
     """Tokens of a row at most, special tokens included; `auto` is 384 for spans and 128 for everything else."""
     stride: Natural = 128
     """Tokens that two windows of a long text share (spans and tags)."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 
 from pldcli.bench.step_time import parse_seconds
 from pldcli.errors import UsageError
-from pldcli.settings import Count, Natural, Positive, Settings, split
+from pldcli.settings import Count, Fraction, Natural, Positive, Settings, split
 
 __all__ = ["Check", "Finetuning", "Halving", "Length", "Name", "Rung", "Spec", "Study", "System", "SystemSpec", "spelled"]
 
@@ -70,7 +70,6 @@ Scalar = str | int | float | bool | None
 Name = Annotated[str, AfterValidator(_file_name)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Seeds = Annotated[tuple[Natural, ...], Strict(False), Field(min_length=1), AfterValidator(_distinct)]
-Fraction = Annotated[Positive, Field(le=1)]
 Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str)]
 Changes = Annotated[
     tuple[str, ...],
