@@ -1,7 +1,8 @@
 """From a preset's name to a configuration: find, extend, override, check, dump.
 
-Layers, later ones win: defaults < presets named by `extends` < the preset < the prepared data's vocabulary < the model that a run
-begins with < KEY=VALUE.
+A shipped preset is a size with a system (`bert-base-pld`: `presets/sizes/bert-base.yaml` with `presets/systems/pld.yaml`), or a file of its
+own where it is more than that. Layers, later ones win: defaults < presets named by `extends` < the preset < what it says of this size
+(`sizes`) < the prepared data's vocabulary < the model that a run begins with < KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import product, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,10 +21,16 @@ from pldcli.config import Config
 from pldcli.errors import UsageError
 from pldcli.settings import Layer, located, merge, parse, read_yaml
 
-__all__ = ["Resolved", "build", "dump", "header", "load", "names", "preset_directory", "resolve", "schema", "system"]
+__all__ = ["Part", "Resolved", "build", "dump", "header", "load", "names", "parts", "resolve", "schema", "system"]
 
 _REMOVED = {"pld.scaling_error": False}
 """Keys that earlier versions had, and their defaults: run directories of that time hold them."""
+
+_FIELDS = ("Purpose", "System", "Size", "Source", "Differs from the paper", "Hardware", "Time and score", "Command")
+"""What the comment at the top of a preset says, in this order; `PRESET` in a text stands for the preset's name."""
+
+_FOLDERS = {"preset": ".", "size": "sizes", "system": "systems"}
+"""Where the shipped files of a kind lie in the folder of presets."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +43,54 @@ class Resolved:
     """Dotted key to `default`, a preset's name, `prepared data`, `initial model` or `command line`."""
 
 
-def preset_directory() -> Path:
-    """Find the shipped presets: inside the package when installed, beside it in a checkout.
+class Part(NamedTuple):
+    """A file that a preset is made of."""
 
-    Raises:
-        UsageError: Neither is there.
-    """
-    package = Path(__file__).parent
-    for place in (package / "_presets", package.parent / "presets"):
-        if place.is_dir():
-            return place
-    raise UsageError("the shipped presets are missing", where=str(package), hint="install pldcli again")
+    name: str
+    """As presets name it: of a size, a system or a preset, or the path of an own file."""
+    kind: str
+    """`size`, `system` or `preset`."""
+    path: Path
+    content: Mapping[str, Any]
+    places: Mapping[str, str]
+    """Path and line of each key, dotted."""
 
 
 def names() -> list[str]:
-    """List the shipped presets."""
-    return sorted(path.stem for path in preset_directory().glob("*.yaml"))
+    """List the shipped presets.
+
+    Raises:
+        UsageError: They are missing.
+    """
+    return sorted([*_stems("preset"), *_products()])
 
 
-def header(preset: str) -> list[str]:
-    """Read the comment at the top of a preset, line by line."""
-    lines = []
-    for line in _find(preset).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# "))
-    return lines
+def parts(preset: str, seen: tuple[str, ...] = ()) -> list[Part]:
+    """List the files that a preset is made of, the strongest last.
+
+    Raises:
+        UsageError: One is missing, no YAML, or extends itself.
+    """
+    if preset in seen:
+        raise UsageError("extends itself", where=" -> ".join((*seen, preset)))
+    pair = _products().get(preset)
+    own = [] if pair else [_find(preset)]
+    parents = pair or _parents(own[0])
+    return [*(part for parent in parents for part in parts(parent, (*seen, preset))), *own]
+
+
+def header(preset: str) -> dict[str, str]:
+    """Read the `field: text` lines at the top of a preset, or of the size and the system that it consists of."""
+    fields: dict[str, str] = {}
+    for name in _products().get(preset, (preset,)):
+        comment = takewhile(lambda line: line.startswith("# "), _find(name).path.read_text(encoding="utf-8").splitlines())
+        fields |= {field: text.replace("PRESET", preset) for field, _, text in (line[2:].partition(": ") for line in comment)}
+    return {field: fields[field] for field in _FIELDS if field in fields}
 
 
 def system(preset: str) -> str:
-    """Name the part that says what a shipped preset is apart from its size: the last one that it extends."""
-    path = _find(preset)
-    return [preset, *_parents(read_yaml(path)[0], path)][-1]
+    """Name the part that says what a preset is apart from its size: the last system of its parts, or itself where there is none."""
+    return [preset, *(part.name for part in parts(preset) if part.kind == "system")][-1]
 
 
 def resolve(
@@ -114,36 +139,60 @@ def load(path: Path) -> Config:
     return merge(Config, [_layer("", *read_yaml(path))])[0]
 
 
-def _layers(preset: str, seen: tuple[str, ...] = ()) -> list[Layer]:
-    """Read a preset and what it extends, the strongest last."""
-    if preset in seen:
-        raise UsageError("extends itself", where=" -> ".join((*seen, preset)))
-    path = _find(preset)
-    content, places = read_yaml(path)
-    inherited = [layer for parent in _parents(content, path) for layer in _layers(parent, (*seen, preset))]
-    values = {section: content[section] for section in content if section != "extends"}
-    return [*inherited, _layer(preset, values, places)]
+def _layers(preset: str) -> list[Layer]:
+    """Read the values of each part of a preset, the strongest last; `sizes` in a part holds values for a size that stands before it."""
+    layers, size = [], ""
+    for part in parts(preset):
+        size = part.name if part.kind == "size" else size
+        sizes, known = part.content.get("sizes", {}), _stems("size")
+        if not (isinstance(sizes, dict) and all(one in known and isinstance(values, dict) for one, values in sizes.items())):
+            raise UsageError(f"must hold values for {', '.join(known)}", where=f"{part.places['sizes']}: sizes")
+        inside = f"sizes.{size}."
+        of_size = {key.removeprefix(inside): place for key, place in part.places.items() if key.startswith(inside)}
+        values = {key: value for key, value in part.content.items() if key not in ("extends", "sizes")}
+        layers += [_layer(part.name, values, part.places), _layer(part.name, sizes.get(size, {}), of_size)]
+    return layers
 
 
-def _parents(content: Mapping[str, Any], path: Path) -> list[str]:
+def _parents(part: Part) -> list[str]:
     """Read what a preset extends; a parent that is a file lies relative to the file that names it."""
-    parents = content.get("extends", [])
+    parents = part.content.get("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise UsageError("`extends` must be a list of preset names", where=str(path))
-    return [str(path.parent / parent) if parent.endswith((".yaml", ".yml")) else parent for parent in parents]
+        raise UsageError("`extends` must be a list of preset names", where=str(part.path))
+    return [str(part.path.parent / parent) if parent.endswith((".yaml", ".yml")) else parent for parent in parents]
 
 
-def _find(preset: str) -> Path:
+def _shipped() -> Path:
+    """Find the shipped presets: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    for place in (package / "_presets", package.parent / "presets"):
+        if place.is_dir():
+            return place
+    raise UsageError("the shipped presets are missing", where=str(package), hint="install pldcli again")
+
+
+_read_shipped = cache(read_yaml)
+
+
+def _stems(kind: str) -> list[str]:
+    return sorted(path.stem for path in (_shipped() / _FOLDERS[kind]).glob("*.yaml"))
+
+
+def _products() -> dict[str, tuple[str, str]]:
+    """Map the name of every size with every system to both."""
+    return {"-".join(pair): pair for pair in product(_stems("size"), _stems("system"))}
+
+
+def _find(preset: str) -> Part:
     if preset.endswith((".yaml", ".yml")):
-        path = Path(preset)
-        if not path.is_file():
+        if not Path(preset).is_file():
             raise UsageError("no such preset file", where=preset)
-        return path
-    shipped = preset_directory()
-    for path in (shipped / f"{preset}.yaml", shipped / "parts" / f"{preset}.yaml"):
+        return Part(preset, "preset", Path(preset), *read_yaml(Path(preset)))
+    for kind, folder in _FOLDERS.items():
+        path = _shipped() / folder / f"{preset}.yaml"
         if path.is_file():
-            return path
+            return Part(preset, kind, path, *_read_shipped(path))
     close = difflib.get_close_matches(preset, names(), n=1, cutoff=0.6)
     hint = f"did you mean {close[0]}?" if close else "`pld config list` shows them"
     raise UsageError(f"unknown preset {preset!r}", hint=hint)

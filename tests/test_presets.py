@@ -43,10 +43,13 @@ def test_the_shipped_presets() -> None:
 
 
 @pytest.mark.parametrize("name", presets.names())
-def test_a_preset_belongs_to_a_system_with_a_heading(name: str) -> None:
-    size = name.split("-")[1]
-    assert name in (f"bert-{size}-{presets.system(name)}", "bert-base-pld-paper")
-    assert presets.header(presets.system(name))[0].startswith("System: ")
+def test_a_preset_is_a_size_and_a_system_before_anything_else(name: str) -> None:
+    size, system = "-".join(name.split("-")[:2]), presets.system(name)
+    made_of = [(part.kind, part.name) for part in presets.parts(name)]
+    own = [("preset", name)] if name == "bert-base-pld-paper" else []
+    assert own or name == f"{size}-{system}"
+    assert made_of[0] == ("size", size)
+    assert made_of[-1 - len(own) :] == [("system", system), *own]
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -90,9 +93,10 @@ def test_a_run_made_when_there_was_a_scaling_error_is_read_unless_it_had_one(tmp
 
 @pytest.mark.parametrize("name", presets.names())
 def test_a_preset_is_headed(name: str) -> None:
-    fields = [line.partition(":")[0] for line in presets.header(name)]
-    assert fields == ["Purpose", "Source", "Hardware", "Time and score", "Command"]
-    command = presets.header(name)[-1]
+    header = presets.header(name)
+    what = ["Purpose", "Source"] if name == "bert-base-pld-paper" else ["System", "Size", "Source", "Differs from the paper"]
+    assert list(header) == [*what, "Hardware", "Time and score", "Command"]
+    command = header["Command"]
     assert f"--preset {name}" in command
     config = presets.resolve(name).config
     if config.model.vocab_size != 30528:
@@ -282,6 +286,13 @@ def test_an_unknown_preset_is_refused() -> None:
         ("extends: 3\n", ": `extends` must be a list of preset names"),
         ("extends: gpt\n", "unknown preset 'gpt'; `pld config list` shows them"),
         ("extends: mine.yaml\n", ": extends itself"),
+        ("sizes: 3\n", "mine.yaml:1: sizes: must hold values for bert-base, bert-large, bert-small, bert-tiny"),
+        (
+            "sizes: {bert-tyni: {pld.theta_bar: 0.5}}\n",
+            "mine.yaml:1: sizes: must hold values for bert-base, bert-large, bert-small, bert-tiny",
+        ),
+        ("sizes: {bert-tiny: 0.5}\n", "mine.yaml:1: sizes: must hold values for bert-base, bert-large, bert-small, bert-tiny"),
+        ("extends: bert-tiny-pld\nsizes: {bert-tiny: {pld.theta: 0.5}}\n", ": pld.theta: unknown key; did you mean pld.theta_bar?"),
         ("pld: {theta_bar: [\n", ""),
     ],
 )
@@ -315,6 +326,15 @@ def test_own_presets_extend_shipped_ones_and_files_beside_them(tmp_path: Path, m
     (folder / "own.yaml").write_text("extends: [bert-tiny-pld, long.yaml]\npld.theta_bar: 0.9\n", encoding="utf-8")
     config = presets.resolve("mine/own.yaml").config
     assert (config.train.total_steps, config.pld.theta_bar, config.model.num_hidden_layers) == (123, 0.9, 8)
+
+
+@pytest.mark.parametrize(("parents", "theta_bar"), [("bert-tiny-rand", 0.7216), ("bert-base, rand", 0.7319), ("rand", 0.5)])
+def test_a_system_says_what_a_size_changes_also_for_own_presets(parents: str, theta_bar: float, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: [{parents}]\n", encoding="utf-8")
+    assert presets.resolve(str(own)).config.pld.theta_bar == theta_bar
+    own.write_text(f"extends: [{parents}]\npld.theta_bar: 0.8\nsizes:\n  bert-base:\n    pld: {{theta_bar: 0.9}}\n", encoding="utf-8")
+    assert presets.resolve(str(own)).config.pld.theta_bar == (0.9 if "base" in parents else 0.8)
 
 
 def test_the_manual_and_the_types_name_the_same_keys() -> None:

@@ -34,7 +34,8 @@ def complete_preset(incomplete: str) -> list[tuple[str, str]]:
     """Offer the shipped presets, each with its purpose."""
     from pldcli import presets
 
-    return [(name, _header_field(name, "Purpose")) for name in presets.names() if name.startswith(incomplete)]
+    headers = ((name, presets.header(name)) for name in presets.names() if name.startswith(incomplete))
+    return [(name, fields.get("Purpose") or fields["System"]) for name, fields in headers]
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -71,6 +72,7 @@ def show(
     if as_yaml:
         typer.echo(presets.dump(resolved.config), nl=False)
     else:
+        _print_parts(preset)
         _print_values(resolved)
 
 
@@ -130,7 +132,7 @@ def list_presets() -> None:
 
     console.print(Padding(table(None, [_aligned(_LISTED, widths)]), (0, 0, 0, 2)), style="bold")
     for system in sorted(groups, key=lambda system: (system not in _MAIN_SYSTEMS, system)):
-        console.print(table(None, [[f"[bold cyan]{system}[/]", f"[dim]{escape(_header_field(system, 'System'))}[/]"]]))
+        console.print(table(None, [[f"[bold cyan]{system}[/]", f"[dim]{escape(presets.header(system)['System'])}[/]"]]))
         console.print(Padding(table(None, [_aligned(row, widths) for row in groups[system]]), (0, 0, 0, 2)))
 
 
@@ -141,7 +143,8 @@ def _listed(name: str) -> list[str]:
     config = presets.resolve(name).config
     blocks = config.model.num_hidden_layers
     kept = f"{config.pld_schedule.mean_kept_fraction * blocks:.2f}/{blocks}"
-    purpose, hardware = (_header_field(name, field).rstrip(".") for field in ("Purpose", "Hardware"))
+    fields = presets.header(name)
+    purpose, hardware = (text.rstrip(".") for text in (fields.get("Purpose") or fields["Size"], fields["Hardware"]))
     return [name, f"{config.num_parameters / 1e6:.1f} M", kept, hardware, purpose]
 
 
@@ -180,12 +183,16 @@ def schema(
     typer.echo(json.dumps(schemas[what](), indent=1))
 
 
-def _header_field(preset: str, field: str) -> str:
-    """Read what stands behind `field:` in a preset's header."""
+def _print_parts(preset: str) -> None:
+    """Print what a preset is made of, and what its header says."""
     from pldcli import presets
+    from pldcli.console.screen import screen, table
 
-    lines = (line.partition(":") for line in presets.header(preset))
-    return next((text.strip() for name, _, text in lines if name == field), "")
+    made_of = " + ".join(part.name if part.kind == "preset" else f"{part.kind} {part.name}" for part in presets.parts(preset))
+    rows = {"Made of": made_of, **presets.header(preset)}
+    for name, text in rows.items():
+        screen().print(table(None, [[f"[bold cyan]{name.ljust(max(map(len, rows)))}[/]", escape(text)]]))
+    screen().print()
 
 
 def _print_values(resolved: Resolved) -> None:

@@ -25,6 +25,23 @@ def test_show_tells_value_origin_and_meaning_of_every_key(pld: Run) -> None:
         assert sum(line.startswith(f"{key} ") for line in lines) == 1
 
 
+@pytest.mark.parametrize(
+    ("preset", "made_of"),
+    [
+        ("bert-base-rand", "size bert-base + system pld + system rand"),
+        ("bert-base-pld-paper", "size bert-base + system pld + bert-base-pld-paper"),
+        ("own.yaml", "size bert-tiny + system preln + own.yaml"),
+    ],
+)
+def test_show_says_what_a_preset_is_made_of(preset: str, made_of: str, pld: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("# Hardware: mine.\nextends: bert-tiny-preln\n", encoding="utf-8")
+    lines = [" ".join(line.split()) for line in pld("config", "show", preset).out.splitlines()]
+    assert lines[0] == f"Made of {made_of}"
+    hardware = {"bert-base-rand": "one to eight GPUs.", "bert-base-pld-paper": "the paper used 64 V100.", "own.yaml": "mine."}
+    assert f"Hardware {hardware[preset]}" in lines
+
+
 @pytest.mark.parametrize("columns", [80, 100, 120])
 def test_show_fits_the_screen(columns: int, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -80,7 +97,8 @@ def test_list_names_every_preset_on_one_line_when_piped(pld: Run) -> None:
     assert lines[0].split() == ["preset", "parameters", "blocks", "run", "hardware", "purpose"]
     rows = [" ".join(line.split()) for line in lines[1:] if line.startswith("  ")]
     assert sorted(row.split()[0] for row in rows) == presets.names()
-    assert "bert-base-pld 109.5 M 8.78/12 one to eight GPUs BERT-base with progressive layer dropping" in rows
+    assert "bert-base-pld 109.5 M 8.78/12 one to eight GPUs BERT-base, with the paper's batch and length" in rows
+    assert "bert-base-pld-paper 110.1 M 8.78/12 the paper used 64 V100 the paper's experiment, its values throughout" in rows
     assert any(row.startswith("bert-large-preln 335.2 M 24.00/24 ") for row in rows)
 
 
@@ -148,5 +166,5 @@ def test_import_refuses_with_one_line(pld: Run, tmp_path: Path) -> None:
 
 def test_completion() -> None:
     assert [name for name, _ in complete_preset("bert-base-pld")] == ["bert-base-pld", "bert-base-pld-paper"]
-    assert complete_preset("bert-base-pld")[0][1] == "BERT-base with progressive layer dropping."
+    assert complete_preset("bert-base-pld")[0][1] == "PLD, Pre-LN with the paper's schedule and learning rate."
     assert complete_override("pld.th") == ["pld.theta_bar="]
