@@ -104,16 +104,14 @@ def import_deepspeed(
         raise UsageError("must end in .yaml, as presets do", where=f"--out {out}")
     if out is not None and out.exists() and not overwrite:
         raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
-    imported = deepspeed_config.import_deepspeed(file, base=base)
+    text, not_imported = deepspeed_config.import_deepspeed(file, base=base)
     if out is None:
-        typer.echo(imported.text, nl=False)
+        typer.echo(text, nl=False)
     else:
-        atomic.write_text(out, imported.text)
+        atomic.write_text(out, text)
         typer.echo(f"preset written to {out}; `pld config show {out}` explains it")
-    for note in imported.notes:
-        typer.echo(f"note: {note}", err=True)
-    if imported.unused:
-        typer.echo(f"left out, no meaning here: {', '.join(imported.unused)}", err=True)
+    if not_imported:
+        typer.echo(f"note: not imported: {', '.join(not_imported)}", err=True)
 
 
 def list_presets() -> None:
