@@ -158,11 +158,6 @@ class Run:
         attended = self.start.get("attended_tokens")
         return self.config.flops if attended is None else self.config.flops.attending_to(attended)
 
-    @property
-    def drops(self) -> bool:
-        """Tell whether it drops blocks."""
-        return self.config.pld.theta_bar < 1.0
-
     def learning_rate_share(self, step: float) -> float | None:
         """Give the learning rate that was logged at or just before `step`, as a share of the peak."""
         before = [rate for at, rate in self.learning_rates if at <= step]

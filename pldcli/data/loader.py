@@ -238,14 +238,13 @@ class PairSamples:
         special: Ids of the special tokens.
         seq_len: Tokens per row with [CLS] and two [SEP].
         seed: Seed of order, pairs and masks.
-        shuffle: Off for validation.
 
     Raises:
         DataError: No document has two tokens.
     """
 
-    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
-        self._stream, self._special, self._seed, self._shuffle, self._seq_len = stream, special, seed, shuffle, seq_len
+    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int) -> None:
+        self._stream, self._special, self._seed, self._seq_len = stream, special, seed, seq_len
         self.attended_tokens = float(seq_len)
         ends = np.asarray(stream.document_ends, np.int64)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
@@ -268,12 +267,11 @@ class PairSamples:
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
         epochs, within = np.divmod(indices, self.num_sequences)
-        keys, chunks = np.empty(len(indices), np.uint64), within.copy()
+        keys, chunks = np.empty(len(indices), np.uint64), np.empty_like(within)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
             keys[chosen] = hashes(key(self._seed, "sample", epoch), within[chosen])
-            if self._shuffle:
-                chunks[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
+            chunks[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
         starts, lengths, labels = self._pairs(chunks, keys)
 
         shape = (len(indices), self._seq_len)

@@ -304,8 +304,6 @@ class PreparedData:
     data_fingerprint: str
     """Of the shards."""
 
-    tokenizer_path: Path
-
     verify: bool = True
     """Hash the shards of a split before it is read."""
 
@@ -360,7 +358,6 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
             special=SpecialTokens(**{**ids, "other_ids": tuple(ids["other_ids"])}),
             fingerprint=str(tokenizer["fingerprint"]),
             data_fingerprint=data_fingerprint(manifest),
-            tokenizer_path=path / "tokenizer.json",
             verify=verify,
             share=share,
         )

@@ -28,7 +28,6 @@ from pldcli.data.tokenizer_directory import (
     parse_tokenizer,
     read_directory,
     read_vocabulary,
-    read_wordpiece,
     sentencepiece_alone,
 )
 from pldcli.errors import DataError, UsageError
@@ -42,7 +41,6 @@ __all__ = [
     "load_prepared_tokenizer",
     "load_tokenizer",
     "train_tokenizer",
-    "vocab_fingerprint",
 ]
 
 ModelType = Literal["bpe", "unigram"]
@@ -300,11 +298,6 @@ def load_prepared_tokenizer(directory: Path) -> Tokenizer:
 def fingerprint(path: Path) -> str:
     """Fingerprint the vocabulary of a `tokenizer.json`, as `Tokenizer.fingerprint` does."""
     return _fingerprint(parse_tokenizer(_text(_read(path), path), where=str(path)).get_vocab(with_added_tokens=True))
-
-
-def vocab_fingerprint(path: Path) -> str:
-    """Fingerprint a WordPiece `vocab.txt`: equal to that of its `tokenizer.json`."""
-    return _fingerprint(read_wordpiece(_text(_read(path), path)))
 
 
 def from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:

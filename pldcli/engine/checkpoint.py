@@ -32,7 +32,6 @@ __all__ = [
     "newest_valid",
     "optimizer_tensors",
     "read",
-    "read_position",
     "restore_optimizer",
     "save_tensors",
     "seal",
@@ -198,18 +197,6 @@ def read(path: Path) -> Snapshot:
     except PldError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
-
-
-def read_position(path: Path) -> Position:
-    """Read how far a checkpoint is, without its tensors.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
-    try:
-        return Position(**json.loads((path / "state.json").read_text(encoding="utf-8"))["position"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
 

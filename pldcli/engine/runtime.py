@@ -45,12 +45,6 @@ class Runtime:
         """Name the modules whose gradients are summed together; every parameter belongs to one of them."""
         self._units = [list(unit.parameters()) for unit in units]
 
-    def begin(self, last: bool) -> None:
-        """Say that a micro-step's backward follows, `last` in its step.
-
-        Replicas need not know; a sharded runtime turns its reductions on at the last one.
-        """
-
     def finish(self) -> None:
         """Sum the gradients of all processes, after the last backward of a step."""
         if self.world_size == 1:

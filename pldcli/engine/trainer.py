@@ -198,14 +198,13 @@ class Trainer(Generic[BatchesT]):
         plans = [self.schedule.plan(step, group, seed=self.seed) for group in range(len(groups))]
         num_targets, group_tokens, group_attended = self._agree(groups, plans)
         loss_sums = torch.zeros(len(num_targets), device=self.runtime.device)
-        micro_step, last = 0, sum(map(len, groups)) - 1
+        micro_step = 0
         for plan, micro_batches in zip(plans, groups, strict=True):
             for batch in micro_batches:
                 if signal_number := self._agreed_stop(stop):
                     self.optimizer.zero_grad(set_to_none=True)
                     return signal_number
                 self.runtime.seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
-                self.runtime.begin(micro_step == last)
                 loss_sums += self.forward_backward(batch, plan, num_targets)
                 micro_step += 1
         self.runtime.finish()

@@ -16,7 +16,6 @@ from pldcli.engine.checkpoint import (
     list_checkpoints,
     newest_valid,
     read,
-    read_position,
     restore_optimizer,
     verify,
 )
@@ -65,7 +64,7 @@ def test_round_trip(tmp_path, trainer):
     path = save(tmp_path, trainer)
     assert path == tmp_path / "step-00000002" and set(names(path)) == FILES
     snapshot = read(path)
-    assert snapshot.position == read_position(path) == Position(2, 16, 512, 1.5, 2.5, 1e9 + 0.1)
+    assert snapshot.position == Position(2, 16, 512, 1.5, 2.5, 1e9 + 0.1)
     assert (snapshot.config, snapshot.data_fingerprint, snapshot.tokenizer_fingerprint) == (tiny_config(), "data", "tokenizer")
     assert snapshot.scaler == trainer.scaler.state_dict() and snapshot.scaler["scale"] > 1
 
@@ -274,8 +273,3 @@ def test_the_same_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"other prepared data; point --data"):
         check(data="other")
     check(data="other", stored=None)
-
-
-def test_read_position_of_what_is_none(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_position(tmp_path)
