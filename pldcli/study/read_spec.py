@@ -5,26 +5,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import pairwise, product, takewhile
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pldcli import presets
 from pldcli.errors import UsageError
 from pldcli.finetuning import config as finetune_config
-from pldcli.settings import convert, located, read_yaml, validate
-from pldcli.study.spec import Finetuning, Halving, Name, Spec, Study, SystemSpec, spelled
+from pldcli.settings import convert, located, read_yaml, split, validate
+from pldcli.study.spec import Changes, Finetuning, Halving, Name, Spec, Study, SystemSpec, spelled
 from pldcli.tasks.registry import is_known_task, task_name
 
 __all__ = ["read_spec"]
 
 
 def read_spec(path: Path) -> Spec:
-    """Read a study.
+    """Read a study and what it extends.
 
     Raises:
         UsageError: It cannot be read, or something in it is unknown or does not fit.
     """
-    content, places = read_yaml(path)
+    text, content, places = _read(path)
     study = validate(Study, {"name": path.stem} | content, places)
     with located(places):
         systems = _systems(study)
@@ -37,10 +40,41 @@ def read_spec(path: Path) -> Spec:
             checks=study.checks,
             halving=_halving(study.halving, systems, study.seeds[:1]) if study.halving else None,
             finetuning=_finetuning(study.finetune, systems) if study.finetune else None,
-            text=path.read_text(encoding="utf-8"),
+            text=text,
         )
         _check_references(spec)
     return spec
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Read a file and what it extends.
+
+    Returns:
+        Its text, which stands alone: with what it extends put in; its content; and path and line of each key.
+    """
+    content, places = read_yaml(path)
+    text = path.read_text(encoding="utf-8")
+    with located(places):
+        convert(Changes, content.get("set"), "set")
+        if "extends" not in content:
+            return text, content, places
+        base = path.parent / convert(str, content.pop("extends"), "extends")
+        if not base.is_file():
+            raise UsageError(f"there is no file {base}", where="extends")
+        if base.resolve() in (circle := (*seen, path.resolve())):
+            raise UsageError(f"goes in a circle: {' -> '.join(one.name for one in (*circle, base))}", where="extends")
+    _, inherited, before = _read(base, circle)
+    inherited.pop("name", None)
+    for one in (content, inherited):
+        if isinstance(one.get("set"), list):
+            one["set"] = dict(map(split, one["set"]))
+    for key, value in content.items():
+        mixed = isinstance(value, dict) and isinstance(inherited.get(key), dict)
+        replaced = [f"{key}.{inner}" for inner in value] if mixed else [key]
+        before = {place: line for place, line in before.items() if not f"{place}.".startswith(tuple(f"{one}." for one in replaced))}
+        inherited[key] = inherited[key] | value if mixed else value
+    comment = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+    return comment + yaml.safe_dump(inherited, sort_keys=False, allow_unicode=True, width=140), inherited, before | places
 
 
 def _systems(study: Study) -> dict[str, SystemSpec]:
@@ -56,7 +90,9 @@ def _systems(study: Study) -> dict[str, SystemSpec]:
             baseline=entry.baseline or study.baseline or "",
         )
         for system in _points(common, entry.grid) if entry.grid else [common]:
-            with located({"": system.entry}):
+            own = {split(change)[0] for change in system.overrides[len(study.set) :]}
+            shared = {split(change)[0] for change in study.set} - own
+            with located({"": system.entry} | {key: f"set.{key}" for key in shared}):
                 if system.name in found:
                     raise UsageError(f"a system of this name is there already: {system.name}", hint="rename one")
                 presets.resolve(system.preset, system.overrides)

@@ -202,6 +202,8 @@ class Finetuning(Settings):
 class Study(Settings):
     """The file of a study."""
 
+    extends: str | None = None
+    """Another file, relative to this one, whose keys count where this one lacks them; of `set` and other mappings, each of their keys."""
     name: Name
     """Where its runs go, studies/NAME; by default the file's name."""
     data: str
