@@ -127,6 +127,21 @@ def test_the_report_of_what_is_there(half_done: Path, pld: Run) -> None:
         assert (report / link).is_file(), link
 
 
+def test_a_study_that_extends_a_file_goes_on_from_its_own_directory(folder: Path, prepared: Path, pld: Run) -> None:
+    shared = write_spec(prepared, {"preln": PRELN}, seeds=[0]).rename("shared.yaml")
+    own = Path("own.yaml")
+    own.write_text("name: try\nextends: shared.yaml\nset: {model.dropout: 0.1}\n")
+    plan = begin(own, prepared)
+    finish(plan, {"preln-seed0": 3.0})
+    assert pld("study", own).code == 0
+    shared.unlink()
+    own.unlink()
+    outcome = pld("study", "studies/try/spec.yaml")
+    assert outcome.code == 0, outcome.err
+    assert any(line.startswith("preln 0 40 ") and " 3.0000" in line for line in lines_of(outcome.out)), outcome.out
+    assert "model.dropout: 0.1" in Path("studies/try/report/report.md").read_text()
+
+
 def test_a_check_that_fails_is_said_loudly(folder: Path, prepared: Path, pld: Run) -> None:
     path = write_spec(prepared, {"preln": PRELN, "shallow": SYSTEMS["shallow"]}, seeds=[0, 1], checks=[CHECK])
     finish(begin(path, prepared), LOSSES | {"shallow-seed0": 3.03, "shallow-seed1": 3.03})

@@ -150,6 +150,83 @@ def test_what_is_no_study(tmp_path: Path, text: str) -> None:
         read_spec(path)
 
 
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write the files of a study that extends others; the first is the study."""
+
+    def build(**files: str) -> Path:
+        for name, text in files.items():
+            (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / f"{next(iter(files))}.yaml"
+
+    return build
+
+
+SHARED = """\
+name: nobody
+data: data
+seeds: [0, 1]
+set:
+  train.total_steps: 40
+  optim.learning_rate: 2e-3
+systems:
+  preln: {preset: bert-tiny-preln, seeds: [5]}
+"""
+
+
+def test_a_study_wins_over_what_it_extends(write: Callable[..., Path]) -> None:
+    own = """\
+extends: between.yaml
+seeds: [2]
+set:
+  - optim.learning_rate=4e-3
+systems:
+  pld: {preset: bert-tiny-pld}
+"""
+    path = write(own=own, between="extends: shared.yaml\nset: {model.dropout: 0.1, train.total_steps: 50}\n", shared=SHARED)
+    spec = read_spec(path)
+    assert (spec.name, spec.data, spec.seeds, spec.baseline) == ("own", "data", (2,), "preln")
+    assert {name: system.seeds for name, system in spec.systems.items()} == {"preln": (5,), "pld": (2,)}
+    for system in spec.systems.values():
+        assert system.overrides == ("train.total_steps=50", "optim.learning_rate=4e-3", "model.dropout=0.1")
+    whole = write(own=own.replace("systems:", "systems:\n  preln: {preset: bert-tiny-postln}"), shared=SHARED)
+    entry = read_spec(whole).systems["preln"]
+    assert (entry.preset, entry.seeds) == ("bert-tiny-postln", (2,)), "a system is taken as a whole"
+
+
+def test_the_text_of_a_study_stands_without_what_it_extends(write: Callable[..., Path], tmp_path: Path) -> None:
+    spec = read_spec(write(own="# Question: why?\nname: own\nextends: shared.yaml\nbaseline: preln\n", shared=SHARED))
+    assert spec.text.startswith("# Question: why?\n") and "extends" not in spec.text
+    again = read_spec(write(copy=spec.text))
+    assert again == spec
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "message"),
+    [
+        ("extends: none.yaml\n", SHARED, r"own\.yaml:1: extends: there is no file .*none\.yaml"),
+        ("extends: [shared.yaml]\n", SHARED, r"own\.yaml:1: extends: must be a valid string, not \['shared\.yaml'\]"),
+        ("extends: own.yaml\n", SHARED, r"own\.yaml:1: extends: goes in a circle: own\.yaml -> own\.yaml"),
+        ("extends: shared.yaml\n", "extends: own.yaml\n", r"shared\.yaml:1: extends: goes in a circle: own\.yaml -> shared\.yaml -> own"),
+        ("extends: shared.yaml\n", "- 1\n", r"shared\.yaml: must hold keys with values"),
+        ("extends: shared.yaml\nsets: 3\n", SHARED, r"own\.yaml:2: sets: unknown key; did you mean set\?"),
+        ("extends: shared.yaml\n", SHARED + "sedes: [1]\n", r"shared\.yaml:9: sedes: unknown key; did you mean seeds\?"),
+        ("extends: shared.yaml\n", SHARED.replace("2e-3", "fast"), r"shared\.yaml:6: set\.optim\.learning_rate: .*not 'fast'"),
+        ("extends: shared.yaml\nset: {}\n", SHARED.replace("train.total_steps", "train.seed"), r"shared\.yaml:4: set: train\.seed cannot"),
+        (
+            "extends: shared.yaml\nset:\n  optim.learning_rate: slow\n",
+            SHARED.replace("2e-3", "fast"),
+            r"own\.yaml:3: set\.optim\.learning_rate: .*not 'slow'",
+        ),
+        ("extends: shared.yaml\nseeds: [-1]\n", SHARED, r"own\.yaml:2: seeds\[0\]: must be at least 0"),
+        ("extends: shared.yaml\nsystems:\n  preln: {}\n", SHARED, r"own\.yaml:3: systems\.preln\.preset: is missing"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_the_file_that_says_it(write: Callable[..., Path], own: str, shared: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_spec(write(own=own, shared=shared))
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_shipped_studies_can_be_planned(path: Path) -> None:
     spec = read_spec(path)
