@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pldcli.commands.config import complete_override, complete_preset
 from pldcli.config import Config, documentation, flatten
 
 Run = Callable[..., Any]
+PRESETS = Path(__file__).parents[2] / "presets"
 
 
 def test_show_tells_value_origin_and_meaning_of_every_key(pld: Run) -> None:
@@ -167,3 +169,33 @@ def test_completion() -> None:
     assert [name for name, _ in complete_preset("bert-base-pld")] == ["bert-base-pld", "bert-base-pld-paper"]
     assert complete_preset("bert-base-pld")[0][1] == "PLD, Pre-LN with the paper's schedule and learning rate."
     assert complete_override("pld.th") == ["pld.theta_bar="]
+
+
+def test_schema_is_what_lies_beside_the_presets(pld: Run) -> None:
+    outcome = pld("config", "schema")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == (PRESETS / "schema.json").read_text(encoding="utf-8"), "run: pld config schema > presets/schema.json"
+
+
+def test_schema_knows_every_key_with_its_meaning_and_limits(pld: Run) -> None:
+    schema = json.loads(pld("config", "schema").out)
+    sections = {name: schema["$defs"][one["$ref"].rpartition("/")[2]] for name, one in schema["properties"].items() if "$ref" in one}
+    described = {f"{name}.{key}": one["description"] for name, section in sections.items() for key, one in section["properties"].items()}
+    assert described == {key: text for key, text in documentation().items() if "." in key}
+    assert all(section["additionalProperties"] is False for section in [schema, *sections.values()])
+    theta_bar, norm = sections["pld"]["properties"]["theta_bar"], sections["model"]["properties"]["norm"]
+    assert (theta_bar["exclusiveMinimum"], theta_bar["maximum"], norm["enum"]) == (0, 1, ["pre", "post"])
+    assert {"extends", "sizes"} < set(schema["properties"])
+
+
+@pytest.mark.parametrize(("what", "key"), [("finetune", "learning_rate"), ("study", "systems")])
+def test_schema_of_fine_tuning_and_of_studies(what: str, key: str, pld: Run) -> None:
+    schema = json.loads(pld("config", "schema", what).out)
+    assert schema["properties"][key]["description"] and schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_begins_with_the_line_that_names_the_schema(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    start, _, name = first.partition("$schema=")
+    assert start == "# yaml-language-server: " and (path.parent / name).resolve() == PRESETS / "schema.json"
