@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pldcli.choices import AttentionInit, Device, Norm, PrecisionChoice
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
 from pldcli.pld import DepthRule, Draw, Schedule, TimeSchedule
@@ -66,7 +67,7 @@ class ModelConfig(Settings):
     """Rows of the position table: the longest sequence the model can read, in tokens."""
     type_vocab_size: Count = 2
     """Token types (first and second segment)."""
-    norm: Literal["pre", "post"] = "pre"
+    norm: Norm = "pre"
     """Where LayerNorm stands: `pre` (before each sublayer, as the ST block needs) or `post` (BERT's original)."""
     dropout: Share = 0.1
     """Dropout of embeddings, attention weights and sublayer outputs alike."""
@@ -74,7 +75,7 @@ class ModelConfig(Settings):
     """Epsilon of every LayerNorm."""
     initializer_range: Positive = 0.02
     """Standard deviation of initial weights."""
-    attention_init: Literal["normal", "local"] = "normal"
+    attention_init: AttentionInit = "normal"
     """`normal` as BERT; `local`: heads begin by looking 1, 2, ... tokens back or ahead, and small models learn from context far sooner."""
 
     @model_validator(mode="after")
@@ -189,9 +190,9 @@ class TrainConfig(Settings):
 class RuntimeConfig(Settings):
     """Where and in which number format."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """`auto` takes CUDA when there is any."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: PrecisionChoice = "auto"
     """Autocast format; weights stay fp32. `auto`: bf16 where fast (Ampere, AMX, AMD with AVX-512), else fp16 on CUDA and fp32 on CPU."""
     compile: Switch = "auto"
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.errors import CheckpointError, OutputError
-from pldcli.evaluation.depth import BlockChoice, Gates, check_depth, keep_probs_of, kept_blocks
+from pldcli.evaluation.depth import Gates, check_depth, keep_probs_of, kept_blocks
 from pldcli.huggingface.read_back import read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+from pldcli.choices import AttentionInit, Norm
 from pldcli.dropout import Dropout, dropout
 
 __all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
@@ -90,7 +91,7 @@ class Block(nn.Module):
         hidden_size: int,
         num_attention_heads: int,
         intermediate_size: int,
-        norm: Literal["pre", "post"],
+        norm: Norm,
         dropout: float,
         layer_norm_eps: float,
     ) -> None:
@@ -252,7 +253,7 @@ class SequenceHead(nn.Module):
     Source: Devlin et al. 2019, section 4.1; Liu et al. 2019 (RoBERTa), its released classification head.
     """
 
-    def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float, norm: Literal["pre", "post"]) -> None:
+    def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float, norm: Norm) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.output = nn.Linear(hidden_size, num_outputs)
@@ -303,11 +304,11 @@ class StBert(nn.Module):
         vocab_size: int,
         max_position_embeddings: int,
         type_vocab_size: int = 2,
-        norm: Literal["pre", "post"] = "pre",
+        norm: Norm = "pre",
         dropout: float = 0.1,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
-        attention_init: Literal["normal", "local"] = "normal",
+        attention_init: AttentionInit = "normal",
         masked_lm: bool = True,
         next_sentence: bool = False,
         task_head: TaskHead | None = None,
@@ -349,7 +350,7 @@ class StBert(nn.Module):
         return [self.embeddings, self.final_norm, *heads, *self.blocks]
 
     @torch.no_grad()
-    def initialize(self, initializer_range: float, *, attention: Literal["normal", "local"] = "normal", seed: int) -> None:
+    def initialize(self, initializer_range: float, *, attention: AttentionInit = "normal", seed: int) -> None:
         """Set every weight: the one table of initial values.
 
         With `local` attention, positions are sinusoids, and the heads of every block begin by looking 1, 2, ... tokens back and ahead.
@@ -425,7 +426,7 @@ class StBert(nn.Module):
         return self.mlm_head(hidden_MD, self.embeddings.word.weight)  # type: ignore[no-any-return]
 
 
-def _task_head(shape: TaskHead, *, hidden_size: int, norm: Literal["pre", "post"]) -> nn.Module:
+def _task_head(shape: TaskHead, *, hidden_size: int, norm: Norm) -> nn.Module:
     if shape.kind == "sequence":
         return SequenceHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout, norm=norm)
     return TokenHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pldcli.analysis.probe import probe, remove_blocks
 from pldcli.analysis.results import Analysis, AnalyzedRun, GateChoice, Probe, Removal, State
+from pldcli.choices import Device
 from pldcli.comparison.read import name_runs, read_config
 from pldcli.config import Config
 from pldcli.console.progress import Progress
@@ -43,7 +43,7 @@ class Settings:
     """Measure under dropped blocks too."""
     num_draws: int = 8
     """Draws of gates, if there are any."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         """Check the numbers.

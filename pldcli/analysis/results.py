@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from pldcli.choices import Norm
 from pldcli.errors import UsageError
 
 __all__ = [
@@ -121,7 +122,7 @@ class AnalyzedRun:
 
     name: str
     path: str
-    norm: Literal["pre", "post"]
+    norm: Norm
     seq_len: int
     """Tokens per row."""
     num_sequences: int

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pldcli.commands.evaluate import Device
+from pldcli.choices import Device
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def analyze(
     draws: Annotated[int | None, typer.Option(help="Draws of --gates to average over.", show_default="8")] = None,
     sequences: Annotated[int, typer.Option(help="Validation rows to compute on.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows at a time; lower it when memory runs out.")] = 16,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write numbers and pictures there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
@@ -54,7 +54,7 @@ def analyze(
     from pldcli.analysis.analyze import Settings
     from pldcli.analysis.analyze import analyze as run_analysis
 
-    settings = Settings(sequences, batch_size, chosen, 8 if draws is None else draws, device.value)
+    settings = Settings(sequences, batch_size, chosen, 8 if draws is None else draws, device)
     analysis = run_analysis(runs, data=data, settings=settings)
     # Files first: a reader that closes the pipe early must not cost them.
     written = [] if out is None else _write(analysis, out)

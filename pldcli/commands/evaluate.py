@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pldcli.choices import BlockChoice, Device, PrecisionChoice
 from pldcli.errors import UsageError
 from pldcli.evaluation import tables as scores
 
@@ -18,32 +18,7 @@ if TYPE_CHECKING:
     from pldcli.evaluation.subject import Opening
     from pldcli.evaluation.task import TaskSource
 
-__all__ = ["Blocks", "Device", "PrecisionChoice", "evaluate"]
-
-
-class PrecisionChoice(StrEnum):
-    """Number formats."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    AUTO = "auto"
-
-
-class Device(StrEnum):
-    """Where to run."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Blocks(StrEnum):
-    """Which blocks are kept when some are not."""
-
-    FIRST = "first"
-    EVEN = "even"
-    KEEP_PROB = "keep-prob"
+__all__ = ["evaluate"]
 
 
 _WHAT, _DEPTH = "What to measure", "Fewer blocks"
@@ -94,7 +69,9 @@ def evaluate(
     depth: Annotated[
         str | None, typer.Option(metavar="6,8,10,12", help="Score with only so many blocks, and time it.", rich_help_panel=_DEPTH)
     ] = None,
-    blocks: Annotated[Blocks | None, typer.Option(help="Which blocks are kept.", show_default="keep-prob", rich_help_panel=_DEPTH)] = None,
+    blocks: Annotated[
+        BlockChoice | None, typer.Option(help="Which blocks are kept.", show_default="keep-prob", rich_help_panel=_DEPTH)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Picture of --depth, .png or .svg.", show_default=str(_PICTURE), rich_help_panel=_DEPTH),
@@ -102,10 +79,8 @@ def evaluate(
     allow_bin: Annotated[
         bool, typer.Option("--allow-bin", help="Read a pytorch_model.bin where there are no safetensors, running no code of it.")
     ] = False,
-    precision: Annotated[
-        PrecisionChoice, typer.Option(help="Number format; fp32 gives the same number everywhere.")
-    ] = PrecisionChoice.FP32,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
+    precision: Annotated[PrecisionChoice, typer.Option(help="Number format; fp32 gives the same number everywhere.")] = "fp32",
+    device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure masked-LM loss, perplexity and accuracy on the validation split, all blocks running, on fixed masks.
@@ -120,18 +95,18 @@ def evaluate(
         | {"--data-dir": data_dir, "--predictions": predictions, "--skip-bad": skip_bad},
     )
     target = _target(model)
-    opening: Opening = {"data": data, "precision": precision.value, "device": device.value, "allow_bin": allow_bin}
+    opening: Opening = {"data": data, "precision": precision, "device": device, "allow_bin": allow_bin}
     inputs = files.get(measured) or []
     if task is not None:
         from pldcli.evaluation.task import TaskSource
 
         source = TaskSource(task, data_dir, skip_bad, unlabelled=predictions is not None)
-        _task(target, source, depth, (blocks or Blocks.KEEP_PROB).value, opening, predictions, out or _PICTURE, as_json)
+        _task(target, source, depth, blocks or "keep-prob", opening, predictions, out or _PICTURE, as_json)
     elif fill is not None:
         _fill(target, fill, 5 if top is None else top, opening, as_json)
     elif depth is not None:
         material = measured.removeprefix("--") or "validation"
-        _depths(target, depth, (blocks or Blocks.KEEP_PROB).value, material, inputs, text_field, opening, out or _PICTURE, as_json)
+        _depths(target, depth, blocks or "keep-prob", material, inputs, text_field, opening, out or _PICTURE, as_json)
     else:
         _score(target, measured, inputs, text_field, opening, each, as_json)
 

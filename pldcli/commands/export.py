@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pldcli.commands.evaluate import Blocks
+from pldcli.choices import BlockChoice
 from pldcli.errors import UsageError
 from pldcli.evaluation.tables import block_names
 
@@ -23,7 +23,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.", show_default=False)],
     keep_blocks: Annotated[int | None, typer.Option(metavar="N", help="How many blocks it has.", show_default="all")] = None,
-    blocks: Annotated[Blocks | None, typer.Option(help="Which blocks are kept.", show_default="keep-prob")] = None,
+    blocks: Annotated[BlockChoice | None, typer.Option(help="Which blocks are kept.", show_default="keep-prob")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Prepared data that holds a checkpoint's tokenizer.", show_default="the run's own, else data")
     ] = None,
@@ -44,7 +44,7 @@ def export(
         model,
         out,
         keep_blocks=keep_blocks,
-        blocks=(blocks or Blocks.KEEP_PROB).value,
+        blocks=blocks or "keep-prob",
         data=data,
         allow_bin=allow_bin,
         overwrite=overwrite,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pldcli.commands.evaluate import Device
+from pldcli.choices import Device, TaskKind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,16 +17,7 @@ if TYPE_CHECKING:
     from pldcli.finetuning.finetune import Finetuned
     from pldcli.finetuning.glue import GlueResult
 
-__all__ = ["TaskKind", "finetune"]
-
-
-class TaskKind(StrEnum):
-    """Kinds of tasks."""
-
-    CLASSIFICATION = "classification"
-    REGRESSION = "regression"
-    TAGS = "tags"
-    SPANS = "spans"
+__all__ = ["finetune"]
 
 
 def finetune(
@@ -62,7 +52,7 @@ def finetune(
     submission: Annotated[Path | None, typer.Option(help="Write test predictions as a zip for the GLUE server.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out FILE's unusable rows instead of stopping.")] = False,
     allow_bin: Annotated[bool, typer.Option("--allow-bin", help="Read pytorch_model.bin, through torch's weights-only loader.")] = False,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fine-tune a model on a task and score it; several seeds and a grid of settings if asked. What was stopped goes on.
@@ -89,7 +79,7 @@ def finetune(
         files={name: str(path) for name, path in files.items() if path is not None},
         text_columns=tuple(text_column or ()),
         label_column=label_column,
-        kind=kind.value if kind else None,
+        kind=kind,
         skip_bad=skip_bad,
         allow_bin=allow_bin,
         from_scratch=from_scratch,
@@ -101,7 +91,7 @@ def finetune(
         out=out,
         from_mnli=from_mnli,
         jobs=jobs or "auto",
-        device=device.value,
+        device=device,
         overwrite=overwrite,
         console=_speaker(),
     )

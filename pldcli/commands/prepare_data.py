@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pldcli.choices import DocumentPer, ModelType
+
 if TYPE_CHECKING:
     from pldcli.data.prepare import Prepared
 
-__all__ = ["DocumentPer", "ModelType", "prepare_data"]
-
-
-class DocumentPer(StrEnum):
-    """What ends a document in a text file."""
-
-    BLANK_LINE = "blank-line"
-    LINE = "line"
-    FILE = "file"
-
-
-class ModelType(StrEnum):
-    """What tokenizer to train."""
-
-    BPE = "bpe"
-    UNIGRAM = "unigram"
+__all__ = ["prepare_data"]
 
 
 def prepare_data(
@@ -41,13 +27,13 @@ def prepare_data(
         list[Path] | None,
         typer.Option(help="Text for validation alone; can be given several times.", show_default="one document in 301"),
     ] = None,
-    document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = DocumentPer.BLANK_LINE,
+    document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = "blank-line",
     text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.")] = "text",
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Use this vocab.txt, tokenizer.json or SentencePiece .model instead of training.", show_default="train one"),
     ] = None,
-    model_type: Annotated[ModelType, typer.Option(help="What tokenizer to train.")] = ModelType.BPE,
+    model_type: Annotated[ModelType, typer.Option(help="What tokenizer to train.")] = "bpe",
     cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
     vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary to train.")] = 30528,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode.", show_default="one per processor")] = None,
@@ -61,10 +47,10 @@ def prepare_data(
         inputs,
         out,
         validation=validation or (),
-        document_per=document_per.value,
+        document_per=document_per,
         text_field=text_field,
         tokenizer=tokenizer,
-        model_type=model_type.value,
+        model_type=model_type,
         cased=cased,
         vocab_size=vocab_size,
         processes=processes,

@@ -21,15 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
+from pldcli.choices import DocumentPer
 from pldcli.errors import DataError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["DocumentPer", "Piece", "Reader", "Source", "cut_at_whitespace", "find_sources"]
-
-DocumentPer = Literal["blank-line", "line", "file"]
-"""What ends a document in a text file."""
+__all__ = ["Piece", "Reader", "Source", "cut_at_whitespace", "find_sources"]
 
 Piece = tuple[str, bool]
 """A part of a document's text, and whether it is the last one."""

@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pldcli import __version__
+from pldcli.choices import DocumentPer, ModelType
 from pldcli.console.progress import Progress
-from pldcli.data.corpus import DocumentPer, Reader, Source, cut_at_whitespace, find_sources
+from pldcli.data.corpus import Reader, Source, cut_at_whitespace, find_sources
 from pldcli.data.encoding import Encoded, Encoder, Part
 from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
 from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE, check_frame
-from pldcli.data.tokenizer import ModelType, Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.system import atomic
 from pldcli.system.signals import first_signal

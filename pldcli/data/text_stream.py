@@ -10,8 +10,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
-from pldcli.data.corpus import DocumentPer, Reader, Source, find_sources
+from pldcli.data.corpus import Reader, Source, find_sources
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import DataError
 from pldcli.system.atomic import output_errors

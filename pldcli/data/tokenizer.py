@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pldcli.choices import ModelType
 from pldcli.data import conversion
 from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
 from pldcli.data.special_tokens import SpecialTokens, check_vocabulary, complete_special, find_special
@@ -33,7 +34,6 @@ from pldcli.data.tokenizer_directory import (
 from pldcli.errors import DataError, UsageError
 
 __all__ = [
-    "ModelType",
     "SpecialTokens",
     "Tokenizer",
     "fingerprint",
@@ -42,8 +42,6 @@ __all__ = [
     "load_tokenizer",
     "train_tokenizer",
 ]
-
-ModelType = Literal["bpe", "unigram"]
 
 MAX_LINE_CHARACTERS = 8192
 """Longer lines are cut before encoding: the time and memory of BPE grow with the line."""

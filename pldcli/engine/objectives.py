@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pldcli.choices import TaskKind
 from pldcli.data.loader import NO_TARGET, Batch
 from pldcli.model import MaskedLmHead, StBert
 from pldcli.tasks.batches import TaskBatch
-from pldcli.tasks.task import Kind
 
 __all__ = ["Inputs", "MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
 
@@ -100,7 +100,7 @@ class MaskedLm:
 class TaskLoss:
     """Fine-tuning: cross-entropy of labels, or squared error of numbers."""
 
-    kind: Kind
+    kind: TaskKind
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from pldcli.choices import PrecisionChoice
 from pldcli.system.machine import processor_fields, processor_flags
 
 __all__ = ["Precision", "PrecisionName", "bf16_is_fast", "resolve_precision"]
@@ -40,7 +41,7 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_SCALE_GROWTH_STEPS)
 
 
-def resolve_precision(choice: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device) -> Precision:
+def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
     """Turn `auto` into the fastest format on the device: bf16, else fp16 on CUDA and fp32 on CPU."""
     if choice != "auto":
         return Precision(choice, device)

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pldcli.choices import Device
 from pldcli.errors import DeviceError, UsageError
 
 __all__ = ["Runtime", "launch", "out_of_memory"]
@@ -92,7 +92,7 @@ class Runtime:
 
 
 @contextmanager
-def launch(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Runtime]:
+def launch(device: Device = "auto") -> Iterator[Runtime]:
     """Choose the device and, under torchrun, join the other processes.
 
     Args:
@@ -143,7 +143,7 @@ def _keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def _device(device: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+def _device(device: Device, local_rank: int) -> torch.device:
     available = torch.cuda.is_available()
     if device == "cpu" or (device == "auto" and not available):
         return torch.device("cpu")

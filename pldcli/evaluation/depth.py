@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pldcli import presets
+from pldcli.choices import BlockChoice
 from pldcli.engine.runtime import Runtime
 from pldcli.errors import PldError, UsageError
 from pldcli.pld import Schedule
 
 __all__ = [
-    "BlockChoice",
     "DepthChoice",
     "DepthReport",
     "DepthScore",
@@ -29,9 +28,6 @@ __all__ = [
     "measure_depths",
     "parse_depths",
 ]
-
-BlockChoice = Literal["first", "even", "keep-prob"]
-"""The lowest blocks, evenly spread ones, or those that training kept most often."""
 
 Gates = tuple[bool, ...]
 """Per block: does it run."""

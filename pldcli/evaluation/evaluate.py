@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, Unpack
 
+from pldcli.choices import BlockChoice
 from pldcli.console.progress import Progress
 from pldcli.data.loader import Batch
 from pldcli.data.shards import PreparedData, open_prepared
@@ -15,7 +16,7 @@ from pldcli.data.text_stream import TextStream, tokenise
 from pldcli.engine.model_source import recorded_data
 from pldcli.engine.validation import MaskedLmScore, count_tokens, fixed_batches, frequencies_alone, score_masked_lm, stream_batches
 from pldcli.errors import DataError
-from pldcli.evaluation.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
+from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.fill_mask import fill_mask as fill_in
 from pldcli.evaluation.pseudo_likelihood import masked_copies

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
+from pldcli.choices import Device, PrecisionChoice
 from pldcli.data.loader import Batch
 from pldcli.engine.model_source import open_model
 from pldcli.engine.objectives import encode, masked_logits
@@ -27,9 +28,9 @@ class Opening(TypedDict, total=False):
 
     data: Path | None
     """Prepared data that holds a checkpoint's tokenizer; by default what its run was trained on."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    precision: PrecisionChoice
     """Number format, fp32 by default; only fp32 gives the same number everywhere."""
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     """Where to run."""
     allow_bin: bool
     """Read a pickle of weights where there is no safetensors file."""

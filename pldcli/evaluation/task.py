@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from pldcli.choices import BlockChoice, Device, PrecisionChoice
 from pldcli.console.progress import Progress
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.evaluation.depth import BlockChoice, DepthReport, Gates, Measure, choose_depths, measure_depths
+from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths
 from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
 from pldcli.model import StBert
@@ -78,8 +79,8 @@ def evaluate_task(
     target: Path,
     source: TaskSource,
     *,
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: PrecisionChoice = "fp32",
+    device: Device = "auto",
     allow_bin: bool = False,
 ) -> TaskScore:
     """Predict every example, and score splits that have labels.
@@ -123,8 +124,8 @@ def evaluate_task_depths(
     depths: str,
     blocks: BlockChoice,
     *,
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: PrecisionChoice = "fp32",
+    device: Device = "auto",
     allow_bin: bool = False,
 ) -> Evaluated[DepthReport]:
     """Score with only some of the blocks, on every split that has labels.
@@ -185,8 +186,8 @@ def write_predictions(result: TaskScore, path: Path) -> None:
 def _open(
     target: Path,
     source: TaskSource,
-    precision: Literal["auto", "bf16", "fp16", "fp32"],
-    device: Literal["auto", "cpu", "cuda"],
+    precision: PrecisionChoice,
+    device: Device,
     allow_bin: bool,
 ) -> Iterator[_Subject]:
     loaded = open_model(target, allow_bin=allow_bin)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pldcli.choices import PrecisionChoice
 from pldcli.config import OptimConfig
 from pldcli.errors import UsageError
 from pldcli.settings import AS_NUMBER, Count, Natural, NonNegative, Off, Positive, Settings, Share, parse_value, split, validate
@@ -52,7 +53,7 @@ class FinetuneConfig(Settings):
     """Seed of the head's initial weights, the order of examples and dropout."""
     micro_batch_size: Count | Literal["auto"] = "auto"
     """Most examples per forward pass and process; `auto` is the whole batch. Lower it when memory runs out."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: PrecisionChoice = "auto"
     """Autocast format of training; weights stay fp32. Evaluation is fp32."""
 
     @property

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pldcli.choices import TaskKind
 from pldcli.engine.model_source import open_model
 from pldcli.errors import MissingDataError, UsageError
 from pldcli.pretrained import Pretrained
 from pldcli.task_files.own_files import load_own
 from pldcli.task_files.sources import load_task
 from pldcli.tasks.registry import find_task, is_known_task
-from pldcli.tasks.task import Examples, Kind, TaskData
+from pldcli.tasks.task import Examples, TaskData
 
 __all__ = ["Experiment", "data_fingerprint", "model_fingerprint"]
 
@@ -32,7 +33,7 @@ class Experiment:
     """Split to a file that takes its place."""
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
-    kind: Kind | None = None
+    kind: TaskKind | None = None
     validation_fraction: float = 0.1
     skip_bad: bool = False
     allow_bin: bool = False

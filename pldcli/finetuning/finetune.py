@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
+from pldcli.choices import Device
 from pldcli.console.progress import Progress
 from pldcli.console.units import duration
 from pldcli.engine.run_directory import RunDirectory
@@ -86,7 +87,7 @@ def finetune(
     *,
     out: Path,
     jobs: int | Literal["auto"] = "auto",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Finetuned:

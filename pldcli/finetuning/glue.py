@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from pldcli.choices import Device
 from pldcli.errors import DataError, DivergedError, MissingDataError, PldError, UsageError
 from pldcli.evaluation.prediction import as_json_lines
 from pldcli.evaluation.task import TaskSource, evaluate_task
@@ -62,7 +63,7 @@ def finetune_tasks(
     out: Path | None = None,
     from_mnli: bool = False,
     jobs: int | Literal["auto"] = "auto",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     overwrite: bool = False,
     console: Console | None = None,
 ) -> GlueResult:

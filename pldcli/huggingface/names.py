@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from pldcli.choices import Norm
+
 __all__ = ["FAMILIES", "Family", "HeadName", "family_to_write"]
 
 HeadName = Literal["mlm", "nsp", "sequence", "tokens", "spans"]
@@ -48,7 +50,7 @@ _BERT_HEADS: dict[HeadName, dict[str, str]] = {
 class Family:
     """Models of one `model_type`."""
 
-    norm: Literal["pre", "post"]
+    norm: Norm
     base: str
     """What stands before the encoder's names in a model with a head."""
     positions_after_padding: bool
@@ -97,7 +99,7 @@ FAMILIES = {
 """By `model_type`. What is read as `roberta` is written as `bert`: the same encoder with shorter positions."""
 
 
-def family_to_write(norm: Literal["pre", "post"]) -> tuple[str, Family]:
+def family_to_write(norm: Norm) -> tuple[str, Family]:
     """Choose the model_type that a model is written as."""
     model_type = "roberta-prelayernorm" if norm == "pre" else "bert"
     return model_type, FAMILIES[model_type]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pldcli.choices import TaskKind
 from pldcli.errors import DataError, UsageError
 from pldcli.task_files.examples import is_missing, target_of
 from pldcli.task_files.table import Table
-from pldcli.tasks.task import Kind, Label, Task
+from pldcli.tasks.task import Label, Task
 
 __all__ = ["choose_columns", "find_labels", "guess_columns"]
 
@@ -84,7 +85,7 @@ def choose_columns(table: Table, text_columns: Sequence[str], label_column: str 
     return texts, label
 
 
-def find_labels(table: Table, task: Task, kind: Kind | None) -> tuple[Task, str]:
+def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, str]:
     """Find the labels of a training file, and whether they are classes or numbers.
 
     Args:

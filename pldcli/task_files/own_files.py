@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pldcli.choices import TaskKind
 from pldcli.data import order
 from pldcli.errors import DataError, UsageError
 from pldcli.task_files.examples import EmptyRule, LabelRule, read_examples, select
 from pldcli.task_files.own_columns import choose_columns, find_labels, guess_columns
 from pldcli.task_files.sources import is_squad_json, open_table, span_rows
 from pldcli.task_files.table import Table, ending
-from pldcli.tasks.task import Examples, Kind, Task, TaskData
+from pldcli.tasks.task import Examples, Task, TaskData
 
 __all__ = ["load_own", "load_split"]
 
@@ -30,7 +31,7 @@ def load_own(
     test: Path | None = None,
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
-    kind: Kind | None = None,
+    kind: TaskKind | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
     skip_bad: bool = False,
@@ -101,7 +102,7 @@ def _unknown_task(train: Path, *, has_test: bool) -> Task:
 
 
 def _own_table(
-    start: Task, train: Path, text_columns: Sequence[str], label_column: str | None, kind: Kind | None, *, skip_bad: bool
+    start: Task, train: Path, text_columns: Sequence[str], label_column: str | None, kind: TaskKind | None, *, skip_bad: bool
 ) -> tuple[Task, Examples]:
     if _is_conll(train, kind):
         text_columns, label_column = tuple(text_columns) or ("0",), label_column or "-1"
@@ -204,7 +205,7 @@ def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
     return chosen, (f"{table.path}: the text is taken from {names}, labels from {chosen.label_column!r}",)
 
 
-def _is_conll(path: Path, kind: Kind | None) -> bool:
+def _is_conll(path: Path, kind: TaskKind | None) -> bool:
     return path.is_file() and (path.suffix.lower() in _CONLL or (kind == "tags" and ending(path) in _PLAIN_TEXT))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pldcli.choices import TaskKind
 from pldcli.model import TaskHead
 from pldcli.tasks.sequence import Classification, Regression
 from pldcli.tasks.spans import Spans
 from pldcli.tasks.tags import Tags
-from pldcli.tasks.task import Kind, KindCode, Task
+from pldcli.tasks.task import KindCode, Task
 
 __all__ = ["KINDS", "head_of", "usual_row_tokens"]
 
-KINDS: dict[Kind, KindCode] = {"classification": Classification(), "regression": Regression(), "tags": Tags(), "spans": Spans()}
+KINDS: dict[TaskKind, KindCode] = {"classification": Classification(), "regression": Regression(), "tags": Tags(), "spans": Spans()}
 """What differs between tasks; everything else is data."""
 
 
@@ -23,12 +24,12 @@ def head_of(task: Task, *, dropout: float = 0.0) -> TaskHead:
     return TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == "spans" else dropout)
 
 
-_ROW_TOKENS: dict[Kind, int] = {"spans": 384}
+_ROW_TOKENS: dict[TaskKind, int] = {"spans": 384}
 
 
 _OTHER_ROW_TOKENS = 128
 
 
-def usual_row_tokens(kind: Kind, positions: int) -> int:
+def usual_row_tokens(kind: TaskKind, positions: int) -> int:
     """Choose the row length where nothing says it."""
     return min(_ROW_TOKENS.get(kind, _OTHER_ROW_TOKENS), positions)

@@ -9,12 +9,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
+from pldcli.choices import TaskKind
 from pldcli.data.tokenizer import Tokenizer
 
-__all__ = ["Examples", "Features", "Head", "Kind", "KindCode", "Label", "Prediction", "Task", "TaskData"]
-
-Kind = Literal["classification", "regression", "tags", "spans"]
-"""One label per example, one number per example, one label per word, or an answer within a text."""
+__all__ = ["Examples", "Features", "Head", "KindCode", "Label", "Prediction", "Task", "TaskData"]
 
 Head = Literal["sequence", "token"]
 """Where the model's outputs stand: one vector per row (token 0), or one per token."""
@@ -33,7 +31,7 @@ class Task:
 
     name: str
     """For example `glue/mnli`; a user's own task has the name of its file without the ending."""
-    kind: Kind
+    kind: TaskKind
     text_columns: tuple[str, ...]
     """One or two; the words of `tags`; question and context of `spans`."""
     label_column: str
@@ -90,7 +88,7 @@ class Task:
             task = cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{error}") from error
-        if task.kind not in get_args(Kind) or not task.text_columns:
+        if task.kind not in get_args(TaskKind) or not task.text_columns:
             raise ValueError(f"kind {task.kind!r}")
         for name in _RECORDED:
             if type(getattr(task, name)) is not type(getattr(_EXAMPLE, name)):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pldcli.choices import TaskKind
 from pldcli.config import ModelConfig
 from pldcli.data.loader import NO_TARGET, Batch
 from pldcli.data.tokenizer import train_tokenizer
@@ -24,7 +25,7 @@ from pldcli.model import StBert, TaskHead
 from pldcli.pld import Schedule
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.batches import TaskBatch
-from pldcli.tasks.task import Kind, Task
+from pldcli.tasks.task import Task
 from tests.conftest import tiny_config
 
 V = 40
@@ -202,14 +203,14 @@ def test_losses_are_summed_in_float32_under_autocast() -> None:
 # Fine-tuning
 
 
-KINDS: dict[Kind, tuple[TaskHead, str]] = {
+KINDS: dict[TaskKind, tuple[TaskHead, str]] = {
     "classification": (TaskHead("sequence", 3), "SequenceClassification"),
     "regression": (TaskHead("sequence", 1), "SequenceClassification"),
     "tags": (TaskHead("token", 4), "TokenClassification"),
     "spans": (TaskHead("token", 2), "QuestionAnswering"),
 }
 LENGTHS = (10, 6, 3)
-LABELS: dict[Kind, Tensor] = {
+LABELS: dict[TaskKind, Tensor] = {
     "classification": torch.tensor([2, 0, 1]),
     "regression": torch.tensor([0.5, -2.0, 3.25]),
     "tags": torch.tensor([[-100, 0, 3, -100, 2, 1, 1, 0, 0, -100], [-100, 2, 2, 0, 1, -100, *[-100] * 4], [-100, 3, -100, *[-100] * 7]]),
@@ -217,7 +218,7 @@ LABELS: dict[Kind, Tensor] = {
 }
 
 
-def task_batch(kind: Kind, rows: slice = slice(0, 3), width: int = 10) -> TaskBatch:
+def task_batch(kind: TaskKind, rows: slice = slice(0, 3), width: int = 10) -> TaskBatch:
     mask = torch.arange(10) < torch.tensor(LENGTHS)[:, None]
     ids = make_batch().input_ids.masked_fill(~mask, 0)[rows, :width]
     types = ((torch.arange(10) > 3) & mask).long()[rows, :width]
@@ -225,17 +226,17 @@ def task_batch(kind: Kind, rows: slice = slice(0, 3), width: int = 10) -> TaskBa
     return TaskBatch(ids, types, mask[rows, :width], labels[:, :width] if kind == "tags" else labels)
 
 
-def with_head(kind: Kind) -> StBert:
+def with_head(kind: TaskKind) -> StBert:
     return make_model(masked_lm=False, task_head=KINDS[kind][0], norm="post", type_vocab_size=2)
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Callable[[Kind, StBert], Any]:
+def theirs(tmp_path: Path) -> Callable[[TaskKind, StBert], Any]:
     """The same model as transformers has it."""
     transformers = pytest.importorskip("transformers")
     tokenizer = train_tokenizer([f"a b c d e f g h i j {number}" for number in range(30)], vocab_size=V)
 
-    def load(kind: Kind, model: StBert) -> Any:
+    def load(kind: TaskKind, model: StBert) -> Any:
         settings = ModelConfig(
             num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=V, max_position_embeddings=10,
             norm="post", dropout=0.0,
@@ -249,7 +250,7 @@ def theirs(tmp_path: Path) -> Callable[[Kind, StBert], Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tasks_loss_is_that_of_transformers(kind: Kind, theirs: Callable[[Kind, StBert], Any]) -> None:
+def test_a_tasks_loss_is_that_of_transformers(kind: TaskKind, theirs: Callable[[TaskKind, StBert], Any]) -> None:
     model, objective = with_head(kind), TaskLoss(kind)
     other = theirs(kind, model)
     total, count = 0.0, 0
@@ -273,7 +274,7 @@ def test_a_tasks_loss_is_that_of_transformers(kind: Kind, theirs: Callable[[Kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tasks_sums_and_gradients_do_not_depend_on_the_split(kind: Kind) -> None:
+def test_a_tasks_sums_and_gradients_do_not_depend_on_the_split(kind: TaskKind) -> None:
     model, objective = with_head(kind).double(), TaskLoss(kind)
 
     def run(batches: list[TaskBatch]) -> tuple[float, int, list[Tensor]]:
@@ -292,7 +293,7 @@ def test_a_tasks_sums_and_gradients_do_not_depend_on_the_split(kind: Kind) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tasks_loss_is_summed_in_float32_under_autocast(kind: Kind) -> None:
+def test_a_tasks_loss_is_summed_in_float32_under_autocast(kind: TaskKind) -> None:
     model, batch = with_head(kind), task_batch(kind)
     with torch.autocast("cpu", torch.bfloat16):
         rough = TaskLoss(kind).loss_sums(model, batch, None, None)
@@ -310,7 +311,7 @@ def test_gates_reach_a_tasks_model() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_of_fine_tuning_without_labels_has_no_loss_and_no_gradient(kind: Kind, precision: Any) -> None:
+def test_a_step_of_fine_tuning_without_labels_has_no_loss_and_no_gradient(kind: TaskKind, precision: Any) -> None:
     labelled = task_batch(kind)
     assert labelled.labels is not None
     none: Any = torch.full_like(labelled.labels, torch.nan if labelled.labels.is_floating_point() else NO_TARGET)

@@ -447,7 +447,7 @@ def test_places_that_hold_something_else(pld, prepared, tmp_path):
         (["train.micro_batch_size=3"], "3 does not divide the 4 sequences of a gate group on one process; try train.micro_batch_size=2"),
         (["data.seq_len=513"], "data.seq_len: 513 tokens do not fit model.max_position_embeddings 512"),
         (["model.vocab_size=100"], "model.vocab_size: 100 rows cannot hold the 512 entries"),
-        (["pld.theta_bar=0"], "pld.theta_bar: must be in (0, 1]"),
+        (["pld.theta_bar=0"], "pld.theta_bar: must be greater than 0, not 0"),
         (["train.total_step=3"], "train.total_steps"),
     ],
 )

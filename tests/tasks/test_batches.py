@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from pldcli.choices import TaskKind
 from pldcli.engine.objectives import TaskLoss
 from pldcli.model import StBert, TaskHead
 from pldcli.tasks.batches import TaskBatch, TaskBatches, batches_in_order, collate
-from pldcli.tasks.task import Features, Kind
+from pldcli.tasks.task import Features
 
 PAD = 9
-KINDS: list[Kind] = ["classification", "regression", "tags", "spans"]
+KINDS: list[TaskKind] = ["classification", "regression", "tags", "spans"]
 
 
-def make_features(kind: Kind, rows: int = 100, *, seed: int = 0, pairs: bool = True, longest: int = 30) -> Features:
+def make_features(kind: TaskKind, rows: int = 100, *, seed: int = 0, pairs: bool = True, longest: int = 30) -> Features:
     """Rows whose first token is their number, so that they are recognised."""
     draw = random.Random(seed)
     lengths = [draw.randint(3, longest) for _ in range(rows)]
@@ -35,7 +36,7 @@ def make_features(kind: Kind, rows: int = 100, *, seed: int = 0, pairs: bool = T
     return Features(ids, types, offsets, labels, np.arange(rows))
 
 
-def make_model(kind: Kind, **changes: Any) -> StBert:
+def make_model(kind: TaskKind, **changes: Any) -> StBert:
     head = TaskHead(
         "token" if kind in ("tags", "spans") else "sequence", {"classification": 3, "regression": 1, "tags": 3, "spans": 2}[kind]
     )
@@ -67,7 +68,7 @@ def rows_of(batches: TaskBatches, step: int) -> list[int]:
 
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_collate_against_a_plain_loop(kind: Kind, multiple: int) -> None:
+def test_collate_against_a_plain_loop(kind: TaskKind, multiple: int) -> None:
     features = make_features(kind)
     chosen = np.array([7, 3, 99, 3, 0])
     batch = collate(features, chosen, pad_id=PAD, multiple=multiple)
@@ -194,7 +195,7 @@ def test_lengths_are_padded_to_a_multiple() -> None:
 @pytest.mark.parametrize("rows", [8, 13, 17, 100])
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_processes_share_the_rows(kind: Kind, rows: int, micro_batch_size: int) -> None:
+def test_processes_share_the_rows(kind: TaskKind, rows: int, micro_batch_size: int) -> None:
     features, loss = make_features(kind, rows), TaskLoss(kind)
     alone = make_batches(features)
     for world_size in (1, 2, 3):
@@ -212,7 +213,7 @@ def test_processes_share_the_rows(kind: Kind, rows: int, micro_batch_size: int) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_process_without_rows_learns_nothing(kind: Kind) -> None:
+def test_a_process_without_rows_learns_nothing(kind: TaskKind) -> None:
     features = make_features(kind, 9)
     [last] = [step for step in range(2) if make_batches(features).num_sequences(step) == 1]
     [[batch]] = make_batches(features, rank=2, world_size=3).step(last)

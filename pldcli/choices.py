@@ -1,0 +1,31 @@
+"""Closed sets of words that options, settings and the program share: each is said once, and imports nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["AttentionInit", "BlockChoice", "Device", "DocumentPer", "ModelType", "Norm", "PrecisionChoice", "TaskKind"]
+
+AttentionInit = Literal["normal", "local"]
+"""Initial attention weights: as BERT's, or with heads that begin by looking at near tokens."""
+
+BlockChoice = Literal["first", "even", "keep-prob"]
+"""The lowest blocks, evenly spread ones, or those that training kept most often."""
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where to run; `auto` takes CUDA when there is any."""
+
+DocumentPer = Literal["blank-line", "line", "file"]
+"""What ends a document in a text file."""
+
+ModelType = Literal["bpe", "unigram"]
+"""What tokenizer to train."""
+
+Norm = Literal["pre", "post"]
+"""Where LayerNorm stands: before each sublayer, or after its residual."""
+
+PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
+"""Number formats; `auto` takes what is fast on the device."""
+
+TaskKind = Literal["classification", "regression", "tags", "spans"]
+"""One label per example, one number per example, one label per word, or an answer within a text."""
