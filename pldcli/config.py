@@ -45,11 +45,6 @@ RUN_CONTROL = (
 """Keys that say how a run is carried out, not which run it is: they may change on resume."""
 
 
-def _require(condition: bool, key: str, what: str, hint: str = "") -> None:
-    if not condition:
-        raise UsageError(what, where=key, hint=hint)
-
-
 class ModelConfig(Settings):
     """The encoder. Names and defaults as BERT-base."""
 
@@ -81,12 +76,11 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         heads, size = self.num_attention_heads, self.hidden_size
-        _require(size % heads == 0, "model.num_attention_heads", f"{heads} heads do not divide hidden_size {size}")
-        _require(
-            self.attention_init == "normal" or size >= 2 * heads >= 4,
-            "model.attention_init",
-            f"local needs 2 heads or more, of size 2 or more, not {heads} in hidden_size {size}",
-        )
+        if size % heads:
+            raise UsageError(f"{heads} heads do not divide hidden_size {size}", where="model.num_attention_heads")
+        if self.attention_init == "local" and not size >= 2 * heads >= 4:
+            what = f"local needs 2 heads or more, of size 2 or more, not {heads} in hidden_size {size}"
+            raise UsageError(what, where="model.attention_init")
         return self
 
 
@@ -182,8 +176,9 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:
-        what = "is for runs that begin at random, not with train.init_from"
-        _require(not self.unigram_bias or self.init_from is None, "train.unigram_bias", what, "leave one of them out")
+        if self.unigram_bias and self.init_from is not None:
+            what = "is for runs that begin at random, not with train.init_from"
+            raise UsageError(what, where="train.unigram_bias", hint="leave one of them out")
         return self
 
 
@@ -233,55 +228,27 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_sections_fit(self) -> Self:
-        positions = self.model.max_position_embeddings
-        _require(
-            self.data.seq_len <= positions,
-            "data.seq_len",
-            f"{self.data.seq_len} tokens do not fit model.max_position_embeddings {positions}",
-            "raise the latter or shorten the sequences",
-        )
-        always = self.pld.keep_first + self.pld.keep_last
-        _require(
-            always <= self.model.num_hidden_layers,
-            "pld.keep_first",
-            f"{always} blocks at both ends are more than model.num_hidden_layers {self.model.num_hidden_layers}",
-            "keep fewer",
-        )
-        batch, draws = self.train.global_batch_size, self.pld.draws_per_step
-        _require(
-            batch % draws == 0,
-            "train.global_batch_size",
-            f"{batch} sequences do not divide into pld.draws_per_step {draws} gate groups",
-            "make it a multiple",
-        )
-        data = self.data
-        _require(
-            data.packing == "stream" or data.layout == "spans",
-            "data.packing",
-            "documents are packed in rows of spans",
-            "use data.layout=spans",
-        )
-        pairs = not self.objective.next_sentence or data.layout == "nsp-pairs"
-        _require(pairs, "objective.next_sentence", "needs sentence pairs", "add data.layout=nsp-pairs")
+        model, data, pld, batch = self.model, self.data, self.pld, self.train.global_batch_size
+        if data.seq_len > model.max_position_embeddings:
+            what = f"{data.seq_len} tokens do not fit model.max_position_embeddings {model.max_position_embeddings}"
+            raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+        if (always := pld.keep_first + pld.keep_last) > model.num_hidden_layers:
+            what = f"{always} blocks at both ends are more than model.num_hidden_layers {model.num_hidden_layers}"
+            raise UsageError(what, where="pld.keep_first", hint="keep fewer")
+        if batch % pld.draws_per_step:
+            what = f"{batch} sequences do not divide into pld.draws_per_step {pld.draws_per_step} gate groups"
+            raise UsageError(what, where="train.global_batch_size", hint="make it a multiple")
+        if data.packing == "documents" and data.layout != "spans":
+            raise UsageError("documents are packed in rows of spans", where="data.packing", hint="use data.layout=spans")
+        if self.objective.next_sentence and data.layout != "nsp-pairs":
+            raise UsageError("needs sentence pairs", where="objective.next_sentence", hint="add data.layout=nsp-pairs")
         return self
 
     @property
     def pld_schedule(self) -> Schedule:
         """Build the schedule that trainer and plots share."""
-        pld = self.pld
-        return Schedule(
-            num_blocks=self.model.num_hidden_layers,
-            total_steps=self.train.total_steps,
-            time=pld.schedule,
-            theta_bar=pld.theta_bar,
-            gamma=pld.gamma,
-            depth_rule=pld.depth_rule,
-            draw=pld.draw,
-            recovery_fraction=pld.recovery_fraction,
-            keep_first=pld.keep_first,
-            keep_last=pld.keep_last,
-            scale_residual=pld.scale_residual,
-        )
+        given = self.pld.model_dump(exclude={"schedule", "draws_per_step"})
+        return Schedule(num_blocks=self.model.num_hidden_layers, total_steps=self.train.total_steps, time=self.pld.schedule, **given)
 
     @property
     def flops(self) -> Flops:
@@ -317,12 +284,9 @@ class Config(Settings):
         """
         batch, draws = self.train.global_batch_size, self.pld.draws_per_step
         share, rest = divmod(batch, draws * world_size)
-        _require(
-            rest == 0 and share > 0,
-            "train.global_batch_size",
-            f"{batch} sequences do not divide over {draws} gate groups x {world_size} processes",
-            f"make it a multiple of {draws * world_size}",
-        )
+        if rest or not share:
+            what = f"{batch} sequences do not divide over {draws} gate groups x {world_size} processes"
+            raise UsageError(what, where="train.global_batch_size", hint=f"make it a multiple of {draws * world_size}")
         return share
 
     def forwards_per_group(self, world_size: int, *, most_sequences: int) -> tuple[int, int]:
@@ -342,12 +306,9 @@ class Config(Settings):
         chosen = self.train.micro_batch_size
         limit = min(share, most_sequences if chosen == "auto" else chosen)
         size = max(n for n in range(1, limit + 1) if share % n == 0)
-        _require(
-            chosen == "auto" or size == limit,
-            "train.micro_batch_size",
-            f"{chosen} does not divide the {share} sequences of a gate group on one process",
-            f"try train.micro_batch_size={size}",
-        )
+        if chosen != "auto" and size != limit:
+            what = f"{chosen} does not divide the {share} sequences of a gate group on one process"
+            raise UsageError(what, where="train.micro_batch_size", hint=f"try train.micro_batch_size={size}")
         return share // size, size
 
 
