@@ -97,14 +97,14 @@ def import_deepspeed(
 
     Read are progressive_layer_drop, the optimizer, gradient clipping, batch sizes, fp16 and bf16, and warm-up schedules.
     """
-    from pldcli import deepspeed as deepspeed_config
+    from pldcli import deepspeed
     from pldcli.system import atomic
 
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise UsageError("must end in .yaml, as presets do", where=f"--out {out}")
     if out is not None and out.exists() and not overwrite:
         raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
-    text, not_imported = deepspeed_config.import_deepspeed(file, base=base)
+    text, not_imported = deepspeed.import_deepspeed(file, base=base)
     if out is None:
         typer.echo(text, nl=False)
     else:
