@@ -287,13 +287,13 @@ def _refusal(error: ValidationError, values: Any) -> UsageError:
 
 
 def _key(error: ErrorDetails, values: Any) -> str:
-    """Write the place of an error as dotted keys; what follows a value in it names a type."""
+    """Write the place of an error as dotted keys; parts of it that are not in the values name types."""
     key = ""
     for part in (*error["loc"], *error.get("ctx", {}).get("unknown", ())):
-        if isinstance(values, dict) and part != "[key]":
+        if isinstance(values, dict) and (part in values or error["type"] == "missing"):
             key, values = f"{key}.{part}".lstrip("."), values.get(part)
-        elif isinstance(values, list):
-            key, values = f"{key}[{part}]", values[int(part)]
+        elif isinstance(values, list) and isinstance(part, int):
+            key, values = f"{key}[{part}]", values[part]
     return key
 
 

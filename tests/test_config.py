@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pldcli.config import RUN_CONTROL, Config, DataConfig, PldConfig, TrainConfig, documentation, flatten
+from pldcli.config import RUN_CONTROL, Config, DataConfig, ModelConfig, PldConfig, TrainConfig, documentation, flatten
 from pldcli.errors import UsageError
 from pldcli.presets import build, resolve
 
@@ -147,3 +147,11 @@ def test_forwards_per_group() -> None:
 
 def test_sequences_may_fill_the_position_table() -> None:
     assert Config(data=DataConfig(seq_len=512)).data.seq_len == 512
+
+
+def test_fingerprints_of_models_are_made_of_what_they_always_were() -> None:
+    assert repr(ModelConfig(norm="post", dropout=0.0)) == (
+        "ModelConfig(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=30528, "
+        "max_position_embeddings=512, type_vocab_size=2, norm='post', dropout=0.0, layer_norm_eps=1e-12, initializer_range=0.02, "
+        "attention_init='normal')"
+    )

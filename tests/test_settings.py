@@ -111,6 +111,8 @@ def test_what_yaml_reads_otherwise_is_what_was_meant(key: str, value: Any, resul
         ("name", 1, "a valid string, not 1"),
         ("kind", "c", "'a' or 'b', not 'c'"),
         ("size", 2.5, "a valid integer or 'auto', not 2.5"),
+        ("size", [1], "a valid integer or 'auto', not [1]"),
+        ("size", {"a": 1}, "a valid integer or 'auto', not {'a': 1}"),
         ("size", False, "a valid integer or 'auto', not False"),
         ("share", 1, "less than 1 or 'auto', not 1"),
         ("patience", 0, "at least 1 or 'off', not 0"),
