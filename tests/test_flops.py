@@ -54,7 +54,7 @@ def test_parameters_are_those_of_the_model(preset: str, next_sentence: bool) -> 
 
     changes = ["objective.next_sentence=true", "data.layout=nsp-pairs"] if next_sentence else []
     config: Config = resolve(preset, changes).config
-    settings = {name: getattr(config.model, name) for name in config.model.__dataclass_fields__}
+    settings = dict(config.model)
     model = StBert(**settings, next_sentence=next_sentence)
     assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
