@@ -1,0 +1,84 @@
+"""Run the commands of the documentation on real text and write what they print into its pages.
+
+Usage: python docs/record.py [--directory DIR] [--glue DIR] [PAGE ...]
+
+Without pages: all of them, in the order of the navigation, since later pages use the runs of earlier ones (some twenty minutes on two
+cores). With `--directory` the runs are kept there, and a page can be recorded alone afterwards. `--glue` is a directory with GLUE's published
+files; without it what needs them stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pages import ROOT, Block, pages, read_blocks, replace_outputs, write_files
+
+from pldcli.data.docstrings import docstring_corpus
+
+CORPUS_BYTES = 2_000_000
+COLUMNS = 100
+
+
+def main() -> None:
+    """Record pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("pages", nargs="*", type=Path)
+    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--glue", type=Path)
+    arguments = parser.parse_args()
+    chosen = [page.resolve() for page in arguments.pages] or pages()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = (arguments.directory or Path(scratch)).resolve()
+        furnish(directory, arguments.glue)
+        for page in chosen:
+            write_files(read_blocks(page), directory)
+            text = replace_outputs(page, lambda block, lines: _print_of(block, lines, directory))
+            page.write_text(text, encoding="utf-8")
+
+
+def furnish(directory: Path, glue: Path | None) -> None:
+    """Put there what the commands read: text, GLUE, the studies of this repository."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "corpus.txt").exists():
+        (directory / "corpus.txt").write_text("\n\n".join(docstring_corpus(CORPUS_BYTES)) + "\n", encoding="utf-8")
+    for name, target in (("glue", glue), ("benchmarks", ROOT / "benchmarks")):
+        if target is not None and not (directory / name).exists():
+            (directory / name).symlink_to(target.resolve())
+
+
+def _print_of(block: Block, lines: list[str], directory: Path) -> str | None:
+    if any("glue/" in line for line in lines) and not (directory / "glue").exists():
+        return None
+    printed = []
+    for line in lines:
+        print("$", line, flush=True)
+        _remove_result(line, directory)
+        command = [sys.executable, "-m", "pldcli", *shlex.split(line)[1:]]
+        environment = os.environ | {"COLUMNS": str(COLUMNS)}
+        finished = subprocess.run(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        if finished.returncode:
+            raise SystemExit(f"{line}: exit code {finished.returncode}\n{finished.stdout.decode()}")
+        printed.append(finished.stdout.decode())
+    return "".join(printed)
+
+
+def _remove_result(line: str, directory: Path) -> None:
+    """Remove what an earlier recording of the same command left at its `--out`."""
+    words = shlex.split(line)
+    if "--out" in words:
+        place = directory / words[words.index("--out") + 1]
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
