@@ -59,8 +59,8 @@ def configuration() -> str:
     parts = [
         NOTE,
         "# Configuration\n",
-        "Keys are typed as `KEY=VALUE` behind `pld pretrain` and others, or stand in a preset as YAML; `pld config show PRESET` prints their "
-        "values and where each came from. Defaults here are those before any preset.\n",
+        "Keys are typed as `KEY=VALUE` behind `pld pretrain` and others, or stand in a preset as YAML; `pld config show PRESET` prints "
+        "their values and where each came from. Defaults here are those before any preset.\n",
     ]
     for name, section in get_type_hints(Config).items():
         parts += [f"## {name}\n", f"{inspect.getdoc(section)}\n", _key_table(keys(section, prefix=f"{name}."))]

@@ -1,7 +1,7 @@
 """What the Markdown of README.md and docs/ holds: commands, the files that they need, and what they printed.
 
-A `bash` block holds commands, a block with `title="NAME"` is a file, and a `text` block below `<!-- output ... -->` is what the commands of the
-`bash` block before it print, shortened as the comment says:
+A `bash` block holds commands, a block with `title="NAME"` is a file, and a `text` block below `<!-- output ... -->` is what the
+commands of the `bash` block before it print, shortened as the comment says:
 
     <!-- output -->                   all of it
     <!-- output first=9 last=2 -->    its first 9 lines and its last 2, with `...` between

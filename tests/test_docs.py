@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pldcli import presets
+from tests.typed_commands import ROOT, arguments_of, load, run_all, write_inputs
+
+generate, pages, screen = load("generate"), load("pages"), load("screen")
+
+PAGES = [page for page in pages.pages() if page.name != "getting-started.md"]
+"""README.md's test runs the commands of the other one, which are for other runs."""
+BLOCKS = [block for page in PAGES for block in pages.read_blocks(page)]
+COMMANDS = [line for block in BLOCKS for line in block.commands]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    assert set(pages.pages()) == set((ROOT / "docs").rglob("*.md"))
+
+
+def test_every_command_of_the_guides_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_inputs(monkeypatch)
+    pages.write_files(BLOCKS, tmp_path)
+    assert {line.split()[0] for line in COMMANDS} == {"pld", "torchrun", "python3"}
+    run_all((line for line in COMMANDS if line.startswith("pld ")), pld)
+    assert Path("schedules.png").is_file() and Path("bench.png").is_file()
+    assert Path("glue.zip").is_file() and Path("smaller", "model.safetensors").is_file() and Path("depth.png").is_file()
+
+
+def test_the_line_for_several_processes_works(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.run import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(prepared)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    [line] = [line for line in COMMANDS if line.startswith("torchrun ")]
+    main(arguments_of(line)[1:])
+    assert (tmp_path / "runs" / "two-processes" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.is_exact for block in pages.read_blocks(page))], ids=lambda page: page.name
+)
+def test_outputs_that_are_the_same_everywhere_are_current(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    pages.write_files(pages.read_blocks(page), tmp_path)
+
+    def output_of(block: Any, lines: list[str]) -> str | None:
+        return "".join(pld(*arguments_of(line)[1:]).out for line in lines) if block.is_exact else None
+
+    assert pages.replace_outputs(page, output_of) == page.read_text(encoding="utf-8"), f"run python docs/record.py {page.relative_to(ROOT)}"
+
+
+def test_every_output_is_recorded() -> None:
+    assert all(block.body.strip() for block in BLOCKS if block.how is not None)
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_the_references_are_current(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == generate.PAGES[name](), "run python docs/generate.py"
+
+
+def test_the_references_hold_every_option_and_key(pld: Callable[..., Any]) -> None:
+    reference, keys = generate.reference(), generate.configuration()
+    for option in ("--seeds", "--pseudo-perplexity", "--find-micro-batch", "--cased / --uncased", "--json"):
+        assert f"| `{option}` |" in reference
+    assert all(f"| `{key}` |" in keys for key in presets.key_types())
+
+
+def test_the_table_of_presets_is_complete() -> None:
+    text = (ROOT / "docs" / "guides" / "config.md").read_text(encoding="utf-8")
+    families = {"-".join(name.split("-")[:2]) for name in presets.names()}
+    assert len(families) == 4
+    for family in families:
+        config = presets.resolve(f"{family}-pld").config.model
+        shape = f"| {config.num_hidden_layers} x {config.hidden_size} | {config.vocab_size:,} |"
+        assert f"| `{family}-*` {shape}" in text
+
+
+def test_the_table_of_systems_is_complete() -> None:
+    text = (ROOT / "docs" / "guides" / "config.md").read_text(encoding="utf-8")
+    systems = {name.split("-", 2)[2] for name in presets.names()} - {"pld-paper"}
+    assert all(f"| `-{system}` |" in text for system in systems)
+
+
+def test_a_progress_bar_leaves_no_trace_in_the_picture_of_the_screen() -> None:
+    printed = "1/2 one\n\x1b[?25lbar 10 %\r\x1b[2Kbar 90 %\n\x1b[?25h\r\x1b[1A\x1b[2K2/2 \x1b[1mtwo\x1b[0m\n"
+    assert screen.what_stays(printed) == ["1/2 one", "2/2 \x1b[1mtwo\x1b[0m"]
+    drawn = screen.draw(printed)
+    assert (
+        "two" in drawn
+        and "bar" not in drawn
+        and "http" not in drawn.replace("http://www.w3.org/2000/svg", "").replace("https://www.textualize.io", "")
+    )
