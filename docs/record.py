@@ -2,9 +2,10 @@
 
 Usage: python docs/record.py [--exact] [--directory DIR] [--glue DIR] [PAGE ...]
 
-`--exact` takes seconds: the outputs that are the same on every machine, which a test compares. Without pages: all of them, in the order of the navigation, since later pages use the runs of earlier ones (some twenty minutes on two
-cores). With `--directory` the runs are kept there, and a page can be recorded alone afterwards. `--glue` is a directory with GLUE's
-published files; without it what needs them stays as it is.
+Without pages: all of them, in the order of the navigation, since later pages use the runs of earlier ones (some twenty minutes on
+two cores). With `--directory` the runs are kept there, and a page can be recorded alone afterwards. `--glue` is a directory with
+GLUE's published files; without it what needs them stays as it is. `--exact` takes seconds: only the outputs that are the same on
+every machine, which a test compares.
 """
 
 from __future__ import annotations
@@ -74,8 +75,15 @@ def _print_of(block: Block, lines: list[str], directory: Path) -> str | None:
         finished = subprocess.run(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if finished.returncode:
             raise SystemExit(f"{line}: exit code {finished.returncode}\n{finished.stdout.decode()}")
-        printed.append(PROGRESS.sub("", finished.stdout.decode()).replace(f"{directory}/", ""))
+        printed.append(_without_places(PROGRESS.sub("", finished.stdout.decode()), directory))
     return "".join(printed)
+
+
+def _without_places(printed: str, directory: Path) -> str:
+    """Take out where this machine keeps things."""
+    for place, name in ((f"{directory}/", ""), (str(directory), "."), (f"{ROOT}/", ""), (f"{sys.prefix}/", ".venv/")):
+        printed = printed.replace(place, name)
+    return printed
 
 
 def _remove_result(line: str, directory: Path) -> None:

@@ -14,8 +14,8 @@ import datasets
 import pytest
 
 from pldcli.data.docstrings import docstring_corpus
-from pldcli.engine import bench
-from pldcli.tasks import hub
+from pldcli.bench import bench
+from pldcli.task_files import hub
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
