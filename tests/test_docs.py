@@ -31,6 +31,14 @@ def test_every_command_of_the_guides_works(tmp_path: Path, monkeypatch: pytest.M
     assert Path("glue.zip").is_file() and Path("smaller", "model.safetensors").is_file() and Path("depth.png").is_file()
 
 
+def test_the_study_of_the_guide_is_valid(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(prepared)
+    pages.write_files(BLOCKS, tmp_path)
+    outcome = pld("study", "small.yaml", "--report-only")
+    assert outcome.code == 2 and outcome.err.startswith("error: studies/small: nothing was trained")
+
+
 def test_the_line_for_several_processes_works(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.run import main
 
