@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 from typer.models import ArgumentInfo, OptionInfo
 from typer.utils import get_params_from_function
 
+from pldcli import config as configurations
 from pldcli.cli import COMMANDS, Entry
-from pldcli.config import Config, field_docstrings
 from pldcli.finetuning.config import FinetuneConfig
 
 DOCS = Path(__file__).parent
@@ -64,7 +64,7 @@ def configuration() -> str:
         "Keys are typed as `KEY=VALUE` behind `pld pretrain` and others, or stand in a preset as YAML; `pld config show PRESET` prints "
         "their values and where each came from. Defaults here are those before any preset.\n",
     ]
-    for name, section in get_type_hints(Config).items():
+    for name, section in get_type_hints(configurations.Config).items():
         parts += [f"## {name}\n", f"{inspect.getdoc(section)}\n", _key_table(keys(section, prefix=f"{name}."))]
     parts += [
         "## Fine-tuning\n",
@@ -82,7 +82,7 @@ def keys(section: type, *, prefix: str = "") -> list[Key]:
             name=prefix + name,
             type=_schema_type(field),
             default=f"`{_as_typed(field['default'])}`" if "default" in field else "required",
-            description=field.get("description") or field_docstrings(section)[name],
+            description=field.get("description") or configurations.field_docstrings(section)[name],
         )
         for name, field in schema["properties"].items()
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pldcli import presets
 from tests.typed_commands import ROOT, arguments_of, load, run_all, write_inputs
@@ -80,7 +81,8 @@ def test_the_references_hold_every_option_and_key(pld: Callable[..., Any]) -> No
     reference, keys = generate.reference(), generate.configuration()
     for option in ("--seeds", "--pseudo-perplexity", "--find-micro-batch", "--cased / --uncased", "--json"):
         assert f"| `{option}` |" in reference
-    assert all(f"| `{key}` |" in keys for key in presets.key_types())
+    sections = yaml.safe_load(presets.dump(presets.resolve("bert-tiny-pld").config))
+    assert all(f"| `{section}.{key}` |" in keys for section, values in sections.items() for key in values)
 
 
 def test_the_table_of_presets_is_complete() -> None:
