@@ -22,9 +22,10 @@ from pldcli import model as model_module
 from pldcli import presets
 from pldcli.data.shards import PreparedData
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning import assembly
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.inputs import Inputs
 from pldcli.pretraining.pretrain import build_trainer
 from reporting import head, row, spread
 
@@ -111,16 +112,16 @@ def finetuning(scratch: Path, runtime: Runtime, options: argparse.Namespace) -> 
     task.write_text("".join(json.dumps({"text": text, "label": "ab"[i % 2]}) + "\n" for i, text in enumerate(rows)), encoding="utf-8")
     start = options.model or packaged_model()
     experiment = Experiment(str(task), str(start), files={"validation": str(task)}, text_columns=("text",), label_column="label")
-    runner = CellRunner(experiment, runtime)
+    inputs = Inputs(experiment)
     settings = FinetuneConfig(batch_size=SEQUENCES, max_seq_len=TOKENS, epochs=1.0, precision=options.precision)
-    trainers = {way: runner.trainer(settings.replace(dropout=probability)) for way, probability in TRAINED.items()}
-    shape, precision = runner.start.settings, trainers["ours"].precision.name
+    trainers = {way: assembly.build_trainer(inputs, settings.replace(dropout=probability), runtime) for way, probability in TRAINED.items()}
+    shape, precision = inputs.start.settings, trainers["ours"].precision.name
     blocks = f"{shape.num_hidden_layers} x {shape.hidden_size}, V {shape.vocab_size:,}"
-    return f"fine-tuning, {blocks}, {precision}, {mean_tokens(runner, settings):.0f} tokens a row", trainers
+    return f"fine-tuning, {blocks}, {precision}, {mean_tokens(inputs, settings):.0f} tokens a row", trainers
 
 
-def mean_tokens(runner: CellRunner, settings: FinetuneConfig) -> float:
-    return float(runner.rows(settings).train.lengths.mean())
+def mean_tokens(inputs: Inputs, settings: FinetuneConfig) -> float:
+    return float(inputs.rows(settings).train.lengths.mean())
 
 
 def pretraining(prepared: PreparedData, runtime: Runtime, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:

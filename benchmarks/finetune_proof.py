@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from measuring import packaged_model
-from pldcli.engine.runtime import launch
-from pldcli.finetuning.cell import CellRunner
+from pldcli.engine.runtime import Runtime, launch
+from pldcli.finetuning.cell import run_cell
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.inputs import Inputs
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.metrics import METRICS, task_score
@@ -79,8 +80,8 @@ def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> 
         experiment = Experiment(
             f"glue/{task}", str(options.model or packaged_model()), data_dir=str(options.data_dir), from_scratch=system == "random"
         )
-        runner = CellRunner(experiment, runtime)
-        result = with_trainer(runner, settings) if system == "trainer" else with_pld(runner, settings, options.results)
+        inputs = Inputs(experiment)
+        result = (with_trainer if system == "trainer" else with_pld)(inputs, settings, runtime, options.results)
         machine = hardware(runtime.device)
     result |= {
         "checkpoint": options.name,
@@ -99,9 +100,9 @@ def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> 
     print(f"{options.name} {system} {task} seed {seed}: {result['scores']} in {result['seconds']:.0f} s", flush=True)
 
 
-def with_pld(runner: CellRunner, settings: FinetuneConfig, scratch: Path) -> dict[str, Any]:
-    place = scratch / f"cell-{runner.data.task.name.replace('/', '-')}-{settings.seed}-{id(runner)}"
-    result = runner.run(settings, place, report=lambda done, total, what: None, stop=StopRequest())
+def with_pld(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime, scratch: Path) -> dict[str, Any]:
+    place = scratch / f"cell-{inputs.data.task.name.replace('/', '-')}-{settings.seed}-{id(inputs)}"
+    result = run_cell(inputs, settings, place, runtime, report=lambda done, total, what: None, stop=StopRequest())
     import shutil
 
     shutil.rmtree(place)
@@ -114,14 +115,14 @@ def with_pld(runner: CellRunner, settings: FinetuneConfig, scratch: Path) -> dic
     }
 
 
-def with_trainer(runner: CellRunner, settings: FinetuneConfig) -> dict[str, Any]:
+def with_trainer(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime, _scratch: Path) -> dict[str, Any]:
     """Fine-tune with transformers.Trainer on the same examples; dynamic padding, everything else as settings say."""
     import tempfile
 
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    data, model_dir = runner.data, runner.start.where
+    data, model_dir = inputs.data, inputs.start.where
     task, examples = data.task, next(iter(data.validation.values()))
     assert data.train is not None
     outputs = max(1, len(task.labels))
@@ -144,7 +145,7 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig) -> dict[str, Any]
             adam_epsilon=settings.eps,
             max_grad_norm=settings.max_grad_norm,
             bf16=settings.precision == "bf16",
-            use_cpu=runner.runtime.device.type == "cpu",
+            use_cpu=runtime.device.type == "cpu",
             seed=settings.seed,
             save_strategy="no",
             report_to=[],
@@ -163,7 +164,7 @@ def with_trainer(runner: CellRunner, settings: FinetuneConfig) -> dict[str, Any]
         outputs_BC = trainer.predict(rows_for_trainer(data, tokenizer, examples.split)).predictions
     predicted = outputs_BC[:, 0] if task.kind == "regression" else outputs_BC.argmax(-1)
     scores = {name: METRICS[name](np.array(examples.labels), predicted) for name in task.metrics}
-    tokens = len(runner.rows(settings).train.input_ids) * settings.epochs
+    tokens = len(inputs.rows(settings).train.input_ids) * settings.epochs
     return {"scores": scores, "score": task_score(scores, task.metrics), "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 

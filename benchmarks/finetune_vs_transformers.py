@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 
-from measuring import json_from_process, packaged_model, say, synchronize, this_device
+from measuring import json_from_process, packaged_model, say, synchronize
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.runtime import Runtime, launch
-from pldcli.finetuning.cell import CellRunner
+from pldcli.engine.runtime import launch
+from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.inputs import Inputs
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software, spread
 
@@ -91,9 +92,9 @@ def measure(system: str, how: str, task: str, options: argparse.Namespace) -> fl
     settings = FinetuneConfig(**SETTINGS[how], max_seq_len=MAX_SEQ_LEN)  # type: ignore[arg-type]
     if system == "trainer":
         # Not `launch`: the process stays as it is.
-        return with_trainer(CellRunner(experiment, Runtime(this_device())), settings, how, options.steps)
+        return with_trainer(Inputs(experiment), settings, how, options.steps)
     with launch() as runtime:
-        trainer = CellRunner(experiment, runtime).trainer(settings)
+        trainer = build_trainer(Inputs(experiment), settings, runtime)
         last = WARM_UP_STEPS + options.steps
         seen = list(
             zip(range(2), trainer.steps(Position(), observe=lambda step: step in (WARM_UP_STEPS, last), stop=StopRequest()), strict=False)
@@ -102,15 +103,15 @@ def measure(system: str, how: str, task: str, options: argparse.Namespace) -> fl
         return (second.tokens - first.tokens) / (second.train_seconds - first.train_seconds)
 
 
-def with_trainer(runner: CellRunner, settings: FinetuneConfig, how: str, steps: int) -> float:
+def with_trainer(inputs: Inputs, settings: FinetuneConfig, how: str, steps: int) -> float:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    data = runner.data
+    data = inputs.data
     assert data.train is not None and data.train.labels is not None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(runner.start.where)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(runner.start.where, num_labels=max(1, len(data.task.labels)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inputs.start.where)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(inputs.start.where, num_labels=max(1, len(data.task.labels)))
     encoded = tokenizer(*data.train.inputs, truncation=True, max_length=MAX_SEQ_LEN)
     rows = [{key: encoded[key][i] for key in encoded} | {"labels": label} for i, label in enumerate(data.train.labels)]
     pad = transformers.DataCollatorWithPadding(tokenizer)

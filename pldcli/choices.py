@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 __all__ = ["AttentionInit", "BlockChoice", "Device", "DocumentPer", "ModelType", "Norm", "PrecisionChoice", "TaskKind"]
@@ -27,5 +28,15 @@ Norm = Literal["pre", "post"]
 PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 """Number formats; `auto` takes what is fast on the device."""
 
-TaskKind = Literal["classification", "regression", "tags", "spans"]
-"""One label per example, one number per example, one label per word, or an answer within a text."""
+
+class TaskKind(StrEnum):
+    """What the labels of a task are."""
+
+    CLASSIFICATION = "classification"
+    """One label per example."""
+    REGRESSION = "regression"
+    """One number per example."""
+    TAGS = "tags"
+    """One label per word."""
+    SPANS = "spans"
+    """An answer within a text."""

@@ -16,6 +16,8 @@ Each is one line: what is wrong, where, what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CheckpointError",
     "DataError",
@@ -27,6 +29,7 @@ __all__ = [
     "PreemptedError",
     "StoppedError",
     "UsageError",
+    "json_type",
 ]
 
 
@@ -99,3 +102,9 @@ class StoppedError(PldError):
     """Ctrl-C arrived; whatever can be kept is kept."""
 
     exit_code = 130
+
+
+def json_type(value: Any) -> str:
+    """Name the JSON type of a value as messages do: `null`, `a list`, `an object`."""
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +12,15 @@ import typer
 
 from pldcli.choices import BlockChoice, Device, PrecisionChoice
 from pldcli.errors import UsageError
-from pldcli.evaluation import tables as scores
+from pldcli.evaluation import tables
+from pldcli.plots.canvas import check_picture_path
 
 if TYPE_CHECKING:
     from pldcli.evaluation.depth import DepthReport
     from pldcli.evaluation.evaluate import Evaluated
+    from pldcli.evaluation.fill_mask import Candidate
     from pldcli.evaluation.subject import Opening
-    from pldcli.evaluation.task import TaskSource
+    from pldcli.evaluation.task import TaskScore
 
 __all__ = ["evaluate"]
 
@@ -87,138 +91,160 @@ def evaluate(
 
     With the options below: on any text, on a task after fine-tuning, on other material without, or with fewer blocks.
     """
-    files = {"--text": text, "--pseudo-perplexity": pseudo_perplexity, "--minimal-pairs": minimal_pairs}
-    measured = _only_one({**files, "--task": task, "--fill": fill})
-    _check_company(
-        measured,
-        {"--top": top, "--each": each, "--depth": depth, "--blocks": blocks, "--out": out, "--json": as_json}
-        | {"--data-dir": data_dir, "--predictions": predictions, "--skip-bad": skip_bad},
-    )
-    target = _target(model)
-    opening: Opening = {"data": data, "precision": precision, "device": device, "allow_bin": allow_bin}
-    inputs = files.get(measured) or []
-    if task is not None:
-        from pldcli.evaluation.task import TaskSource
-
-        source = TaskSource(task, data_dir, skip_bad, unlabelled=predictions is not None)
-        _task(target, source, depth, blocks or "keep-prob", opening, predictions, out or _PICTURE, as_json)
-    elif fill is not None:
-        _fill(target, fill, 5 if top is None else top, opening, as_json)
-    elif depth is not None:
-        material = measured.removeprefix("--") or "validation"
-        _depths(target, depth, blocks or "keep-prob", material, inputs, text_field, opening, out or _PICTURE, as_json)
-    else:
-        _score(target, measured, inputs, text_field, opening, each, as_json)
-
-
-def _only_one(choices: dict[str, Any]) -> str:
-    """Find which of several options is given, or none.
-
-    Raises:
-        UsageError: More than one is.
-    """
-    given = [name for name, value in choices.items() if value is not None and value != []]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
-    return given[0] if given else ""
-
-
-def _check_company(measured: str, given: dict[str, Any]) -> None:
-    """Refuse options that would do nothing.
-
-    Raises:
-        UsageError: One of them stands without the one that it belongs to.
-    """
-    from pldcli.plots.canvas import check_picture_path
-
-    there = {name for name, value in given.items() if value is not None and value is not False}
-    if "--depth" in there and measured == "--fill":
-        raise UsageError("--depth and --fill exclude each other", hint="give one of them")
-    masters = {"--top": "--fill", "--blocks": "--depth", "--out": "--depth"}
-    masters |= dict.fromkeys(("--data-dir", "--predictions", "--skip-bad"), "--task")
-    for name, master in masters.items():
-        if name in there and master != measured and master not in there:
-            raise UsageError(f"{name} does nothing without {master}", hint="leave it out")
-    if {"--predictions", "--depth"} <= there:
-        raise UsageError("--predictions and --depth exclude each other", hint="give one of them")
-    listed = measured in ("--pseudo-perplexity", "--minimal-pairs") and "--json" in there and "--depth" not in there
-    if "--each" in there and not listed:
-        raise UsageError("--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth")
-    if "--out" in there:
-        check_picture_path(given["--out"])
-
-
-def _target(model: Path | None) -> Path:
+    given: dict[str, Any] = {
+        "--text": text,
+        "--pseudo-perplexity": pseudo_perplexity,
+        "--minimal-pairs": minimal_pairs,
+        "--task": task,
+        "--fill": fill,
+        "--top": top,
+        "--each": each,
+        "--data-dir": data_dir,
+        "--predictions": predictions,
+        "--skip-bad": skip_bad,
+        "--depth": depth,
+        "--blocks": blocks,
+        "--out": out,
+        "--text-field": text_field,
+        "--json": as_json,
+    }
+    measurement = _chosen({name for name, value in given.items() if value not in (None, False, [])})
+    if out is not None:
+        check_picture_path(out)
+    given["--out"] = out or _PICTURE
     from pldcli.engine.model_source import latest_run
 
     target = model or latest_run()
     if model is None:
         typer.echo(f"evaluating {target}", err=True)
-    return target
+    found = measurement.run(target, given, {"data": data, "precision": precision, "device": device, "allow_bin": allow_bin})
+    if depth is not None:
+        measurement = _DEPTHS
+        tables.draw_depths(found, given["--out"])
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps(measurement.values(found, given)))
+    else:
+        measurement.show(found, given)
 
 
-def _score(target: Path, measured: str, inputs: list[Path], text_field: str, opening: Opening, each: bool, as_json: bool) -> None:
+def _material(target: Path, given: Mapping[str, Any], opening: Opening) -> Evaluated[Any]:
     from pldcli.evaluation import evaluate as engine
 
-    if measured == "--pseudo-perplexity":
-        texts = engine.pseudo_perplexity(target, inputs, text_field=text_field, **opening)
-        _print(texts.notes, scores.texts_json(texts.score, each=each) if as_json else None, lambda: scores.show_texts(texts))
-    elif measured == "--minimal-pairs":
-        pairs = engine.evaluate_pairs(target, inputs, **opening)
-        _print(pairs.notes, scores.pairs_json(pairs.score, each=each) if as_json else None, lambda: scores.show_pairs(pairs))
-    else:
-        found = engine.evaluate_text(target, inputs, text_field=text_field, **opening) if inputs else engine.evaluate(target, **opening)
-        _print(found.notes, scores.masked_lm_json(found.score) if as_json else None, lambda: scores.show_masked_lm(found))
+    option = next((name for name in ("--text", "--pseudo-perplexity", "--minimal-pairs") if given[name]), "")
+    what: Any = {
+        "material": option.removeprefix("--") or "validation",
+        "inputs": given.get(option, []),
+        "text_field": given["--text-field"],
+    }
+    if given["--depth"]:
+        return engine.evaluate_depths(target, given["--depth"], given["--blocks"] or "keep-prob", **what, **opening)
+    return engine.evaluate(target, **what, **opening)
 
 
-def _task(
-    target: Path,
-    source: TaskSource,
-    depth: str | None,
-    blocks: Any,
-    opening: Opening,
-    predictions: Path | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+def _task(target: Path, given: Mapping[str, Any], opening: Opening) -> TaskScore | Evaluated[DepthReport]:
     from pldcli.evaluation import task as engine
 
-    how = {name: value for name, value in opening.items() if name != "data"}
-    if depth is not None:
-        _show_depths(engine.evaluate_task_depths(target, source, depth, blocks, **how), out, as_json)  # type: ignore[arg-type]
-        return
-    found = engine.evaluate_task(target, source, **how)  # type: ignore[arg-type]
-    if predictions is not None:
-        engine.write_predictions(found, predictions)
-    _print(found.notes, scores.task_json(found) if as_json else None, lambda: scores.show_task(found, predictions))
+    source = engine.TaskSource(given["--task"], given["--data-dir"], given["--skip-bad"], unlabelled=given["--predictions"] is not None)
+    if given["--depth"]:
+        return engine.evaluate_task_depths(target, source, given["--depth"], given["--blocks"] or "keep-prob", **opening)
+    found = engine.evaluate_task(target, source, **opening)
+    if given["--predictions"]:
+        engine.write_predictions(found, given["--predictions"])
+    return found
 
 
-def _fill(target: Path, text: str, top: int, opening: Opening, as_json: bool) -> None:
+def _fill(target: Path, given: Mapping[str, Any], opening: Opening) -> Evaluated[list[list[Candidate]]]:
     from pldcli.evaluation import evaluate as engine
 
-    found = engine.fill_mask(target, text, top=top, **opening)
-    _print(found.notes, scores.fill_json(text, found.score) if as_json else None, lambda: scores.show_fill(found.score))
+    return engine.fill_mask(target, given["--fill"], top=5 if given["--top"] is None else given["--top"], **opening)
 
 
-def _depths(
-    target: Path, depth: str, blocks: Any, material: Any, inputs: list[Path], text_field: str, opening: Opening, out: Path, as_json: bool
-) -> None:
-    from pldcli.evaluation import evaluate as engine
+@dataclass(frozen=True, kw_only=True)
+class _Measurement:
+    """Something to measure, which options belong to it, and how its result is written."""
 
-    found = engine.evaluate_depths(target, depth, blocks, material=material, inputs=inputs, text_field=text_field, **opening)
-    _show_depths(found, out, as_json)
+    run: Callable[[Path, Mapping[str, Any], Opening], Any]
+    values: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    """For --json."""
+    show: Callable[[Any, Mapping[str, Any]], None]
+    options: tuple[str, ...] = ()
+    """They do nothing without it."""
+    excludes: tuple[str, ...] = ()
 
 
-def _show_depths(found: Evaluated[DepthReport], out: Path, as_json: bool) -> None:
-    scores.draw_depths(found, out)
-    _print(found.notes, scores.depths_json(found.score, out) if as_json else None, lambda: scores.show_depths(found, out))
+_MASKED_LM = _Measurement(
+    run=_material,
+    values=lambda found, _: tables.masked_lm_json(found.score),
+    show=lambda found, _: tables.show_masked_lm(found),
+)
+_MEASUREMENTS = {
+    "": _MASKED_LM,
+    "--text": _MASKED_LM,
+    "--pseudo-perplexity": _Measurement(
+        run=_material,
+        values=lambda found, given: tables.texts_json(found.score, each=given["--each"]),
+        show=lambda found, _: tables.show_texts(found),
+        options=("--each",),
+    ),
+    "--minimal-pairs": _Measurement(
+        run=_material,
+        values=lambda found, given: tables.pairs_json(found.score, each=given["--each"]),
+        show=lambda found, _: tables.show_pairs(found),
+        options=("--each",),
+    ),
+    "--task": _Measurement(
+        run=_task,
+        values=lambda found, _: tables.task_json(found),
+        show=lambda found, given: tables.show_task(found, given["--predictions"]),
+        options=("--data-dir", "--predictions", "--skip-bad"),
+    ),
+    "--fill": _Measurement(
+        run=_fill,
+        values=lambda found, given: tables.fill_json(given["--fill"], found.score),
+        show=lambda found, _: tables.show_fill(found.score),
+        options=("--top",),
+        excludes=("--depth",),
+    ),
+}
+"""By the option that asks for each; one of them at a time."""
+_DEPTHS = _Measurement(
+    run=_material,
+    values=lambda found, given: tables.depths_json(found.score, given["--out"]),
+    show=lambda found, given: tables.show_depths(found, given["--out"]),
+    options=("--blocks", "--out"),
+    excludes=("--predictions", "--each"),
+)
+"""Any of them but --fill, with fewer blocks."""
+_JSON_ONLY = ("--each",)
 
 
-def _print(notes: tuple[str, ...], values: dict[str, Any] | None, show: Any) -> None:
-    """Print JSON where there is some, else what `show` prints; notes go to stderr."""
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
-    if values is not None:
-        typer.echo(json.dumps(values))
-    else:
-        show()
+def _chosen(there: Set[str]) -> _Measurement:
+    """Find what is to be measured.
+
+    Args:
+        there: The options that are given.
+
+    Raises:
+        UsageError: Two options exclude each other, or one stands without another that it belongs to.
+    """
+    asked = [name for name in _MEASUREMENTS if name in there]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} exclude each other", hint="give one of them")
+    parts = {name: _MEASUREMENTS[name] for name in asked or [""]} | ({"--depth": _DEPTHS} if "--depth" in there else {})
+    owners: dict[str, list[str]] = {}
+    for name, measurement in (_MEASUREMENTS | {"--depth": _DEPTHS}).items():
+        for option in measurement.options:
+            owners.setdefault(option, []).append(name)
+    for option, names in owners.items():
+        if option in there and not parts.keys() & names:
+            raise UsageError(f"{option} does nothing without {' or '.join(names)}", hint="leave it out")
+    for name, measurement in parts.items():
+        for other in measurement.excludes:
+            if other in there:
+                raise UsageError(f"{other} and {name} exclude each other", hint="give one of them")
+    for option in _JSON_ONLY:
+        if option in there and "--json" not in there:
+            raise UsageError(f"{option} does nothing without --json", hint="leave it out")
+    return next(iter(parts.values()))

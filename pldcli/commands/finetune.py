@@ -12,8 +12,6 @@ import typer
 from pldcli.choices import Device, TaskKind
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pldcli.finetuning.finetune import Finetuned
     from pldcli.finetuning.glue import GlueResult
 
@@ -55,16 +53,21 @@ def finetune(
     device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fine-tune a model on a task and score it; several seeds and a grid of settings if asked. What was stopped goes on.
+    """Fine-tune a model on a task and score it; several seeds and a grid of settings if asked. A run that was stopped resumes.
 
     Settings: learning_rate, batch_size, epochs, warmup_fraction, max_seq_len, patience, keep, ... (`pld config finetune` explains them).
     """
     from pldcli.finetuning.config import cells
 
     settings = cells([*(grid or []), *(overrides or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
+    from rich.console import Console
+
     from pldcli.engine.model_source import latest_run, short_name
+    from pldcli.finetuning import finetune as single
+    from pldcli.finetuning import glue
     from pldcli.finetuning.experiment import Experiment
-    from pldcli.finetuning.glue import check_submission, finetune_tasks, submit
+    from pldcli.finetuning.submission import check_submission, submit
+    from pldcli.tasks.registry import ALL, task_name
 
     if submission is not None:
         check_submission(task)
@@ -84,20 +87,19 @@ def finetune(
         allow_bin=allow_bin,
         from_scratch=from_scratch,
     )
-    result = finetune_tasks(
-        experiment,
-        settings,
-        base=Path("finetuned") / (short_name(start) + ("-from-scratch" if from_scratch else "")),
-        out=out,
-        from_mnli=from_mnli,
-        jobs=jobs or "auto",
-        device=device,
-        overwrite=overwrite,
-        console=_speaker(),
-    )
+    base = Path("finetuned") / (short_name(start) + ("-from-scratch" if from_scratch else ""))
+    how: Any = {"jobs": jobs or "auto", "device": device, "overwrite": overwrite}
+    how["console"] = Console(stderr=True)  # so that --json stays alone on stdout
+    if task.lower() == ALL:
+        result = glue.finetune_glue(experiment, settings, base=out or base, from_mnli=from_mnli, **how)
+    else:
+        if from_mnli:
+            experiment = experiment.after_mnli(base)
+        place = out or base / (task_name(task) + ("-from-mnli" if from_mnli else ""))
+        result = glue.GlueResult([single.finetune(experiment, settings, out=place, **how)])
     if not result.tasks[0].is_main:
         return
-    missing = None if submission is None else submit(result, experiment, submission)
+    missing = None if submission is None else submit(result.tasks, experiment, submission)
     if as_json:
         typer.echo(json.dumps(_as_json(result, missing)))
     else:
@@ -109,13 +111,6 @@ def finetune(
             typer.echo(f"submission {submission}{still}")
     if result.error is not None:
         raise result.error
-
-
-def _speaker() -> Console:
-    """Speak on stderr, so that --json stays alone on stdout."""
-    from rich.console import Console
-
-    return Console(stderr=True)
 
 
 def _show(done: Finetuned, *, several: bool) -> None:
@@ -131,10 +126,10 @@ def _show(done: Finetuned, *, several: bool) -> None:
     console.print(table(headings, rows, right=headings[len(done.groups[0].settings) :], fold=headings))
     for note in done.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    check = describe(done.reload_difference, done.reload_failure)
+    check = describe(*done.reload)
     console.print(f"model {done.model}, of the best single run, {done.best} ({check})", markup=False, soft_wrap=True)
-    if done.reload_failure is not None:
-        typer.echo(f"warning: {done.model}: {done.reload_failure}", err=True)
+    if done.reload.failure is not None:
+        typer.echo(f"warning: {done.model}: {done.reload.failure}", err=True)
     if not several:
         console.print(f"tables {done.out / 'results.md'}, .csv, .json; spread {done.out / 'spread.png'}", markup=False, soft_wrap=True)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pldcli.choices import TaskKind
+
 if TYPE_CHECKING:
     from pldcli.tasks.task import Task
 
@@ -44,10 +46,9 @@ def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON lis
 
 
 def _labels(task: Task) -> str:
-    """Say what the answers are."""
-    if task.kind == "regression":
+    if task.kind == TaskKind.REGRESSION:
         return "a number"
-    return "a span of the context" + (", or none" if task.unanswerable else "") if task.kind == "spans" else ", ".join(task.labels)
+    return "a span of the context" + (", or none" if task.unanswerable else "") if task.kind == TaskKind.SPANS else ", ".join(task.labels)
 
 
 def _sizes(task: Task) -> list[str]:

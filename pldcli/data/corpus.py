@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from pldcli.choices import DocumentPer
-from pldcli.errors import DataError
+from pldcli.errors import DataError, json_type
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -240,14 +240,14 @@ class Reader:
             reason = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
             raise DataError(f"is not JSON{reason}", where=where, hint="one JSON object per line is needed") from error
         if not isinstance(record, dict):
-            raise DataError(f"is not a JSON object but {_json_type(record)}", where=where, hint="one JSON object per line is needed")
+            raise DataError(f"is not a JSON object but {json_type(record)}", where=where, hint="one JSON object per line is needed")
         if self._text_field not in record:
             fields = ", ".join(record) or "none"
             raise DataError(f"has no field {self._text_field!r}", where=where, hint=f"name it with --text-field; its fields are: {fields}")
         text = record[self._text_field]
         if not isinstance(text, str):
             others = ", ".join(name for name, value in record.items() if isinstance(value, str)) or "none"
-            what = f"field {self._text_field!r} is not a string but {_json_type(text)}"
+            what = f"field {self._text_field!r} is not a string but {json_type(text)}"
             raise DataError(what, where=where, hint=f"fields that are strings: {others}")
         return self._decoder.without_surrogates(text)
 
@@ -395,12 +395,6 @@ def _check_head(path: Path, head: bytes) -> None:
         raise DataError("is UTF-16, not UTF-8", where=str(path), hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.txt")
     if b"\0" in head:
         raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain, .gz or .zst")
-
-
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    return {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}[type(value)]
 
 
 def _reason(error: OSError) -> str:

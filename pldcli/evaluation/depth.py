@@ -140,11 +140,9 @@ def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Seque
 
 
 def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
-    """Find the keep probabilities that a model was trained with, at its run's last step.
+    """Find the keep probabilities that a model of `num_blocks` was trained with, at its run's last step.
 
-    Args:
-        target: A run, or a model or checkpoint in one; anything else is taken to follow the paper's rule.
-        num_blocks: Blocks of the model.
+    `target` is a run, or a model or checkpoint in one; anything else is taken to follow the paper's rule.
     """
     for place in (target, *target.absolute().parents[:2]):
         if not (place / "config.yaml").is_file():
@@ -163,13 +161,7 @@ def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
 
 
 def choose_depths(target: Path, depths: str, how: BlockChoice, num_blocks: int) -> DepthChoice:
-    """Read a list of depths and choose the blocks of each.
-
-    Args:
-        target: Where the model lies.
-        depths: Numbers of blocks, separated by commas.
-        how: As in `kept_blocks`.
-        num_blocks: Blocks of the model.
+    """Read numbers of blocks, separated by commas, and choose the blocks of each as `kept_blocks` does.
 
     Raises:
         UsageError: It is no list of different numbers from 1 to `num_blocks`.
@@ -183,13 +175,7 @@ def choose_depths(target: Path, depths: str, how: BlockChoice, num_blocks: int) 
 
 
 def measure_depths(measure: Measure, choice: DepthChoice, runtime: Runtime) -> DepthReport:
-    """Score a model and time its forward passes with each choice of blocks.
-
-    Args:
-        measure: What it is scored on.
-        choice: Which blocks run.
-        runtime: The device.
-    """
+    """Score a model and time its forward passes with each choice of blocks."""
     full = (True,) * len(choice.gates[0])
     speeds = _speeds(measure.forward, list(dict.fromkeys([*choice.gates, full])), runtime)
     scores = [DepthScore(gates, measure.score(gates), speeds[gates], speeds[gates] / speeds[full]) for gates in choice.gates]

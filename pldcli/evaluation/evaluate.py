@@ -1,12 +1,13 @@
-"""Evaluation assembled: find the model, check that the data speaks its language, score it."""
+"""Measure a masked language model: find it, check that the data was tokenized with its tokenizer, score it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Generic, Literal, TypeVar, Unpack
+from typing import Any, Generic, Literal, TypeVar, Unpack
 
 from pldcli.choices import BlockChoice
 from pldcli.console.progress import Progress
@@ -21,20 +22,10 @@ from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.fill_mask import fill_mask as fill_in
 from pldcli.evaluation.pseudo_likelihood import masked_copies
 from pldcli.evaluation.subject import Opening, Subject, open_subject
-from pldcli.evaluation.zero_shot import MinimalPairs, PseudoPerplexity, judge_pairs, read_pairs, score_texts
+from pldcli.evaluation.zero_shot import judge_pairs, read_pairs, score_texts
 from pldcli.pretrained import Pretrained
 
-__all__ = [
-    "Evaluated",
-    "Material",
-    "check_vocabulary",
-    "evaluate",
-    "evaluate_depths",
-    "evaluate_pairs",
-    "evaluate_text",
-    "fill_mask",
-    "pseudo_perplexity",
-]
+__all__ = ["Evaluated", "Material", "check_vocabulary", "evaluate", "evaluate_depths", "fill_mask"]
 
 Score = TypeVar("Score")
 
@@ -59,81 +50,43 @@ class Evaluated(Generic[Score]):
     notes: tuple[str, ...] = ()
 
 
-def evaluate(target: Path, **opening: Unpack[Opening]) -> Evaluated[MaskedLmScore]:
-    """Score a model on the validation split at full depth, on fixed masks.
+@dataclass(frozen=True, kw_only=True)
+class _Scorer:
+    """A material as an open model is scored on it."""
+
+    score: Callable[[Gates | None], Any]
+    """With these blocks, None for all; the score's `values` name what says how good the model is."""
+    sample: Callable[[], Batch]
+    """A typical batch, to time forward passes on."""
+    notes: tuple[str, ...] = ()
+    baseline: Callable[[], tuple[str, ...]] = tuple
+    """What a model without context would score, as a note; costly."""
+
+
+def evaluate(
+    target: Path, material: Material = "validation", inputs: Sequence[Path] = (), *, text_field: str = "text", **opening: Unpack[Opening]
+) -> Evaluated[Any]:
+    """Score a model at full depth.
 
     Args:
         target: A run, a checkpoint, or a Hugging Face directory.
-        opening: How it is opened; `data` is the prepared directory, by default the one that the run was trained on, and `data` where
-            none is recorded.
+        material: `validation`: masked-LM loss on the validation split of prepared data, on fixed masks. `text`: the same on any text.
+            `pseudo-perplexity`: each token of each line masked in turn. `minimal-pairs`: how often the good sentence is the likelier one.
+        inputs: The files of the material, or directories of them; none for the validation split.
+        text_field: The field of a JSON object that holds the text.
+        opening: How the model is opened; `data` is the prepared directory, by default the one that the run was trained on, and `data`
+            where none is recorded.
+
+    Returns:
+        The score: a `MaskedLmScore`, a `PseudoPerplexity` or a `MinimalPairs`.
 
     Raises:
         CheckpointError: The model cannot be read.
         DataError: The data is damaged, or was prepared with another tokenizer.
     """
-    prepared = open_prepared(opening.get("data") or recorded_data(target))
-    with open_subject(target, **_with_data(opening, prepared.path)) as subject:
-        check_vocabulary(subject.loaded, prepared)
-        score = _masked_lm(subject, fixed_batches(prepared, subject.loaded.seq_len))
-        mark = frequencies_alone(prepared.sampled("train"), fixed_batches(prepared, subject.loaded.seq_len))
-        return _evaluated(subject, f"{prepared.path}, validation split", score, (f"token frequencies alone score {mark:.4f} there",))
-
-
-def evaluate_text(
-    target: Path, inputs: Sequence[Path], *, text_field: str = "text", **opening: Unpack[Opening]
-) -> Evaluated[MaskedLmScore]:
-    """Score a model on any text, cut into rows as validation data is, on fixed masks.
-
-    Args:
-        target: A run, a checkpoint, or a Hugging Face directory.
-        inputs: Text or JSON-lines files, plain or compressed, or directories of them.
-        text_field: The field of a JSON object that holds the text.
-        opening: How the model is opened.
-    """
-    with open_subject(target, **opening) as subject:
-        stream = tokenise(inputs, subject.loaded.tokenizer, text_field=text_field)
-        return _evaluated(subject, _named(inputs), _masked_lm(subject, _rows(subject, stream)), stream.notes)
-
-
-def pseudo_perplexity(
-    target: Path, inputs: Sequence[Path], *, text_field: str = "text", **opening: Unpack[Opening]
-) -> Evaluated[PseudoPerplexity]:
-    """Mask each token of each line in turn.
-
-    Args:
-        target: A run, a checkpoint, or a Hugging Face directory.
-        inputs: Text files with a text per line, JSON-lines files, or directories of them.
-        text_field: The field of a JSON object that holds the text.
-        opening: How the model is opened.
-    """
-    with open_subject(target, **opening) as subject:
-        stream = tokenise(inputs, subject.loaded.tokenizer, text_field=text_field, document_per="line")
-        return _evaluated(subject, _named(inputs), score_texts(subject, stream), stream.notes)
-
-
-def evaluate_pairs(target: Path, inputs: Sequence[Path], **opening: Unpack[Opening]) -> Evaluated[MinimalPairs]:
-    """Count how often the good sentence of a minimal pair is the more likely one.
-
-    Args:
-        target: A run, a checkpoint, or a Hugging Face directory.
-        inputs: Files with `sentence_good` and `sentence_bad`, or directories of them.
-        opening: How the model is opened.
-    """
-    with open_subject(target, **opening) as subject:
-        return _evaluated(subject, _named(inputs), judge_pairs(subject, read_pairs(inputs, subject.loaded.tokenizer)))
-
-
-def fill_mask(target: Path, text: str, *, top: int = 5, **opening: Unpack[Opening]) -> Evaluated[list[list[Candidate]]]:
-    """Fill each mask of a text.
-
-    Args:
-        target: A run, a checkpoint, or a Hugging Face directory.
-        text: With one mask or more.
-        top: Candidates per mask.
-        opening: How the model is opened.
-    """
-    with open_subject(target, **opening) as subject:
-        return _evaluated(subject, text, fill_in(subject, text, top=top))
+    with _opened(target, material, inputs, text_field, opening) as (subject, scorer, what):
+        score = scorer.score(None)
+        return _evaluated(subject, what, score, (*scorer.notes, *scorer.baseline()))
 
 
 def evaluate_depths(
@@ -146,75 +99,102 @@ def evaluate_depths(
     text_field: str = "text",
     **opening: Unpack[Opening],
 ) -> Evaluated[DepthReport]:
-    """Score a model with only some of its blocks, nothing scaled, and time it.
+    """Score a model as `evaluate` does, with only some of its blocks, nothing scaled, and time it.
 
-    Args:
-        target: A run, a checkpoint, or a Hugging Face directory.
-        depths: Numbers of blocks, separated by commas.
-        blocks: Which ones are kept.
-        material: What it is scored on.
-        inputs: The files of the material; none for the validation split.
-        text_field: The field of a JSON object that holds the text.
-        opening: How the model is opened.
+    `depths` are numbers of blocks, separated by commas; `blocks` says which ones are kept.
 
     Raises:
         UsageError: The model does not have so many blocks.
     """
-    parse_depths(depths)  # a slip of the pen is said before anything is read
+    parse_depths(depths)  # a typing error is reported before anything is read
+    with _opened(target, material, inputs, text_field, opening) as (subject, scorer, what):
+        choice = choose_depths(target, depths, blocks, subject.loaded.settings.num_hidden_layers)
+        batch = scorer.sample()
+
+        def forward(gates: Gates) -> int:
+            subject.logits(batch, gates)
+            return count_tokens(batch)
+
+        report = measure_depths(Measure(lambda gates: scorer.score(gates).values, forward), choice, subject.runtime)
+        return _evaluated(subject, what, report, scorer.notes)
+
+
+def fill_mask(target: Path, text: str, *, top: int = 5, **opening: Unpack[Opening]) -> Evaluated[list[list[Candidate]]]:
+    """Fill each mask of a text with its `top` likeliest tokens; `opening` is how the model is opened."""
+    with open_subject(target, **opening) as subject:
+        return _evaluated(subject, text, fill_in(subject, text, top=top), ())
+
+
+@contextmanager
+def _opened(
+    target: Path, material: Material, inputs: Sequence[Path], text_field: str, opening: Opening
+) -> Iterator[tuple[Subject, _Scorer, str]]:
+    """Open the model and the material; say what it is scored on."""
     if material == "validation":
         prepared = open_prepared(opening.get("data") or recorded_data(target))
-        opening, inputs = _with_data(opening, prepared.path), [prepared.path]
+        opening = {**opening, "data": prepared.path}
+        with open_subject(target, **opening) as subject:
+            check_vocabulary(subject.loaded, prepared)
+            yield subject, _of_validation(subject, prepared), f"{prepared.path}, validation split"
+        return
+    more = f" and {len(inputs) - 3} more" if len(inputs) > 3 else ""
     with open_subject(target, **opening) as subject:
-        choice = choose_depths(target, depths, blocks, subject.loaded.settings.num_hidden_layers)
-        measure, notes = _measure(subject, material, inputs, text_field)
-        what = _named(inputs) + (", validation split" if material == "validation" else "")
-        return _evaluated(subject, what, measure_depths(measure, choice, subject.runtime), notes)
+        yield subject, _SCORERS[material](subject, inputs, text_field), ", ".join(map(str, inputs[:3])) + more
 
 
-def _measure(subject: Subject, material: Material, inputs: Sequence[Path], text_field: str) -> tuple[Measure, tuple[str, ...]]:
-    """Make something to score of files, and say what the user should hear of them."""
-    tokenizer = subject.loaded.tokenizer
-    if material == "minimal-pairs":
-        pairs = read_pairs(inputs, tokenizer)
-        return _of_copies(
-            subject, [pair.good for pair in pairs[:_TIMED_TEXTS]], lambda gates: judge_pairs(subject, pairs, gates=gates).values
-        )
-    if material == "pseudo-perplexity":
-        lines = tokenise(inputs, tokenizer, text_field=text_field, document_per="line")
-        texts = [ids.tolist() for ids in islice(lines.documents(), _TIMED_TEXTS)]
-        return _of_copies(subject, texts, lambda gates: score_texts(subject, lines, gates=gates).values, lines.notes)
-    if material == "text":
-        stream = tokenise(inputs, tokenizer, text_field=text_field)
-        return _of_batches(subject, lambda: _rows(subject, stream), stream.notes)
-    prepared = open_prepared(inputs[0])
-    check_vocabulary(subject.loaded, prepared)
-    return _of_batches(subject, lambda: fixed_batches(prepared, subject.loaded.seq_len))
+def _of_validation(subject: Subject, prepared: PreparedData) -> _Scorer:
+    def batches() -> Iterable[Batch]:
+        return fixed_batches(prepared, subject.loaded.seq_len)
+
+    def baseline() -> tuple[str, ...]:
+        return (f"token frequencies alone score {frequencies_alone(prepared.sampled('train'), batches()):.4f} there",)
+
+    return _of_batches(subject, batches, baseline=baseline)
 
 
-def _of_batches(subject: Subject, batches: Callable[[], Iterable[Batch]], notes: tuple[str, ...] = ()) -> tuple[Measure, tuple[str, ...]]:
-    return Measure(lambda gates: _masked_lm(subject, batches(), gates).values, _pass_over(subject, next(iter(batches())))), notes
+def _of_text(subject: Subject, inputs: Sequence[Path], text_field: str) -> _Scorer:
+    """Cut text into sequences as validation data is, on fixed masks."""
+    stream = tokenise(inputs, subject.loaded.tokenizer, text_field=text_field)
+    return _of_batches(subject, lambda: _sequences(subject, stream), notes=stream.notes)
 
 
-def _of_copies(
-    subject: Subject, texts: Sequence[Sequence[int]], score: Callable[[Gates], Mapping[str, float]], notes: tuple[str, ...] = ()
-) -> tuple[Measure, tuple[str, ...]]:
+def _of_batches(subject: Subject, batches: Callable[[], Iterable[Batch]], **more: Any) -> _Scorer:
+    def score(gates: Gates | None) -> MaskedLmScore:
+        return score_masked_lm(subject.model, batches(), subject.precision, subject.runtime, gates)
+
+    return _Scorer(score=score, sample=lambda: next(iter(batches())), **more)
+
+
+def _of_lines(subject: Subject, inputs: Sequence[Path], text_field: str) -> _Scorer:
+    stream = tokenise(inputs, subject.loaded.tokenizer, text_field=text_field, document_per="line")
+    return _Scorer(
+        score=lambda gates: score_texts(subject, stream, gates=gates),
+        sample=lambda: _copies(subject, [ids.tolist() for ids in islice(stream.documents(), _TIMED_TEXTS)]),
+        notes=stream.notes,
+    )
+
+
+def _of_pairs(subject: Subject, inputs: Sequence[Path], _text_field: str) -> _Scorer:
+    pairs = read_pairs(inputs, subject.loaded.tokenizer)
+    return _Scorer(
+        score=lambda gates: judge_pairs(subject, pairs, gates=gates),
+        sample=lambda: _copies(subject, [pair.good for pair in pairs[:_TIMED_TEXTS]]),
+    )
+
+
+_SCORERS: dict[str, Callable[[Subject, Sequence[Path], str], _Scorer]] = {
+    "text": _of_text,
+    "pseudo-perplexity": _of_lines,
+    "minimal-pairs": _of_pairs,
+}
+
+
+def _copies(subject: Subject, texts: Sequence[Sequence[int]]) -> Batch:
     batch, _ = next(masked_copies(texts, subject.loaded.tokenizer.special, subject.loaded.seq_len))
-    return Measure(score, _pass_over(subject, batch)), notes
+    return batch
 
 
-def _pass_over(subject: Subject, batch: Batch) -> Callable[[Gates], int]:
-    def run(gates: Gates) -> int:
-        subject.logits(batch, gates)
-        return count_tokens(batch)
-
-    return run
-
-
-def _masked_lm(subject: Subject, batches: Iterable[Batch], gates: Gates | None = None) -> MaskedLmScore:
-    return score_masked_lm(subject.model, batches, subject.precision, subject.runtime, gates)
-
-
-def _rows(subject: Subject, stream: TextStream) -> Iterator[Batch]:
+def _sequences(subject: Subject, stream: TextStream) -> Iterator[Batch]:
     tokenizer = subject.loaded.tokenizer
     batches = stream_batches(stream, tokenizer.special, subject.loaded.seq_len, vocab_size=tokenizer.vocab_size)
     with Progress("Scoring", total=stream.num_tokens, unit="tokens") as progress:
@@ -223,21 +203,12 @@ def _rows(subject: Subject, stream: TextStream) -> Iterator[Batch]:
             progress.advance(count_tokens(batch) - 2 * len(batch.input_ids))
 
 
-def _evaluated(subject: Subject, what: str, score: Score, notes: tuple[str, ...] = ()) -> Evaluated[Score]:
+def _evaluated(subject: Subject, what: str, score: Score, notes: tuple[str, ...]) -> Evaluated[Score]:
     return Evaluated(Path(subject.loaded.where), what, subject.precision.name, subject.loaded.seq_len, score, notes)
 
 
-def _named(inputs: Sequence[Path]) -> str:
-    more = f" and {len(inputs) - 3} more" if len(inputs) > 3 else ""
-    return ", ".join(map(str, inputs[:3])) + more
-
-
-def _with_data(opening: Opening, data: Path) -> Opening:
-    return {**opening, "data": data}
-
-
 def check_vocabulary(loaded: Pretrained, prepared: PreparedData) -> None:
-    """Make sure that data speaks the language of a model.
+    """Check that `prepared` was tokenized with the model's tokenizer.
 
     Raises:
         DataError: It was prepared with another tokenizer.

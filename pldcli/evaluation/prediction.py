@@ -1,4 +1,4 @@
-"""Run a fine-tuned model over tokenised rows, and score a split with it."""
+"""Run a fine-tuned model over tokenized rows, and score a split with it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pldcli.choices import TaskKind
 from pldcli.engine.objectives import encode
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -114,8 +115,8 @@ def score_split(
 
 
 def notes_on_predictions(scored: ScoredSplit, examples: Examples, task: Task, split: str) -> list[str]:
-    """Say what the scores of a split hide: numbers that are nearly all the same have correlations all the same."""
-    if task.kind != "regression" or examples.labels is None or len(examples) < 2:
+    """List what the scores of a split hide: numbers that are nearly all the same have correlations all the same."""
+    if task.kind != TaskKind.REGRESSION or examples.labels is None or len(examples) < 2:
         return []
     predicted, targets = np.array([one.label for one in scored.predictions], np.float64), np.array(examples.labels, np.float64)
     if predicted.std() >= _LEAST_VARIATION * targets.std():

@@ -60,11 +60,7 @@ class Subject:
 
 @contextmanager
 def open_subject(target: Path, **opening: Unpack[Opening]) -> Iterator[Subject]:
-    """Read a model and put it on its device.
-
-    Args:
-        target: A run, a checkpoint, or a Hugging Face directory.
-        opening: How.
+    """Read a run, a checkpoint or a Hugging Face directory, and put the model on its device.
 
     Raises:
         CheckpointError: There is none, it is damaged, or it has no masked-LM head.

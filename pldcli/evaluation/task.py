@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from pldcli.choices import BlockChoice, Device, PrecisionChoice
+from pldcli.choices import BlockChoice, TaskKind
 from pldcli.console.progress import Progress
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
@@ -19,6 +19,7 @@ from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths
 from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
+from pldcli.evaluation.subject import Opening
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
 from pldcli.system import atomic
@@ -59,7 +60,7 @@ class TaskScore:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Subject:
     """A fine-tuned model on its device with the rows that it is to read."""
 
@@ -70,102 +71,57 @@ class _Subject:
     precision: Precision
     runtime: Runtime
 
+    def score(self, split: str, **how: Any) -> ScoredSplit:
+        return score_split(self.model, *self.rows[split], self.task, self.precision, self.runtime, pad_id=self.pad_id, **how)
+
     @property
     def pad_id(self) -> int:
         return self.loaded.tokenizer.special.pad_id
 
 
-def evaluate_task(
-    target: Path,
-    source: TaskSource,
-    *,
-    precision: PrecisionChoice = "fp32",
-    device: Device = "auto",
-    allow_bin: bool = False,
-) -> TaskScore:
-    """Predict every example, and score splits that have labels.
-
-    Args:
-        target: A fine-tuned model's directory.
-        source: The task or file.
-        precision: Number format.
-        device: Where to run.
-        allow_bin: Read a pickle of weights where there is no safetensors file.
+def evaluate_task(target: Path, source: TaskSource, **opening: Unpack[Opening]) -> TaskScore:
+    """Predict every example with a fine-tuned model, and score splits that have labels.
 
     Raises:
         CheckpointError: The model cannot be read, or was not fine-tuned.
         DataError: The files cannot be used, or have labels that the model does not know.
     """
-    with _open(target, source, precision, device, allow_bin) as subject:
+    with _open(target, source, opening) as subject:
         total = sum(features.num_rows for _, features in subject.rows.values())
-        splits = {}
         with Progress(f"evaluating {subject.task.name}", total=total, unit="rows", quiet=not subject.runtime.is_main) as bar:
-            for name, (examples, features) in subject.rows.items():
-                splits[name] = (
-                    examples,
-                    score_split(
-                        subject.model,
-                        examples,
-                        features,
-                        subject.task,
-                        subject.precision,
-                        subject.runtime,
-                        pad_id=subject.pad_id,
-                        progress=bar.advance,
-                    ),
-                )
+            splits = {name: (examples, subject.score(name, progress=bar.advance)) for name, (examples, _) in subject.rows.items()}
         seen = [note for name, pair in splits.items() for note in notes_on_predictions(pair[1], pair[0], subject.task, name)]
         return TaskScore(subject.loaded.where, subject.task, subject.precision.name, splits, (*_notes(subject), *seen))
 
 
 def evaluate_task_depths(
-    target: Path,
-    source: TaskSource,
-    depths: str,
-    blocks: BlockChoice,
-    *,
-    precision: PrecisionChoice = "fp32",
-    device: Device = "auto",
-    allow_bin: bool = False,
+    target: Path, source: TaskSource, depths: str, blocks: BlockChoice, **opening: Unpack[Opening]
 ) -> Evaluated[DepthReport]:
-    """Score with only some of the blocks, on every split that has labels.
-
-    Args:
-        target: A fine-tuned model's directory.
-        source: The task or file.
-        depths: Numbers of blocks, separated by commas.
-        blocks: Which blocks run.
-        precision: Number format.
-        device: Where to run.
-        allow_bin: Read a pickle of weights where there is no safetensors file.
+    """Score with only some of the blocks, chosen as `choose_depths` does, on every split that has labels.
 
     Raises:
         PldError: As `evaluate_task`; or there are no labels, or fewer blocks than asked for.
     """
-    with _open(target, source, precision, device, allow_bin) as subject:
+    with _open(target, source, opening) as subject:
         choice = choose_depths(target, depths, blocks, subject.loaded.settings.num_hidden_layers)
-        labelled = {name: pair for name, pair in subject.rows.items() if pair[0].labels is not None}
+        labelled = [name for name, (examples, _) in subject.rows.items() if examples.labels is not None]
         if not labelled:
             raise DataError("no labels to score against", where=source.task)
+        probe = _first_rows(subject.rows[labelled[0]][1])
 
         def score(gates: Gates) -> dict[str, float]:
             values: dict[str, float] = {}
-            for number, (name, (examples, features)) in enumerate(labelled.items()):
-                scored = score_split(
-                    subject.model, examples, features, subject.task, subject.precision, subject.runtime, pad_id=subject.pad_id, gates=gates
-                )
+            for number, name in enumerate(labelled):
                 ending = f" {name}" if number else ""
-                values |= {f"{metric}{ending}": value for metric, value in scored.scores.items()}
+                values |= {f"{metric}{ending}": value for metric, value in subject.score(name, gates=gates).scores.items()}
             return values
-
-        probe = _first_rows(next(iter(labelled.values()))[1])
 
         def forward(gates: Gates) -> int:
             outputs_of(subject.model, probe, subject.precision, subject.runtime, pad_id=subject.pad_id, gates=gates)
             return len(probe.input_ids)
 
         report = measure_depths(Measure(score, forward), choice, subject.runtime)
-        length, what = int(subject.rows[next(iter(labelled))][1].lengths.max()), f"{subject.task.name} ({', '.join(labelled)})"
+        length, what = int(subject.rows[labelled[0]][1].lengths.max()), f"{subject.task.name} ({', '.join(labelled)})"
         return Evaluated(Path(subject.loaded.where), what, subject.precision.name, length, report, _notes(subject))
 
 
@@ -183,14 +139,8 @@ def write_predictions(result: TaskScore, path: Path) -> None:
 
 
 @contextmanager
-def _open(
-    target: Path,
-    source: TaskSource,
-    precision: PrecisionChoice,
-    device: Device,
-    allow_bin: bool,
-) -> Iterator[_Subject]:
-    loaded = open_model(target, allow_bin=allow_bin)
+def _open(target: Path, source: TaskSource, opening: Opening) -> Iterator[_Subject]:
+    loaded = open_model(target, data=opening.get("data"), allow_bin=opening.get("allow_bin", False))
     if "task_head.output.bias" not in loaded.weights:
         raise CheckpointError(
             "has no head for a task", where=loaded.where, hint=f"fine-tune it first: pld finetune {source.task} --model {target}"
@@ -210,9 +160,9 @@ def _open(
         for name, examples in splits.items()
     }
     model = loaded.with_head(head_of(task), trained=True)
-    with launch(device) as runtime:
-        number_format = resolve_precision(precision, runtime.device)
-        yield _Subject(loaded, model.to(runtime.device), task, rows, number_format, runtime)
+    with launch(opening.get("device", "auto")) as runtime:
+        precision = resolve_precision(opening.get("precision", "fp32"), runtime.device)
+        yield _Subject(loaded=loaded, model=model.to(runtime.device), task=task, rows=rows, precision=precision, runtime=runtime)
 
 
 def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
@@ -235,8 +185,8 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
     if not loaded.labels or "task_head.dense.weight" not in loaded.weights:
         raise UsageError("does not say what its outputs mean", where=loaded.where, hint="name a task of `pld tasks`")
     if outputs == 1:
-        return Task(Path(source.task).stem, "regression", (), "", metrics=("pearson", "spearman"))
-    return Task(Path(source.task).stem, "classification", (), "", labels=loaded.labels, metrics=("accuracy", "macro_f1"))
+        return Task(Path(source.task).stem, TaskKind.REGRESSION, (), "", metrics=("pearson", "spearman"))
+    return Task(Path(source.task).stem, TaskKind.CLASSIFICATION, (), "", labels=loaded.labels, metrics=("accuracy", "macro_f1"))
 
 
 def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
@@ -290,11 +240,5 @@ def _first_rows(features: Features) -> Features:
     middle = max(0, len(order) // 2 - _ROWS_OF_ONE_FORWARD // 2)
     rows: Sequence[int] = order[middle : middle + _ROWS_OF_ONE_FORWARD].tolist()
     spans = [slice(int(features.offsets[row]), int(features.offsets[row + 1])) for row in rows]
-    lengths = [span.stop - span.start for span in spans]
-    return Features(
-        np.concatenate([features.input_ids[span] for span in spans]),
-        np.concatenate([features.token_type_ids[span] for span in spans]),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        None,
-        np.arange(len(rows)),
-    )
+    ids, types = [features.input_ids[span] for span in spans], [features.token_type_ids[span] for span in spans]
+    return Features.of_rows(ids, types, labels=None, example_of_row=np.arange(len(rows)))

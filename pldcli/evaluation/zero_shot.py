@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +91,7 @@ class PairScore:
 
     @property
     def is_right(self) -> bool:
-        """Tell whether the good sentence is the more likely one; a tie is no choice, and wrong."""
+        """Return whether the good sentence is the more likely one; a tie is no choice, and wrong."""
         return self.good > self.bad
 
 
@@ -112,7 +113,7 @@ class MinimalPairs:
 
     @property
     def accuracy(self) -> float:
-        """Divide right choices by pairs."""
+        """Share of pairs with the right choice."""
         return _accuracy(self.scores)
 
     @property
@@ -127,14 +128,7 @@ class MinimalPairs:
 
 
 def score_texts(subject: Subject, stream: TextStream, *, gates: Sequence[bool] | None = None, quiet: bool = False) -> PseudoPerplexity:
-    """Compute the pseudo-log-likelihood of every document of a stream.
-
-    Args:
-        subject: The model.
-        stream: The documents.
-        gates: Which blocks run; None for all.
-        quiet: Show no progress.
-    """
+    """Compute the pseudo-log-likelihood of every document of a stream; `gates` says which blocks run, None for all."""
     found: list[TextScore] = []
     total = stream.num_tokens - len(stream.document_ends)
     with Progress("Masking each token in turn", total=total, unit="tokens", quiet=quiet) as progress:
@@ -145,13 +139,7 @@ def score_texts(subject: Subject, stream: TextStream, *, gates: Sequence[bool] |
 
 
 def judge_pairs(subject: Subject, pairs: Sequence[Pair], *, gates: Sequence[bool] | None = None, quiet: bool = False) -> MinimalPairs:
-    """Compare the pseudo-log-likelihoods of the two sentences of each pair.
-
-    Args:
-        subject: The model.
-        pairs: At least one.
-        gates: Which blocks run; None for all.
-        quiet: Show no progress.
+    """Compare the pseudo-log-likelihoods of the two sentences of each pair, at least one; `gates` says which blocks run, None for all.
 
     Source: Warstadt et al. 2020, "BLiMP", with the scoring of Salazar et al. 2020, section 4.4.
     """
@@ -231,11 +219,6 @@ def _accuracy(scores: Sequence[PairScore]) -> float:
 
 
 def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    group: list[_Item] = []
-    for item in items:
-        group.append(item)
-        if len(group) == _TEXTS_AT_A_TIME:
-            yield group
-            group = []
-    if group:
+    iterator = iter(items)
+    while group := list(islice(iterator, _TEXTS_AT_A_TIME)):
         yield group

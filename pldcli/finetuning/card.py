@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pldcli.choices import TaskKind
 from pldcli.finetuning.config import FinetuneConfig, changed
 from pldcli.finetuning.results import flat_scores
 from pldcli.settings import validate
@@ -14,26 +15,19 @@ from pldcli.tasks.task import Task
 __all__ = ["task_card"]
 
 _CLASSES = {
-    "classification": ("text-classification", "AutoModelForSequenceClassification"),
-    "regression": ("text-classification", "AutoModelForSequenceClassification"),
-    "tags": ("token-classification", "AutoModelForTokenClassification"),
-    "spans": ("question-answering", "AutoModelForQuestionAnswering"),
+    TaskKind.CLASSIFICATION: ("text-classification", "AutoModelForSequenceClassification"),
+    TaskKind.REGRESSION: ("text-classification", "AutoModelForSequenceClassification"),
+    TaskKind.TAGS: ("token-classification", "AutoModelForTokenClassification"),
+    TaskKind.SPANS: ("question-answering", "AutoModelForQuestionAnswering"),
 }
 
 
 def task_card(task: Task, start: str, cell: Mapping[str, Any], num_cells: int) -> str:
-    """Write the card.
-
-    Args:
-        task: What the model was fine-tuned for.
-        start: What from.
-        cell: The result of its run.
-        num_cells: Runs that it was chosen from.
-    """
+    """Write the card of the best of `num_cells` runs, whose result is `cell`."""
     pipeline, class_name = _CLASSES[task.kind]
     settings = validate(FinetuneConfig, cell["settings"])
     scores = "\n".join(f"| {name} | {shown(name, value)} |" for name, value in flat_scores(cell).items())
-    units = f"\n\nThe errors are in the units of {task.label_column}." if task.kind == "regression" else ""
+    units = f"\n\nThe errors are in the units of {task.label_column}." if task.kind == TaskKind.REGRESSION else ""
     differing = ", ".join(f"{key}={value}" for key, value in {**changed(settings), "seed": settings.seed}.items())
     chosen = "" if num_cells == 1 else f" It is the best of {num_cells} runs on these examples, so the score is a little too good."
     labels = f"Labels: {', '.join(task.labels)}.\n\n" if task.labels else ""

@@ -1,4 +1,4 @@
-"""A fine-tuning that was stopped, on the disk: there whole or not at all, and verified when it is read."""
+"""How far a fine-tuning run is, in memory and on the disk: saved whole or not at all, verified when it is read."""
 
 from __future__ import annotations
 
@@ -27,85 +27,6 @@ _FILES = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "sta
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """Where a cell stands; everything random is a function of its position."""
-
-    position: Position
-    history: list[dict[str, Any]]
-    losses: list[float]
-    """Training losses since the last evaluation."""
-    best_step: int | None
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    best_weights: dict[str, Tensor]
-    """Empty before the first evaluation."""
-    scaler: dict[str, Any]
-
-
-def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Trainer[TaskBatches]) -> None:
-    """Save a cell that is under way beside the place where its result will be.
-
-    Raises:
-        OutputError: The disk is full or not writable.
-    """
-    state = {
-        "settings": dict(settings),
-        "position": asdict(course.position),
-        "history": course.history,
-        "losses": course.losses,
-        "best_step": course.best.step if course.best else None,
-        "scaler": trainer.scaler.state_dict(),
-    }
-    with atomic.directory(_beside(place), overwrite=True) as temporary:
-        checkpoint.save_tensors(trainer.model.state_dict(), temporary / "model.safetensors")
-        checkpoint.save_tensors(checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), temporary / "optimizer.safetensors")
-        checkpoint.save_tensors(course.best.weights if course.best else {}, temporary / "best.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        checkpoint.seal(temporary)
-
-
-def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
-    """Read what an earlier call left of this cell; None where there is nothing whole, or it was of other settings."""
-    source = _beside(place)
-    if not source.is_dir():
-        return None
-    try:
-        checkpoint.verify(source, needed=frozenset(_FILES))
-        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-        if state["settings"] != dict(settings):
-            return None
-        weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])
-        return Unfinished(
-            Position(**state["position"]),
-            state["history"],
-            state["losses"],
-            state["best_step"],
-            weights,
-            optimizer,
-            best,
-            state["scaler"],
-        )
-    except (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None  # it begins anew
-
-
-def restore(saved: Unfinished, trainer: Trainer[TaskBatches]) -> None:
-    """Put weights, optimizer state and loss scale back."""
-    trainer.model.load_state_dict(saved.weights, strict=True)
-    checkpoint.restore_optimizer(saved.optimizer, trainer.model, trainer.optimizer)
-    trainer.scaler.load_state_dict(saved.scaler)
-
-
-def forget(place: Path) -> None:
-    """Remove what was saved of a cell that is done."""
-    shutil.rmtree(_beside(place), ignore_errors=True)
-
-
-def _beside(place: Path) -> Path:
-    return place.with_name(f".{place.name}.unfinished")
-
-
-@dataclass(frozen=True)
 class Best:
     """The evaluation whose weights the result has."""
 
@@ -117,7 +38,7 @@ class Best:
 
 @dataclass
 class Course:
-    """Where a fine-tuning is."""
+    """How far a run is."""
 
     position: Position = field(default_factory=Position)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -149,3 +70,78 @@ class Course:
         if keep_last or self.without_better == 0:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in trainer.model.state_dict().items()}
             self.best = Best(self.position.step, score, splits, weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """What was saved of a run; everything random is a function of its position."""
+
+    course: Course
+    """Without its best evaluation, whose predictions are not saved."""
+    best_step: int | None
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    """Empty before the first evaluation."""
+    scaler: dict[str, Any]
+
+
+def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Trainer[TaskBatches]) -> None:
+    """Save a run that is under way beside the place where its result will be.
+
+    Raises:
+        OutputError: The disk is full or not writable.
+    """
+    state = {
+        "settings": dict(settings),
+        "position": asdict(course.position),
+        "history": course.history,
+        "losses": course.losses,
+        "best_step": course.best.step if course.best else None,
+        "scaler": trainer.scaler.state_dict(),
+    }
+    with atomic.directory(_beside(place), overwrite=True) as temporary:
+        checkpoint.save_tensors(trainer.model.state_dict(), temporary / "model.safetensors")
+        checkpoint.save_tensors(checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), temporary / "optimizer.safetensors")
+        checkpoint.save_tensors(course.best.weights if course.best else {}, temporary / "best.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        checkpoint.seal(temporary)
+
+
+def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
+    """Read what an earlier call saved of this run; None where that is incomplete, or of other settings."""
+    source = _beside(place)
+    if not source.is_dir():
+        return None
+    try:
+        checkpoint.verify(source, needed=frozenset(_FILES))
+        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        if state["settings"] != dict(settings):
+            return None
+        weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])
+        return Unfinished(
+            course=Course(Position(**state["position"]), state["history"], state["losses"]),
+            best_step=state["best_step"],
+            weights=weights,
+            optimizer=optimizer,
+            best_weights=best,
+            scaler=state["scaler"],
+        )
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None  # the run begins anew
+
+
+def restore(saved: Unfinished, trainer: Trainer[TaskBatches]) -> None:
+    """Put weights, optimizer state and loss scale back."""
+    trainer.model.load_state_dict(saved.weights, strict=True)
+    checkpoint.restore_optimizer(saved.optimizer, trainer.model, trainer.optimizer)
+    trainer.scaler.load_state_dict(saved.scaler)
+
+
+def forget(place: Path) -> None:
+    """Remove what was saved of a run that is done."""
+    shutil.rmtree(_beside(place), ignore_errors=True)
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.unfinished")

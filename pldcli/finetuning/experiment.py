@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 
 from pldcli.choices import TaskKind
@@ -14,10 +14,13 @@ from pldcli.errors import MissingDataError, UsageError
 from pldcli.pretrained import Pretrained
 from pldcli.task_files.own_files import load_own
 from pldcli.task_files.sources import load_task
-from pldcli.tasks.registry import find_task, is_known_task
-from pldcli.tasks.task import Examples, TaskData
+from pldcli.tasks.registry import AX, MNLI, find_task, is_known_task, task_name
+from pldcli.tasks.task import TaskData
 
-__all__ = ["Experiment", "data_fingerprint", "model_fingerprint"]
+__all__ = ["AFTER_MNLI", "Experiment", "data_fingerprint", "model_fingerprint"]
+
+AFTER_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
+"""The small tasks that may start from the model fine-tuned on MNLI (Liu et al. 2019, section 5.1)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Experiment:
     """A name that `pld tasks` lists, or the path of the user's own training file."""
     model: str
     """A run, a checkpoint, or a Hugging Face directory."""
+    _: KW_ONLY
     data_dir: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     """Split to a file that takes its place."""
@@ -49,7 +53,7 @@ class Experiment:
         data = self._load()
         name = data.task.name
         if data.train is None:
-            hint = "fine-tune glue/mnli: it predicts glue/ax too" if name == "glue/ax" else "name a training file with --train"
+            hint = f"fine-tune {MNLI}: it predicts {AX} too" if name == AX else "name a training file with --train"
             raise MissingDataError(f"{name} has no training examples", hint=hint)
         if not data.validation:
             raise MissingDataError(f"{name} has no validation examples", hint="name a file with --validation")
@@ -63,6 +67,20 @@ class Experiment:
         """
         start = open_model(Path(self.model), allow_bin=self.allow_bin)
         return start.untrained() if self.from_scratch else start
+
+    def after_mnli(self, base: Path) -> Experiment:
+        """Start from the model that was fine-tuned on MNLI in `base`.
+
+        Raises:
+            UsageError: The task is none of `AFTER_MNLI`, or there is no such model.
+        """
+        name = find_task(self.task).name if is_known_task(self.task) else self.task
+        if name not in AFTER_MNLI:
+            raise UsageError(f"--from-mnli is for {', '.join(AFTER_MNLI)}", where=name)
+        model = base / task_name(MNLI) / "model"
+        if not model.is_dir():
+            raise UsageError(f"no model fine-tuned on MNLI in {model}", hint="run `pld finetune glue/mnli` from the same start first")
+        return replace(self, model=str(model))
 
     def to_json(self) -> str:
         """Write it down for another process."""
@@ -98,11 +116,9 @@ class Experiment:
 
 def data_fingerprint(data: TaskData) -> str:
     """Hash what the model will read and be scored on."""
-    digest = hashlib.sha256(repr((data.task.kind, data.task.labels)).encode())
-    splits: list[Examples | None] = [data.train, *data.validation.values(), *data.test.values()]
-    for examples in splits:
-        if examples is not None:
-            digest.update(repr((examples.split, examples.inputs, examples.labels)).encode())
+    digest = hashlib.sha256(repr((str(data.task.kind), data.task.labels)).encode())
+    for examples in data.splits:
+        digest.update(repr((examples.split, examples.inputs, examples.labels)).encode())
     return digest.hexdigest()
 
 

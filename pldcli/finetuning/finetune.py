@@ -1,19 +1,12 @@
-"""Fine-tuning assembled: a grid and seeds in, a directory with tables, predictions and the best model out.
-
-    OUT/  experiment.json  results.{json,csv,md}  spread.png  predictions-*.jsonl  model/  cells/NAME/{result.json, predictions-*.jsonl}
-
-A cell is done when its directory is there, so the same command goes on after a stop, and more seeds or a larger grid do only what is
-new.
-"""
+"""Fine-tuning assembled: a grid and seeds in, a directory with tables, predictions and the best model out (see `directory`)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,36 +18,39 @@ from pldcli.console.progress import Progress
 from pldcli.console.units import duration
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.errors import DivergedError, OutputError, PreemptedError, StoppedError
+from pldcli.errors import DivergedError, PreemptedError, StoppedError
 from pldcli.evaluation.prediction import json_lines
+from pldcli.finetuning.assembly import num_steps
 from pldcli.finetuning.card import task_card
-from pldcli.finetuning.cell import CellRunner, read_result
+from pldcli.finetuning.cell import predict_tests, read_result, run_cell
 from pldcli.finetuning.config import FinetuneConfig, changed
+from pldcli.finetuning.directory import check_usable, claim, has_model, is_predicted, keep_the_best, mark_best
 from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.inputs import Inputs
 from pldcli.finetuning.results import Group, best_cell, flat_scores, group_cells, write_results
 from pldcli.finetuning.workers import Job, run_jobs
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import ReadBack, read_back
+from pldcli.pretrained import Pretrained
 from pldcli.system import atomic
-from pldcli.system.signals import StopRequest, stop_requests
+from pldcli.system.signals import StopRequest, stop_error, stop_requests
 from pldcli.system.workers import available_cores
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.metrics import shown
 from pldcli.tasks.reading import note_on_unknown
 from pldcli.tasks.task import Task
 
-__all__ = ["Finetuned", "finetune"]
+__all__ = ["Finetuned", "cell_name", "finetune"]
 
 _RESULT_KEYS_THAT_MAY_DIFFER = ("micro_batch_size",)
-_MARK = "experiment.json"
-"""It marks a directory as one of ours."""
 _AFTER_DIVERGENCE = "lower learning_rate or raise warmup_fraction; a run that diverged is not tried again, except with --overwrite"
 """Settings and seed decide everything, so that the same run would diverge again."""
 _LONGEST_NAME = 120
 """Letters of a cell's name before it is cut: file systems take 255, and temporary names are longer."""
+_RESUME = "run the same command again to go on"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finetuned:
     """What came out."""
 
@@ -65,13 +61,11 @@ class Finetuned:
     groups: list[Group]
     best: str
     """Name of the best cell."""
-    done_before: int
+    done_before: int = 0
     """Cells that an earlier call had done."""
-    reload_difference: float | None
-    """Largest difference of outputs when transformers read the model back; None where it did not."""
+    reload: ReadBack
+    """What came of transformers reading the model back."""
     notes: list[str]
-    reload_failure: str | None = None
-    """Why that check failed; None where it did not, or was not made."""
     is_main: bool = True
     """Whether this process speaks to the user."""
 
@@ -86,6 +80,7 @@ def finetune(
     settings: Sequence[FinetuneConfig],
     *,
     out: Path,
+    start: Pretrained | None = None,
     jobs: int | Literal["auto"] = "auto",
     device: Device = "auto",
     overwrite: bool = False,
@@ -97,6 +92,7 @@ def finetune(
         experiment: What on what.
         settings: One per cell; they differ in settings, seeds or both.
         out: The directory of results.
+        start: The experiment's model where it was read before.
         jobs: Cells at once; `auto` is one per GPU, or per core on a CPU.
         device: Where to run.
         overwrite: Begin anew where other results lie.
@@ -107,50 +103,50 @@ def finetune(
     """
     with launch(device) as runtime, ExitStack() as stack:
         speaker = console if console and runtime.is_main else Console(quiet=not runtime.is_main)
-        runner = CellRunner(experiment, runtime)
-        for note in runner.notes:
+        inputs = Inputs(experiment, start)
+        task = inputs.data.task
+        for note in inputs.notes:
             speaker.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         if runtime.is_main:
-            _check_usable(out)
+            check_usable(out)
             stack.enter_context(RunDirectory(out).lock())
-            _claim(out, experiment, runner, overwrite=overwrite)
+            claim(out, experiment, inputs.fingerprints, overwrite=overwrite)
         runtime.wait_for_all()
-        names = {cell_name(one): one for one in settings}
-        done = {name: result for name, one in names.items() if (result := _done(out / "cells" / name, one, runner)) is not None}
+        named = {cell_name(one): one for one in settings}
+        all_jobs = {name: Job(name, one, out / "cells" / name) for name, one in named.items()}
+        done = {name: result for name, job in all_jobs.items() if (result := _done(job, inputs)) is not None}
         before = len(done)
-        all_jobs = {name: Job(name, one, out / "cells" / name) for name, one in names.items()}
         if before:
-            speaker.print(f"{before} of {len(names)} runs were done before", highlight=False)
-        while todo := [job for name, job in all_jobs.items() if name not in done] or _without_its_model(out, all_jobs, done):
-            for job, result in _run(runner, todo, experiment, runtime, jobs, speaker):
+            speaker.print(f"{before} of {len(all_jobs)} runs were done before", highlight=False)
+        while todo := _left(all_jobs, done, out):
+            for job, result in _run(inputs, todo, experiment, runtime, jobs, speaker):
                 done[job.name] = result
                 if runtime.is_main:
-                    _keep_the_best(out, done)
-                    write_results(out, runner.data.task, runner.start_name, {name: done[name] for name in names if name in done})
+                    keep_the_best(out, done)
+                    write_results(out, task, inputs.start_name, {name: done[name] for name in all_jobs if name in done})
             runtime.wait_for_all()
-        cells = {name: done[name] for name in names}
+        cells = {name: done[name] for name in all_jobs}
         best = best_cell(cells)
         if runtime.is_main:
-            write_results(out, runner.data.task, runner.start_name, cells)
+            write_results(out, task, inputs.start_name, cells)
         if best is None:
             raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint=_AFTER_DIVERGENCE)
-        difference = failure = None
         if runtime.is_main:
-            _keep_the_best(out, cells)
-            difference, failure = _read_back(out / "model", runner)
-            card = task_card(runner.data.task, runner.start_name, cells[best], len(cells))
-            atomic.write_text(out / "model" / "README.md", card)
-        if runner.data.test and not _is_predicted(out, best, runner):
-            for split, lines in runner.predict_tests(names[best], out / "model").items():
-                if runtime.is_main:
-                    atomic.write_text(out / f"predictions-{split}.jsonl", json_lines(lines))
-            if runtime.is_main:
-                _mark_best(out, best, cells[best]["score"], predicted=True)
+            keep_the_best(out, cells)
         runtime.wait_for_all()
-        groups = group_cells(list(cells.values()))
-        notes = _notes_on(cells)
-        start, is_main = runner.start_name, runtime.is_main
-        return Finetuned(out, runner.data.task, start, cells, groups, best, before, difference, notes, failure, is_main)
+        reload = _finish(out, inputs, all_jobs[best].settings, best, cells, runtime)
+        return Finetuned(
+            out=out,
+            task=task,
+            start=inputs.start_name,
+            cells=cells,
+            groups=group_cells(list(cells.values())),
+            best=best,
+            done_before=before,
+            reload=reload,
+            notes=_notes_on(cells, best),
+            is_main=runtime.is_main,
+        )
 
 
 def cell_name(settings: FinetuneConfig) -> str:
@@ -161,69 +157,28 @@ def cell_name(settings: FinetuneConfig) -> str:
     return f"{text},seed={settings.seed}" if text else f"seed={settings.seed}"
 
 
-def _check_usable(out: Path) -> None:
-    """Refuse a place that holds something else, before anything is written there.
-
-    Raises:
-        OutputError: It is a file, or a directory without our mark.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError("is a file", where=str(out), hint="choose another place with --out")
-    ours = (".lock", f".{_MARK}.")  # all that there is when a process was killed before it wrote the mark
-    if out.is_dir() and not (out / _MARK).is_file() and any(not entry.name.startswith(ours) for entry in out.iterdir()):
-        raise OutputError("holds something that is no fine-tuning", where=str(out), hint="choose another place with --out")
-
-
-def _claim(out: Path, experiment: Experiment, runner: CellRunner, *, overwrite: bool) -> None:
-    """Make the directory this experiment's, or refuse one that holds another's results.
-
-    Raises:
-        OutputError: It holds results of another experiment.
-    """
-    path = out / _MARK
-    identity = runner.fingerprints
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
-            different = [name for name in identity if before.get(name) != identity[name]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            different = list(identity)
-        if different and not overwrite:
-            what = " and ".join(different)
-            raise OutputError(
-                f"holds results of another {what}", where=str(out), hint="choose another place with --out, or add --overwrite"
-            )
-        if overwrite:
-            _remove_results(out)
-    atomic.write_text(path, json.dumps({"experiment": asdict(experiment), "fingerprints": identity}, indent=1) + "\n")
-
-
-def _remove_results(out: Path) -> None:
-    """Delete what an earlier experiment left, so that nothing of it stands beside what comes."""
-    with atomic.output_errors(out):
-        for entry in ("cells", "model"):
-            if (out / entry).is_dir():
-                shutil.rmtree(out / entry)
-        for path in [*out.glob("results.*"), *out.glob("predictions-*.jsonl"), out / "spread.png", out / "best.json"]:
-            path.unlink(missing_ok=True)
-
-
-def _done(place: Path, settings: FinetuneConfig, runner: CellRunner) -> dict[str, Any] | None:
+def _done(job: Job, inputs: Inputs) -> dict[str, Any] | None:
     """Read a cell that was done under the same settings, on the same scale of targets."""
-    result = read_result(place)
-    if result is None or result.get("targets") != (asdict(runner.targets) if runner.targets else None):
+    result = read_result(job.place)
+    if result is None or result.get("targets") != (asdict(inputs.targets) if inputs.targets else None):
         return None
-    wanted = {key: value for key, value in settings if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
+    wanted = {key: value for key, value in job.settings if key not in _RESULT_KEYS_THAT_MAY_DIFFER}
     return result if {key: result["settings"].get(key) for key in wanted} == wanted else None
 
 
+def _left(jobs: Mapping[str, Job], done: Mapping[str, Mapping[str, Any]], out: Path) -> list[Job]:
+    """List the cells to do: those that are not done, at the end the best one if its model is gone."""
+    if todo := [job for name, job in jobs.items() if name not in done]:
+        return todo
+    best = best_cell({name: done[name] for name in jobs})
+    return [] if best is None or has_model(out, best) else [jobs[best]]
+
+
 def _run(
-    runner: CellRunner, todo: Sequence[Job], experiment: Experiment, runtime: Runtime, jobs: int | Literal["auto"], console: Console
+    inputs: Inputs, todo: Sequence[Job], experiment: Experiment, runtime: Runtime, jobs: int | Literal["auto"], console: Console
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Do the cells that are left, with progress; a stop gives up the ones under way and says how to go on."""
-    if not todo:
-        return
-    totals = {job.name: runner.num_steps(job.settings) for job in todo}
+    """Do the cells that are left, with progress; a stop gives up the ones under way and says how to resume."""
+    totals = {job.name: num_steps(inputs, job.settings) for job in todo}
     steps = dict.fromkeys(totals, 0)
     at_once, threads, num_gpus = _share_out(len(todo), jobs, runtime)
     finished = 0
@@ -240,7 +195,7 @@ def _run(
 
         try:
             if at_once == 1:
-                results = _one_after_the_other(runner, todo, report, stop)
+                results = _one_after_the_other(inputs, todo, runtime, report, stop)
             else:
                 results = run_jobs(
                     experiment,
@@ -258,19 +213,16 @@ def _run(
                 console.print(_outcome(job.name, result), highlight=False, markup=False, soft_wrap=True)
                 yield job, result
         except (StoppedError, PreemptedError) as error:
-            raise type(error)(f"{error.what}, {_kept(finished, len(todo))}", hint="run the same command again to go on") from error
+            raise type(error)(f"{error.what}, {_kept(finished, len(todo))}", hint=_RESUME) from error
         if stop.signal_number:
-            kind, word = (StoppedError, "interrupted") if stop.signal_number == 2 else (PreemptedError, "terminated")
-            raise kind(f"{word}, {_kept(finished, len(todo))}", hint="run the same command again to go on")
+            raise stop_error(stop.signal_number, _kept(finished, len(todo)), hint=_RESUME)
 
 
-def _one_after_the_other(runner: CellRunner, todo: Sequence[Job], report: Any, stop: StopRequest) -> Iterator[tuple[Job, dict[str, Any]]]:
+def _one_after_the_other(
+    inputs: Inputs, todo: Sequence[Job], runtime: Runtime, report: Any, stop: StopRequest
+) -> Iterator[tuple[Job, dict[str, Any]]]:
     for job in todo:
-
-        def told(step: int, total: int, what: str, name: str = job.name) -> None:
-            report(name, step, total, what)
-
-        yield job, runner.run(job.settings, job.place, report=told, stop=stop)
+        yield job, run_cell(inputs, job.settings, job.place, runtime, report=partial(report, job.name), stop=stop)
 
 
 def _share_out(num_cells: int, jobs: int | Literal["auto"], runtime: Runtime) -> tuple[int, int, int]:
@@ -290,7 +242,6 @@ def _describe(finished: int, num_cells: int, what: str) -> str:
 
 
 def _outcome(name: str, result: dict[str, Any]) -> str:
-    """Say in a line how a run ended."""
     if result["score"] is None:
         return f"{name}: diverged"
     scores = ", ".join(f"{metric} {shown(metric, value)}" for metric, value in flat_scores(result).items())
@@ -301,82 +252,34 @@ def _kept(finished: int, num_cells: int) -> str:
     return f"{finished} of {num_cells} run(s) finished, what was under way is saved"
 
 
-def _keep_the_best(out: Path, cells: dict[str, dict[str, Any]]) -> None:
-    """Move the best cell's model and predictions up, and drop the other models.
-
-    Every step can be cut short: the mark is made first and the model moves last, so that the next call does what is missing.
-    """
-    best = best_cell(cells)
-    if best is None:
-        return
-    model, candidate = out / "model", out / "cells" / best / "model"
-    is_new = candidate.is_dir()
-    if is_new:
-        _mark_best(out, best, cells[best]["score"], predicted=False)
-    for path in (out / "cells" / best).glob("predictions-*.jsonl"):
-        if is_new or not (out / path.name).is_file():
-            atomic.write_bytes(out / path.name, path.read_bytes())
-    if is_new:
-        old = out / ".model-before"
-        shutil.rmtree(old, ignore_errors=True)
-        if model.exists():
-            model.rename(old)
-        candidate.rename(model)
-        atomic.sync_directory(out)
-        shutil.rmtree(old, ignore_errors=True)
-    for other in cells:
-        if other != best:
-            shutil.rmtree(out / "cells" / other / "model", ignore_errors=True)
+def _finish(out: Path, inputs: Inputs, settings: FinetuneConfig, best: str, cells: dict[str, dict[str, Any]], runtime: Runtime) -> ReadBack:
+    """Read the best model back, write its card, and predict the test splits with it."""
+    task = inputs.data.task
+    loaded = load_pretrained(out / "model")
+    model, reload = loaded.with_head(head_of(task), trained=True), ReadBack(None, None)
+    if runtime.is_main:
+        shape = (2, min(16, loaded.settings.max_position_embeddings))
+        ids = torch.randint(5, loaded.tokenizer.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        reload = read_back(out / "model", model, ids)
+        atomic.write_text(out / "model" / "README.md", task_card(task, inputs.start_name, cells[best], len(cells)))
+    if inputs.data.test and not is_predicted(out, best, inputs.data.test):
+        for split, lines in predict_tests(inputs, settings, model.to(runtime.device), runtime).items():
+            if runtime.is_main:
+                atomic.write_text(out / f"predictions-{split}.jsonl", json_lines(lines))
+        if runtime.is_main:
+            mark_best(out, best, cells[best]["score"], predicted=True)
+    runtime.wait_for_all()
+    return reload
 
 
-def _without_its_model(out: Path, jobs: dict[str, Job], done: dict[str, dict[str, Any]]) -> list[Job]:
-    """List the best cell if its model is gone: an earlier call dropped it for a cell that this call does not ask for."""
-    best = best_cell({name: done[name] for name in jobs})
-    if best is None or (out / "cells" / best / "model").is_dir():
-        return []
-    return [] if _read_mark(out).get("cell") == best and (out / "model").is_dir() else [jobs[best]]
-
-
-def _read_mark(out: Path) -> dict[str, Any]:
-    """Read which cell the model and the predictions at the top are of, and whether the test splits are predicted."""
-    try:
-        mark = json.loads((out / "best.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
-
-
-def _mark_best(out: Path, best: str, score: float, *, predicted: bool) -> None:
-    atomic.write_text(out / "best.json", json.dumps({"cell": best, "score": score, "tests_predicted": predicted}) + "\n")
-
-
-def _is_predicted(out: Path, best: str, runner: CellRunner) -> bool:
-    mark = _read_mark(out)
-    there = all((out / f"predictions-{split}.jsonl").is_file() for split in runner.data.test)
-    return there and mark.get("cell") == best and bool(mark.get("tests_predicted"))
-
-
-def _read_back(model: Path, runner: CellRunner) -> ReadBack:
-    """Compare the saved model as transformers reads it with ours."""
-    loaded = load_pretrained(model)
-    ours = loaded.with_head(head_of(runner.data.task), trained=True)
-    ids = torch.randint(
-        5, loaded.tokenizer.vocab_size, (2, min(16, loaded.settings.max_position_embeddings)), generator=torch.Generator().manual_seed(0)
-    )
-    return read_back(model, ours, ids)
-
-
-def _notes_on(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """Say what the numbers hide: cut texts, runs that diverged."""
+def _notes_on(cells: dict[str, dict[str, Any]], best: str) -> list[str]:
+    """List what the numbers hide: cut texts, unknown tokens, runs that diverged."""
     first = next(iter(cells.values()))
-    cut = {split: count for split, count in first["truncated"].items() if count}
     notes = []
-    if cut:
+    if cut := {split: count for split, count in first["truncated"].items() if count}:
         parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
         notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
-    notes += note_on_unknown(first.get("unknown", {}))
-    if (best := best_cell(cells)) is not None:
-        notes += cells[best].get("notes", [])
+    notes += [*note_on_unknown(first["unknown"]), *cells[best]["notes"]]
     if diverged := [name for name, cell in cells.items() if cell["score"] is None]:
         notes.append(f"diverged: {', '.join(diverged)}; {_AFTER_DIVERGENCE}")
     return notes

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pldcli.choices import TaskKind
 from pldcli.console.section import csv_text
+from pldcli.console.units import duration
 from pldcli.engine.model_source import short_name
-from pldcli.evaluation.plots import plot_spread
+from pldcli.finetuning.plots import plot_spread
 from pldcli.system import atomic
 from pldcli.tasks.metrics import Summary, shown, summary
 from pldcli.tasks.task import Task
@@ -94,8 +96,9 @@ def as_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
             score = group.score
             spread = [f"{100 * value:.2f}" for value in (score.std, score.median, score.minimum, score.maximum)]
             row += [f"{100 * score.mean:.2f}", *(spread if several else [])]
-            row += [_mean_and_spread(name, group.metrics[name], several) for name in metrics]
-        rows.append([*row, _time(group)])
+            spreads = {name: f" ± {shown(name, group.metrics[name].std)}" if several else "" for name in metrics}
+            row += [shown(name, group.metrics[name].mean) + spread for name, spread in spreads.items()]
+        rows.append([*row, duration(group.train_seconds)])
     return headings, rows
 
 
@@ -137,16 +140,6 @@ def _markdown(task: Task, start: str, groups: Sequence[Group], best: str | None)
     headings, rows = as_table(groups)
     lines = [f"# {task.name} from {start}", "", f"Score: mean of {', '.join(task.metrics)}, x 100, on validation examples.", ""]
     lines += [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {' | '.join(row)} |" for row in rows)]
-    if task.kind == "regression":
+    if task.kind == TaskKind.REGRESSION:
         lines += ["", f"Errors (mae, rmse) are in the units of {task.label_column}, and not part of the score."]
     return "\n".join([*lines, "", f"The model is that of the best single run: {best or 'none, all diverged'}."]) + "\n"
-
-
-def _mean_and_spread(name: str, values: Summary, several: bool) -> str:
-    return f"{shown(name, values.mean)} ± {shown(name, values.std)}" if several else shown(name, values.mean)
-
-
-def _time(group: Group) -> str:
-    from pldcli.console.units import duration
-
-    return duration(group.train_seconds)

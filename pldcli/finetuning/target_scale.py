@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from pldcli.choices import TaskKind
 from pldcli.errors import DataError
 from pldcli.model import SequenceHead, StBert
 from pldcli.tasks.task import Examples, Features, Task
@@ -38,7 +39,7 @@ class TargetScale:
         Raises:
             DataError: The targets are all the same, or would be as outputs in float32.
         """
-        if task.kind != "regression" or task.hub is not None:
+        if task.kind != TaskKind.REGRESSION or task.hub is not None:
             return None
         targets = np.array(train.labels, np.float64)
         mean, std = float(targets.mean()), float(targets.std())

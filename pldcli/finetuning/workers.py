@@ -113,19 +113,22 @@ def run_jobs(
 def serve() -> None:
     """Do the jobs that standard input names until it closes: the main function of a worker."""
     from pldcli.engine.runtime import launch
-    from pldcli.finetuning.cell import CellRunner
+    from pldcli.finetuning.cell import run_cell
+    from pldcli.finetuning.inputs import Inputs
     from pldcli.system.signals import stop_requests
 
     answer = answering()
     try:
         device: Any = sys.argv[2]
         with launch(device) as runtime, stop_requests() as stop:
-            runner = CellRunner(Experiment.from_json(sys.argv[1]), runtime)
+            inputs = Inputs(Experiment.from_json(sys.argv[1]))
             for line in sys.stdin:
                 job = json.loads(line)
-                result = runner.run(
+                result = run_cell(
+                    inputs,
                     validate(FinetuneConfig, job["settings"]),
                     Path(job["place"]),
+                    runtime,
                     report=lambda step, total, what: answer(step=step, total=total, what=what),
                     stop=stop,
                 )

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ["StopRequest", "first_signal", "stop_requests"]
+from pldcli.errors import PreemptedError, StoppedError
+
+__all__ = ["StopRequest", "first_signal", "stop_error", "stop_requests"]
 
 _ONE_SIGNAL_SECONDS = 0.1
 """A repeat within this time is the same signal: `timeout`, for one, signals the process and then its group."""
@@ -72,3 +74,15 @@ def stop_requests() -> Iterator[StopRequest]:
 
     with first_signal(note):
         yield request
+
+
+def stop_error(signal_number: int, what: str = "", *, hint: str = "") -> StoppedError | PreemptedError:
+    """Build the error with which a command ends that a signal stopped.
+
+    Args:
+        signal_number: SIGINT, or another that means the same as SIGTERM.
+        what: What was kept.
+        hint: How to resume.
+    """
+    kind, word = (StoppedError, "interrupted") if signal_number == signal.SIGINT else (PreemptedError, "terminated")
+    return kind(f"{word}, {what}" if what else word, hint=hint)

@@ -13,7 +13,7 @@ __all__ = ["Read", "class_names", "is_saved_dataset", "read_columns"]
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Tell whether `Dataset.save_to_disk` wrote this directory."""
+    """Return whether `Dataset.save_to_disk` wrote this directory."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
@@ -22,11 +22,7 @@ Read = tuple[dict[str, list[Any]], tuple[str, ...], int, dict[str, tuple[str, ..
 
 
 def read_columns(path: Path, keep: Collection[str] | None) -> Read:
-    """Read a Parquet file, an Arrow file or a saved data set.
-
-    Args:
-        path: The file or directory.
-        keep: Columns to read where they are there; None for all.
+    """Read a Parquet file, an Arrow file or a saved data set; of its columns those in `keep`, None for all.
 
     Raises:
         DataError: It is damaged, or not what its name says.

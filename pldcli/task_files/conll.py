@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pldcli.errors import DataError
+from pldcli.task_files.text_file import open_text
 
 __all__ = ["read_conll"]
 
@@ -58,8 +59,9 @@ def read_conll(path: Path, *, text_column: int = 0, label_column: int = -1) -> t
 
 
 def _word_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give each word's place and columns, and no columns where a sentence ends."""
-    lines = _text(path).split("\n")
+    """Yield each word's place and columns, and no columns where a sentence ends."""
+    with open_text(path) as file:
+        lines = file.read().split("\n")
     model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(("#", _DOCUMENT))), None)
     if model is None:
         model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(_DOCUMENT)), "")
@@ -100,17 +102,3 @@ def _cell(cells: list[str], column: int, what: str, where: str) -> str:
 
 def _counted(number: int) -> str:
     return "1 column" if number == 1 else f"{number} columns"
-
-
-def _text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({(error.strerror or '').lower()})"
-        raise DataError(what, where=str(path)) from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        what = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise DataError(what, where=f"{path}:{line}", hint="convert the file, for example with iconv -t UTF-8") from error

@@ -25,7 +25,7 @@ _END = "\x1a end of file \x1a"
 
 
 def delimiter_of(heading: str, suffix: str) -> str:
-    """Tell what separates the cells: by the file's ending, or in a `.csv` without commas by its heading."""
+    """Find the delimiter: by the file's ending, or in a `.csv` without commas by its heading."""
     if suffix != ".csv":
         return "\t"
     return next((mark for mark in (",", ";", "\t") if mark in heading), ",")
@@ -41,11 +41,6 @@ def plain_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
 
 def quoted_rows(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[Row]:
     """Read rows whose cells may stand in quotes, and may then hold delimiters and line ends; empty lines are left out.
-
-    Args:
-        lines: The file's lines with their ends.
-        delimiter: What separates cells.
-        path: For errors.
 
     Raises:
         DataError: A quote is never closed.
@@ -67,7 +62,7 @@ def quoted_rows(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[Ro
 
 
 def is_quoted(lines: Iterable[str], delimiter: str) -> bool:
-    """Tell whether a file follows the quoting rules of CSV, rather than holding quotation marks as plain characters.
+    """Return whether a file follows the quoting rules of CSV, rather than holding quotation marks as plain characters.
 
     Both readings are tried; the one that leaves fewer lines with a wrong number of cells is right. Where both fit, a reading
     that joins lines is wrong, because every line by itself is a row already.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pldcli.choices import TaskKind
 from pldcli.errors import DataError
 from pldcli.task_files.table import Table
 from pldcli.tasks.task import Examples, Label, Task
@@ -29,11 +30,11 @@ _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 
 def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0) -> Examples:
-    """Read a split of classification, regression or tags.
+    """Read a split of classification, regression or tags; the task's labels are known.
 
     Args:
         table: The file.
-        task: Its task; the labels are known.
+        task: Its task.
         split: Its name.
         labels: Whether the file must have labels.
         empty: What becomes of rows without text.
@@ -65,7 +66,7 @@ def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, em
 
 
 def select(examples: Examples, rows: Sequence[int], *, split: str) -> Examples:
-    """Take some examples as a split of their own."""
+    """Select examples as a split of their own."""
     return Examples(
         split=split,
         source=examples.source,
@@ -77,7 +78,7 @@ def select(examples: Examples, rows: Sequence[int], *, split: str) -> Examples:
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """Put the parts of a split one behind the other."""
+    """Concatenate the parts of a split."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -108,14 +109,14 @@ def label_ids(task: Task) -> dict[Any, int]:
 
 
 def is_missing(value: Any, task: Task, table: Table) -> bool:
-    """Tell whether a row has no label; data sets of the hub write -1 for that."""
+    """Return whether a row has no label; data sets of the hub write -1 for that."""
     if isinstance(value, str):
         return not value.strip()
     if value is None:
         return True
     if isinstance(value, float) and math.isnan(value):
-        return task.kind != "regression"
-    return value == -1 and task.kind == "classification" and (bool(task.hub) or task.label_column in table.class_names)
+        return task.kind != TaskKind.REGRESSION
+    return value == -1 and task.kind == TaskKind.CLASSIFICATION and (bool(task.hub) or task.label_column in table.class_names)
 
 
 def target_of(value: Any) -> float | None:
@@ -155,11 +156,11 @@ def _drop_without_label(
         hint = "other rows have one: fill all, or none" if labels == "optional" else "fill it"
         raise DataError("has no label", where=table.where(missing[0]), hint=hint)
     _drop(keep, missing, table, "no label", empty, notes)
-    if task.kind == "regression" and empty == "skip":
+    if task.kind == TaskKind.REGRESSION and empty == "skip":
         gone = set(missing)
         rows = [row for row, value in enumerate(values) if row not in gone and target_of(value) is None]
         _drop(keep, rows, table, "a target that is no finite number", "skip", notes)
-    if task.kind == "classification" and task.hub:
+    if task.kind == TaskKind.CLASSIFICATION and task.hub:
         _drop(keep, [row for row, value in enumerate(values) if value == _NO_AGREEMENT], table, "the label '-'", "skip", notes)
 
 
@@ -179,7 +180,7 @@ def _drop(keep: Any, rows: Sequence[int], table: Table, what: str, rule: EmptyRu
 
 
 def _rows_without_text(table: Table, task: Task, name: str, column: list[Any]) -> list[int]:
-    wanted = list if task.kind == "tags" else str
+    wanted = list if task.kind == TaskKind.TAGS else str
     empty = []
     for row, value in enumerate(column):
         if value is None:
@@ -196,10 +197,10 @@ def _rows_without_text(table: Table, task: Task, name: str, column: list[Any]) -
 
 
 def _labels(table: Table, task: Task, values: list[Any], rows: list[int]) -> list[Any]:
-    if task.kind == "regression":
+    if task.kind == TaskKind.REGRESSION:
         return [_target(table, values[row], row) for row in rows]
     ids = label_ids(task)
-    if task.kind == "tags":
+    if task.kind == TaskKind.TAGS:
         return [_tags(table, task, ids, values[row], row) for row in rows]
     try:
         return [ids[values[row]] for row in rows]

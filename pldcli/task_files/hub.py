@@ -24,17 +24,10 @@ _PROBE_SECONDS = 4.0
 
 
 def load_hub(task: Task, keep: Collection[str]) -> dict[str, Table]:
-    """Download a task, or take it from the cache of an earlier download.
-
-    Args:
-        task: A task with a name on the hub.
-        keep: Columns to keep.
-
-    Returns:
-        A table per split.
+    """Download the splits of a task, with the columns in `keep`, or take them from the cache of an earlier download.
 
     Raises:
-        MissingDataError: It cannot be had.
+        MissingDataError: They cannot be had.
     """
     assert task.hub is not None
     name, configuration = task.hub
@@ -62,7 +55,7 @@ def _table(path: Path, data: Any, keep: Collection[str]) -> Table:
 
 
 def _hub_answers() -> bool:
-    """Tell whether a connection to the hub, or to the proxy before it, opens within seconds."""
+    """Return whether a connection to the hub, or to the proxy before it, opens within seconds."""
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
         return False
     endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pldcli.choices import TaskKind
 from pldcli.errors import DataError, MissingDataError
 from pldcli.task_files.columnar import is_saved_dataset
 from pldcli.task_files.table import ENDINGS, ending
@@ -37,11 +38,7 @@ def splits_of(task: Task) -> tuple[str, ...]:
 
 
 def find_split_files(data_dir: Path, task: Task) -> dict[str, SplitFiles]:
-    """Find what there is of a task below a directory.
-
-    Args:
-        data_dir: A directory with the folders of a benchmark, or the task's own.
-        task: The task.
+    """Find what there is of a task in a directory that holds the folders of a benchmark, or is the task's own.
 
     Raises:
         MissingDataError: There is nothing.
@@ -64,9 +61,9 @@ def find_split_files(data_dir: Path, task: Task) -> dict[str, SplitFiles]:
 
 
 def where_to_put(task: Task) -> str:
-    """Say what files the task needs, and where."""
+    """Name the files that the task needs, and their place."""
     names = [f"{task.stems.get(split, (split.replace('validation', 'dev'),))[0]}" for split in splits_of(task)]
-    suffix = ".json" if task.kind == "spans" else ".tsv"
+    suffix = ".json" if task.kind == TaskKind.SPANS else ".tsv"
     files = ", ".join(f"{name}{suffix}" for name in names)
     return f"put {files} (or .jsonl, .parquet) into DIR/{task.folder} and give --data-dir DIR"
 
@@ -157,7 +154,7 @@ def _beginning_with(entries: list[tuple[str, Path]], names: tuple[str, ...], spl
 
 
 def _stem(path: Path) -> str | None:
-    """Give a file's name without its ending, or a directory's where it holds a split; None for other files."""
+    """Return a file's name without its ending, or a directory's where it holds a split; None for other files."""
     if path.is_dir():
         return path.name if is_saved_dataset(path) or _parquet_parts(path) else None
     if ending(path) not in ENDINGS:

@@ -47,11 +47,7 @@ _MARKED = re.compile("([BIESLU])-(.+)")
 
 
 def guess_columns(table: Table) -> tuple[tuple[str, ...], str | None]:
-    """Guess the columns of the text, and that of the label, by their names; nothing where that is ambiguous.
-
-    Returns:
-        The text columns, empty where they cannot be told, and the label column, None where it cannot be told.
-    """
+    """Guess the columns of the text (none where they cannot be told) and that of the label (None) by their names."""
     by_lower = {name.lower(): name for name in table.headings}
     labels = [name for name in _LABELS if name in by_lower]
     label = by_lower[labels[0]] if len(labels) == 1 else None
@@ -86,12 +82,7 @@ def choose_columns(table: Table, text_columns: Sequence[str], label_column: str 
 
 
 def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, str]:
-    """Find the labels of a training file, and whether they are classes or numbers.
-
-    Args:
-        table: The training file.
-        task: The task with its columns; its kind is that of the texts.
-        kind: What the user says.
+    """Find the labels of a training file, and whether they are classes or numbers where `kind` does not say so.
 
     Returns:
         The task with kind, labels and metrics, and what was found in words.
@@ -103,10 +94,10 @@ def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, 
     values = [value.strip() if isinstance(value, str) else value for value in column if not is_missing(value, task, table)]
     if not values:
         raise DataError(f"has no labels in column {task.label_column!r}", where=str(table.path), hint="training needs them")
-    if task.kind == "tags":
+    if task.kind == TaskKind.TAGS:
         return _tags(table, task, values)
     names = table.class_names.get(task.label_column)
-    if kind == "regression" or (kind is None and names is None and _are_numbers(values)):
+    if kind == TaskKind.REGRESSION or (kind is None and names is None and _are_numbers(values)):
         return _regression(task, values)
     if names is not None:
         found = replace(task, labels=names, written=tuple(range(len(names))))
@@ -115,17 +106,17 @@ def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, 
     if len(set(map(str, values))) < 2:
         what = f"has only one label, {str(values[0])!r}, in column {task.label_column!r}"
         raise DataError(what, where=str(table.path), hint="classification needs two or more")
-    return replace(found, kind="classification", metrics=("accuracy", "macro_f1")), _listed(found.labels)
+    return replace(found, kind=TaskKind.CLASSIFICATION, metrics=("accuracy", "macro_f1")), _listed(found.labels)
 
 
 def _regression(task: Task, values: list[Any]) -> tuple[Task, str]:
     numbers = [number for value in values if (number := target_of(value)) is not None]
     spread = f"regression, {min(numbers)} to {max(numbers)}" if numbers else "regression"
-    return replace(task, kind="regression", labels=(), written=(), metrics=("pearson", "spearman")), spread
+    return replace(task, kind=TaskKind.REGRESSION, labels=(), written=(), metrics=("pearson", "spearman")), spread
 
 
 def _are_numbers(values: list[Any]) -> bool:
-    """Tell whether labels are numbers with a fractional part somewhere; a few that are no numbers are mistakes, not classes."""
+    """Return whether labels are numbers with a fractional part somewhere; a few that are no numbers are mistakes, not classes."""
     if any(isinstance(value, bool) for value in values):
         return False
     numbers = [number for value in values if (number := target_of(value)) is not None]

@@ -59,7 +59,7 @@ def load_own(
         if path is not None and not path.exists():
             raise DataError("no such file", where=str(path))
     start = _unknown_task(train, has_test=test is not None)
-    if kind == "spans" or (kind is None and is_squad_json(train)):
+    if kind == TaskKind.SPANS or (kind is None and is_squad_json(train)):
         task, found = _own_spans(start, train, text_columns, label_column)
     else:
         task, found = _own_table(start, train, text_columns, label_column, kind, skip_bad=skip_bad)
@@ -72,16 +72,10 @@ def load_own(
 
 
 def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: bool = False) -> Examples:
-    """Read one file for a task that is known already, for example that of a fine-tuned model.
+    """Read one file for a task that is known already, for example that of a fine-tuned model; without labels where the file has none.
 
-    Args:
-        task: The task with its labels.
-        path: A file with the task's columns, or with others whose names tell as clearly what they hold.
-        split: What to call it.
-        skip_bad: Leave out rows without text, and with a wrong number of columns, instead of failing.
-
-    Returns:
-        The examples; without labels where the file has none.
+    The file has the task's columns, or others whose names tell as clearly what they hold. `skip_bad` leaves out rows without text, and
+    with a wrong number of columns, instead of failing.
 
     Raises:
         DataError: The file is not as it should be.
@@ -93,7 +87,7 @@ def _unknown_task(train: Path, *, has_test: bool) -> Task:
     stem = Path(train.stem).stem if train.suffix.lower() == ".gz" else train.stem
     return Task(
         name=stem or train.resolve().name,
-        kind="classification",
+        kind=TaskKind.CLASSIFICATION,
         text_columns=(),
         label_column="",
         title=f"What {train.name} asks",
@@ -115,10 +109,10 @@ def _own_table(
     else:
         table = open_table(train, start, "train", skip_broken_rows=skip_bad)
     texts, label = choose_columns(table, text_columns, label_column)
-    is_tags = kind == "tags" or (kind is None and any(isinstance(value, list) for value in table.column(texts[0])))
+    is_tags = kind == TaskKind.TAGS or (kind is None and any(isinstance(value, list) for value in table.column(texts[0])))
     if is_tags and len(texts) != 1:
         raise UsageError("labels of words need one text column", where=str(train), hint="name it with --text-column")
-    task = replace(start, kind="tags" if is_tags else "classification", text_columns=texts, label_column=label)
+    task = replace(start, kind=TaskKind.TAGS if is_tags else TaskKind.CLASSIFICATION, text_columns=texts, label_column=label)
     task, labels = find_labels(table, task, kind)
     empty: EmptyRule = "skip" if skip_bad else "error"
     examples = read_examples(table, task, split="train", labels="required", empty=empty)
@@ -130,7 +124,9 @@ def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_colu
     if len(text_columns) not in (0, 2):
         raise UsageError("question answering needs two text columns, question and context", where=str(train))
     texts = tuple(text_columns) or ("question", "context")
-    task = replace(start, kind="spans", text_columns=texts, label_column=label_column or "answers", metrics=("exact_match", "squad_f1"))
+    task = replace(
+        start, kind=TaskKind.SPANS, text_columns=texts, label_column=label_column or "answers", metrics=("exact_match", "squad_f1")
+    )
     examples = _read_spans(train, task, "train")
     if examples.labels is None:
         raise DataError("has questions without answers only", where=str(train), hint="training needs answers")
@@ -155,12 +151,12 @@ def _hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples,
 
 
 def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bool, guess: bool = False) -> Examples:
-    if task.kind == "spans":
+    if task.kind == TaskKind.SPANS:
         examples = _read_spans(path, task, split)
         if labels == "required" and examples.labels is None:
             raise DataError("has questions without answers only", where=str(path), hint="validation needs answers")
         return examples
-    if task.kind == "tags" and _is_conll(path, "tags"):
+    if task.kind == TaskKind.TAGS and _is_conll(path, TaskKind.TAGS):
         table = _conll_table(path, task.text_columns[0], task.label_column)
     else:
         table = open_table(path, task, split, skip_broken_rows=skip_bad)
@@ -206,7 +202,7 @@ def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
 
 
 def _is_conll(path: Path, kind: TaskKind | None) -> bool:
-    return path.is_file() and (path.suffix.lower() in _CONLL or (kind == "tags" and ending(path) in _PLAIN_TEXT))
+    return path.is_file() and (path.suffix.lower() in _CONLL or (kind == TaskKind.TAGS and ending(path) in _PLAIN_TEXT))
 
 
 def _is_number(name: str) -> bool:

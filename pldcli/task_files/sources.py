@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pldcli.choices import TaskKind
 from pldcli.errors import DataError, MissingDataError, UsageError
 from pldcli.task_files.examples import LabelRule, join, needed_columns, read_examples
 from pldcli.task_files.layouts import SplitFiles, find_split_files, splits_of
@@ -51,18 +52,12 @@ def load_task(task: Task, *, data_dir: Path | None = None, files: Mapping[str, P
 
 
 def read_file(path: Path, task: Task, *, split: str, first_index: int = 0) -> Examples:
-    """Read a published file, or one with the same columns in another format.
-
-    Args:
-        path: The file, or a directory that `datasets` saved.
-        task: A task of the registry.
-        split: Which split it is; those of the test set have no labels.
-        first_index: The name of the first example, where the file does not name them.
+    """Read a published file, or one with the same columns in another format; the splits of the test set have no labels.
 
     Raises:
         DataError: It is not as it should be.
     """
-    if task.kind == "spans" and is_squad_json(path):
+    if task.kind == TaskKind.SPANS and is_squad_json(path):
         from pldcli.task_files.squad import read_squad
 
         return read_squad(path, split=split)
@@ -72,12 +67,7 @@ def read_file(path: Path, task: Task, *, split: str, first_index: int = 0) -> Ex
 def open_table(path: Path, task: Task, split: str, *, skip_broken_rows: bool = False, keep: Collection[str] | None = None) -> Table:
     """Open a file of rows; the published TSV files of a task with a name are read by their own rules.
 
-    Args:
-        path: The file, or a directory that `datasets` saved.
-        task: Its task.
-        split: Which split it is.
-        skip_broken_rows: Leave out rows with a wrong number of columns, whatever the task says.
-        keep: Columns to keep where they are there; None for all.
+    `skip_broken_rows` leaves out rows with a wrong number of columns, whatever the task says; `keep` names the columns to keep.
 
     Raises:
         DataError: It cannot be read.
@@ -93,7 +83,7 @@ def open_table(path: Path, task: Task, split: str, *, skip_broken_rows: bool = F
 
 
 def is_squad_json(path: Path) -> bool:
-    """Tell whether a file is one JSON object as SQuAD publishes it, rather than rows."""
+    """Return whether a file is one JSON object as SQuAD publishes it, rather than rows."""
     if not path.is_file() or ending(path) != ".json" or path.suffix.lower() == ".gz":
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -101,7 +91,7 @@ def is_squad_json(path: Path) -> bool:
 
 
 def span_rows(table: Table, task: Task) -> Iterator[dict[str, Any]]:
-    """Give the questions of a table with columns id, question, context and answers, one by one; id and answers may be missing."""
+    """Yield the questions of a table with columns id, question, context and answers, one by one; id and answers may be missing."""
     columns = {name: table.column(one) for name, one in zip(("question", "context"), task.text_columns, strict=True)}
     columns.update({name: table.columns[name] for name in ("id", "is_impossible") if name in table.columns})
     if task.label_column in table.columns:
@@ -116,7 +106,7 @@ def _needed(task: Task) -> frozenset[str]:
 
 
 def _from_table(table: Table, task: Task, split: str, first_index: int = 0) -> Examples:
-    if task.kind == "spans":
+    if task.kind == TaskKind.SPANS:
         from pldcli.task_files.squad import squad_examples
 
         return squad_examples(span_rows(table, task), split=split, source=str(table.path))

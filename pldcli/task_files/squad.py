@@ -5,13 +5,12 @@ Source: Rajpurkar et al., 2016 (SQuAD 1.1) and 2018 (SQuAD 2.0), with the evalua
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, json_type
+from pldcli.task_files.text_file import open_text, parse_json
 from pldcli.tasks.task import Examples
 
 __all__ = ["read_squad", "squad_examples"]
@@ -19,15 +18,9 @@ __all__ = ["read_squad", "squad_examples"]
 _MAX_SHIFT = 2
 """Characters by which a published `answer_start` may be wrong: in SQuAD 1.1 a few are, by one."""
 
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-
 
 def read_squad(path: Path, *, split: str) -> Examples:
     """Read a file in the layout of SQuAD 1.1 or 2.0.
-
-    Args:
-        path: The JSON file.
-        split: What to call it.
 
     Returns:
         Questions and contexts; for each question its different right answers in the order of the file, none where
@@ -36,14 +29,8 @@ def read_squad(path: Path, *, split: str) -> Examples:
     Raises:
         DataError: The file is missing, damaged or of another layout, or an answer does not stand where it should.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({(error.strerror or '').lower()})"
-        raise DataError(what, where=str(path)) from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"is not JSON ({reason})", where=str(path), hint="the file may be cut off; fetch it again") from error
+    with open_text(path) as file:
+        content = parse_json(file.read(), str(path), hint="the file may be cut off; fetch it again")
     return squad_examples(_rows(content, str(path)), split=split, source=str(path))
 
 
@@ -71,8 +58,8 @@ def squad_examples(rows: Iterable[Mapping[str, Any]], *, split: str, source: str
         if name in ids:
             raise DataError("the id is there twice", where=where, hint="give every question an id of its own")
         ids[name] = None
-        questions.append(_whole(_string(row, "question", where)).strip())
-        contexts.append(_whole(_string(row, "context", where)))
+        questions.append(_string(row, "question", where).strip())
+        contexts.append(_string(row, "context", where))
         if not contexts[-1].strip():
             raise DataError("the context is empty", where=where, hint="leave the question out")
         impossible = row.get("is_impossible") is True
@@ -102,7 +89,7 @@ def _rows(content: Any, source: str) -> Iterator[dict[str, Any]]:
             where = f"{source}: data[{a}].paragraphs[{p}]"
             for q, question in enumerate(_list(paragraph, "qas", where)):
                 if not isinstance(question, dict):
-                    raise DataError(f"is {_kind(question)}, not an object with a question", where=f"{where}.qas[{q}]")
+                    raise DataError(f"is {json_type(question)}, not an object with a question", where=f"{where}.qas[{q}]")
                 row = {**question, "context": _string(paragraph, "context", where)}
                 if isinstance(given := question.get("answers"), list):
                     one = f"{source}: question {question.get('id', f'{where}.qas[{q}]')}"
@@ -119,14 +106,13 @@ def _answers(row: Mapping[str, Any], where: str) -> list[tuple[str, int]] | None
         raise DataError(f"has {len(texts)} answer texts and {len(starts)} answer_start", where=where)
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
-            what = f"an answer is {_kind(text)} at {_kind(start)}, not a string at a whole number"
+            what = f"an answer is {json_type(text)} at {json_type(start)}, not a string at a whole number"
             raise DataError(what, where=where)
     return list(zip(texts, starts, strict=True))
 
 
 def _standing(text: str, start: int, context: str, where: str) -> tuple[int, str, bool]:
     """Find the answer, without white space around it, at its start or up to two characters beside it; say whether it was beside."""
-    text = _whole(text)
     bare = text.strip()
     if not bare:
         raise DataError("an answer is empty", where=where, hint="leave it out; a question without an answer has none")
@@ -141,29 +127,19 @@ def _standing(text: str, start: int, context: str, where: str) -> tuple[int, str
 def _list(content: Any, key: str, where: str) -> list[Any]:
     found = _get(content, key, where)
     if not isinstance(found, list):
-        raise DataError(f"{key!r} is {_kind(found)}, not a list", where=where, hint="the layout of SQuAD is needed")
+        raise DataError(f"{key!r} is {json_type(found)}, not a list", where=where, hint="the layout of SQuAD is needed")
     return found
 
 
 def _string(content: Any, key: str, where: str) -> str:
     found = _get(content, key, where)
     if not isinstance(found, str):
-        raise DataError(f"{key!r} is {_kind(found)}, not a string", where=where)
+        raise DataError(f"{key!r} is {json_type(found)}, not a string", where=where)
     return found
 
 
 def _get(content: Any, key: str, where: str) -> Any:
     if not isinstance(content, Mapping) or key not in content:
-        what = f"has no {key!r}" if isinstance(content, Mapping) else f"is {_kind(content)}, not an object with {key!r}"
+        what = f"has no {key!r}" if isinstance(content, Mapping) else f"is {json_type(content)}, not an object with {key!r}"
         raise DataError(what, where=where, hint="the layout of SQuAD is needed")
     return content[key]
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
-
-
-def _whole(text: str) -> str:
-    """Replace halves of surrogate pairs, which are no characters; the length stays."""
-    return text if text.isascii() else _HALF_CHARACTER.sub("\ufffd", text)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import difflib
-import gzip
-import io
-import json
-import os
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, json_type
 from pldcli.task_files import columnar
 from pldcli.task_files.delimited import Row, delimiter_of, is_quoted, plain_rows, quoted_rows
+from pldcli.task_files.text_file import FORMATS, open_text, parse_json
 
 __all__ = ["ENDINGS", "Table", "did_you_mean", "ending", "read_table"]
 
@@ -26,8 +20,6 @@ _JSON = (".jsonl", ".json", ".ndjson")
 _COLUMNAR = (".parquet", ".arrow")
 ENDINGS = (*_DELIMITED, *_JSON, *_COLUMNAR)
 """Endings of files that `read_table` reads; those of text also with `.gz` behind them."""
-
-_FORMATS = ".csv, .tsv, .jsonl, .json, .parquet, .arrow, or a directory that `datasets` saved"
 
 
 @dataclass(frozen=True)
@@ -50,15 +42,11 @@ class Table:
         return len(self.places)
 
     def where(self, row: int) -> str:
-        """Say where a row stands, for example `my.csv:17` or `my.parquet: row 3`."""
+        """Return the place of a row, for example `my.csv:17` or `my.parquet: row 3`."""
         return f"{self.path}:{self.places[row]}" if self.by_line else f"{self.path}: row {self.places[row]}"
 
     def column(self, name: str, *aliases: str) -> list[Any]:
-        """Take a column.
-
-        Args:
-            name: Its name.
-            aliases: Other names that it may have.
+        """Take a column by its name, or by another that it may have.
 
         Raises:
             DataError: There is none.
@@ -73,14 +61,14 @@ class Table:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Ask `did you mean 'x'?`, or nothing where no name is close; case does not count."""
+    """Return `did you mean 'x'?`, or nothing where no name is close; case does not count."""
     by_lower = {one.lower(): one for one in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def ending(path: Path) -> str:
-    """Give the ending that says the format, without `.gz`."""
+    """Return the ending that tells the format, without `.gz`."""
     return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
@@ -126,7 +114,7 @@ def _check(path: Path) -> None:
             raise DataError("is a directory that `datasets` did not save", where=str(path), hint="name a file in it")
         return
     if ending(path) not in ENDINGS or (path.suffix.lower() == ".gz" and ending(path) in _COLUMNAR):
-        raise DataError("has an ending that is not known", where=str(path), hint=f"known are {_FORMATS}")
+        raise DataError("has an ending that is not known", where=str(path), hint=f"known are {FORMATS}")
     if not path.stat().st_size:
         raise DataError("is empty", where=str(path), hint="name a file with examples in it")
 
@@ -134,14 +122,14 @@ def _check(path: Path) -> None:
 def _read_delimited(
     path: Path, columns: Sequence[str] | None, quoted: bool | None, skip_broken_rows: bool, keep: Collection[str] | None
 ) -> Table:
-    with _open(path) as file:
+    with open_text(path) as file:
         delimiter = delimiter_of(file.readline(), ending(path))
     if quoted is None:
         quoted = True
         if delimiter == "\t":
-            with _open(path) as file:
+            with open_text(path) as file:
                 quoted = is_quoted(file, delimiter)
-    with _open(path) as file:
+    with open_text(path) as file:
         rows = quoted_rows(file, delimiter, path) if quoted else plain_rows(file, delimiter)
         first = next(rows, None)
         if first is None:
@@ -197,12 +185,12 @@ def _broken_note(path: Path, broken: list[int]) -> tuple[str, ...]:
 
 
 def _read_json(path: Path, keep: Collection[str] | None) -> Table:
-    with _open(path) as file:
+    with open_text(path) as file:
         is_list = next((line.lstrip()[0] for line in file if line.strip()), "") == "["
     columns: dict[str, list[Any]] = {}
     headings: dict[str, None] = {}
     places: list[int] = []
-    with _open(path) as file:
+    with open_text(path) as file:
         for place, record in _records_of_list(file, path) if is_list else _records_of_lines(file, path):
             if record.keys() != headings.keys():
                 headings.update(dict.fromkeys(record))
@@ -218,79 +206,16 @@ def _read_json(path: Path, keep: Collection[str] | None) -> Table:
 def _records_of_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if line.strip():
-            yield number, _record(_parse(line.rstrip(), f"{path}:{number}"), f"{path}:{number}")
+            yield number, _record(parse_json(line.rstrip(), f"{path}:{number}"), f"{path}:{number}")
 
 
 def _records_of_list(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, value in enumerate(_parse(file.read(), str(path)), 1):
+    for number, value in enumerate(parse_json(file.read(), str(path)), 1):
         yield number, _record(value, f"{path}: row {number}")
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        if "\\ud" in text or "\\uD" in text:
-            # Halves of surrogate pairs, which an escape can hold, are no text.
-            return json.loads(text, object_pairs_hook=_without_surrogates)
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"is not JSON{reason}", where=where, hint="one object per line, or one list of objects, is needed") from error
-
-
-def _without_surrogates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: _mended(value) for name, value in pairs}
-
-
-def _mended(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_mended(one) for one in value]
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
 
 
 def _record(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
-        what = f"is not a JSON object but {names[type(value)]}"
+        what = f"is not a JSON object but {json_type(value)}"
         raise DataError(what, where=where, hint='an example is an object, for example {"text": "so good", "label": 1}')
     return value
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[str]]:
-    """Open a text file, its line ends kept, and turn what can be wrong with its bytes into one line.
-
-    Raises:
-        DataError: It cannot be read, is not UTF-8, or is not the gzip file that its name says.
-    """
-    try:
-        with path.open("rb") as raw:
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if path.suffix.lower() == ".gz" else raw
-            _check_head(path, stream.peek(4096)[:4096])
-            with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n") as file:
-                yield file
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError("is truncated or damaged", where=str(path), hint="compress or copy it again") from error
-    except OSError as error:
-        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
-        raise DataError(f"cannot be read ({reason})", where=str(path)) from error
-
-
-def _check_head(path: Path, head: bytes) -> None:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        hint = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8{path.suffix}"
-        raise DataError("is UTF-16, not UTF-8", where=str(path), hint=hint)
-    if b"\0" in head:
-        raise DataError("is binary, not text", where=str(path), hint=f"known are {_FORMATS}")
-
-
-def _not_utf8(path: Path) -> DataError:
-    with path.open("rb") as raw:
-        for number, line in enumerate(gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                convert = f"convert the file to UTF-8, for example: iconv -f ISO-8859-1 -t UTF-8 {path.name} > utf8{path.suffix}"
-                return DataError(f"byte 0x{line[error.start]:02x} is not UTF-8", where=f"{path}:{number}", hint=convert)
-    return DataError("is not UTF-8", where=str(path), hint="convert it")

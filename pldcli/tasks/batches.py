@@ -1,4 +1,4 @@
-"""Serve tokenised rows in batches of similar length, so that little of a batch is padding.
+"""Serve tokenized rows in batches of similar length, so that little of a batch is padding.
 
 The order is a function of (seed, epoch): a permutation is cut into stretches of many batches, each stretch is sorted by
 length and cut into batches, and the batches are put in a random order.
@@ -47,7 +47,7 @@ class TaskBatch:
 
 
 def collate(features: Features, rows: npt.NDArray[np.int64], *, pad_id: int, multiple: int = 1) -> TaskBatch:
-    """Put rows side by side, padded to the longest.
+    """Stack rows, padded to the longest.
 
     Args:
         features: All rows.
@@ -102,7 +102,7 @@ class TaskBatches:
     multiple: int = 1
     """Lengths are padded to a multiple of this."""
     pin_memory: bool = False
-    """Hand batches over in memory that a CUDA device reads by itself."""
+    """Build batches in pinned memory, from which copies to a CUDA device are asynchronous."""
     _orders: dict[int, list[npt.NDArray[np.int64]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -132,7 +132,7 @@ class TaskBatches:
         return collate(self.features, rows, pad_id=self.pad_id, multiple=self.multiple)
 
     def _nothing(self, rows: npt.NDArray[np.int64]) -> TaskBatch:
-        """Build a batch that teaches nothing, for a process without rows in a small last batch."""
+        """Build a batch whose labels are all ignored, for a process without rows in a small last batch."""
         batch = self._batch(rows)
         assert batch.labels is not None
         empty: Any = torch.full_like(batch.labels, math.nan if batch.labels.is_floating_point() else _IGNORED)

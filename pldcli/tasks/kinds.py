@@ -11,7 +11,12 @@ from pldcli.tasks.task import KindCode, Task
 
 __all__ = ["KINDS", "head_of", "usual_row_tokens"]
 
-KINDS: dict[TaskKind, KindCode] = {"classification": Classification(), "regression": Regression(), "tags": Tags(), "spans": Spans()}
+KINDS: dict[TaskKind, KindCode] = {
+    TaskKind.CLASSIFICATION: Classification(),
+    TaskKind.REGRESSION: Regression(),
+    TaskKind.TAGS: Tags(),
+    TaskKind.SPANS: Spans(),
+}
 """What differs between tasks; everything else is data."""
 
 
@@ -21,15 +26,9 @@ def head_of(task: Task, *, dropout: float = 0.0) -> TaskHead:
     Source: Devlin et al. 2019, section 4.2, as released.
     """
     kind = KINDS[task.kind]
-    return TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == "spans" else dropout)
-
-
-_ROW_TOKENS: dict[TaskKind, int] = {"spans": 384}
-
-
-_OTHER_ROW_TOKENS = 128
+    return TaskHead(kind.head, kind.num_outputs(task), 0.0 if task.kind == TaskKind.SPANS else dropout)
 
 
 def usual_row_tokens(kind: TaskKind, positions: int) -> int:
     """Choose the row length where nothing says it."""
-    return min(_ROW_TOKENS.get(kind, _OTHER_ROW_TOKENS), positions)
+    return min(384 if kind == TaskKind.SPANS else 128, positions)

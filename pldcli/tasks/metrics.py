@@ -13,6 +13,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,13 +106,13 @@ def spearman(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
 
 def mean_absolute_error(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     """Compute the mean distance of predictions from their targets, in the units of the target."""
-    y, z = _numbers(labels, predictions)
+    y, z = _pair(labels, predictions, np.float64)
     return float(np.abs(y - z).mean())
 
 
 def root_mean_squared_error(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     """Compute the root of the mean squared distance of predictions from their targets, in the units of the target."""
-    y, z = _numbers(labels, predictions)
+    y, z = _pair(labels, predictions, np.float64)
     return float(np.sqrt(np.square(y - z).mean()))
 
 
@@ -157,12 +158,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def task_score(values: Mapping[str, float], names: Sequence[str]) -> float:
-    """Compute a task's one number: the unweighted mean of its metrics.
-
-    Args:
-        values: Metric name to value; others than `names` are left alone.
-        names: The task's metrics, at least one.
-    """
+    """Compute a task's one number: the unweighted mean of the metrics in `names`, at least one."""
     return statistics.fmean(values[name] for name in names)
 
 
@@ -206,15 +202,10 @@ def paper_geometric_mean(scores: Mapping[str, Mapping[str, float]]) -> float | N
     return statistics.geometric_mean(numbers) if all(numbers := [scores[task][name] for task, name in wanted]) else 0.0
 
 
-def _pair(labels: npt.ArrayLike, predictions: npt.ArrayLike, dtype: type | None = None) -> tuple[npt.NDArray[np.generic], ...]:
+def _pair(labels: npt.ArrayLike, predictions: npt.ArrayLike, dtype: type | None = None) -> tuple[npt.NDArray[Any], ...]:
     y, z = np.asarray(labels, dtype), np.asarray(predictions, dtype)
     assert y.ndim == 1 and y.shape == z.shape, f"{y.shape} labels, {z.shape} predictions"
     return y, z
-
-
-def _numbers(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    y, z = _pair(labels, predictions, np.float64)
-    return y.astype(np.float64), z.astype(np.float64)
 
 
 def _f1_of_class(y: npt.NDArray[np.generic], z: npt.NDArray[np.generic], one: object) -> float:
@@ -252,7 +243,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """Put an answer into the form in which answers are compared: lower case, no punctuation, no articles, single spaces."""
+    """Normalise an answer for comparison: lower case, no punctuation, no articles, single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 

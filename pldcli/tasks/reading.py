@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from pldcli.choices import TaskKind
 from pldcli.data.conversion import SPACE
 from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.task import Examples, Features, Task
 
-__all__ = ["Unknown", "note_on_unknown", "notes_on_special_tokens", "reader_of", "reading_words"]
+__all__ = ["Unknown", "encodings", "note_on_unknown", "notes_on_special_tokens", "reader_of", "reading_words"]
 
 _NUM_PROBES = 12
+_BATCH = 1024
+"""Texts that are tokenized at once."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ def reader_of(tokenizer: Tokenizer) -> Any:
     return tokenizers.Tokenizer.from_str(tokenizer.json_text)
 
 
+def encodings(texts: Iterable[str], fast: Any, *, with_offsets: bool = False) -> Iterator[tuple[str, Any]]:
+    """Tokenize each distinct text once, without special tokens; `with_offsets` also finds the characters of each token."""
+    distinct = list(dict.fromkeys(texts))
+    encode = fast.encode_batch if with_offsets else fast.encode_batch_fast
+    for first in range(0, len(distinct), _BATCH):
+        batch = distinct[first : first + _BATCH]
+        yield from zip(batch, encode(batch, add_special_tokens=False), strict=True)
+
+
 def notes_on_special_tokens(splits: Iterable[Examples], task: Task, tokenizer: Tokenizer, *, skips_padding: bool) -> list[str]:
     """Name the columns of files in whose text special tokens are spelled.
 
@@ -66,7 +78,7 @@ def notes_on_special_tokens(splits: Iterable[Examples], task: Task, tokenizer: T
     for examples in splits:
         names = task.text_columns or ("",) * len(examples.inputs)  # unknown where a model from elsewhere does not say them
         for name, column in zip(names, examples.inputs, strict=True):
-            texts = [" ".join(value) for value in column] if task.kind == "tags" else column
+            texts = [" ".join(value) for value in column] if task.kind == TaskKind.TAGS else column
             columns.setdefault((examples.source, name), []).extend(texts)
     notes = []
     for (source, name), texts in columns.items():
@@ -123,7 +135,7 @@ def _probes(fast: Any) -> Sequence[str]:
 
 
 def _with_space_before_words(text: str) -> Iterator[str]:
-    """Give a `tokenizer.json` the settings, one after the other, by which tokenizers put a space before a text."""
+    """Yield a `tokenizer.json` with each of the settings by which tokenizers put a space before a text."""
     settings = json.loads(text)
     if (settings.get("pre_tokenizer") or {}).get("type") == "ByteLevel":
         settings["pre_tokenizer"]["add_prefix_space"] = True

@@ -9,205 +9,161 @@ Source: Wang et al. 2019 (arXiv:1804.07461), Table 1, and the published files; R
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pldcli.choices import TaskKind
 from pldcli.errors import UsageError
 from pldcli.tasks.task import Label, Task
 
-__all__ = ["TASKS", "find_task", "glue_tasks", "is_known_task", "task_name"]
+__all__ = ["ALL", "AX", "MNLI", "TASKS", "find_task", "glue_tasks", "is_known_task", "task_name"]
 
+ALL = "glue/all"
+"""Stands for every task of GLUE."""
+MNLI, AX = "glue/mnli", "glue/ax"
 _GLUE = "nyu-mll/glue"
 _BINARY: tuple[Label, ...] = (0, 1)
 _INFERENCE = ("entailment", "not_entailment")
 _INFERENCE_OF_THREE = ("entailment", "neutral", "contradiction")
 
 
-def _rows(train: int, validation: int, test: int) -> dict[str, int]:
-    return {"train": train, "validation": validation, "test": test}
+def _glue(
+    folder: str,
+    title: str,
+    text_columns: tuple[str, ...],
+    labels: tuple[str, ...],
+    *,
+    rows: Mapping[str, int] | tuple[int, int, int],
+    metrics: tuple[str, ...] = ("accuracy",),
+    **more: Any,
+) -> Task:
+    """Fill in what most tasks of GLUE have in common.
 
+    Args:
+        folder: Its directory in the published files; without dashes and in lower case its name, with `.tsv` the server's file.
+        title: What it asks.
+        text_columns: One or two.
+        labels: In the hub's order of ids; none for a regression.
+        rows: Official numbers of examples by split; three of them are those of training, validation and test.
+        metrics: Names of its metrics.
+        more: Other fields of a task.
+    """
+    key = folder.replace("-", "").lower()
+    usual: dict[str, Any] = {
+        "kind": TaskKind.CLASSIFICATION if labels else TaskKind.REGRESSION,
+        "hub": (_GLUE, key),
+        "num_rows": rows if isinstance(rows, Mapping) else dict(zip(("train", "validation", "test"), rows, strict=True)),
+        "server_files": {"test": f"{folder}.tsv"},
+    }
+    shape: dict[str, Any] = {"title": title, "text_columns": text_columns, "label_column": "label", "labels": labels}
+    return Task(f"glue/{key}", **(usual | shape | {"metrics": metrics, "folder": folder} | more))
+
+
+def _squad(name: str, title: str, version: str, *, rows: tuple[int, int], unanswerable: bool = False) -> Task:
+    return Task(
+        name,
+        kind=TaskKind.SPANS,
+        title=title,
+        text_columns=("question", "context"),
+        label_column="answers",
+        metrics=("exact_match", "squad_f1"),
+        folder="squad",
+        test=(),
+        aliases={"index": ("id",)},
+        stems={"train": (f"train-v{version}",), "validation": (f"dev-v{version}",)},
+        unanswerable=unanswerable,
+        num_rows=dict(zip(("train", "validation"), rows, strict=True)),
+        hub=(f"rajpurkar/{name}", None),
+    )
+
+
+_SENTENCES = ("sentence1", "sentence2")
+_NLI_ALIASES = {"premise": ("sentence1",), "hypothesis": ("sentence2",)}
 
 _TABLE = (
-    Task(
-        name="glue/cola",
-        kind="classification",
-        title="Is the sentence acceptable English?",
-        text_columns=("sentence",),
-        label_column="label",
-        labels=("unacceptable", "acceptable"),
+    _glue(
+        "CoLA",
+        "Is the sentence acceptable English?",
+        ("sentence",),
+        ("unacceptable", "acceptable"),
         written=_BINARY,
         metrics=("matthews",),
-        folder="CoLA",
-        num_rows=_rows(8_551, 1_043, 1_063),
+        rows=(8_551, 1_043, 1_063),
         headless=dict.fromkeys(("train", "validation"), ("source", "label", "star", "sentence")),
-        hub=(_GLUE, "cola"),
-        server_files={"test": "CoLA.tsv"},
     ),
-    Task(
-        name="glue/sst2",
-        kind="classification",
-        title="Is the film review positive?",
-        text_columns=("sentence",),
-        label_column="label",
-        labels=("negative", "positive"),
-        written=_BINARY,
-        metrics=("accuracy",),
-        folder="SST-2",
-        num_rows=_rows(67_349, 872, 1_821),
-        hub=(_GLUE, "sst2"),
-        server_files={"test": "SST-2.tsv"},
-    ),
-    Task(
-        name="glue/mrpc",
-        kind="classification",
-        title="Do the two sentences mean the same?",
-        text_columns=("sentence1", "sentence2"),
-        label_column="label",
-        labels=("not_equivalent", "equivalent"),
+    _glue("SST-2", "Is the film review positive?", ("sentence",), ("negative", "positive"), written=_BINARY, rows=(67_349, 872, 1_821)),
+    _glue(
+        "MRPC",
+        "Do the two sentences mean the same?",
+        _SENTENCES,
+        ("not_equivalent", "equivalent"),
         written=_BINARY,
         metrics=("f1", "accuracy"),
-        folder="MRPC",
         aliases={"sentence1": ("#1 String",), "sentence2": ("#2 String",), "label": ("Quality",)},
-        num_rows=_rows(3_668, 408, 1_725),
-        hub=(_GLUE, "mrpc"),
-        server_files={"test": "MRPC.tsv"},
+        rows=(3_668, 408, 1_725),
     ),
-    Task(
-        name="glue/stsb",
-        kind="regression",
-        title="How similar are the two sentences, 0 to 5?",
-        text_columns=("sentence1", "sentence2"),
-        label_column="label",
+    _glue(
+        "STS-B",
+        "How similar are the two sentences, 0 to 5?",
+        _SENTENCES,
+        (),
         metrics=("pearson", "spearman"),
-        folder="STS-B",
         aliases={"label": ("score",)},
-        num_rows=_rows(5_749, 1_500, 1_379),
-        hub=(_GLUE, "stsb"),
-        server_files={"test": "STS-B.tsv"},
+        rows=(5_749, 1_500, 1_379),
     ),
-    Task(
-        name="glue/qqp",
-        kind="classification",
-        title="Do the two questions ask the same?",
-        text_columns=("question1", "question2"),
-        label_column="label",
-        labels=("not_duplicate", "duplicate"),
+    _glue(
+        "QQP",
+        "Do the two questions ask the same?",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
         written=_BINARY,
         metrics=("f1", "accuracy"),
-        folder="QQP",
         aliases={"label": ("is_duplicate",), "index": ("id",)},
-        num_rows=_rows(363_846, 40_430, 390_965),
+        rows=(363_846, 40_430, 390_965),
         skip_broken_rows=True,
-        hub=(_GLUE, "qqp"),
-        server_files={"test": "QQP.tsv"},
     ),
-    Task(
-        name="glue/mnli",
-        kind="classification",
-        title="Does the premise entail the hypothesis?",
-        text_columns=("premise", "hypothesis"),
-        label_column="label",
-        labels=_INFERENCE_OF_THREE,
-        metrics=("accuracy",),
-        folder="MNLI",
+    _glue(
+        "MNLI",
+        "Does the premise entail the hypothesis?",
+        ("premise", "hypothesis"),
+        _INFERENCE_OF_THREE,
         validation=("validation_matched", "validation_mismatched"),
         test=("test_matched", "test_mismatched"),
-        aliases={"premise": ("sentence1",), "hypothesis": ("sentence2",), "label": ("gold_label",)},
-        num_rows={
+        aliases=_NLI_ALIASES | {"label": ("gold_label",)},
+        rows={
             "train": 392_702,
             "validation_matched": 9_815,
             "validation_mismatched": 9_832,
             "test_matched": 9_796,
             "test_mismatched": 9_847,
         },
-        hub=(_GLUE, "mnli"),
         server_files={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
     ),
-    Task(
-        name="glue/qnli",
-        kind="classification",
-        title="Does the sentence answer the question?",
-        text_columns=("question", "sentence"),
-        label_column="label",
-        labels=_INFERENCE,
-        metrics=("accuracy",),
-        folder="QNLI",
-        num_rows=_rows(104_743, 5_463, 5_463),
-        hub=(_GLUE, "qnli"),
-        server_files={"test": "QNLI.tsv"},
-    ),
-    Task(
-        name="glue/rte",
-        kind="classification",
-        title="Does the first sentence entail the second?",
-        text_columns=("sentence1", "sentence2"),
-        label_column="label",
-        labels=_INFERENCE,
-        metrics=("accuracy",),
-        folder="RTE",
-        num_rows=_rows(2_490, 277, 3_000),
-        hub=(_GLUE, "rte"),
-        server_files={"test": "RTE.tsv"},
-    ),
-    Task(
-        name="glue/wnli",
-        kind="classification",
-        title="Does the sentence with the pronoun replaced follow?",
-        text_columns=("sentence1", "sentence2"),
-        label_column="label",
-        labels=("not_entailment", "entailment"),
+    _glue("QNLI", "Does the sentence answer the question?", ("question", "sentence"), _INFERENCE, rows=(104_743, 5_463, 5_463)),
+    _glue("RTE", "Does the first sentence entail the second?", _SENTENCES, _INFERENCE, rows=(2_490, 277, 3_000)),
+    _glue(
+        "WNLI",
+        "Does the sentence with the pronoun replaced follow?",
+        _SENTENCES,
+        ("not_entailment", "entailment"),
         written=_BINARY,
-        metrics=("accuracy",),
-        folder="WNLI",
-        num_rows=_rows(635, 71, 146),
-        hub=(_GLUE, "wnli"),
-        server_files={"test": "WNLI.tsv"},
+        rows=(635, 71, 146),
     ),
-    Task(
-        name="glue/ax",
-        kind="classification",
-        title="Diagnostic pairs for a model of mnli",
-        text_columns=("premise", "hypothesis"),
-        label_column="label",
-        labels=_INFERENCE_OF_THREE,
+    _glue(
+        "AX",
+        "Diagnostic pairs for a model of mnli",
+        ("premise", "hypothesis"),
+        _INFERENCE_OF_THREE,
         metrics=("matthews",),
-        folder="AX",
         train=None,
         validation=(),
-        aliases={"premise": ("sentence1",), "hypothesis": ("sentence2",)},
+        aliases=_NLI_ALIASES,
         stems={"test": ("AX", "diagnostic")},
-        num_rows={"test": 1_104},
-        hub=(_GLUE, "ax"),
-        server_files={"test": "AX.tsv"},
+        rows={"test": 1_104},
     ),
-    Task(
-        name="squad",
-        kind="spans",
-        title="Which words of the text answer the question?",
-        text_columns=("question", "context"),
-        label_column="answers",
-        metrics=("exact_match", "squad_f1"),
-        folder="squad",
-        test=(),
-        aliases={"index": ("id",)},
-        stems={"train": ("train-v1.1",), "validation": ("dev-v1.1",)},
-        num_rows={"train": 87_599, "validation": 10_570},
-        hub=("rajpurkar/squad", None),
-    ),
-    Task(
-        name="squad_v2",
-        kind="spans",
-        title="Which words answer the question, if any do?",
-        text_columns=("question", "context"),
-        label_column="answers",
-        metrics=("exact_match", "squad_f1"),
-        folder="squad",
-        test=(),
-        aliases={"index": ("id",)},
-        stems={"train": ("train-v2.0",), "validation": ("dev-v2.0",)},
-        unanswerable=True,
-        num_rows={"train": 130_319, "validation": 11_873},
-        hub=("rajpurkar/squad_v2", None),
-    ),
+    _squad("squad", "Which words of the text answer the question?", "1.1", rows=(87_599, 10_570)),
+    _squad("squad_v2", "Which words answer the question, if any do?", "2.0", rows=(130_319, 11_873), unanswerable=True),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
@@ -235,7 +191,7 @@ def glue_tasks() -> tuple[Task, ...]:
 
 
 def is_known_task(task: str) -> bool:
-    """Tell a task's name from a file's; what is neither counts as a name, so that the error speaks of tasks."""
+    """Return whether this names a task, not a file; what is neither counts as a name, so that the error speaks of tasks."""
     return task.lower() in TASKS or not (Path(task).exists() or Path(task).suffix)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ __all__ = ["Classification", "Regression"]
 _TEXTS_AT_ONCE = 10_000
 
 
-@dataclass(frozen=True)
 class Classification:
     """One of several labels."""
 
@@ -30,7 +28,7 @@ class Classification:
         return len(task.labels)
 
     def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
-        """Tokenise; of a pair that is too long the longer text loses its end, token by token."""
+        """Tokenize; of a pair that is too long the longer text loses its end, token by token."""
         return _encode(examples, tokenizer, max_seq_len, np.int64)
 
     def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
@@ -46,7 +44,6 @@ class Classification:
         return _metrics(task, examples.labels, [prediction.label_id for prediction in predictions])
 
 
-@dataclass(frozen=True)
 class Regression:
     """A number."""
 
@@ -57,7 +54,7 @@ class Regression:
         return 1
 
     def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
-        """Tokenise; of a pair that is too long the longer text loses its end, token by token."""
+        """Tokenize; of a pair that is too long the longer text loses its end, token by token."""
         return _encode(examples, tokenizer, max_seq_len, np.float32)
 
     def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:

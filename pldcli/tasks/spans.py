@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from pldcli.data.conversion import SPACE
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import squad_scores
-from pldcli.tasks.reading import reader_of
+from pldcli.tasks.reading import encodings, reader_of
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, window_starts
 
-__all__ = ["Spans"]
+__all__ = ["Spans", "without_white_space"]
 
 _MAX_QUESTION_TOKENS = 64
 _MAX_ANSWER_TOKENS = 30
@@ -24,9 +24,6 @@ _MAX_ANSWER_TOKENS = 30
 
 _NULL_THRESHOLD = 0.0
 """How much better "no answer" must score than the best answer to be given."""
-
-_BATCH = 1024
-"""Texts that are tokenised at once."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +55,18 @@ class _Details:
 class Spans:
     """Extractive question answering: two outputs per token, how well an answer begins and ends there."""
 
-    @property
-    def head(self) -> Head:
-        """Say which head the model needs."""
-        return "token"
+    head: Head = "token"
 
     def num_outputs(self, task: Task) -> int:
         """Count the outputs of the head: the start's logit, then the end's."""
         return 2
 
     def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
-        """Tokenise a split into windows: the question, at most 64 tokens of it, and a part of the context.
+        """Tokenize a split into windows: the question, at most 64 tokens of it, and a part of the context.
 
         A question longer than 64 tokens, or half a row, loses its end and is counted in `num_truncated`. Neighbouring windows share
         `stride` tokens, half of their part of the context at most. The answer to learn is the first of the right answers; a window
         that does not hold all of it learns that token 0 is the answer, which stands for "none".
-
-        Args:
-            examples: The split.
-            task: Its task.
-            tokenizer: The model's.
-            max_seq_len: Tokens of a row at most, special tokens included.
-            stride: Tokens that two windows share.
 
         Raises:
             UsageError: A row has no room for text.
@@ -106,10 +93,9 @@ class Spans:
                 labels.append((answer[0] - start + place, answer[1] - start + place) if answer is not None and held else (0, 0))
         columns = np.array(rows, np.int64).reshape(-1, 4).T
         may_refuse = task.unanswerable or not all(examples.labels or [True])
-        return Features(
-            input_ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-            token_type_ids=np.concatenate(types) if types else np.zeros(0, np.int8),
-            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        return Features.of_rows(
+            ids,
+            types,
             labels=None if examples.labels is None else np.array(labels, np.int64).reshape(-1, 2),
             example_of_row=columns[0],
             num_truncated=sum(len(questions[asked].ids) > most for asked in examples.inputs[0]),
@@ -121,12 +107,6 @@ class Spans:
 
         Where a task has questions without an answer, "" is predicted if token 0, in the window where it scores least, scores more than
         the best span. `scores["answer"]` is None where a context holds nothing that could be an answer.
-
-        Args:
-            outputs: Per row, [tokens of the row, 2].
-            features: The rows.
-            examples: The split.
-            task: Its task.
         """
         details: _Details = features.details
         best: list[tuple[float, int, int] | None] = [None] * len(examples)
@@ -152,24 +132,17 @@ class Spans:
 
 
 def _encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, _Text]:
-    """Tokenise each distinct text once, without special tokens."""
-    return dict(_encodings(list(dict.fromkeys(texts)), tokenizer))
-
-
-def _encodings(texts: list[str], tokenizer: Tokenizer) -> Iterator[tuple[str, _Text]]:
+    """Tokenize each distinct text once, without special tokens."""
     fast = reader_of(tokenizer)
-    space = fast.token_to_id(SPACE)
-    for first in range(0, len(texts), _BATCH):
-        batch = texts[first : first + _BATCH]
-        for text, encoding in zip(batch, fast.encode_batch(batch, add_special_tokens=False), strict=True):
-            ids = np.array(encoding.ids, np.int32)
-            spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-            begins, ends = _without_white_space(text, spans[:, 0], spans[:, 1])
-            ends = np.where(ids == space, begins, ends)
-            yield text, _Text(ids, begins, ends)
+    space, found = fast.token_to_id(SPACE), {}
+    for text, encoding in encodings(texts, fast, with_offsets=True):
+        ids, spans = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        begins, ends = without_white_space(text, spans[:, 0], spans[:, 1])
+        found[text] = _Text(ids, begins, np.where(ids == space, begins, ends))
+    return found
 
 
-def _without_white_space(
+def without_white_space(
     text: str, begins: npt.NDArray[np.int32], ends: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Move the ends of spans of characters inwards to where no white space is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import accuracy
-from pldcli.tasks.reading import reader_of, reading_words
+from pldcli.tasks.reading import encodings, reader_of, reading_words
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
-from pldcli.tasks.windows import frame_of
+from pldcli.tasks.windows import frame_of, word_windows
 
 __all__ = ["Tags", "default_metrics", "entities"]
 
@@ -24,8 +24,6 @@ _PREFIXES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
 
 _OUTSIDE = "O"
 _NO_TOKEN = -1
-_BATCH = 4096
-"""Words that are tokenised at once."""
 
 
 @dataclass(frozen=True)
@@ -36,49 +34,31 @@ class _Details:
     """Of the words of all examples, one after the other: its place in `Features.input_ids`; -1 for a word that comes to no token."""
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Words that stand in one row, from `first` to before `end`; it labels those from `labels_from` to before `labels_to`."""
-
-    first: int
-    end: int
-    labels_from: int
-    labels_to: int
-
-
 class Tags:
     """Token classification: one output per label and token; the first piece of a word speaks for it."""
 
-    @property
-    def head(self) -> Head:
-        """Say which head the model needs."""
-        return "token"
+    head: Head = "token"
 
     def num_outputs(self, task: Task) -> int:
         """Count the labels."""
         return len(task.labels)
 
     def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
-        """Tokenise a split word by word.
+        """Tokenize a split word by word.
 
         A sentence that does not fit a row is cut between words into windows. Neighbours share words of up to `stride` tokens, half
         a row at most; of these the earlier window labels the first half and the later one the rest, so that every word is labelled
         exactly once, where there is context on both sides. A single word longer than a row loses its end, and its sentence is counted
         in `num_truncated`. A word that comes to no token, such as a zero-width space, teaches nothing.
 
-        Args:
-            examples: The split.
-            task: Its task, with known labels.
-            tokenizer: The model's.
-            max_seq_len: Tokens of a row at most, special tokens included.
-            stride: Tokens that two windows share.
-
         Raises:
             UsageError: A row has no room for text.
         """
         frame = frame_of(tokenizer, 1)
         room = frame.room(max_seq_len)
-        pieces = _encode_words(examples.inputs[0], tokenizer)
+        reader = reader_of(reading_words(tokenizer))
+        words_of_all = (word for sentence in examples.inputs[0] for word in sentence)
+        pieces = {word: np.array(encoding.ids, np.int32) for word, encoding in encodings(words_of_all, reader)}
         ids, types, labels, example_of_row = [], [], [], []
         tokens: list[npt.NDArray[np.int64]] = []
         num_truncated = offset = 0
@@ -86,7 +66,7 @@ class Tags:
             encoded = [pieces[word][:room] for word in words]
             num_truncated += any(len(pieces[word]) > room for word in words)
             starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-            for window in _windows(starts, room, stride):
+            for window in word_windows(starts, room, stride):
                 row_ids, row_types = frame.row(np.concatenate([*encoded[window.first : window.end], np.zeros(0, np.int32)]))
                 labelled = slice(window.labels_from, window.labels_to)
                 places = starts[labelled] - starts[window.first] + len(frame.gaps[0])
@@ -100,10 +80,9 @@ class Tags:
                 tokens.append(np.where(has_token, places + offset, _NO_TOKEN))
                 example_of_row.append(i)
                 offset += len(row_ids)
-        return Features(
-            input_ids=np.concatenate([*ids, np.zeros(0, np.int32)]),
-            token_type_ids=np.concatenate([*types, np.zeros(0, np.int8)]),
-            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        return Features.of_rows(
+            ids,
+            types,
             labels=None if examples.labels is None else np.concatenate([*labels, np.zeros(0, np.int64)]),
             example_of_row=np.array(example_of_row, np.int64),
             num_truncated=num_truncated,
@@ -111,14 +90,7 @@ class Tags:
         )
 
     def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
-        """Take each word's most probable label; one without a token is "O", or the first label, with probability 0.
-
-        Args:
-            outputs: Per row, [tokens of the row, labels].
-            features: The rows.
-            examples: The split.
-            task: Its task.
-        """
+        """Take each word's most probable label; one without a token is "O", or the first label, with probability 0."""
         details: _Details = features.details
         empty = np.zeros((0, len(task.labels)), np.float32)
         has_token = details.tokens != _NO_TOKEN
@@ -167,7 +139,7 @@ def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
     """Find the entities of a sentence, labelled by IOB1, IOB2, IOBES or BILOU.
 
     As in conlleval an ill-formed sequence has entities too: one begins at B and S (U), after O, E (L) or S (U), and wherever the type
-    changes; it goes on through I and E (L) of its type. A label without such a prefix is a type of its own, inside.
+    changes; it continues through I and E (L) of its type. A label without such a prefix is a type of its own, inside.
 
     Args:
         labels: One per word.
@@ -203,44 +175,8 @@ def _parted(label: str) -> tuple[str, str]:
 
 
 def _mark_entities(labels: Sequence[str]) -> bool:
-    """Tell labels of entities from others, such as parts of speech."""
+    """Return whether labels mark entities, not parts of speech or the like."""
     if any(label.startswith(("B-", "I-")) for label in labels):
         return True
     letters = {label.partition("-")[0] for label in labels}
     return _OUTSIDE in letters and len(letters) > 1 and letters <= {_OUTSIDE, *_PREFIXES}
-
-
-def _encode_words(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> dict[str, npt.NDArray[np.int32]]:
-    """Tokenise each distinct word once, as it stands after a space."""
-    words = list(dict.fromkeys(word for sentence in sentences for word in sentence))
-    return dict(_encodings(words, tokenizer))
-
-
-def _encodings(words: list[str], tokenizer: Tokenizer) -> Iterator[tuple[str, npt.NDArray[np.int32]]]:
-    fast = reader_of(reading_words(tokenizer))
-    for first in range(0, len(words), _BATCH):
-        batch = words[first : first + _BATCH]
-        for word, encoding in zip(batch, fast.encode_batch_fast(batch, add_special_tokens=False), strict=True):
-            yield word, np.array(encoding.ids, np.int32)
-
-
-def _windows(starts: npt.NDArray[np.int64], room: int, stride: int) -> list[_Window]:
-    """Cut a sentence into windows.
-
-    Args:
-        starts: [words + 1], the first token of each word, and the end; no word is longer than `room`.
-        room: Tokens of a window.
-        stride: Tokens that two windows may share.
-    """
-    num_words = len(starts) - 1
-    shared = min(stride, room // 2)
-    windows = [_Window(0, end := int(np.searchsorted(starts, room, side="right")) - 1, 0, end)]
-    while end < num_words:
-        must_hold = int(starts[end + 1]) - room
-        first = int(np.searchsorted(starts, max(int(starts[end]) - shared, must_hold)))
-        middle = int(np.searchsorted(starts, (int(starts[first]) + int(starts[end])) / 2))
-        last = windows[-1]
-        windows[-1] = _Window(last.first, last.end, last.labels_from, middle)
-        end = int(np.searchsorted(starts, int(starts[first]) + room, side="right")) - 1
-        windows.append(_Window(first, end, middle, end))
-    return windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +85,11 @@ class Task:
         """
         try:
             values: dict[str, Any] = {name: tuple(value) if isinstance(value := record[name], list) else value for name in _RECORDED}
-            task = cls(**values)
+            task = cls(**values | {"kind": TaskKind(values["kind"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{error}") from error
-        if task.kind not in get_args(TaskKind) or not task.text_columns:
-            raise ValueError(f"kind {task.kind!r}")
+        if not task.text_columns:
+            raise ValueError("no text_columns")
         for name in _RECORDED:
             if type(getattr(task, name)) is not type(getattr(_EXAMPLE, name)):
                 raise ValueError(f"{name} {getattr(task, name)!r}")
@@ -100,7 +100,7 @@ class Task:
         return replace(self, labels=tuple(str(label) for label in labels), written=tuple(labels))
 
 
-_EXAMPLE = Task("", "classification", (), "")
+_EXAMPLE = Task("", TaskKind.CLASSIFICATION, (), "")
 """Its fields have the types that a record's have."""
 
 
@@ -134,10 +134,15 @@ class TaskData:
     validation: dict[str, Examples]
     test: dict[str, Examples]
 
+    @property
+    def splits(self) -> list[Examples]:
+        """Every split that is there, training first."""
+        return [*([] if self.train is None else [self.train]), *self.validation.values(), *self.test.values()]
+
 
 @dataclass(frozen=True)
 class Features:
-    """Tokenised rows as the encoder reads them, one after the other: one per example, or one per window of it.
+    """Tokenized rows as the encoder reads them, one after the other: one per example, or one per window of it.
 
     Row r is `input_ids[offsets[r]:offsets[r + 1]]`, special tokens included, padding not.
     """
@@ -156,6 +161,12 @@ class Features:
     """Examples that lost text because they are longer than a row."""
     details: Any = None
     """What the kind's own `predict` needs besides, for example the characters that each token stands for."""
+
+    @classmethod
+    def of_rows(cls, ids: Sequence[npt.NDArray[np.int32]], types: Sequence[npt.NDArray[np.int8]], **more: Any) -> Features:
+        """Put rows one after the other, each with its ids and token types; `more` are the other fields."""
+        flat_ids, flat_types = np.concatenate([np.zeros(0, np.int32), *ids]), np.concatenate([np.zeros(0, np.int8), *types])
+        return cls(flat_ids, flat_types, np.cumsum([0, *map(len, ids)], dtype=np.int64), **more)
 
     @property
     def num_rows(self) -> int:
@@ -184,17 +195,15 @@ class Prediction:
 class KindCode(Protocol):
     """What differs between kinds of tasks."""
 
-    @property
-    def head(self) -> Head:
-        """Say which head the model needs."""
-        ...
+    head: Head
+    """Which head the model needs."""
 
     def num_outputs(self, task: Task) -> int:
         """Count the outputs of the head, C."""
         ...
 
     def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
-        """Tokenise a split.
+        """Tokenize a split.
 
         Args:
             examples: The split.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import UsageError
 
-__all__ = ["Frame", "frame_of", "window_starts"]
+__all__ = ["Frame", "WordWindow", "frame_of", "window_starts", "word_windows"]
 
 _PROBE = "a"
 
@@ -46,14 +46,7 @@ class Frame:
         return room
 
     def row(self, *texts: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
-        """Put texts into the frame.
-
-        Args:
-            texts: The ids of each.
-
-        Returns:
-            The row's ids and token types.
-        """
+        """Put texts, the ids of each, into the frame; return the row's ids and token types."""
         ids, types = [self.gaps[0]], [self.gap_types[0]]
         for text, text_type, gap, gap_type in zip(texts, self.text_types, self.gaps[1:], self.gap_types[1:], strict=True):
             ids += [text, gap]
@@ -80,12 +73,38 @@ def frame_of(tokenizer: Tokenizer, num_texts: int) -> Frame:
 
 
 def window_starts(num_tokens: int, room: int, stride: int) -> Sequence[int]:
-    """Say where windows over a text begin.
-
-    Args:
-        num_tokens: Of the text.
-        room: Tokens of a window.
-        stride: Tokens that neighbours share; half a window at most, or there would be too many of them.
-    """
+    """Return where windows of `room` tokens begin; neighbours share `stride`, half a window at most, or there would be too many of them."""
     step = room - min(stride, room // 2)
     return range(0, max(num_tokens - room + step, 1), step)
+
+
+@dataclass(frozen=True)
+class WordWindow:
+    """Words that stand in one row, from `first` to before `end`; it labels those from `labels_from` to before `labels_to`."""
+
+    first: int
+    end: int
+    labels_from: int
+    labels_to: int
+
+
+def word_windows(starts: npt.NDArray[np.int64], room: int, stride: int) -> list[WordWindow]:
+    """Cut a sentence between words into windows that overlap.
+
+    Args:
+        starts: [words + 1], the first token of each word, and the end; no word is longer than `room`.
+        room: Tokens of a window.
+        stride: Tokens that two windows may share.
+    """
+    num_words = len(starts) - 1
+    shared = min(stride, room // 2)
+    windows = [WordWindow(0, end := int(np.searchsorted(starts, room, side="right")) - 1, 0, end)]
+    while end < num_words:
+        must_hold = int(starts[end + 1]) - room
+        first = int(np.searchsorted(starts, max(int(starts[end]) - shared, must_hold)))
+        middle = int(np.searchsorted(starts, (int(starts[first]) + int(starts[end])) / 2))
+        last = windows[-1]
+        windows[-1] = WordWindow(last.first, last.end, last.labels_from, middle)
+        end = int(np.searchsorted(starts, int(starts[first]) + room, side="right")) - 1
+        windows.append(WordWindow(first, end, middle, end))
+    return windows

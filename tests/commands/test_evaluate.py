@@ -11,36 +11,37 @@ from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
 
-RESULTS = {
-    "evaluate": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
-    "evaluate_text": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
-    "pseudo_perplexity": PseudoPerplexity((TextScore(3, -6.0), TextScore(1, -2.0))),
-    "evaluate_pairs": MinimalPairs((PairScore(-1.0, -2.0), PairScore(-2.0, -2.0)), {"UID": {"[a]": GroupScore(0.5, 2)}}),
-    "fill_mask": [[Candidate(7, "[UNK]", 0.75, "the [UNK] is")]],
-    "evaluate_depths": DepthReport(
-        (DepthScore((True, False, True), {"mlm_loss": 2.5}, 150.0, 1.5), DepthScore((True,) * 3, {"mlm_loss": 2.0}, 100.0, 1.0)), 3, "why"
-    ),
+MATERIALS = {
+    "validation": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
+    "text": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
+    "pseudo-perplexity": PseudoPerplexity((TextScore(3, -6.0), TextScore(1, -2.0))),
+    "minimal-pairs": MinimalPairs((PairScore(-1.0, -2.0), PairScore(-2.0, -2.0)), {"UID": {"[a]": GroupScore(0.5, 2)}}),
 }
+FILLED = [[Candidate(7, "[UNK]", 0.75, "the [UNK] is")]]
+DEPTHS = DepthReport(
+    (DepthScore((True, False, True), {"mlm_loss": 2.5}, 150.0, 1.5), DepthScore((True,) * 3, {"mlm_loss": 2.0}, 100.0, 1.0)), 3, "why"
+)
 
 
 @pytest.fixture
 def calls(monkeypatch):
     found = []
 
-    def recorder(name):
+    def recorder(name, score):
         def record(*args, **kwargs):
             found.append((name, args, kwargs))
-            what = "data, validation split" if name == "evaluate" else "that"
-            return Evaluated(Path("runs/r/model"), what, "fp32", 128, RESULTS[name])
+            what = "data, validation split" if (name, kwargs.get("material")) == ("evaluate", "validation") else "that"
+            return Evaluated(Path("runs/r/model"), what, "fp32", 128, score(kwargs.get("material")))
 
         return record
 
-    for name in RESULTS:
-        monkeypatch.setattr(engine, name, recorder(name))
+    for name, score in (("evaluate", MATERIALS.get), ("fill_mask", lambda _: FILLED), ("evaluate_depths", lambda _: DEPTHS)):
+        monkeypatch.setattr(engine, name, recorder(name, score))
     monkeypatch.setattr(model_source, "latest_run", lambda: Path("runs/latest"))
     return found
 
 
+VALIDATION = {"material": "validation", "inputs": [], "text_field": "text"}
 OPENING = {"data": None, "precision": "fp32", "device": "auto", "allow_bin": False}
 
 
@@ -48,8 +49,8 @@ def test_the_arguments_that_reach_the_engine(pld, calls):
     pld("evaluate", "some/run", "--data", "d", "--precision", "bf16", "--device", "cuda", "--allow-bin")
     outcome = pld("evaluate")
     assert calls == [
-        ("evaluate", (Path("some/run"),), {"data": Path("d"), "precision": "bf16", "device": "cuda", "allow_bin": True}),
-        ("evaluate", (Path("runs/latest"),), OPENING),
+        ("evaluate", (Path("some/run"),), {**VALIDATION, "data": Path("d"), "precision": "bf16", "device": "cuda", "allow_bin": True}),
+        ("evaluate", (Path("runs/latest"),), VALIDATION | OPENING),
     ]
     assert outcome.err == "evaluating runs/latest\n"
 
@@ -67,9 +68,9 @@ def test_what_is_measured(pld, calls, tmp_path, monkeypatch):
         assert pld("evaluate", "r", *line).code == 0
     r, a, named = Path("r"), [Path("a")], {"text_field": "text", **OPENING}
     assert calls == [
-        ("evaluate_text", (r, [Path("a"), Path("b")]), {**named, "text_field": "body"}),
-        ("pseudo_perplexity", (r, a), named),
-        ("evaluate_pairs", (r, a), OPENING),
+        ("evaluate", (r,), {"material": "text", "inputs": [Path("a"), Path("b")], **named, "text_field": "body"}),
+        ("evaluate", (r,), {"material": "pseudo-perplexity", "inputs": a, **named}),
+        ("evaluate", (r,), {"material": "minimal-pairs", "inputs": a, **named}),
         ("fill_mask", (r, "the [MASK] is"), {"top": 3, **OPENING}),
         ("evaluate_depths", (r, "2,3", "keep-prob"), {"material": "validation", "inputs": [], **named}),
         ("evaluate_depths", (r, "2,3", "even"), {"material": "minimal-pairs", "inputs": a, **named}),
@@ -129,8 +130,12 @@ def test_tables(pld, calls, tmp_path):
         (["--blocks", "even"], "--blocks does nothing without --depth; leave it out"),
         (["--out", "a.png"], "--out does nothing without --depth; leave it out"),
         (["--depth", "3", "--out", "a.txt"], "a.txt: a picture's name must end in .png or .svg"),
-        (["--each", "--json"], "--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth"),
-        (["--each", "--minimal-pairs", "a"], "--each needs --json and --pseudo-perplexity or --minimal-pairs, without --depth"),
+        (["--each", "--json"], "--each does nothing without --pseudo-perplexity or --minimal-pairs; leave it out"),
+        (["--each", "--minimal-pairs", "a"], "--each does nothing without --json; leave it out"),
+        (["--each", "--json", "--minimal-pairs", "a", "--depth", "2"], "--each and --depth exclude each other; give one of them"),
+        (["--task", "a.csv", "--predictions", "p", "--depth", "2"], "--predictions and --depth exclude each other; give one of them"),
+        (["--data-dir", "d"], "--data-dir does nothing without --task; leave it out"),
+        (["--skip-bad", "--text", "a"], "--skip-bad does nothing without --task; leave it out"),
     ],
 )
 def test_options_that_do_not_go_together(pld, calls, line, message):

@@ -4,13 +4,15 @@ from pathlib import Path
 import pytest
 
 from pldcli.engine import model_source
-from pldcli.finetuning import glue as engine
+from pldcli.finetuning import finetune as single
+from pldcli.finetuning import glue, submission
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.finetune import Finetuned
 from pldcli.finetuning.glue import GlueResult
 from pldcli.finetuning.results import group_cells
-from pldcli.tasks.registry import find_task
+from pldcli.huggingface.read_back import ReadBack
+from pldcli.tasks.registry import find_task, glue_tasks
 
 CELL = {
     "settings": {"seed": 0, "learning_rate": 1e-5},
@@ -22,34 +24,45 @@ CELL = {
 
 def finetuned(name="glue/mrpc", **changes):
     cells = {"seed=0": CELL, "seed=1": CELL | {"settings": {"seed": 1, "learning_rate": 1e-5}, "score": 0.65}}
-    place = Path("finetuned/m") / name.rpartition("/")[2]
-    given = {"reload_difference": 3e-7, "notes": [], "start": "runs/m/model"} | changes
-    outcome = (given["reload_difference"], given["notes"], given.get("reload_failure"), given.get("is_main", True))
-    return Finetuned(place, find_task(name), given["start"], cells, group_cells(list(cells.values())), "seed=0", 0, *outcome)
+    given = {
+        "out": Path("finetuned/m") / name.rpartition("/")[2],
+        "task": find_task(name),
+        "start": "runs/m/model",
+        "cells": cells,
+        "groups": group_cells(list(cells.values())),
+        "best": "seed=0",
+        "reload": ReadBack(3e-7, None),
+        "notes": [],
+    }
+    return Finetuned(**(given | changes))
 
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """What reaches the engine, and what it answers."""
-    found = {"finetune": [], "submit": [], "result": GlueResult([finetuned()], [], None, None), "missing": []}
+    found = {"finetune": [], "glue": [], "submit": [], "result": finetuned(), "missing": []}
 
-    def record(*args, **kwargs):
-        found["finetune"].append((args, {key: value for key, value in kwargs.items() if key != "console"}))
-        assert kwargs["console"].stderr, "--json stays alone on stdout"
-        return found["result"]
+    def recorder(name):
+        def record(*args, **kwargs):
+            found[name].append((args, {key: value for key, value in kwargs.items() if key != "console"}))
+            assert kwargs["console"].stderr, "--json stays alone on stdout"
+            return found["result"]
+
+        return record
 
     def submit(*args):
         found["submit"].append(args)
         return found["missing"]
 
-    monkeypatch.setattr(engine, "finetune_tasks", record)
-    monkeypatch.setattr(engine, "submit", submit)
+    monkeypatch.setattr(single, "finetune", recorder("finetune"))
+    monkeypatch.setattr(glue, "finetune_glue", recorder("glue"))
+    monkeypatch.setattr(submission, "submit", submit)
     monkeypatch.setattr(model_source, "latest_run", lambda: Path("runs/latest"))
     monkeypatch.chdir(tmp_path)
     return found
 
 
-DEFAULTS = {"out": None, "from_mnli": False, "jobs": "auto", "device": "auto", "overwrite": False}
+DEFAULTS = {"jobs": "auto", "device": "auto", "overwrite": False}
 
 
 def test_defaults_and_the_latest_run(pld, calls):
@@ -57,7 +70,7 @@ def test_defaults_and_the_latest_run(pld, calls):
     assert outcome.code == 0
     assert outcome.err == "starting from runs/latest, the latest run\n"
     assert calls["finetune"] == [
-        ((Experiment("glue/mrpc", "runs/latest"), [FinetuneConfig()]), {**DEFAULTS, "base": Path("finetuned/latest")}),
+        ((Experiment("glue/mrpc", "runs/latest"), [FinetuneConfig()]), {**DEFAULTS, "out": Path("finetuned/latest/mrpc")}),
     ]
     assert not calls["submit"]
 
@@ -65,7 +78,7 @@ def test_defaults_and_the_latest_run(pld, calls):
 def test_every_option(pld, calls):
     line = ["finetune", "my.csv", "epochs=2", "--model", "some/run/model", "--data-dir", "d", "--train", "t.csv", "--validation", "v.csv"]
     line += ["--test", "x.csv", "--text-column", "a", "--text-column", "b", "--label-column", "c", "--kind", "regression", "--seeds", "2"]
-    line += ["--grid", "learning_rate=1e-5,3e-5", "--jobs", "3", "--out", "o", "--overwrite", "--from-mnli", "--from-scratch", "--skip-bad"]
+    line += ["--grid", "learning_rate=1e-5,3e-5", "--jobs", "3", "--out", "o", "--overwrite", "--from-scratch", "--skip-bad"]
     line += ["--allow-bin", "--device", "cpu"]
     outcome = pld(*line)
     assert outcome.code == 0, outcome.err
@@ -74,9 +87,18 @@ def test_every_option(pld, calls):
         label_column="c", kind="regression", skip_bad=True, allow_bin=True, from_scratch=True,
     )  # fmt: skip
     settings = [FinetuneConfig(epochs=2.0, learning_rate=rate, seed=seed) for rate in (1e-5, 3e-5) for seed in (0, 1)]
-    given = {"base": Path("finetuned/run-from-scratch"), "out": Path("o"), "from_mnli": True, "jobs": 3, "device": "cpu", "overwrite": True}
+    given = {"out": Path("o"), "jobs": 3, "device": "cpu", "overwrite": True}
     assert calls["finetune"] == [((experiment, settings), given)]
-    assert outcome.err == "" and not calls["submit"]
+    assert outcome.err == "" and not calls["submit"] and not calls["glue"]
+
+
+def test_only_all_of_glue_enters_its_own_engine(pld, calls):
+    calls["result"] = GlueResult([finetuned()])
+    assert pld("finetune", "glue/ALL", "--model", "m", "--from-mnli").code == 0
+    assert pld("finetune", "glue/all", "--model", "m", "--from-scratch", "--out", "o").code == 0
+    [(_, first), (_, second)] = calls["glue"]
+    assert first == {**DEFAULTS, "base": Path("finetuned/m"), "from_mnli": True}
+    assert second == {**DEFAULTS, "base": Path("o"), "from_mnli": False} and not calls["finetune"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +138,7 @@ def test_mistakes_never_reach_the_engine(pld, calls, line, message):
 
 
 def test_what_it_says(pld, calls):
-    calls["result"] = GlueResult([finetuned(notes=["longer than a row and cut: 3 of 9 in train"])], [], None, None)
+    calls["result"] = finetuned(notes=["longer than a row and cut: 3 of 9 in train"])
     lines = pld("finetune", "glue/mrpc", "--model", "m").out.splitlines()
     assert "glue/mrpc from runs/m/model" in lines
     words = [line.split() for line in lines]
@@ -129,26 +151,28 @@ def test_what_it_says(pld, calls):
 
 
 def test_without_transformers_it_says_that_nothing_was_read_back(pld, calls):
-    calls["result"] = GlueResult([finetuned(reload_difference=None)], [], None, None)
+    calls["result"] = finetuned(reload=ReadBack(None, None))
     assert "(not read back: transformers is not installed)" in pld("finetune", "glue/mrpc", "--model", "m").out
 
 
 def test_a_check_that_failed_is_a_warning(pld, calls):
     failed = "transformers cannot read it back: ImportError: no"
-    calls["result"] = GlueResult([finetuned(reload_difference=None, reload_failure=failed)], [], None, None)
+    calls["result"] = finetuned(reload=ReadBack(None, failed))
     outcome = pld("finetune", "glue/mrpc", "--model", "m")
     assert outcome.code == 0 and outcome.err == f"warning: finetuned/m/mrpc/model: {failed}\n"
 
 
 def test_several_tasks(pld, calls):
     tasks = [finetuned(), finetuned("glue/rte")]
-    calls["result"] = GlueResult(tasks, ["glue/cola: no such folder"], None, None)
+    calls["result"] = GlueResult(tasks, ["glue/cola: no such folder"])
     out = pld("finetune", "glue/all", "--model", "m").out
     assert "left out: glue/cola: no such folder\n" in out and "no GLUE average: it takes all nine tasks\n" in out
-    calls["result"] = GlueResult(tasks, [], 0.7712, 0.8123)
+    metrics = dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "spearman", "accuracy_mismatched"), 0.7712)
+    groups = group_cells([CELL | {"scores": {"validation": metrics}}])
+    calls["result"] = GlueResult([finetuned(task.name, groups=groups) for task in glue_tasks() if task.name != "glue/ax"])
     out = pld("finetune", "glue/all", "--model", "m").out
     assert "GLUE average as the leaderboard computes it 77.12\n" in out
-    assert "geometric mean of the 12 numbers in the PLD paper's table 81.23\n" in out
+    assert "geometric mean of the 12 numbers in the PLD paper's table 77.12\n" in out
     assert "left out" not in out
 
 
@@ -159,7 +183,7 @@ def test_the_submission(pld, calls):
         in pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip").out
     )
     calls["missing"] = []
-    assert calls["submit"] == [(calls["result"], Experiment("glue/mrpc", "m"), Path("s.zip"))]
+    assert calls["submit"] == [([calls["result"]], Experiment("glue/mrpc", "m"), Path("s.zip"))]
     assert "submission s.zip, complete\n" in pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip").out
 
 
@@ -176,6 +200,6 @@ def test_json(pld, calls):
 
 
 def test_only_the_first_of_several_processes_speaks(pld, calls):
-    calls["result"] = GlueResult([finetuned(is_main=False)], [], None, None)
+    calls["result"] = finetuned(is_main=False)
     outcome = pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip", "--json")
     assert (outcome.code, outcome.out) == (0, "") and not calls["submit"]

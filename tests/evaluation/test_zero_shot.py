@@ -107,7 +107,9 @@ def test_pseudo_perplexity_of_a_file(model_directory, subject, tmp_path):
     (tmp_path / "a.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[3]}\n")
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write(json.dumps({"body": TEXTS[1]}) + "\n")
-    result = engine.pseudo_perplexity(model_directory, [tmp_path / "a.txt", tmp_path / "b.jsonl.gz"], text_field="body", device="cpu")
+    result = engine.evaluate(
+        model_directory, "pseudo-perplexity", [tmp_path / "a.txt", tmp_path / "b.jsonl.gz"], text_field="body", device="cpu"
+    )
     ids = [encode(subject, TEXTS[place]) for place in (0, 3, 1)]
     assert [text.num_tokens for text in result.score.texts] == [len(one) for one in ids]
     likelihoods = pseudo_log_likelihoods(subject, ids)
@@ -149,7 +151,7 @@ def test_choices_and_kinds(monkeypatch):
 def test_pairs_from_files(model_directory, subject, tmp_path):
     write_pairs(tmp_path / "a.jsonl", pair(TEXTS[0], TEXTS[1], UID="u", n=3), pair(TEXTS[1], TEXTS[1], UID="v"))
     (tmp_path / "b.csv").write_text(f'sentence_good,sentence_bad\n"{TEXTS[1]}",{TEXTS[0]}\n')
-    score = engine.evaluate_pairs(model_directory, [tmp_path / "a.jsonl", tmp_path / "b.csv"], device="cpu").score
+    score = engine.evaluate(model_directory, "minimal-pairs", [tmp_path / "a.jsonl", tmp_path / "b.csv"], device="cpu").score
     expected = [
         [slow_likelihood(subject, encode(subject, TEXTS[place])[: SEQ_LEN - 2]) for place in places] for places in ((0, 1), (1, 1), (1, 0))
     ]
@@ -263,9 +265,9 @@ def test_a_long_document_is_one_document(prepared, tmp_path):
 def test_masked_lm_on_text(model_directory, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(TEXTS * 30))
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 30))
-    plain, lines = (engine.evaluate_text(model_directory, [tmp_path / name], device="cpu").score for name in ("a.txt", "b.jsonl"))
+    plain, lines = (engine.evaluate(model_directory, "text", [tmp_path / name], device="cpu").score for name in ("a.txt", "b.jsonl"))
     assert plain.num_targets == lines.num_targets > 100 and plain.mlm_loss == lines.mlm_loss
-    both = engine.evaluate_text(model_directory, [tmp_path / "a.txt", tmp_path / "b.jsonl"], device="cpu").score
+    both = engine.evaluate(model_directory, "text", [tmp_path / "a.txt", tmp_path / "b.jsonl"], device="cpu").score
     assert both.num_tokens > 1.9 * plain.num_tokens
 
 
@@ -274,15 +276,15 @@ def test_masked_lm_on_text(model_directory, tmp_path):
 )
 def test_text_that_is_none(model_directory, tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    for function in (engine.evaluate_text, engine.pseudo_perplexity):
+    for material in ("text", "pseudo-perplexity"):
         with pytest.raises(DataError, match=message) as raised:
-            function(model_directory, [tmp_path / name])
+            engine.evaluate(model_directory, material, [tmp_path / name])
         assert str(raised.value).startswith(str(tmp_path / name))
 
 
 def test_bytes_that_are_no_text_are_said(model_directory, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"the file \xff is open\n")
-    assert engine.evaluate_text(model_directory, [tmp_path / "a.txt"]).notes == ("bytes that are not UTF-8 and were replaced: 1",)
+    assert engine.evaluate(model_directory, "text", [tmp_path / "a.txt"]).notes == ("bytes that are not UTF-8 and were replaced: 1",)
 
 
 # Fewer blocks
@@ -294,8 +296,7 @@ def test_depths_of_every_material(model_directory, tmp_path, material):
     report = engine.evaluate_depths(model_directory, "1,3", "first", material=material, inputs=inputs, device="cpu").score
     assert [score.num_blocks for score in report.scores] == [1, 3] and report.num_blocks == 3
     one, whole = ({**score.values} for score in report.scores)
-    at_full_depth = {"text": engine.evaluate_text, "pseudo-perplexity": engine.pseudo_perplexity, "minimal-pairs": engine.evaluate_pairs}
-    assert whole == at_full_depth[material](model_directory, inputs, device="cpu").score.values
+    assert whole == engine.evaluate(model_directory, material, inputs, device="cpu").score.values
     assert material == "minimal-pairs" or one != whole
 
 

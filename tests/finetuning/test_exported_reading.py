@@ -17,9 +17,10 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.engine.runtime import Runtime
 from pldcli.evaluation.task import TaskSource, evaluate_task
-from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning.cell import run_cell
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.inputs import Inputs
 from pldcli.system.signals import StopRequest
 from tests.finetuning.conftest import save_tiny, write_rows
 
@@ -138,18 +139,16 @@ def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Start(model, ["</s>", "<mask>"] if is_roberta else ["[SEP]", "[MASK]", "[UNK]"])
 
 
-def trained(start: Start, rows: list[dict[str, Any]], place: Path, **experiment: Any) -> tuple[CellRunner, list[dict[str, Any]], Any]:
-    """Fine-tune for a step; give the runner, its predictions of the same rows, and their ids."""
+def trained(start: Start, rows: list[dict[str, Any]], place: Path, **experiment: Any) -> tuple[Inputs, list[dict[str, Any]], Any]:
+    """Fine-tune for a step; give the inputs, the predictions of the same rows, and their ids."""
     train = write_rows(place / "train.jsonl", rows)
-    runner = CellRunner(
-        Experiment(str(train), str(start.model), files={"validation": str(train)}, **experiment), Runtime(torch.device("cpu"))
-    )
+    inputs = Inputs(Experiment(str(train), str(start.model), files={"validation": str(train)}, **experiment))
     settings = FinetuneConfig(epochs=0.01, batch_size=8, max_seq_len=160, precision="fp32", dropout=0.0)
-    runner.run(settings, place / "cell", report=lambda *_: None, stop=StopRequest())
+    run_cell(inputs, settings, place / "cell", Runtime(torch.device("cpu")), report=lambda *_: None, stop=StopRequest())
     predictions = [json.loads(line) for line in (place / "cell" / "predictions-validation.jsonl").read_text(encoding="utf-8").splitlines()]
     again = evaluate_task(place / "cell" / "model", TaskSource(str(train)), device="cpu")
     assert [one.label for one in again.splits["train"][1].predictions] == [line["label"] for line in predictions]
-    return runner, predictions, runner.rows(settings).of("validation")[1]
+    return inputs, predictions, inputs.rows(settings).of("validation")[1]
 
 
 def check_rows(features: Any, encoded: Any) -> None:
@@ -209,7 +208,7 @@ def test_tags(start: Start, tmp_path: Path) -> None:
     draw = random.Random(4)
     sentences = [[draw.choice([*WORDS, *WORDS, *ODD, *start.special]) for _ in range(draw.randint(1, 10))] + ["ton"] for _ in range(24)]
     rows = [{"tokens": words, "ner_tags": [draw.choice(["O", "B-PER", "I-PER"]) for _ in words]} for words in sentences]
-    runner, predictions, features = trained(start, rows, tmp_path)
+    inputs, predictions, features = trained(start, rows, tmp_path)
     tokenizer = theirs(tmp_path)
     encoded = tokenizer(sentences, is_split_into_words=True)
     check_rows(features, encoded)
@@ -218,7 +217,7 @@ def test_tags(start: Start, tmp_path: Path) -> None:
         for word, label in enumerate(predictions[i]["label"]):
             if word in word_ids:
                 scores = output.logits[0, word_ids.index(word)].softmax(-1)
-                assert (runner.data.task.labels[int(scores.argmax())], float(scores.max())) == (
+                assert (inputs.data.task.labels[int(scores.argmax())], float(scores.max())) == (
                     label,
                     pytest.approx(predictions[i]["scores"][word], abs=1e-5),
                 )

@@ -20,8 +20,11 @@ from pldcli.errors import (
     UsageError,
 )
 from pldcli.evaluation.prediction import score_split
-from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning import cell as cell_module
 from pldcli.finetuning.config import cells
+from pldcli.finetuning.inputs import Inputs
+from pldcli.huggingface.load import load_pretrained
+from pldcli.tasks.kinds import head_of
 from tests.finetuning.conftest import FAST, river_rows, save_tiny, write_rows
 
 ROUGH = ("epochs=2",)
@@ -63,7 +66,7 @@ def test_a_task_is_learned(learned, rivers):
     assert cell["examples"] == {"train": 160, "validation": 50, "test": 20}
     assert cell["train_tokens"] > 0 and cell["tokens_per_second"] == pytest.approx(cell["train_tokens"] / cell["train_seconds"])
     assert (learned.done_before, learned.notes) == (0, [])
-    assert learned.reload_difference < 1e-5
+    assert learned.reload.difference < 1e-5
 
 
 def test_train_tokens_are_those_of_the_texts(learned, words_tokenizer, rivers):
@@ -169,7 +172,7 @@ def test_answers_are_learned_and_load_without_us(learn, tiny, tmp_path):
     done = learn(Experiment(str(tmp_path / "rivers.json"), str(tiny)), tmp_path / "out", "epochs=10", "max_seq_len=32", "stride=8")
     assert done.task.kind == "spans" and done.cells[done.best]["scores"]["validation"]["exact_match"] > 0.7
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(done.model)
-    assert model.num_parameters() > 0 and done.reload_difference < 1e-5
+    assert model.num_parameters() > 0 and done.reload.difference < 1e-5
 
 
 # The same again
@@ -226,7 +229,7 @@ def test_two_processes_give_the_same_scores(processes, river_experiment, learn, 
 
 def test_patience(learn, river_experiment, tmp_path, monkeypatch):
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
-    monkeypatch.setattr(CellRunner, "_task_score", lambda self, splits: next(scores))
+    monkeypatch.setattr(cell_module, "mean_score", lambda *_: next(scores))
     done = learn(river_experiment(), tmp_path / "out", "patience=2")
     cell = done.cells[done.best]
     assert (cell["steps"], cell["best_step"], cell["score"]) == (40, 20, 0.7), "an equal score is no better one"
@@ -237,7 +240,7 @@ def test_keep(learn, river_experiment, tmp_path, monkeypatch):
     def scored(keep: str) -> Any:
         scores = iter([0.5, 0.9, 0.6])
         with monkeypatch.context() as patch:
-            patch.setattr(CellRunner, "_task_score", lambda self, splits: next(scores))
+            patch.setattr(cell_module, "mean_score", lambda *_: next(scores))
             return learn(river_experiment(), tmp_path / keep, "epochs=3", f"keep={keep}", "schedule=constant", "warmup_fraction=0")
 
     best, last = scored("best"), scored("last")
@@ -402,7 +405,6 @@ def test_long_texts_are_cut_and_it_is_said(learn, river_experiment, rivers, tmp_
 def test_test_splits_are_tokenised_only_to_be_predicted(river_experiment, rivers, tmp_path, monkeypatch):
     """A worker never predicts them, and that of QQP has 390,965 rows."""
     from pldcli.engine.runtime import launch
-    from pldcli.finetuning.cell import CellRunner
     from pldcli.system.signals import StopRequest
     from pldcli.tasks.sequence import Classification
 
@@ -416,10 +418,11 @@ def test_test_splits_are_tokenised_only_to_be_predicted(river_experiment, rivers
     files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
     [settings] = cells([*FAST, "epochs=0.2"])
     with launch("cpu") as runtime:
-        runner = CellRunner(river_experiment(files=files), runtime)
-        result = runner.run(settings, tmp_path / "cell", report=lambda *_: None, stop=StopRequest())
+        inputs = Inputs(river_experiment(files=files))
+        result = cell_module.run_cell(inputs, settings, tmp_path / "cell", runtime, report=lambda *_: None, stop=StopRequest())
         assert sorted(seen) == ["train", "validation"] and result["examples"]["test"] == 20
-        assert len(runner.predict_tests(settings, tmp_path / "cell" / "model")["test"]) == 20
+        model = load_pretrained(tmp_path / "cell" / "model").with_head(head_of(inputs.data.task), trained=True)
+        assert len(cell_module.predict_tests(inputs, settings, model, runtime)["test"]) == 20
         assert sorted(seen) == ["test", "train", "validation"]
 
 
@@ -459,11 +462,8 @@ def test_text_of_which_nothing_is_known_is_refused(learn, river_experiment, tmp_
 
 
 def test_special_tokens_in_text_are_said(learn, river_experiment, rivers, tmp_path, monkeypatch):
-    from pldcli.engine.runtime import launch
-
     train = write_rows(tmp_path / "train.jsonl", [row | {"text": f"{row['text']} [SEP] the road"} for row in river_rows(40, 1)])
-    with launch("cpu") as runtime:
-        notes = CellRunner(river_experiment(task=str(train)), runtime).notes
+    notes = Inputs(river_experiment(task=str(train))).notes
     assert f"{train}: column 'text': 40 of 40 rows hold [SEP], read as the special token, as transformers does" in notes
     assert sum("[SEP]" in note for note in notes) == 1
 
@@ -477,5 +477,5 @@ def test_a_model_is_kept_whatever_transformers_makes_of_it(learn, river_experime
     monkeypatch.setattr(save, "largest_difference", broken)
     files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
     done = learn(river_experiment(files=files), tmp_path / "out", "epochs=0.1")
-    assert done.reload_difference is None and done.reload_failure == "transformers cannot read it back: ImportError: no backend"
+    assert done.reload == (None, "transformers cannot read it back: ImportError: no backend")
     assert (done.model / "README.md").is_file() and (done.out / "predictions-test.jsonl").is_file()

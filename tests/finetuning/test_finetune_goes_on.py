@@ -15,9 +15,9 @@ import pytest
 
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import OutputError, PreemptedError, StoppedError
-from pldcli.finetuning import finetune as module
-from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning import cell
 from pldcli.finetuning.config import cells
+from pldcli.finetuning.finetune import cell_name
 from tests.finetuning.conftest import FAST, river_rows, save_tiny, write_rows
 from tests.finetuning.test_finetune import lines, outcomes, table, weights
 
@@ -166,7 +166,7 @@ def test_patience_and_the_best_weights_survive_a_stop(learn, river_experiment, t
                 return step(self, number, groups, stop)
 
             patch.setattr(Trainer, "_step", noted)
-            patch.setattr(CellRunner, "_task_score", lambda self, splits: values.get(now[0], 0.9))
+            patch.setattr(cell, "mean_score", lambda *_: values.get(now[0], 0.9))
             for _ in stops:
                 with pytest.raises(PreemptedError):
                     learn(river_experiment(), tmp_path / place, "patience=2")
@@ -175,8 +175,8 @@ def test_patience_and_the_best_weights_survive_a_stop(learn, river_experiment, t
 
     whole, stopped = scored("whole"), scored("stopped", 24, 33)
     for done in (whole, stopped):
-        cell = done.cells[done.best]
-        assert (cell["steps"], cell["best_step"], cell["score"]) == (40, 20, 0.9)
+        result = done.cells[done.best]
+        assert (result["steps"], result["best_step"], result["score"]) == (40, 20, 0.9)
     assert weights(whole) == weights(stopped)
 
 
@@ -221,23 +221,27 @@ def test_the_model_is_always_that_of_the_best_cell_asked_for(learn, river_experi
     assert again.done_before == 2 and weights(again) == weights(call("long", "epochs=6"))
 
 
-@pytest.mark.parametrize("at", ["_mark_best", ".model-before", "model", "write_results", "_read_back"])
+@pytest.mark.parametrize("at", ["best.json", ".model-before", "model", "results.json", "README.md"])
 def test_a_process_killed_while_the_best_moves_up(learn, river_experiment, tmp_path, monkeypatch, at):
     """Wherever that happens, the next call does what is missing and no more."""
     first = weights(learn(river_experiment(), tmp_path / "out", "epochs=1"))
-    rename = Path.rename
 
     class Killed(BaseException):
         pass
 
-    def kill(*_: Any, **__: Any) -> None:
-        raise Killed
+    def before(way: str) -> Any:
+        move = getattr(Path, way)
 
-    def renamed(self: Path, target: Path) -> Path:
-        return kill() if Path(target).name == at else rename(self, target)  # type: ignore[func-returns-value, return-value]
+        def moved(self: Path, target: Path) -> Path:
+            if Path(target).name == at and "cells" not in Path(target).parts:
+                raise Killed
+            return move(self, target)
+
+        return moved
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((module, at, kill) if hasattr(module, at) else (Path, "rename", renamed)))
+        for way in ("rename", "replace"):
+            patch.setattr(Path, way, before(way))
         with pytest.raises(Killed):
             learn(river_experiment(), tmp_path / "out", "epochs=1,6")
     steps = count_steps(monkeypatch)
@@ -268,8 +272,8 @@ def test_a_cell_with_many_changes_has_a_short_name(learn, river_experiment, tmp_
         *("max_grad_norm=1.2345", "max_seq_len=40", "stride=12", "evaluations_per_epoch=2", "patience=17", "epochs=0.1"),
     )
     one, other = (cells([*FAST, *many, f"beta2=0.98{digit}"])[0] for digit in (1, 2))
-    assert len(module.cell_name(one)) < 160 and module.cell_name(one).endswith(",seed=0")
-    assert module.cell_name(one) != module.cell_name(other), "what is cut still counts"
+    assert len(cell_name(one)) < 160 and cell_name(one).endswith(",seed=0")
+    assert cell_name(one) != cell_name(other), "what is cut still counts"
     done = learn(river_experiment(), tmp_path / "out", *many)
     assert learn(river_experiment(), tmp_path / "out", *many).done_before == 1 and len(done.best) < 160
 

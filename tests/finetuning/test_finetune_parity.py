@@ -10,9 +10,10 @@ import torch
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.optim import learning_rate
 from pldcli.engine.runtime import Runtime
-from pldcli.finetuning.cell import CellRunner
+from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.inputs import Inputs
 from pldcli.system.signals import StopRequest
 from tests.finetuning.conftest import river_rows, write_rows
 
@@ -23,9 +24,9 @@ transformers = pytest.importorskip("transformers")
 def test_losses_are_those_of_a_plain_loop(start: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(start)
     train = write_rows(tmp_path / "river.jsonl", river_rows(80, 1))
-    runner = CellRunner(Experiment(str(train), str(model)), Runtime(torch.device("cpu")))
+    inputs = Inputs(Experiment(str(train), str(model)))
     settings = FinetuneConfig(learning_rate=3e-3, batch_size=8, epochs=2, precision="fp32", dropout=0.0, warmup_fraction=0.2)
-    trainer = runner.trainer(settings)
+    trainer = build_trainer(inputs, settings, Runtime(torch.device("cpu")))
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=2).train()
     head = theirs.classifier
     names = {"dense": getattr(head, "dense", None) or theirs.bert.pooler.dense, "output": getattr(head, "out_proj", head)}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 
 from pldcli.errors import DataError, DivergedError, UsageError
-from pldcli.finetuning import glue as module
+from pldcli.finetuning import cell as cell_module
 from pldcli.finetuning.config import cells
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.finetune import Finetuned
-from pldcli.finetuning.glue import GlueResult, finetune_tasks, submit
+from pldcli.finetuning.glue import GlueResult, finetune_glue
 from pldcli.finetuning.results import group_cells
+from pldcli.finetuning.submission import submit
+from pldcli.huggingface.read_back import ReadBack
 from pldcli.tasks.registry import find_task
 from tests.finetuning.conftest import WORDS
 
@@ -81,14 +84,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def call(data: Path, model: Path, task: str, base: Path, **options: Any) -> GlueResult:
-    return finetune_tasks(Experiment(task, str(model), data_dir=str(data)), FEW, base=base, jobs=1, device="cpu", **options)
+def call(data: Path, model: Path, base: Path, **options: Any) -> GlueResult:
+    return finetune_glue(Experiment("glue/all", str(model), data_dir=str(data)), FEW, base=base, jobs=1, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
 def everything(data: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[GlueResult, Path]:
     base = tmp_path_factory.mktemp("all")
-    return call(data, tiny, "glue/all", base, from_mnli=True), base
+    return call(data, tiny, base, from_mnli=True), base
 
 
 def test_all_tasks_in_the_leaderboards_order(everything: tuple[GlueResult, Path]) -> None:
@@ -143,14 +146,14 @@ def test_again_does_nothing(everything: tuple[GlueResult, Path], data: Path, tin
 
     result, base = everything
     monkeypatch.setattr(Trainer, "_step", None)
-    again = call(data, tiny, "glue/all", base, from_mnli=True)
+    again = call(data, tiny, base, from_mnli=True)
     assert [done.done_before for done in again.tasks] == [1] * 9 and again.average == result.average
 
 
 def test_the_zip_for_the_server(everything: tuple[GlueResult, Path], data: Path, tiny: Path, tmp_path: Path) -> None:
     result, _ = everything
     experiment = Experiment("glue/all", str(tiny), data_dir=str(data))
-    missing = submit(result, experiment, tmp_path / "glue.zip")
+    missing = submit(result.tasks, experiment, tmp_path / "glue.zip")
     rows = {"MNLI-mm.tsv": 7, "AX.tsv": 5}
     with zipfile.ZipFile(io.BytesIO((tmp_path / "glue.zip").read_bytes())) as archive:
         assert set(archive.namelist()) == {
@@ -178,7 +181,7 @@ def test_tasks_without_data_are_left_out_with_a_word(data: Path, tiny: Path, tmp
     for folder in ("RTE", "WNLI"):
         shutil.copytree(data / folder, tmp_path / "some" / folder)
     (tmp_path / "some" / "WNLI" / "train.tsv").unlink()
-    result = call(tmp_path / "some", tiny, "glue/ALL", tmp_path / "out")
+    result = call(tmp_path / "some", tiny, tmp_path / "out")
     assert [done.task.name for done in result.tasks] == ["glue/rte"]
     assert (result.average, result.geometric_mean) == (None, None)
     assert len(result.skipped) == 8 and all("\n" not in line for line in result.skipped)
@@ -208,19 +211,18 @@ def test_a_task_that_diverges_does_not_stop_the_others(data: Path, tiny: Path, t
     """Nor is it tried again and again: the next call says so too, does nothing more, and names the way out."""
     for folder in ("MRPC", "RTE", "WNLI"):
         shutil.copytree(data / folder, tmp_path / "some" / folder)
-    from pldcli.finetuning.cell import CellRunner
+    build, trained = cell_module.build_trainer, []
 
-    train, trained = CellRunner._train, []
+    def diverging(inputs: Any, *arguments: Any) -> Any:
+        trainer = build(inputs, *arguments)
+        trained.append(inputs.data.task.name)
+        if inputs.data.task.name == "glue/mrpc":
+            trainer.learning_rate = lambda step: math.inf
+        return trainer
 
-    def diverging(self: CellRunner, *arguments: Any) -> Any:
-        trained.append(self.data.task.name)
-        if self.data.task.name == "glue/mrpc":
-            raise DivergedError("training diverged: the loss is not finite")
-        return train(self, *arguments)
-
-    monkeypatch.setattr(CellRunner, "_train", diverging)
+    monkeypatch.setattr(cell_module, "build_trainer", diverging)
     for done_before in (0, 1):
-        result = call(tmp_path / "some", tiny, "glue/all", tmp_path / "out")
+        result = call(tmp_path / "some", tiny, tmp_path / "out")
         assert [done.task.name for done in result.tasks] == ["glue/rte", "glue/wnli"]
         assert [done.done_before for done in result.tasks] == [done_before] * 2 and list(result.failed) == ["glue/mrpc"]
         assert isinstance(result.error, DivergedError) and result.error.exit_code == 6
@@ -228,8 +230,8 @@ def test_a_task_that_diverges_does_not_stop_the_others(data: Path, tiny: Path, t
         assert "glue/mrpc" in json.loads((tmp_path / "out" / "glue.json").read_text())["failed"]
     assert json.loads((tmp_path / "out" / "mrpc" / "results.json").read_text())["best"] is None
     assert trained == ["glue/mrpc", "glue/rte", "glue/wnli"]
-    monkeypatch.setattr(CellRunner, "_train", train)
-    again = call(tmp_path / "some", tiny, "glue/all", tmp_path / "out", overwrite=True)
+    monkeypatch.undo()
+    again = call(tmp_path / "some", tiny, tmp_path / "out", overwrite=True)
     assert [done.task.name for done in again.tasks] == ["glue/mrpc", "glue/rte", "glue/wnli"] and again.error is None
 
 
@@ -237,7 +239,7 @@ def test_tasks_that_would_start_from_a_model_that_failed(data: Path, tiny: Path,
     for folder in ("MNLI", "RTE", "WNLI"):
         shutil.copytree(data / folder, tmp_path / "some" / folder)
     (tmp_path / "some" / "MNLI" / "train.tsv").write_text("index\tpromptID\n0\t1\n")
-    result = call(tmp_path / "some", tiny, "glue/all", tmp_path / "out", from_mnli=True)
+    result = call(tmp_path / "some", tiny, tmp_path / "out", from_mnli=True)
     assert [done.task.name for done in result.tasks] == ["glue/wnli"]
     assert list(result.failed) == ["glue/mrpc", "glue/stsb", "glue/mnli", "glue/rte"]
     assert "glue/rte: would start from the model of glue/mnli, which failed" in str(result.error)
@@ -247,35 +249,57 @@ def test_tasks_that_would_start_from_a_model_that_failed(data: Path, tiny: Path,
 def test_no_task_has_data(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no task of GLUE has training examples here; .*glue/cola"):
-        call(tmp_path / "empty", tiny, "glue/all", tmp_path / "out")
+        call(tmp_path / "empty", tiny, tmp_path / "out")
 
 
-def test_a_single_task_and_one_from_mnli(everything: tuple[GlueResult, Path], data: Path, tiny: Path, tmp_path: Path) -> None:
+def alone(data: Path, model: Path, pld: Any, task: str, *more: Any) -> Any:
+    outcome = pld("finetune", task, "--data-dir", data, "--model", model, "--device", "cpu", "--jobs", 1, "epochs=0.1", *more, "--json")
+    return json.loads(outcome.out)["tasks"] if outcome.code == 0 else outcome
+
+
+def test_a_single_task_and_one_from_mnli(
+    everything: tuple[GlueResult, Path], data: Path, tiny: Path, tmp_path: Path, pld: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, base = everything
-    shutil.copytree(base / "mnli", tmp_path / "base" / "mnli")
-    with_mnli = call(data, tiny, "glue/rte", tmp_path / "base", from_mnli=True)
-    [done] = with_mnli.tasks
-    assert done.out == tmp_path / "base" / "rte-from-mnli" and done.start == str(tmp_path / "base" / "mnli" / "model")
-    assert (with_mnli.average, with_mnli.skipped) == (None, [])
-    assert find_task("glue/rte").labels == done.task.labels, "two labels, though the start has a head for three"
-    [plain] = call(data, tiny, "glue/RTE", tmp_path / "base").tasks
-    assert plain.out == tmp_path / "base" / "rte" and plain.start == str(tiny)
-    [elsewhere] = call(data, tiny, "glue/rte", tmp_path / "base", out=tmp_path / "mine").tasks
-    assert elsewhere.out == tmp_path / "mine"
+    monkeypatch.chdir(tmp_path)
+    place = Path("finetuned") / tiny.name
+    shutil.copytree(base / "mnli", place / "mnli")
+    [done] = alone(data, tiny, pld, "glue/rte", "--from-mnli").values()
+    assert (done["out"], done["start"]) == (str(place / "rte-from-mnli"), str(place / "mnli" / "model"))
+    [plain] = alone(data, tiny, pld, "glue/RTE").values()
+    assert (plain["out"], plain["start"]) == (str(place / "rte"), str(tiny))
+    [elsewhere] = alone(data, tiny, pld, "glue/rte", "--out", "mine").values()
+    assert elsewhere["out"] == "mine"
 
 
-def test_from_mnli_without_mnli_or_for_another_task(data: Path, tiny: Path, tmp_path: Path) -> None:
-    line = rf"no model fine-tuned on MNLI in {tmp_path}/out/mnli/model; run `pld finetune glue/mnli` from the same start first"
-    with pytest.raises(UsageError, match=line):
-        call(data, tiny, "glue/mrpc", tmp_path / "out", from_mnli=True)
-    with pytest.raises(UsageError, match="glue/cola: --from-mnli is for glue/mrpc, glue/rte, glue/stsb"):
-        call(data, tiny, "glue/cola", tmp_path / "out", from_mnli=True)
-    assert not (tmp_path / "out").exists()
+def test_from_mnli_without_mnli_or_for_another_task(
+    data: Path, tiny: Path, tmp_path: Path, pld: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = f"no model fine-tuned on MNLI in finetuned/{tiny.name}/mnli/model; run `pld finetune glue/mnli` from the same start first"
+    assert line in alone(data, tiny, pld, "glue/mrpc", "--from-mnli").err
+    outcome = alone(data, tiny, pld, "glue/cola", "--from-mnli")
+    assert outcome.code == 2 and "glue/cola: --from-mnli is for glue/mrpc, glue/rte, glue/stsb" in outcome.err
+    assert not list(tmp_path.iterdir())
 
 
-def test_ax_alone_cannot_be_learned(data: Path, tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="glue/ax has no training examples; fine-tune glue/mnli: it predicts glue/ax too"):
-        call(data, tiny, "glue/ax", tmp_path / "out")
+def test_ax_alone_cannot_be_learned(data: Path, tiny: Path, tmp_path: Path, pld: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = alone(data, tiny, pld, "glue/ax")
+    assert outcome.code == 3 and "glue/ax has no training examples; fine-tune glue/mnli: it predicts glue/ax too" in outcome.err
+
+
+def test_the_start_is_read_once_for_all_tasks(data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("RTE", "WNLI"):
+        shutil.copytree(data / folder, tmp_path / "some" / folder)
+    read, open_model = [], Experiment.open_model
+
+    def counted(self: Experiment) -> Any:
+        read.append(self.model)
+        return open_model(self)
+
+    monkeypatch.setattr(Experiment, "open_model", counted)
+    assert len(call(tmp_path / "some", tiny, tmp_path / "out").tasks) == 2 and read == [str(tiny)]
 
 
 def test_a_submission_without_tests_is_refused(everything: tuple[GlueResult, Path], tmp_path: Path) -> None:
@@ -285,7 +309,7 @@ def test_a_submission_without_tests_is_refused(everything: tuple[GlueResult, Pat
     (tmp_path / "rte" / "predictions-test.jsonl").unlink()
     from dataclasses import replace
 
-    one = GlueResult([replace(rte, out=tmp_path / "rte")], [], None, None)
+    one = [replace(rte, out=tmp_path / "rte")]
     with pytest.raises(UsageError, match="--submission for glue/rte: no test split was predicted; the task's files need a test split"):
         submit(one, Experiment("glue/rte", "x"), tmp_path / "glue.zip")
     assert not (tmp_path / "glue.zip").exists()
@@ -293,9 +317,16 @@ def test_a_submission_without_tests_is_refused(everything: tuple[GlueResult, Pat
 
 def test_the_average_is_over_the_seeds_of_the_best_setting() -> None:
     def cell(seed: int, rate: float, score: float) -> dict[str, Any]:
+        scores = dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "spearman", "accuracy_mismatched"), score)
         settings = {"seed": seed, "learning_rate": rate}
-        return {"settings": settings, "score": score, "scores": {"validation": {"accuracy": score}}, "train_seconds": 1.0}
+        return {"settings": settings, "score": score, "scores": {"validation": scores}, "train_seconds": 1.0}
 
     runs = {"a": cell(0, 1.0, 0.5), "b": cell(1, 1.0, 0.9), "c": cell(0, 2.0, 0.8), "d": cell(1, 2.0, 0.8)}
-    done = Finetuned(Path("x"), find_task("glue/rte"), "start", runs, group_cells(list(runs.values())), "b", 0, None, [])
-    assert module._mean_scores(done) == {"accuracy": pytest.approx(0.8)}, "not the best single run's 0.9"
+    groups = group_cells(list(runs.values()))
+
+    def task(name: str) -> Finetuned:
+        done = {"task": find_task(name), "cells": runs, "groups": groups, "best": "b", "reload": ReadBack(None, None), "notes": []}
+        return Finetuned(out=Path("x"), start="start", **done)  # type: ignore[arg-type]
+
+    result = GlueResult([task(f"glue/{name}") for name in ORDER])
+    assert result.average == pytest.approx(0.8), "not the best single run's 0.9"

@@ -97,7 +97,7 @@ def test_comments_where_spaces_part_columns(tmp_path):
         ("", r"a.txt: holds no words; one word a line is needed"),
         ("\n \n-DOCSTART- -X- O\n# a = b\n", r"a.txt: holds no words"),
         (b"a O\nb O\nc\xe9 O\n", r"a.txt:3: byte 0xe9 is not UTF-8; convert the file"),
-        ("a O\n".encode("utf-16"), r"a.txt:1: byte 0xff is not UTF-8"),
+        ("a O\n".encode("utf-16"), r"a.txt: is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(tmp_path, content, message):

@@ -175,7 +175,7 @@ def test_special_tokens_in_text_are_these_tokens(tokenizer):
 
 
 def test_characters_of_tokens_lose_white_space_on_both_sides():
-    begins, ends = spans._without_white_space(" a  bc ", np.array([0, 0, 2, 4, 2]), np.array([7, 4, 6, 7, 4]))
+    begins, ends = spans.without_white_space(" a  bc ", np.array([0, 0, 2, 4, 2]), np.array([7, 4, 6, 7, 4]))
     assert begins.tolist()[:4] == [1, 1, 4, 4] and ends.tolist()[:4] == [6, 2, 6, 6]
     assert ends[4] <= begins[4], "nothing is left of white space"
 

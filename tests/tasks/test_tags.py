@@ -7,9 +7,9 @@ import tokenizers
 
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import UsageError
-from pldcli.tasks import tags
 from pldcli.tasks.tags import Tags, default_metrics, entities
 from pldcli.tasks.task import Examples, Features, Task
+from pldcli.tasks.windows import word_windows
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TASK = Task("ner", "tags", ("words",), "labels", labels=LABELS, metrics=("entity_f1",))
@@ -153,7 +153,7 @@ def test_windows_of_words_of_any_width(seed):
     draw = np.random.default_rng(seed)
     room, stride = int(draw.integers(1, 14)), int(draw.integers(0, 20))
     starts = np.cumsum([0, *draw.integers(1, room + 1, int(draw.integers(0, 40)))])
-    windows = tags._windows(starts, room, stride)
+    windows = word_windows(starts, room, stride)
     labelled = [word for window in windows for word in range(window.labels_from, window.labels_to)]
     assert labelled == list(range(len(starts) - 1))
     for before, window in zip([None, *windows], windows, strict=False):

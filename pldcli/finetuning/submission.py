@@ -6,24 +6,65 @@ Source: the submission instructions of gluebenchmark.com (FAQ).
 from __future__ import annotations
 
 import io
+import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pldcli.errors import DataError
+from pldcli.choices import TaskKind
+from pldcli.errors import DataError, UsageError
+from pldcli.evaluation.prediction import as_json_lines
+from pldcli.evaluation.task import TaskSource, evaluate_task
+from pldcli.finetuning.experiment import Experiment
+from pldcli.finetuning.finetune import Finetuned
 from pldcli.system import atomic
-from pldcli.tasks.registry import glue_tasks
+from pldcli.tasks.registry import ALL, AX, MNLI, find_task, glue_tasks, is_known_task
 from pldcli.tasks.task import Label, Task
 
-__all__ = ["write_submission"]
+__all__ = ["check_submission", "submit", "write_submission"]
 
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The date of every file in the zip, so that equal predictions give equal bytes."""
 
 _LOWEST, _HIGHEST = 0.0, 5.0
 """STS-B's scale."""
+
+
+def check_submission(task: str) -> None:
+    """Refuse a submission of something that the GLUE server does not know.
+
+    Raises:
+        UsageError: It is no task of GLUE.
+    """
+    if task.lower() != ALL and not (is_known_task(task) and find_task(task).server_files):
+        raise UsageError(
+            "the GLUE server has no such task", where=f"--submission for {task}", hint="leave it out: predictions are written anyway"
+        )
+
+
+def submit(tasks: Sequence[Finetuned], experiment: Experiment, path: Path) -> list[str]:
+    """Write the zip for the GLUE server from the predictions of each task's best model; AX is predicted by MNLI's.
+
+    Returns:
+        What the server still needs.
+
+    Raises:
+        UsageError: None of the tasks has a test split here.
+    """
+    files: dict[str, list[tuple[Any, Any]]] = {}
+    for done in tasks:
+        for split, name in done.task.server_files.items():
+            predicted = done.out / f"predictions-{split}.jsonl"
+            if predicted.is_file():
+                files[name] = [_pair(json.loads(line)) for line in predicted.read_text(encoding="utf-8").splitlines()]
+        if done.task.name == MNLI:
+            files |= _predict_ax(done, experiment)
+    if not files:
+        names = ", ".join(done.task.name for done in tasks)
+        raise UsageError("no test split was predicted", where=f"--submission for {names}", hint="the task's files need a test split")
+    return write_submission(path, files)
 
 
 def write_submission(path: Path, predictions: Mapping[str, Sequence[tuple[Label, Any]]]) -> list[str]:
@@ -67,7 +108,7 @@ def _rows(name: str, task: Task, predictions: Sequence[tuple[Label, Any]]) -> st
         if index != row or isinstance(index, bool):
             what = f"example {row} of the test set has the index {index!r}; the GLUE server wants 0, 1, 2 and so on"
             raise DataError(what, where=name, hint="predict the published test file, whole and in its order")
-        if task.kind == "regression":
+        if task.kind == TaskKind.REGRESSION:
             number = float(value)
             if not math.isfinite(number):
                 raise DataError(f"the prediction of example {row} is {number}", where=name, hint="has training diverged?")
@@ -76,3 +117,17 @@ def _rows(name: str, task: Task, predictions: Sequence[tuple[Label, Any]]) -> st
             assert value in known, f"{name}: {value!r} is not one of {known}"
             lines.append(f"{row}\t{int(value) if isinstance(value, (bool, int, float)) else value}")
     return "\n".join(lines) + "\n"
+
+
+def _predict_ax(mnli: Finetuned, experiment: Experiment) -> dict[str, list[tuple[Any, Any]]]:
+    """Predict the diagnostic set where it is at hand."""
+    try:
+        found = evaluate_task(mnli.model, TaskSource(AX, Path(experiment.data_dir) if experiment.data_dir else None))
+    except DataError:
+        return {}
+    [(split, (examples, scored))] = found.splits.items()
+    return {find_task(AX).server_files[split]: [_pair(line) for line in as_json_lines(scored.predictions, examples)]}
+
+
+def _pair(line: Mapping[str, Any]) -> tuple[Any, Any]:
+    return line["index"], line["label"]

@@ -3,8 +3,8 @@ import zipfile
 import pytest
 
 from pldcli.errors import DataError, OutputError
+from pldcli.finetuning.submission import write_submission
 from pldcli.tasks.registry import find_task
-from pldcli.tasks.submission import write_submission
 
 ALL = [
     "CoLA.tsv",

@@ -1,0 +1,73 @@
+"""The parts of a fine-tuning run put together: model with a head, batches, optimizer, trainer."""
+
+from __future__ import annotations
+
+import math
+
+from pldcli.choices import TaskKind
+from pldcli.engine.objectives import TaskLoss
+from pldcli.engine.optim import build_optimizer, learning_rate
+from pldcli.engine.precision import resolve_precision
+from pldcli.engine.runtime import Runtime
+from pldcli.engine.trainer import Trainer
+from pldcli.finetuning.config import FinetuneConfig
+from pldcli.finetuning.inputs import Inputs
+from pldcli.flops import Flops
+from pldcli.pld import Schedule
+from pldcli.tasks.batches import TaskBatches
+from pldcli.tasks.kinds import head_of
+
+__all__ = ["build_trainer", "num_steps"]
+
+_CUDA_LENGTH_MULTIPLE = 8
+"""Tensor cores want sizes that are multiples of it."""
+
+
+def num_steps(inputs: Inputs, settings: FinetuneConfig) -> int:
+    """Count the optimizer steps of a run; for spans and tags this tokenizes the task, since a long text has several rows."""
+    rows = inputs.rows(settings).train.num_rows if inputs.data.task.kind in (TaskKind.SPANS, TaskKind.TAGS) else len(inputs.train)
+    return _num_steps(rows, settings)
+
+
+def build_trainer(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime) -> Trainer[TaskBatches]:
+    """Put the parts of one fine-tuning run together at its first step."""
+    train, start, task = inputs.rows(settings).train, inputs.start, inputs.data.task
+    shape, on_cuda = start.settings, runtime.device.type == "cuda"
+    dropout = shape.dropout if settings.dropout == "auto" else settings.dropout
+    model = start.with_head(head_of(task, dropout=dropout), seed=settings.seed, dropout=dropout).to(runtime.device).train()
+    share = math.ceil(settings.batch_size / runtime.world_size)
+    total = _num_steps(train.num_rows, settings)
+    return Trainer(
+        model,
+        objective=TaskLoss(task.kind),
+        schedule=Schedule(num_blocks=shape.num_hidden_layers, total_steps=total, theta_bar=1.0),
+        optimizer=build_optimizer(model, settings.optim),
+        batches=TaskBatches(
+            train,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            pad_id=start.tokenizer.special.pad_id,
+            micro_batch_size=share if settings.micro_batch_size == "auto" else min(share, settings.micro_batch_size),
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            multiple=_CUDA_LENGTH_MULTIPLE if on_cuda else 1,
+            pin_memory=on_cuda,
+        ),
+        learning_rate=lambda step: learning_rate(step, total, settings.optim),
+        max_grad_norm=settings.max_grad_norm,
+        precision=resolve_precision(settings.precision, runtime.device),
+        runtime=runtime,
+        flops=Flops.of_encoder(
+            num_blocks=shape.num_hidden_layers,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            vocab_size=shape.vocab_size,
+            seq_len=round(float(train.lengths.mean())),
+            mask_rate=0.0,
+        ),
+        seed=settings.seed,
+    )
+
+
+def _num_steps(num_rows: int, settings: FinetuneConfig) -> int:
+    return max(1, math.ceil(math.ceil(num_rows / settings.batch_size) * settings.epochs))
