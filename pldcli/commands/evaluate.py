@@ -13,7 +13,6 @@ import typer
 from pldcli.choices import BlockChoice, Device, PrecisionChoice
 from pldcli.errors import UsageError
 from pldcli.evaluation import tables
-from pldcli.plots.canvas import check_picture_path
 
 if TYPE_CHECKING:
     from pldcli.evaluation.depth import DepthReport
@@ -108,12 +107,12 @@ def evaluate(
         "--text-field": text_field,
         "--json": as_json,
     }
-    measurement = _chosen({name for name, value in given.items() if value not in (None, False, [])})
-    if out is not None:
-        check_picture_path(out)
-    given["--out"] = out or _PICTURE
+    measurement = _chosen({name for name, value in given.items() if value is not None and value is not False and value != []})
     from pldcli.engine.model_source import latest_run
+    from pldcli.plots.canvas import check_picture_path
 
+    given["--out"] = out or _PICTURE
+    check_picture_path(given["--out"])
     target = model or latest_run()
     if model is None:
         typer.echo(f"evaluating {target}", err=True)
@@ -138,7 +137,7 @@ def _material(target: Path, given: Mapping[str, Any], opening: Opening) -> Evalu
         "inputs": given.get(option, []),
         "text_field": given["--text-field"],
     }
-    if given["--depth"]:
+    if given["--depth"] is not None:
         return engine.evaluate_depths(target, given["--depth"], given["--blocks"] or "keep-prob", **what, **opening)
     return engine.evaluate(target, **what, **opening)
 
@@ -147,7 +146,7 @@ def _task(target: Path, given: Mapping[str, Any], opening: Opening) -> TaskScore
     from pldcli.evaluation import task as engine
 
     source = engine.TaskSource(given["--task"], given["--data-dir"], given["--skip-bad"], unlabelled=given["--predictions"] is not None)
-    if given["--depth"]:
+    if given["--depth"] is not None:
         return engine.evaluate_task_depths(target, source, given["--depth"], given["--blocks"] or "keep-prob", **opening)
     found = engine.evaluate_task(target, source, **opening)
     if given["--predictions"]:

@@ -127,6 +127,7 @@ def test_tables(pld, calls, tmp_path):
         ),
         (["--fill", "[MASK]", "--depth", "3"], "--depth and --fill exclude each other; give one of them"),
         (["--top", "3"], "--top does nothing without --fill; leave it out"),
+        (["--top", "0"], "--top does nothing without --fill; leave it out"),
         (["--blocks", "even"], "--blocks does nothing without --depth; leave it out"),
         (["--out", "a.png"], "--out does nothing without --depth; leave it out"),
         (["--depth", "3", "--out", "a.txt"], "a.txt: a picture's name must end in .png or .svg"),
