@@ -25,7 +25,7 @@ from pldcli.engine.runtime import Runtime, launch
 from pldcli.finetuning import assembly
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.pretraining.pretrain import build_trainer
 from reporting import head, row, spread
 
@@ -112,7 +112,7 @@ def finetuning(scratch: Path, runtime: Runtime, options: argparse.Namespace) -> 
     task.write_text("".join(json.dumps({"text": text, "label": "ab"[i % 2]}) + "\n" for i, text in enumerate(rows)), encoding="utf-8")
     start = options.model or packaged_model()
     experiment = Experiment(str(task), str(start), files={"validation": str(task)}, text_columns=("text",), label_column="label")
-    inputs = Inputs(experiment)
+    inputs = RunInputs(experiment)
     settings = FinetuneConfig(batch_size=SEQUENCES, max_seq_len=TOKENS, epochs=1.0, precision=options.precision)
     trainers = {way: assembly.build_trainer(inputs, settings.replace(dropout=probability), runtime) for way, probability in TRAINED.items()}
     shape, precision = inputs.start.settings, trainers["ours"].precision.name
@@ -120,7 +120,7 @@ def finetuning(scratch: Path, runtime: Runtime, options: argparse.Namespace) -> 
     return f"fine-tuning, {blocks}, {precision}, {mean_tokens(inputs, settings):.0f} tokens a row", trainers
 
 
-def mean_tokens(inputs: Inputs, settings: FinetuneConfig) -> float:
+def mean_tokens(inputs: RunInputs, settings: FinetuneConfig) -> float:
     return float(inputs.rows(settings).train.lengths.mean())
 
 

@@ -26,7 +26,7 @@ from pldcli.engine.runtime import Runtime, launch
 from pldcli.finetuning.cell import run_cell
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.metrics import METRICS, task_score
@@ -80,7 +80,7 @@ def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> 
         experiment = Experiment(
             f"glue/{task}", str(options.model or packaged_model()), data_dir=str(options.data_dir), from_scratch=system == "random"
         )
-        inputs = Inputs(experiment)
+        inputs = RunInputs(experiment)
         result = (with_trainer if system == "trainer" else with_pld)(inputs, settings, runtime, options.results)
         machine = hardware(runtime.device)
     result |= {
@@ -100,7 +100,7 @@ def run_once(system: str, task: str, seed: int, options: argparse.Namespace) -> 
     print(f"{options.name} {system} {task} seed {seed}: {result['scores']} in {result['seconds']:.0f} s", flush=True)
 
 
-def with_pld(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime, scratch: Path) -> dict[str, Any]:
+def with_pld(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime, scratch: Path) -> dict[str, Any]:
     place = scratch / f"cell-{inputs.data.task.name.replace('/', '-')}-{settings.seed}-{id(inputs)}"
     result = run_cell(inputs, settings, place, runtime, report=lambda done, total, what: None, stop=StopRequest())
     import shutil
@@ -115,7 +115,7 @@ def with_pld(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime, scratch
     }
 
 
-def with_trainer(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime, _scratch: Path) -> dict[str, Any]:
+def with_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime, _scratch: Path) -> dict[str, Any]:
     """Fine-tune with transformers.Trainer on the same examples; dynamic padding, everything else as settings say."""
     import tempfile
 

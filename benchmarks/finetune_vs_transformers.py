@@ -29,7 +29,7 @@ from pldcli.engine.runtime import launch
 from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software, spread
 
@@ -92,9 +92,9 @@ def measure(system: str, how: str, task: str, options: argparse.Namespace) -> fl
     settings = FinetuneConfig(**SETTINGS[how], max_seq_len=MAX_SEQ_LEN)  # type: ignore[arg-type]
     if system == "trainer":
         # Not `launch`: the process stays as it is.
-        return with_trainer(Inputs(experiment), settings, how, options.steps)
+        return with_trainer(RunInputs(experiment), settings, how, options.steps)
     with launch() as runtime:
-        trainer = build_trainer(Inputs(experiment), settings, runtime)
+        trainer = build_trainer(RunInputs(experiment), settings, runtime)
         last = WARM_UP_STEPS + options.steps
         seen = list(
             zip(range(2), trainer.steps(Position(), observe=lambda step: step in (WARM_UP_STEPS, last), stop=StopRequest()), strict=False)
@@ -103,7 +103,7 @@ def measure(system: str, how: str, task: str, options: argparse.Namespace) -> fl
         return (second.tokens - first.tokens) / (second.train_seconds - first.train_seconds)
 
 
-def with_trainer(inputs: Inputs, settings: FinetuneConfig, how: str, steps: int) -> float:
+def with_trainer(inputs: RunInputs, settings: FinetuneConfig, how: str, steps: int) -> float:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

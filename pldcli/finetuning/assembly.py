@@ -11,7 +11,7 @@ from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.finetuning.config import FinetuneConfig
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.flops import Flops
 from pldcli.pld import Schedule
 from pldcli.tasks.batches import TaskBatches
@@ -23,13 +23,13 @@ _CUDA_LENGTH_MULTIPLE = 8
 """Tensor cores want sizes that are multiples of it."""
 
 
-def num_steps(inputs: Inputs, settings: FinetuneConfig) -> int:
+def num_steps(inputs: RunInputs, settings: FinetuneConfig) -> int:
     """Count the optimizer steps of a run; for spans and tags this tokenizes the task, since a long text has several rows."""
     rows = inputs.rows(settings).train.num_rows if inputs.data.task.kind in (TaskKind.SPANS, TaskKind.TAGS) else len(inputs.train)
     return _num_steps(rows, settings)
 
 
-def build_trainer(inputs: Inputs, settings: FinetuneConfig, runtime: Runtime) -> Trainer[TaskBatches]:
+def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime) -> Trainer[TaskBatches]:
     """Put the parts of one fine-tuning run together at its first step."""
     train, start, task = inputs.rows(settings).train, inputs.start, inputs.data.task
     shape, on_cuda = start.settings, runtime.device.type == "cuda"

@@ -26,7 +26,7 @@ from pldcli.finetuning import checkpoint
 from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.checkpoint import Best, Course
 from pldcli.finetuning.config import FinetuneConfig
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.system import atomic
@@ -45,7 +45,7 @@ Report = Callable[[int, int, str], None]
 
 
 def run_cell(
-    inputs: Inputs, settings: FinetuneConfig, place: Path, runtime: Runtime, *, report: Report, stop: StopRequest
+    inputs: RunInputs, settings: FinetuneConfig, place: Path, runtime: Runtime, *, report: Report, stop: StopRequest
 ) -> dict[str, Any]:
     """Fine-tune once and write the result, the predictions and the model, replacing `place` when everything is done.
 
@@ -83,7 +83,7 @@ def read_result(place: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) else None
 
 
-def predict_tests(inputs: Inputs, settings: FinetuneConfig, model: StBert, runtime: Runtime) -> dict[str, list[dict[str, Any]]]:
+def predict_tests(inputs: RunInputs, settings: FinetuneConfig, model: StBert, runtime: Runtime) -> dict[str, list[dict[str, Any]]]:
     """Predict the test splits with a finished model, as lines of JSON per split."""
     return {
         name: as_json_lines(_score(inputs, settings, model, runtime, name).predictions, test) for name, test in inputs.data.test.items()
@@ -100,7 +100,7 @@ def mean_score(splits: Mapping[str, ScoredSplit], metrics: tuple[str, ...]) -> f
 class _Cell:
     """A run and what it is made of."""
 
-    inputs: Inputs
+    inputs: RunInputs
     settings: FinetuneConfig
     place: Path
     trainer: Trainer[TaskBatches]
@@ -215,7 +215,7 @@ class _Cell:
         )
 
 
-def _score(inputs: Inputs, settings: FinetuneConfig, model: StBert, runtime: Runtime, split: str) -> ScoredSplit:
+def _score(inputs: RunInputs, settings: FinetuneConfig, model: StBert, runtime: Runtime, split: str) -> ScoredSplit:
     """Score at full depth in fp32, as `pld evaluate` does."""
     examples, features = inputs.rows(settings).of(split)
     pad_id = inputs.start.tokenizer.special.pad_id

@@ -26,7 +26,7 @@ from pldcli.finetuning.cell import predict_tests, read_result, run_cell
 from pldcli.finetuning.config import FinetuneConfig, changed
 from pldcli.finetuning.directory import check_usable, claim, has_model, is_predicted, keep_the_best, mark_best
 from pldcli.finetuning.experiment import Experiment
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.finetuning.results import Group, best_cell, flat_scores, group_cells, write_results
 from pldcli.finetuning.workers import Job, run_jobs
 from pldcli.huggingface.load import load_pretrained
@@ -103,7 +103,7 @@ def finetune(
     """
     with launch(device) as runtime, ExitStack() as stack:
         speaker = console if console and runtime.is_main else Console(quiet=not runtime.is_main)
-        inputs = Inputs(experiment, start)
+        inputs = RunInputs(experiment, start)
         task = inputs.data.task
         for note in inputs.notes:
             speaker.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
@@ -157,7 +157,7 @@ def cell_name(settings: FinetuneConfig) -> str:
     return f"{text},seed={settings.seed}" if text else f"seed={settings.seed}"
 
 
-def _done(job: Job, inputs: Inputs) -> dict[str, Any] | None:
+def _done(job: Job, inputs: RunInputs) -> dict[str, Any] | None:
     """Read a cell that was done under the same settings, on the same scale of targets."""
     result = read_result(job.place)
     if result is None or result.get("targets") != (asdict(inputs.targets) if inputs.targets else None):
@@ -175,7 +175,7 @@ def _left(jobs: Mapping[str, Job], done: Mapping[str, Mapping[str, Any]], out: P
 
 
 def _run(
-    inputs: Inputs, todo: Sequence[Job], experiment: Experiment, runtime: Runtime, jobs: int | Literal["auto"], console: Console
+    inputs: RunInputs, todo: Sequence[Job], experiment: Experiment, runtime: Runtime, jobs: int | Literal["auto"], console: Console
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Do the cells that are left, with progress; a stop gives up the ones under way and says how to resume."""
     totals = {job.name: num_steps(inputs, job.settings) for job in todo}
@@ -219,7 +219,7 @@ def _run(
 
 
 def _one_after_the_other(
-    inputs: Inputs, todo: Sequence[Job], runtime: Runtime, report: Any, stop: StopRequest
+    inputs: RunInputs, todo: Sequence[Job], runtime: Runtime, report: Any, stop: StopRequest
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     for job in todo:
         yield job, run_cell(inputs, job.settings, job.place, runtime, report=partial(report, job.name), stop=stop)
@@ -252,7 +252,9 @@ def _kept(finished: int, num_cells: int) -> str:
     return f"{finished} of {num_cells} run(s) finished, what was under way is saved"
 
 
-def _finish(out: Path, inputs: Inputs, settings: FinetuneConfig, best: str, cells: dict[str, dict[str, Any]], runtime: Runtime) -> ReadBack:
+def _finish(
+    out: Path, inputs: RunInputs, settings: FinetuneConfig, best: str, cells: dict[str, dict[str, Any]], runtime: Runtime
+) -> ReadBack:
     """Read the best model back, write its card, and predict the test splits with it."""
     task = inputs.data.task
     loaded = load_pretrained(out / "model")

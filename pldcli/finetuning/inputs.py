@@ -20,10 +20,10 @@ from pldcli.tasks.kinds import KINDS, usual_row_tokens
 from pldcli.tasks.reading import Unknown, notes_on_special_tokens, reading_words
 from pldcli.tasks.task import Examples, Features, TaskData
 
-__all__ = ["Inputs", "Rows"]
+__all__ = ["Rows", "RunInputs"]
 
 
-class Inputs:
+class RunInputs:
     """The model and the data, read once and shared by every run in this process; `start` is the experiment's model, if it was read before.
 
     Raises:

@@ -114,14 +114,14 @@ def serve() -> None:
     """Do the jobs that standard input names until it closes: the main function of a worker."""
     from pldcli.engine.runtime import launch
     from pldcli.finetuning.cell import run_cell
-    from pldcli.finetuning.inputs import Inputs
+    from pldcli.finetuning.inputs import RunInputs
     from pldcli.system.signals import stop_requests
 
     answer = answering()
     try:
         device: Any = sys.argv[2]
         with launch(device) as runtime, stop_requests() as stop:
-            inputs = Inputs(Experiment.from_json(sys.argv[1]))
+            inputs = RunInputs(Experiment.from_json(sys.argv[1]))
             for line in sys.stdin:
                 job = json.loads(line)
                 result = run_cell(

@@ -20,7 +20,7 @@ from pldcli.evaluation.task import TaskSource, evaluate_task
 from pldcli.finetuning.cell import run_cell
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.system.signals import StopRequest
 from tests.finetuning.conftest import save_tiny, write_rows
 
@@ -139,10 +139,10 @@ def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Start(model, ["</s>", "<mask>"] if is_roberta else ["[SEP]", "[MASK]", "[UNK]"])
 
 
-def trained(start: Start, rows: list[dict[str, Any]], place: Path, **experiment: Any) -> tuple[Inputs, list[dict[str, Any]], Any]:
+def trained(start: Start, rows: list[dict[str, Any]], place: Path, **experiment: Any) -> tuple[RunInputs, list[dict[str, Any]], Any]:
     """Fine-tune for a step; give the inputs, the predictions of the same rows, and their ids."""
     train = write_rows(place / "train.jsonl", rows)
-    inputs = Inputs(Experiment(str(train), str(start.model), files={"validation": str(train)}, **experiment))
+    inputs = RunInputs(Experiment(str(train), str(start.model), files={"validation": str(train)}, **experiment))
     settings = FinetuneConfig(epochs=0.01, batch_size=8, max_seq_len=160, precision="fp32", dropout=0.0)
     run_cell(inputs, settings, place / "cell", Runtime(torch.device("cpu")), report=lambda *_: None, stop=StopRequest())
     predictions = [json.loads(line) for line in (place / "cell" / "predictions-validation.jsonl").read_text(encoding="utf-8").splitlines()]

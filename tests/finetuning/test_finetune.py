@@ -22,7 +22,7 @@ from pldcli.errors import (
 from pldcli.evaluation.prediction import score_split
 from pldcli.finetuning import cell as cell_module
 from pldcli.finetuning.config import cells
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.load import load_pretrained
 from pldcli.tasks.kinds import head_of
 from tests.finetuning.conftest import FAST, river_rows, save_tiny, write_rows
@@ -418,7 +418,7 @@ def test_test_splits_are_tokenised_only_to_be_predicted(river_experiment, rivers
     files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
     [settings] = cells([*FAST, "epochs=0.2"])
     with launch("cpu") as runtime:
-        inputs = Inputs(river_experiment(files=files))
+        inputs = RunInputs(river_experiment(files=files))
         result = cell_module.run_cell(inputs, settings, tmp_path / "cell", runtime, report=lambda *_: None, stop=StopRequest())
         assert sorted(seen) == ["train", "validation"] and result["examples"]["test"] == 20
         model = load_pretrained(tmp_path / "cell" / "model").with_head(head_of(inputs.data.task), trained=True)
@@ -463,7 +463,7 @@ def test_text_of_which_nothing_is_known_is_refused(learn, river_experiment, tmp_
 
 def test_special_tokens_in_text_are_said(learn, river_experiment, rivers, tmp_path, monkeypatch):
     train = write_rows(tmp_path / "train.jsonl", [row | {"text": f"{row['text']} [SEP] the road"} for row in river_rows(40, 1)])
-    notes = Inputs(river_experiment(task=str(train))).notes
+    notes = RunInputs(river_experiment(task=str(train))).notes
     assert f"{train}: column 'text': 40 of 40 rows hold [SEP], read as the special token, as transformers does" in notes
     assert sum("[SEP]" in note for note in notes) == 1
 

@@ -13,7 +13,7 @@ from pldcli.engine.runtime import Runtime
 from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
-from pldcli.finetuning.inputs import Inputs
+from pldcli.finetuning.inputs import RunInputs
 from pldcli.system.signals import StopRequest
 from tests.finetuning.conftest import river_rows, write_rows
 
@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers")
 def test_losses_are_those_of_a_plain_loop(start: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(start)
     train = write_rows(tmp_path / "river.jsonl", river_rows(80, 1))
-    inputs = Inputs(Experiment(str(train), str(model)))
+    inputs = RunInputs(Experiment(str(train), str(model)))
     settings = FinetuneConfig(learning_rate=3e-3, batch_size=8, epochs=2, precision="fp32", dropout=0.0, warmup_fraction=0.2)
     trainer = build_trainer(inputs, settings, Runtime(torch.device("cpu")))
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=2).train()
