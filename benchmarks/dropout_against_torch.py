@@ -25,7 +25,7 @@ from pldcli.engine.runtime import Runtime, launch
 from pldcli.finetuning.cell import CellRunner
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from reporting import head, row, spread
 
 __all__ = ["ask_dropout"]

@@ -20,13 +20,12 @@ from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine.metrics import read_metrics, reads_context
-from pldcli.engine.validation import fixed_batches, frequencies_alone
+from pldcli.engine.validation import fixed_batches, score_masked_lm, unigram_baseline
 from pldcli.errors import OutputError, PreemptedError, StoppedError
-from pldcli.evaluation.evaluate import evaluate
 from pldcli.evaluation.fill_mask import fill_mask
 from pldcli.evaluation.subject import open_subject
 from pldcli.plots.curves import Curve, plot_curves
-from pldcli.pretraining.pretrain import PretrainResult
+from pldcli.pretraining.recorder import PretrainResult
 from pldcli.pretraining.twins import train_in_turn
 from pldcli.system import atomic
 
@@ -64,6 +63,10 @@ _WORDS_AROUND = 5
 _FEWEST_LETTERS = 3
 
 
+Guesses = tuple[tuple[str, float], ...]
+"""The most likely tokens in one place, with their probabilities."""
+
+
 @dataclass(frozen=True)
 class DemoRun:
     """One of the two runs, measured."""
@@ -93,8 +96,8 @@ class FilledMask:
     text: str
     """With `[MASK]`."""
     word: str
-    guesses: tuple[tuple[tuple[str, float], ...], ...]
-    """Per run, the most likely tokens with their probabilities."""
+    guesses: tuple[Guesses, ...]
+    """Per run."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +153,17 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
         except (StoppedError, PreemptedError) as error:
             raise type(error)(error.what, where=str(out), hint=_how_to_go_on(out, data)) from error
         for _, result in trained.values():
-            if result.reload_failure is not None:
-                say(f"warning: {result.run.model}: {result.reload_failure}")
+            if (failure := result.read_back.failure) is not None:
+                say(f"warning: {result.run.model}: {failure}")
         say("4/4 scoring both models on text that neither has read, and filling masks")
-        runs = [_measure(system, config, result, data) for system, (config, result) in trained.items()]
-        unigram = frequencies_alone(prepared, fixed_batches(prepared, configs[_SYSTEMS[0]].data.seq_len))
-        masks = _fill(out, list(_masked_texts(prepared, load_prepared_tokenizer(data))))
+        masked = list(_masked_texts(prepared, load_prepared_tokenizer(data)))
+        measured = [_measure(system, config, result, prepared, masked) for system, (config, result) in trained.items()]
+        unigram = unigram_baseline(prepared, fixed_batches(prepared, configs[_SYSTEMS[0]].data.seq_len))
+    masks = tuple(
+        FilledMask(*one, guesses) for one, guesses in zip(masked, zip(*(guesses for _, guesses in measured), strict=True), strict=True)
+    )
     _plot(out)
-    return Demo((runs[0], runs[1]), unigram, masks, configs[_SYSTEMS[0]].num_parameters, time.monotonic() - began)
+    return Demo((measured[0][0], measured[1][0]), unigram, masks, configs[_SYSTEMS[0]].num_parameters, time.monotonic() - began)
 
 
 @contextmanager
@@ -211,10 +217,15 @@ def _config(system: str, steps: int, vocab_size: int) -> Config:
     return presets.resolve(f"bert-tiny-{system}", _changes(steps), from_data={"model.vocab_size": vocab_size}).config
 
 
-def _measure(system: str, config: Config, result: PretrainResult, data: Path) -> DemoRun:
-    score = evaluate(result.run.path, data=data).score
+def _measure(
+    system: str, config: Config, result: PretrainResult, prepared: PreparedData, masked: Sequence[tuple[str, str]]
+) -> tuple[DemoRun, list[Guesses]]:
+    """Read a model once: score it, and fill the masks of all texts."""
+    with open_subject(result.run.path) as subject:
+        score = score_masked_lm(subject.model, fixed_batches(prepared, subject.loaded.seq_len), subject.precision, subject.runtime)
+        filled = [fill_mask(subject, text, top=3)[0] for text, _ in masked]
     flops, position = config.flops, result.position
-    return DemoRun(
+    run = DemoRun(
         name=f"bert-tiny-{system}",
         steps=position.step,
         tokens=position.tokens,
@@ -225,6 +236,7 @@ def _measure(system: str, config: Config, result: PretrainResult, data: Path) ->
         mlm_accuracy=score.mlm_accuracy,
         predicted_saving=flops.total_saved(config.pld_schedule.mean_kept_fraction),
     )
+    return run, [tuple((candidate.token, candidate.probability) for candidate in candidates) for candidates in filled]
 
 
 def _masked_texts(prepared: PreparedData, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
@@ -253,17 +265,6 @@ def _place_to_mask(words: Sequence[str], tokenizer: Tokenizer) -> int | None:
         if len(word) >= _FEWEST_LETTERS and word.isalpha() and len(tokenizer.fast.encode(word, add_special_tokens=False).ids) == 1:
             return place
     return None
-
-
-def _fill(out: Path, masked: Sequence[tuple[str, str]]) -> tuple[FilledMask, ...]:
-    """Fill the masks of all texts with each model, which is read once."""
-    guesses: list[list[tuple[tuple[str, float], ...]]] = [[] for _ in masked]
-    for system in _SYSTEMS:
-        with open_subject(out / "runs" / system) as subject:
-            for (text, _), of_text in zip(masked, guesses, strict=True):
-                [candidates] = fill_mask(subject, text, top=3)
-                of_text.append(tuple((candidate.token, candidate.probability) for candidate in candidates))
-    return tuple(FilledMask(text, word, tuple(of_text)) for (text, word), of_text in zip(masked, guesses, strict=True))
 
 
 def _plot(out: Path) -> None:

@@ -11,7 +11,7 @@ from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.errors import CheckpointError, OutputError
 from pldcli.evaluation.depth import Gates, check_depth, keep_probs_of, kept_blocks
-from pldcli.huggingface.read_back import read_back
+from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
@@ -33,12 +33,9 @@ class Exported:
     """Which blocks of the source it has."""
     reason: str
     """Why these blocks, in words; empty for all."""
-    difference: float | None
-    """The largest difference of outputs when transformers reads it back; None where it did not."""
     left_out: tuple[str, ...]
     """What a Hugging Face directory of ours does not hold."""
-    reload_failure: str | None = None
-    """Why that check failed; None where it did not, or was not made."""
+    read_back: ReadBack
 
 
 def export(
@@ -81,9 +78,8 @@ def export(
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
-    difference, failure = read_back(out, model, _some_input(loaded))
     left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
-    return Exported(loaded.where, out, gates, reason, difference, left_out, failure)
+    return Exported(loaded.where, out, gates, reason, left_out, read_back(out, model, _some_input(loaded)))
 
 
 def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:

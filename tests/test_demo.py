@@ -66,7 +66,7 @@ def test_a_run_of_the_demonstration_is_what_its_command_trains_alone(small: None
     changes = [word for word in words if "=" in word and not word.startswith("OMP")]
     vocabulary = {"model.vocab_size": open_prepared(data).vocab_size}
     config = presets.resolve(words[words.index("--preset") + 1], changes, from_data=vocabulary).config
-    pretrain(config, data=data, out=tmp_path / "alone", console=Console(quiet=True))
+    pretrain(config, prepared=open_prepared(data), out=tmp_path / "alone", console=Console(quiet=True))
     weights = [(place / "model" / "model.safetensors").read_bytes() for place in (tmp_path / "alone", tmp_path / "demo" / "runs" / "pld")]
     assert weights[0] == weights[1]
 
@@ -103,7 +103,7 @@ def test_the_clock_shortens_runs_to_ones_that_could_have_been_planned(
         [start] = json.loads(result.run.environment.read_text())["starts"]
         assert start["command"] == f"{name} {steps}"
     config, result = trained["pld"]
-    pretrain(config, data=prepared, out=tmp_path / "planned", console=Console(quiet=True))
+    pretrain(config, prepared=data, out=tmp_path / "planned", console=Console(quiet=True))
     assert (tmp_path / "planned" / "model" / "model.safetensors").read_bytes() == (result.run.model / "model.safetensors").read_bytes()
 
 

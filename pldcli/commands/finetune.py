@@ -122,7 +122,6 @@ def _show(done: Finetuned, *, several: bool) -> None:
     """Print a task's table, what its numbers hide, and what to do next."""
     from pldcli.console.screen import screen, table
     from pldcli.finetuning.results import as_table
-    from pldcli.huggingface.read_back import describe
 
     headings, rows = as_table(done.groups)
     console = screen()
@@ -131,10 +130,9 @@ def _show(done: Finetuned, *, several: bool) -> None:
     console.print(table(headings, rows, right=headings[len(done.groups[0].settings) :], fold=headings))
     for note in done.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    check = describe(done.reload_difference, done.reload_failure)
-    console.print(f"model {done.model}, of the best single run, {done.best} ({check})", markup=False, soft_wrap=True)
-    if done.reload_failure is not None:
-        typer.echo(f"warning: {done.model}: {done.reload_failure}", err=True)
+    console.print(f"model {done.model}, of the best single run, {done.best} ({done.read_back})", markup=False, soft_wrap=True)
+    if (failure := done.read_back.failure) is not None:
+        typer.echo(f"warning: {done.model}: {failure}", err=True)
     if not several:
         console.print(f"tables {done.out / 'results.md'}, .csv, .json; spread {done.out / 'spread.png'}", markup=False, soft_wrap=True)
 

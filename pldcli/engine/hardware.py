@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pldcli import __version__
-from pldcli.data.loader import StepBatches
-from pldcli.data.shards import PreparedData
-from pldcli.engine.run_directory import read_starts
-from pldcli.engine.trainer import Trainer
-from pldcli.system import atomic
 from pldcli.system.machine import processor_fields
 
-__all__ = ["hardware_name", "peak_flops_per_second", "record_start", "versions"]
+__all__ = ["device_memory_bytes", "hardware_name", "peak_flops_per_second", "versions"]
 
 _PEAK_16_BIT = {
     "H200": 989e12,
@@ -68,24 +60,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
-    """Add this start to a run's environment.json."""
-    runtime, batches, data = trainer.runtime, trainer.batches, prepared.path.resolve()
-    start = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        **versions(),
-        "hardware": hardware_name(runtime.device),
-        "device": str(runtime.device),
-        "precision": trainer.precision.name,
-        "threads": torch.get_num_threads(),
-        "processes": runtime.world_size,
-        "micro_batch_size": batches.micro_batch_size,
-        "micro_steps_per_group": batches.micro_steps,
-        "attended_tokens": batches.samples.attended_tokens,
-        "data": str(data),
-        "data_from_run": os.path.relpath(data, path.parent.resolve()),  # a project that is moved as a whole takes both along
-        "data_fingerprint": prepared.data_fingerprint,
-        "tokenizer_fingerprint": prepared.fingerprint,
-    }
-    atomic.write_text(path, json.dumps({"starts": [*read_starts(path), start]}, indent=1) + "\n")
+def device_memory_bytes(device: torch.device) -> int:
+    """Read the size of the device's memory, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

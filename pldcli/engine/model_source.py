@@ -14,7 +14,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.task import Task
 
-__all__ = ["latest_run", "open_model", "recorded_data", "remembered_task", "short_name"]
+__all__ = ["check_tokenizer", "latest_run", "open_model", "recorded_data", "remembered_task", "short_name"]
 
 
 def open_model(target: Path, *, data: Path | None = None, allow_bin: bool = False) -> Pretrained:
@@ -86,6 +86,24 @@ def _same_data(run: Path, start: dict[str, Any], same: Literal["data", "tokenize
     return candidates[0]
 
 
+def check_tokenizer(ours: str, theirs: str, *, model: Path | str, data: Path) -> None:
+    """Check that data was tokenized with the model's tokenizer.
+
+    Args:
+        ours: Fingerprint of the model's tokenizer.
+        theirs: That of the data's.
+        model: The model, to name in an error.
+        data: The prepared directory.
+
+    Raises:
+        DataError: It was tokenized with another one.
+    """
+    if ours != theirs:
+        how = f"--tokenizer {model}`" if Path(model, "tokenizer.json").is_file() else "--tokenizer` and the model's tokenizer"
+        what = f"was tokenized with another tokenizer than that of {model}"
+        raise DataError(what, where=str(data), hint=f"prepare it again with `pld prepare-data {how}")
+
+
 def remembered_task(loaded: Pretrained) -> Task | None:
     """Read what fine-tuning wrote down of its task; None where it wrote nothing.
 
@@ -140,10 +158,5 @@ def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:
     except DataError as error:
         what = f"its tokenizer is not in {data} ({error.where}: {error.what})"
         raise CheckpointError(what, where=str(path), hint="name the data it was trained on with --data") from error
-    if tokenizer.fingerprint != fingerprint:
-        raise DataError(
-            f"was prepared with another tokenizer than that of {path}",
-            where=str(data),
-            hint="prepare it again with `pld prepare-data --tokenizer` and the model's tokenizer",
-        )
+    check_tokenizer(fingerprint, tokenizer.fingerprint, model=path, data=data)
     return tokenizer

@@ -16,34 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pldcli.choices import TaskKind
-from pldcli.data.loader import NO_TARGET, Batch
+from pldcli.data.loader import NO_TARGET, Batch, Inputs
 from pldcli.model import MaskedLmHead, StBert
 from pldcli.tasks.batches import TaskBatch
 
-__all__ = ["Inputs", "MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
-
-
-class Inputs(Protocol):
-    """What the encoder reads of a batch."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """Token ids, [B, T]."""
-        ...
-
-    @property
-    def token_type_ids(self) -> Tensor | None:
-        """Segment of each token, [B, T]; None for all 0."""
-        ...
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """True at real tokens, [B, T]; None when there is no padding."""
-        ...
-
-    def to(self, device: torch.device) -> Any:
-        """Copy to a device."""
-        ...
+__all__ = ["MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
 
 
 class Objective(Protocol):

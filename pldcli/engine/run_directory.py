@@ -117,6 +117,11 @@ class RunDirectory:
         return (self.model / "config.json").is_file()
 
     @property
+    def has_weights(self) -> bool:
+        """Return whether a finished model or checkpoints lie here, or this is a checkpoint itself."""
+        return self.has_model or any(self.checkpoints.glob("step-*")) or (self.path / "state.json").is_file()
+
+    @property
     def is_finished(self) -> bool:
         """Tell whether a run has come to its end here: the card is written last."""
         return self.has_model and self.card.is_file()

@@ -1,4 +1,4 @@
-"""Evaluation assembled: find the model, check that the data speaks its language, score it."""
+"""Evaluation assembled: find the model, check that the data was tokenized with its tokenizer, score it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from typing import Generic, Literal, TypeVar, Unpack
 
 from pldcli.choices import BlockChoice
 from pldcli.console.progress import Progress
-from pldcli.data.loader import Batch
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.loader import Batch, count_tokens
+from pldcli.data.shards import open_prepared
 from pldcli.data.text_stream import TextStream, tokenise
-from pldcli.engine.model_source import recorded_data
-from pldcli.engine.validation import MaskedLmScore, count_tokens, fixed_batches, frequencies_alone, score_masked_lm, stream_batches
-from pldcli.errors import DataError
+from pldcli.engine.model_source import check_tokenizer, recorded_data
+from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, stream_batches, unigram_baseline
 from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.fill_mask import fill_mask as fill_in
 from pldcli.evaluation.pseudo_likelihood import masked_copies
 from pldcli.evaluation.subject import Opening, Subject, open_subject
 from pldcli.evaluation.zero_shot import MinimalPairs, PseudoPerplexity, judge_pairs, read_pairs, score_texts
-from pldcli.pretrained import Pretrained
 
 __all__ = [
     "Evaluated",
     "Material",
-    "check_vocabulary",
     "evaluate",
     "evaluate_depths",
     "evaluate_pairs",
@@ -69,13 +66,13 @@ def evaluate(target: Path, **opening: Unpack[Opening]) -> Evaluated[MaskedLmScor
 
     Raises:
         CheckpointError: The model cannot be read.
-        DataError: The data is damaged, or was prepared with another tokenizer.
+        DataError: The data is damaged, or was tokenized with another tokenizer.
     """
     prepared = open_prepared(opening.get("data") or recorded_data(target))
     with open_subject(target, **_with_data(opening, prepared.path)) as subject:
-        check_vocabulary(subject.loaded, prepared)
+        check_tokenizer(subject.loaded.tokenizer.fingerprint, prepared.fingerprint, model=subject.loaded.where, data=prepared.path)
         score = _masked_lm(subject, fixed_batches(prepared, subject.loaded.seq_len))
-        mark = frequencies_alone(prepared.sampled("train"), fixed_batches(prepared, subject.loaded.seq_len))
+        mark = unigram_baseline(prepared.sampled("train"), fixed_batches(prepared, subject.loaded.seq_len))
         return _evaluated(subject, f"{prepared.path}, validation split", score, (f"token frequencies alone score {mark:.4f} there",))
 
 
@@ -187,7 +184,7 @@ def _measure(subject: Subject, material: Material, inputs: Sequence[Path], text_
         stream = tokenise(inputs, tokenizer, text_field=text_field)
         return _of_batches(subject, lambda: _rows(subject, stream), stream.notes)
     prepared = open_prepared(inputs[0])
-    check_vocabulary(subject.loaded, prepared)
+    check_tokenizer(subject.loaded.tokenizer.fingerprint, prepared.fingerprint, model=subject.loaded.where, data=prepared.path)
     return _of_batches(subject, lambda: fixed_batches(prepared, subject.loaded.seq_len))
 
 
@@ -234,17 +231,3 @@ def _named(inputs: Sequence[Path]) -> str:
 
 def _with_data(opening: Opening, data: Path) -> Opening:
     return {**opening, "data": data}
-
-
-def check_vocabulary(loaded: Pretrained, prepared: PreparedData) -> None:
-    """Make sure that data speaks the language of a model.
-
-    Raises:
-        DataError: It was prepared with another tokenizer.
-    """
-    if loaded.tokenizer.fingerprint != prepared.fingerprint or loaded.settings.vocab_size < prepared.vocab_size:
-        raise DataError(
-            f"was prepared with another tokenizer than that of {loaded.where}",
-            where=str(prepared.path),
-            hint="prepare it again with `pld prepare-data --tokenizer` and the model's tokenizer",
-        )

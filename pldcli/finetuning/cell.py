@@ -23,8 +23,8 @@ from pldcli.engine.objectives import TaskLoss
 from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.runtime import Runtime, out_of_memory
-from pldcli.engine.trainer import Observation, Trainer
-from pldcli.errors import DivergedError, PreemptedError, StoppedError
+from pldcli.engine.trainer import Trainer
+from pldcli.errors import DivergedError
 from pldcli.evaluation.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, score_split
 from pldcli.finetuning import checkpoint as finetune_checkpoint
 from pldcli.finetuning.checkpoint import Best, Course
@@ -38,7 +38,7 @@ from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pld import Schedule
 from pldcli.system import atomic
-from pldcli.system.signals import StopRequest
+from pldcli.system.signals import StopRequest, stop_error
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.metrics import task_score
@@ -217,7 +217,7 @@ class CellRunner:
             position = course.position = replace(seen.position, wall_seconds=time.perf_counter() - began)
             if seen.stop_signal:
                 self._save(course, trainer, settings, place)
-                raise _stopped(seen)
+                raise stop_error(seen.stop_signal)
             course.losses.append(seen.losses["loss"])
             rate = position.tokens / max(position.train_seconds, 1e-9)
             report(position.step, total, f"loss {course.losses[-1]:.3f}, {quantity(rate)} tokens/s")
@@ -351,11 +351,6 @@ def _evaluation_steps(steps_per_epoch: int, total: int, per_epoch: int) -> set[i
     every = steps_per_epoch / per_epoch
     count = math.floor(total / every + 1e-9)
     return {max(1, round(every * (number + 1))) for number in range(count)} | {total}
-
-
-def _stopped(seen: Observation) -> StoppedError | PreemptedError:
-    kind = StoppedError if seen.stop_signal == 2 else PreemptedError
-    return kind("interrupted" if seen.stop_signal == 2 else "terminated")
 
 
 def _write_json(path: Path, value: Any) -> None:

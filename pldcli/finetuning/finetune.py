@@ -36,7 +36,7 @@ from pldcli.finetuning.workers import Job, run_jobs
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.system import atomic
-from pldcli.system.signals import StopRequest, stop_requests
+from pldcli.system.signals import StopRequest, stop_error, stop_requests
 from pldcli.system.workers import available_cores
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.metrics import shown
@@ -67,11 +67,9 @@ class Finetuned:
     """Name of the best cell."""
     done_before: int
     """Cells that an earlier call had done."""
-    reload_difference: float | None
-    """Largest difference of outputs when transformers read the model back; None where it did not."""
     notes: list[str]
-    reload_failure: str | None = None
-    """Why that check failed; None where it did not, or was not made."""
+    read_back: ReadBack
+    """Of the best cell's model."""
     is_main: bool = True
     """Whether this process speaks to the user."""
 
@@ -134,10 +132,10 @@ def finetune(
             write_results(out, runner.data.task, runner.start_name, cells)
         if best is None:
             raise DivergedError("training diverged", where=f"all {len(cells)} run(s)", hint=_AFTER_DIVERGENCE)
-        difference = failure = None
+        checked = ReadBack()
         if runtime.is_main:
             _keep_the_best(out, cells)
-            difference, failure = _read_back(out / "model", runner)
+            checked = _read_back(out / "model", runner)
             card = task_card(runner.data.task, runner.start_name, cells[best], len(cells))
             atomic.write_text(out / "model" / "README.md", card)
         if runner.data.test and not _is_predicted(out, best, runner):
@@ -150,7 +148,7 @@ def finetune(
         groups = group_cells(list(cells.values()))
         notes = _notes_on(cells)
         start, is_main = runner.start_name, runtime.is_main
-        return Finetuned(out, runner.data.task, start, cells, groups, best, before, difference, notes, failure, is_main)
+        return Finetuned(out, runner.data.task, start, cells, groups, best, before, notes, checked, is_main)
 
 
 def cell_name(settings: FinetuneConfig) -> str:
@@ -260,8 +258,7 @@ def _run(
         except (StoppedError, PreemptedError) as error:
             raise type(error)(f"{error.what}, {_kept(finished, len(todo))}", hint="run the same command again to go on") from error
         if stop.signal_number:
-            kind, word = (StoppedError, "interrupted") if stop.signal_number == 2 else (PreemptedError, "terminated")
-            raise kind(f"{word}, {_kept(finished, len(todo))}", hint="run the same command again to go on")
+            raise stop_error(stop.signal_number, _kept(finished, len(todo)), hint="run the same command again to go on")
 
 
 def _one_after_the_other(runner: CellRunner, todo: Sequence[Job], report: Any, stop: StopRequest) -> Iterator[tuple[Job, dict[str, Any]]]:

@@ -16,14 +16,13 @@ from pldcli.console.progress import Progress
 from pldcli.console.units import duration
 from pldcli.data.shards import PreparedData
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.hardware import record_start
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.trainer import Observation
 from pldcli.errors import PldError
+from pldcli.pretraining.assembly import assemble, build_trainer, compiles
 from pldcli.pretraining.display import RunDisplay
-from pldcli.pretraining.pretrain import assemble, build_trainer, compiles
-from pldcli.pretraining.recorder import Bookkeeper, PretrainResult
+from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_requests
 
@@ -84,10 +83,10 @@ def train_in_turn(
         if is_fixed := until is None:
             _fix_length(twins, first.total_steps, command)
         with Progress("training in turn", total=first.total_steps, unit="steps", console=console) as progress:
-            while first.position.step < first.total_steps:
+            while first.step < first.total_steps:
                 _take_one_step(twins)
                 pace.note()
-                step, decay_fraction = first.position.step, first.config.optim.decay_fraction
+                step, decay_fraction = first.step, first.config.optim.decay_fraction
                 if not is_fixed:
                     expected = min(pace.expected_steps(step), first.total_steps)
                     progress.total = expected
@@ -158,8 +157,7 @@ class _Twin:
     def __init__(
         self, name: str, config: Config, prepared: PreparedData, run: RunDirectory, runtime: Runtime, stop: StopRequest, stack: ExitStack
     ) -> None:
-        self.name, self.config, self.position, self.loss = name, config, Position(), float("nan")
-        self._prepared, self._stop = prepared, stop
+        self.name, self.config, self.loss, self._stop = name, config, float("nan"), stop
         run.check_usable()
         stack.enter_context(run.lock())
         atomic.write_text(run.config, presets.dump(config))
@@ -167,9 +165,16 @@ class _Twin:
         if compiles(config, runtime):
             self._trainer.warm_up()
         display = RunDisplay(Console(quiet=True), title=name, total_steps=0, save_every=1, quiet=True)
-        self._recorder = Bookkeeper(config, prepared, run, self._trainer, display, stack, self.position, "auto")
+        self._recorder = stack.enter_context(
+            RunRecorder(run, self._trainer, config=config, prepared=prepared, display=display, position=Position())
+        )
         self._steps = self._begin()
         self._rested = time.perf_counter()
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return self._recorder.position.step
 
     @property
     def total_steps(self) -> int:
@@ -183,14 +188,14 @@ class _Twin:
             StoppedError, PreemptedError: A signal arrived; the state is saved.
             DivergedError: The loss is not finite.
         """
-        self._recorder.stand_still(time.perf_counter() - self._rested)
+        self._recorder.pause(time.perf_counter() - self._rested)
         seen = next(self._steps)
         self.loss = seen.losses.get("loss", self.loss)
-        self.position = self._recorder.record(seen)
+        self._recorder.record(seen)
         self._rested = time.perf_counter()
 
     def shorten(self, total_steps: int) -> None:
-        """End after so many steps: a new trainer goes on where the old one was, as after a resume."""
+        """End after so many steps: a new trainer resumes where the old one was."""
         self._steps.close()
         before = self._trainer
         self.config = shortened(self.config, total_steps)
@@ -202,11 +207,11 @@ class _Twin:
 
     def record_start(self, command: str) -> None:
         """Write environment.json."""
-        record_start(self._recorder.run.environment, command, self._trainer, self._prepared)
+        self._recorder.record_start(command)
 
     def finish(self, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
-        return self._recorder.finish(self.position, command)
+        return self._recorder.finish(command)
 
     def _begin(self) -> Generator[Observation, None, None]:
-        return self._trainer.steps(self.position, observe=lambda step: True, stop=self._stop)
+        return self._trainer.steps(self._recorder.position, observe=lambda step: True, stop=self._stop)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered once."""
+"""SIGINT and SIGTERM: noted once, and turned into the error that ends the program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ["StopRequest", "first_signal", "stop_requests"]
+from pldcli.errors import PreemptedError, StoppedError
+
+__all__ = ["STOP_SIGNALS", "StopRequest", "first_signal", "stop_error", "stop_requests"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ONE_SIGNAL_SECONDS = 0.1
 """A repeat within this time is the same signal: `timeout`, for one, signals the process and then its group."""
@@ -29,7 +33,7 @@ def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -72,3 +76,16 @@ def stop_requests() -> Iterator[StopRequest]:
 
     with first_signal(note):
         yield request
+
+
+def stop_error(signal_number: int, state: str = "", *, where: str = "", hint: str = "") -> StoppedError | PreemptedError:
+    """Make the error of a signal: "interrupted" by SIGINT or "terminated" by SIGTERM, and the state that this left.
+
+    Args:
+        signal_number: Of SIGINT or SIGTERM.
+        state: What is saved and what is lost, in a few words.
+        where: The run that was stopped.
+        hint: How to resume it.
+    """
+    kind, word = (StoppedError, "interrupted") if signal_number == signal.SIGINT else (PreemptedError, "terminated")
+    return kind(f"{word}, {state}" if state else word, where=where, hint=hint)

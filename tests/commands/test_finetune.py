@@ -10,6 +10,7 @@ from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.finetune import Finetuned
 from pldcli.finetuning.glue import GlueResult
 from pldcli.finetuning.results import group_cells
+from pldcli.huggingface.read_back import ReadBack
 from pldcli.tasks.registry import find_task
 
 CELL = {
@@ -23,8 +24,8 @@ CELL = {
 def finetuned(name="glue/mrpc", **changes):
     cells = {"seed=0": CELL, "seed=1": CELL | {"settings": {"seed": 1, "learning_rate": 1e-5}, "score": 0.65}}
     place = Path("finetuned/m") / name.rpartition("/")[2]
-    given = {"reload_difference": 3e-7, "notes": [], "start": "runs/m/model"} | changes
-    outcome = (given["reload_difference"], given["notes"], given.get("reload_failure"), given.get("is_main", True))
+    given = {"read_back": ReadBack(3e-7), "notes": [], "start": "runs/m/model"} | changes
+    outcome = (given["notes"], given["read_back"], given.get("is_main", True))
     return Finetuned(place, find_task(name), given["start"], cells, group_cells(list(cells.values())), "seed=0", 0, *outcome)
 
 
@@ -129,13 +130,13 @@ def test_what_it_says(pld, calls):
 
 
 def test_without_transformers_it_says_that_nothing_was_read_back(pld, calls):
-    calls["result"] = GlueResult([finetuned(reload_difference=None)], [], None, None)
+    calls["result"] = GlueResult([finetuned(read_back=ReadBack())], [], None, None)
     assert "(not read back: transformers is not installed)" in pld("finetune", "glue/mrpc", "--model", "m").out
 
 
 def test_a_check_that_failed_is_a_warning(pld, calls):
     failed = "transformers cannot read it back: ImportError: no"
-    calls["result"] = GlueResult([finetuned(reload_difference=None, reload_failure=failed)], [], None, None)
+    calls["result"] = GlueResult([finetuned(read_back=ReadBack(failure=failed))], [], None, None)
     outcome = pld("finetune", "glue/mrpc", "--model", "m")
     assert outcome.code == 0 and outcome.err == f"warning: finetuned/m/mrpc/model: {failed}\n"
 

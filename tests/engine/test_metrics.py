@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import time
+from contextlib import closing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,13 +13,13 @@ from pldcli.system import atomic
 
 
 def write(directory, from_step, *rows):
-    with MetricsLog(directory, from_step=from_step) as log:
+    with closing(MetricsLog(directory, from_step=from_step)) as log:
         for row in rows:
             log.write(row)
 
 
 def test_rows_are_there_at_once_and_read_back(tmp_path):
-    with MetricsLog(tmp_path, from_step=0) as log:
+    with closing(MetricsLog(tmp_path, from_step=0)) as log:
         log.write({"step": 1, "train/loss": 2.5, "note": "text"})
         assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 2.5, "note": "text"}\n'
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 2.5, "note": "text"}]
@@ -56,7 +57,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    with MetricsLog(tmp_path, from_step=0) as log:
+    with closing(MetricsLog(tmp_path, from_step=0)) as log:
 
         def full(text):
             raise OSError(errno.ENOSPC, "No space left on device")

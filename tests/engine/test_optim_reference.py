@@ -85,7 +85,7 @@ def test_training_steps_equal_float64(optimizer: str, corrected: bool, monkeypat
 
 def raw_gradients(trainer: Any, parameters: dict[str, Any], seen: list[dict[str, np.ndarray]]) -> Any:
     """Note the gradients of each step where processes would add theirs up: after the last backward pass, before clipping."""
-    finish = trainer.runtime.finish
+    finish = trainer.runtime.reduce_gradients
 
     def note() -> None:
         finish()

@@ -19,7 +19,8 @@ from pldcli.data.prepare import prepare
 from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
-from pldcli.pretraining import pretrain as module
+from pldcli.model import StBert
+from pldcli.pretraining import estimate
 from tests.conftest import TINY, wait_for
 
 RUN = (
@@ -162,7 +163,7 @@ def test_transformers_reads_the_model_and_its_tokenizer(whole, prepared):
     tokenizer = AutoTokenizer.from_pretrained(whole / "model")
     ids = tokenizer("Return the value of the name.", return_tensors="pt").input_ids
     ours = read(list_checkpoints(whole / "checkpoints")[-1])
-    stbert = module.StBert(**vars(ours.config.model))
+    stbert = StBert(**vars(ours.config.model))
     stbert.load_state_dict(ours.weights)
     with torch.no_grad():
         theirs = model.eval()(ids).logits
@@ -241,7 +242,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pld, prepared, stopped, whole, m
     before = rows(stopped)
     assert steps(stopped) == [5, 7] and not (stopped / "model").exists()
     outcome = pld(*arguments(prepared, stopped, *more))
-    assert outcome.code == 0 and "going on after step 7" in outcome.out
+    assert outcome.code == 0 and "resuming after step 7" in outcome.out
     assert weights(stopped) == weights(whole)
     mine, theirs = rows(stopped, "step"), rows(whole, "step")
     timeless = [[{k: v for k, v in row.items() if "seconds" not in k and "speed" not in k} for row in some] for some in (mine, theirs)]
@@ -265,7 +266,7 @@ def test_a_real_signal_saves_and_says_how_to_go_on(processes, pld, prepared, tmp
     assert f"error: {out}: {word}, saved at step {step}; run the same command again to go on\n" in process.err
     outcome = pld(*arguments(prepared, out))
     assert outcome.code == 0, outcome.err
-    assert f"going on after step {step}" in outcome.out
+    assert f"resuming after step {step}" in outcome.out
     assert weights(out) == weights(whole)
 
 
@@ -385,10 +386,10 @@ def test_a_named_checkpoint(pld, prepared, stopped, tmp_path, whole, monkeypatch
     with monkeypatch.context() as patch:
         stop_in_step(patch, 6)
         outcome = pld(*arguments(prepared, stopped, "--resume", older))
-    assert outcome.code == 75 and "going on after step 5" in outcome.out and "saved at step 6" in outcome.err
+    assert outcome.code == 75 and "resuming after step 5" in outcome.out and "saved at step 6" in outcome.err
     assert steps(stopped) == [5, 6], "the later one belongs to steps that will be done again"
     outcome = pld(*arguments(prepared, tmp_path / "new", "--resume", stopped))
-    assert outcome.code == 0 and "going on after step 6" in outcome.out
+    assert outcome.code == 0 and "resuming after step 6" in outcome.out
     assert weights(tmp_path / "new") == weights(whole)
 
 
@@ -407,7 +408,7 @@ def test_a_damaged_checkpoint(pld, prepared, stopped, whole):
     outcome = pld(*arguments(prepared, stopped))
     assert outcome.code == 0
     assert "warning: " in outcome.out and "step-00000007: is damaged: optimizer.safetensors" in outcome.out
-    assert "going on after step 5" in outcome.out
+    assert "resuming after step 5" in outcome.out
     assert weights(stopped) == weights(whole)
     assert [row["step"] for row in rows(stopped)] == [2, 4, 6, 8, 10, 12]
 
@@ -516,8 +517,8 @@ def test_a_dry_run_writes_nothing(pld, prepared, tmp_path, monkeypatch):
     outcome = pld(*arguments(prepared, tmp_path / "run", "--dry-run"))
     assert outcome.code == 0 and everything_below(tmp_path) == []
     for text in (
-        "total_steps: 12", "parameters", "FLOP per token, dense", "FLOP per token, scheduled", "3,072 in 96 sequences",
-        "passes over the text", "2 gate group(s) x 1 forward(s) x 4 sequences", "memory", "disk", "on this machine, from measured steps",
+        "total_steps: 12", "parameters", "FLOPs per token, dense", "FLOPs per token, scheduled", "3,072 in 96 sequences",
+        "epochs", "2 gate group(s) x 1 forward(s) x 4 sequences", "memory", "disk", "on this machine, from measured steps",
     ):  # fmt: skip
         assert text in outcome.out, text
     assert "warning" not in outcome.out
@@ -525,7 +526,7 @@ def test_a_dry_run_writes_nothing(pld, prepared, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", [("--dry-run",), ()])
 def test_warnings(pld, prepared, tmp_path, monkeypatch, how):
-    monkeypatch.setattr(module, "measure_step_seconds", lambda *_: 30.0)
+    monkeypatch.setattr(estimate, "measure_step_seconds", lambda *_: 30.0)
     stop_in_step(monkeypatch, 0)
     outcome = pld(*arguments(prepared, tmp_path / "run", "train.total_steps=40000", *how))
     assert outcome.code == (0 if how else 75)

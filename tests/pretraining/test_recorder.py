@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pldcli.engine.metrics import read_metrics
-from pldcli.huggingface import save as save_module
+from pldcli.huggingface import read_back
 from pldcli.huggingface.load import load_pretrained
 from tests.conftest import TINY
 
@@ -35,7 +35,7 @@ def test_a_model_is_kept_whatever_transformers_makes_of_it(
             raise found
         return found
 
-    monkeypatch.setattr(save_module, "largest_difference", check)
+    monkeypatch.setattr(read_back, "largest_difference", check)
     outcome = pld("pretrain", "--preset", "bert-tiny-pld", *TINY, "train.total_steps=1", "--data", prepared, "--out", tmp_path / "run")
     model = tmp_path / "run" / "model"
     assert outcome.code == 0 and outcome.err == f"warning: {model}: {said}\n"
