@@ -1,4 +1,4 @@
-"""Where a run ran: versions, hardware and the command, and what the hardware could do at best."""
+"""Versions and hardware of a run, and the hardware's peak FLOPs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _PEAK_16_BIT = {
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Dense 16-bit matrix operations per second, from the makers' data sheets; the first name that fits counts."""
+"""Dense 16-bit FLOPs per second, from the makers' data sheets; the first name that matches counts."""
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "sentencepiece", "pyarrow")
 
 
 def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
-    """Look up what a known GPU can do in a 16-bit format; None elsewhere."""
+    """Look up the peak of a known GPU in a 16-bit format; None elsewhere."""
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
@@ -51,7 +51,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Name what runs here, with the versions of what decides numbers."""
+    """Return the versions of everything that decides numbers."""
     return {
         "pldcli": __version__,
         "python": platform.python_version(),
@@ -61,7 +61,7 @@ def versions() -> dict[str, Any]:
 
 
 def device_memory_bytes(device: torch.device) -> int:
-    """Read the size of the device's memory, used or not."""
+    """Return the size of the device's memory, used or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

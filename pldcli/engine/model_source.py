@@ -1,4 +1,4 @@
-"""Find a model wherever it lies: a run, a checkpoint of one, a fine-tuned model, or a Hugging Face directory."""
+"""Find and read a model: a run, a checkpoint of one, a fine-tuned model, or a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def latest_run(directory: Path = Path("runs")) -> Path:
 
 
 def recorded_data(target: Path, *, same: Literal["data", "tokenizer"] = "data") -> Path:
-    """Find the data that a run, or the run that a model or checkpoint lies in, was trained on; `data` where nothing says so.
+    """Find the data that a run, or the run around a model or checkpoint, was trained on; `data` where none is recorded.
 
-    It is looked for where it was, then beside the run as it lay then, as in a project that was moved.
+    It is looked for at its recorded path, then relative to the run, as in a project that was moved.
 
     Args:
         target: A run, or a directory in it.
-        same: What it must have in common with what the run was trained on.
+        same: What it must share with the data that the run was trained on.
 
     Raises:
         DataError: Other data lies there now.
@@ -105,10 +105,10 @@ def check_tokenizer(ours: str, theirs: str, *, model: Path | str, data: Path) ->
 
 
 def remembered_task(loaded: Pretrained) -> Task | None:
-    """Read what fine-tuning wrote down of its task; None where it wrote nothing.
+    """Return the task that fine-tuning recorded with a model; None where it recorded none.
 
     Raises:
-        CheckpointError: What it wrote is damaged.
+        CheckpointError: The record is damaged.
     """
     if loaded.task is None:
         return None
@@ -119,7 +119,7 @@ def remembered_task(loaded: Pretrained) -> Task | None:
 
 
 def short_name(target: Path) -> str:
-    """Name a model after its directory; a run's or a fine-tuned model after the directory around it."""
+    """Name a model after its directory, or after the directory around `model/`."""
     path = target.resolve()
     if path.name.startswith("step-") and path.parent.name == "checkpoints":
         return f"{path.parents[1].name}-{path.name}"
@@ -139,7 +139,7 @@ def _weights_of(target: Path) -> Path:
         return target
     newest, _ = checkpoint.newest_valid(run.checkpoints)
     if newest is None:
-        raise CheckpointError("this run has no model and no whole checkpoint yet", where=str(target), hint="train it further")
+        raise CheckpointError("this run has no model and no complete checkpoint yet", where=str(target), hint="train it further")
     return newest
 
 

@@ -1,4 +1,4 @@
-"""Number formats: what `auto` means here, autocast and loss scaling."""
+"""Number formats: `auto`, autocast and loss scaling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Precision:
             yield
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Make the loss scaler; outside fp16 it passes everything through."""
+        """Build the loss scaler; outside fp16 it is disabled."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_SCALE_GROWTH_STEPS)
 
 
@@ -51,7 +51,7 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Tell whether the device multiplies bf16 matrices faster than float32.
+    """Return whether the device multiplies bf16 matrices faster than float32.
 
     On a CPU that takes AMX, or AVX-512's bf16 instructions as AMD makes them: Intel's without AMX are slower than float32
     (benchmarks/results/precision-cpu.md).

@@ -243,7 +243,7 @@ class CellRunner:
             trainer.model.load_state_dict(found.best_weights)
             splits = self._score_trained(trainer.model, rows)
             best = Best(found.best_step, self._task_score(splits), splits, found.best_weights)
-        finetune_checkpoint.restore(found, trainer)
+        trainer.restore(found.weights, found.optimizer, found.scaler, where=str(place))
         return Course(found.position, found.history, found.losses, best)
 
     def _save(self, course: Course, trainer: Trainer[TaskBatches], settings: FinetuneConfig, place: Path) -> None:

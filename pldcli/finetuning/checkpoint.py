@@ -18,10 +18,9 @@ from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError
 from pldcli.evaluation.prediction import ScoredSplit
 from pldcli.finetuning.config import FinetuneConfig
-from pldcli.system import atomic
 from pldcli.tasks.batches import TaskBatches
 
-__all__ = ["Best", "Course", "Unfinished", "forget", "read", "restore", "write"]
+__all__ = ["Best", "Course", "Unfinished", "forget", "read", "write"]
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json")
 
@@ -56,12 +55,12 @@ def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Traine
         "best_step": course.best.step if course.best else None,
         "scaler": trainer.scaler.state_dict(),
     }
-    with atomic.directory(_beside(place), overwrite=True) as temporary:
-        checkpoint.save_tensors(trainer.model.state_dict(), temporary / "model.safetensors")
-        checkpoint.save_tensors(checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), temporary / "optimizer.safetensors")
-        checkpoint.save_tensors(course.best.weights if course.best else {}, temporary / "best.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        checkpoint.seal(temporary)
+    tensors = {
+        "model": trainer.model.state_dict(),
+        "optimizer": checkpoint.optimizer_tensors(trainer.model, trainer.optimizer),
+        "best": course.best.weights if course.best else {},
+    }
+    checkpoint.write_sealed(_beside(place), tensors, {"state.json": json.dumps(state)})
 
 
 def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
@@ -87,13 +86,6 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
         )
     except (CheckpointError, OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None  # it begins anew
-
-
-def restore(saved: Unfinished, trainer: Trainer[TaskBatches]) -> None:
-    """Put weights, optimizer state and loss scale back."""
-    trainer.model.load_state_dict(saved.weights, strict=True)
-    checkpoint.restore_optimizer(saved.optimizer, trainer.model, trainer.optimizer)
-    trainer.scaler.load_state_dict(saved.scaler)
 
 
 def forget(place: Path) -> None:

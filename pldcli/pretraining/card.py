@@ -1,4 +1,4 @@
-"""The model card of a finished run, with its curves."""
+"""Model card of a finished run, with its curves."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 |---|---|
 | training loss of the last step | {_number(training.get("train/loss"))} |
 | validation masked-LM loss (full depth, fixed masks) | {_number(evaluation.get("eval/mlm_loss"))} |
-| the same of token frequencies alone, without context | {_number(evaluation.get("eval/frequency_loss"))} |
+| the same of the unigram baseline (token frequencies, no context) | {_number(evaluation.get("eval/frequency_loss"))} |
 | validation perplexity | {_number(evaluation.get("eval/perplexity"))} |
 | validation accuracy on masked tokens | {_number(evaluation.get("eval/mlm_accuracy"))} |
 

@@ -66,7 +66,7 @@ def pretrain(
         if runtime.is_main:
             stack.enter_context(_claimed(run, resume, display))
         runtime.wait_for_all()
-        start = find_starting_point(run, config, prepared.data_fingerprint, resume, display.say)
+        start = find_starting_point(run, config, data=prepared.data_fingerprint, resume=resume, say=display.say)
         runtime.wait_for_all()  # every process has read the directory before one of them writes there
         if start.end is not None:
             return PretrainResult(run, start.end, was_finished=True, is_main=runtime.is_main)
@@ -79,7 +79,7 @@ def pretrain(
                 where = atomic.set_aside(run.metrics)
                 display.say(f"warning: the {start.stranded_step:,} steps done here left no checkpoint; their metrics are now {where}")
             atomic.write_text(run.config, presets.dump(config))  # before other files: it marks the directory as a run
-        how = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to go on"
+        how = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to resume"
         recorder = RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=start.position, how_to_resume=how)
         stack.enter_context(recorder)
         with _out_of_memory(trainer):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +36,7 @@ from pldcli.pretraining.estimate import Estimate
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_error
 
-__all__ = ["PretrainResult", "RunRecorder"]
+__all__ = ["PretrainResult", "RunRecorder", "record_start"]
 
 
 @dataclass(frozen=True)
@@ -121,27 +122,8 @@ class RunRecorder:
 
     def record_start(self, command: str) -> None:
         """Add this start to environment.json."""
-        if not self.runtime.is_main:
-            return
-        path, runtime, batches, data = self.run.environment, self.runtime, self.trainer.batches, self.prepared.path.resolve()
-        start = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            **versions(),
-            "hardware": hardware_name(runtime.device),
-            "device": str(runtime.device),
-            "precision": self.trainer.precision.name,
-            "threads": torch.get_num_threads(),
-            "processes": runtime.world_size,
-            "micro_batch_size": batches.micro_batch_size,
-            "micro_steps_per_group": batches.micro_steps,
-            "attended_tokens": batches.samples.attended_tokens,
-            "data": str(data),
-            "data_from_run": os.path.relpath(data, path.parent.resolve()),  # a project that is moved as a whole takes both along
-            "data_fingerprint": self.prepared.data_fingerprint,
-            "tokenizer_fingerprint": self.prepared.fingerprint,
-        }
-        atomic.write_text(path, json.dumps({"starts": [*read_starts(path), start]}, indent=1) + "\n")
+        if self.runtime.is_main:
+            record_start(self.run.environment, command, self.trainer, self.prepared)
 
     def train(self, stop: StopRequest) -> None:
         """Train to the end; log, validate and save on the way.
@@ -280,3 +262,26 @@ class RunRecorder:
 
     def _wall_seconds(self) -> float:
         return time.perf_counter() - self.started
+
+
+def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
+    """Add this start to a run's environment.json."""
+    runtime, batches, data = trainer.runtime, trainer.batches, prepared.path.resolve()
+    start = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        **versions(),
+        "hardware": hardware_name(runtime.device),
+        "device": str(runtime.device),
+        "precision": trainer.precision.name,
+        "threads": torch.get_num_threads(),
+        "processes": runtime.world_size,
+        "micro_batch_size": batches.micro_batch_size,
+        "micro_steps_per_group": batches.micro_steps,
+        "attended_tokens": batches.samples.attended_tokens,
+        "data": str(data),
+        "data_from_run": os.path.relpath(data, path.parent.resolve()),  # a project that is moved as a whole takes both along
+        "data_fingerprint": prepared.data_fingerprint,
+        "tokenizer_fingerprint": prepared.fingerprint,
+    }
+    atomic.write_text(path, json.dumps({"starts": [*read_starts(path), start]}, indent=1) + "\n")

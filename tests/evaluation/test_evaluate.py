@@ -88,7 +88,7 @@ def test_a_run_without_a_model_is_scored_by_its_newest_whole_checkpoint(pld, run
     result = evaluate(tmp_path / "run", data=prepared)
     assert result.source.name == "step-00000012" and result.seq_len == 32
     (result.source / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="this run has no model and no whole checkpoint yet"):
+    with pytest.raises(CheckpointError, match="this run has no model and no complete checkpoint yet"):
         evaluate(tmp_path / "run", data=prepared)
     with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors"):
         evaluate(result.source, data=prepared)

@@ -202,12 +202,14 @@ def test_what_is_said(pld, prepared, tmp_path):
     assert lines[0].startswith(
         f"{tmp_path / 'run'}: 0.1 M parameters, 4 steps of 8 x 32 tokens, fp32 on cpu, 1 process(es), micro-batch 4; about "
     )
-    assert any(
-        re.match(r"step 4/4  validation loss \d\.\d{4} \(token frequencies alone: \d\.\d{4}\)  accuracy 0\.\d{3}", line) for line in lines
-    )
+    assert any(re.match(r"step 4/4  validation loss \d\.\d{4} \(unigram baseline: \d\.\d{4}\)  accuracy 0\.\d{3}", line) for line in lines)
     assert any(re.match(r"step 2/4  loss .* lr .* theta 0.500  blocks .* tokens/s", line) for line in lines)
     assert any(
-        re.match(r"note: token frequencies alone reach \d\.\d{4}: this model has hardly learned from context yet", line) for line in lines
+        re.match(
+            r"note: the unigram baseline \(token frequencies alone\) reaches \d\.\d{4}: this model has hardly learned from context yet",
+            line,
+        )
+        for line in lines
     )
     assert f"next: pld evaluate {tmp_path / 'run'} --data {prepared}" in lines
     assert any("read back with transformers, outputs differ by at most" in line for line in lines)
@@ -263,7 +265,7 @@ def test_a_real_signal_saves_and_says_how_to_go_on(processes, pld, prepared, tmp
     process.wait()
     [step] = steps(out)
     assert f"SystemExit: {code}" in process.err
-    assert f"error: {out}: {word}, saved at step {step}; run the same command again to go on\n" in process.err
+    assert f"error: {out}: {word}, saved at step {step}; run the same command again to resume\n" in process.err
     outcome = pld(*arguments(prepared, out))
     assert outcome.code == 0, outcome.err
     assert f"resuming after step {step}" in outcome.out
@@ -377,7 +379,7 @@ def test_never_starts_over_beside_the_old_run(pld, prepared, stopped, monkeypatc
     assert [row["step"] for row in rows(stopped)] == [1]
     stop_in_step(monkeypatch, 1)
     outcome = pld(*arguments(prepared, stopped, "--resume", "never"))
-    assert outcome.code == 75 and "run the same command with --resume auto to go on" in outcome.err
+    assert outcome.code == 75 and "run the same command with --resume auto to resume" in outcome.err
     assert stopped.with_name("stopped.2").is_dir()
 
 
@@ -435,7 +437,7 @@ def test_places_that_hold_something_else(pld, prepared, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    for place, what in (("file", "is a file"), ("full", "holds something that is no run"), ("file/below", "cannot be written")):
+    for place, what in (("file", "is a file"), ("full", "is not a run directory"), ("file/below", "cannot be written")):
         outcome = pld(*arguments(prepared, tmp_path / place))
         assert outcome.code == 7 and what in outcome.err and outcome.err.count("\n") == 1, outcome
     assert everything_below(tmp_path) == [Path("file"), Path("full"), Path("full/thesis.tex")]
