@@ -1,11 +1,9 @@
-"""Write a model, or a smaller one made of some of its blocks, as a Hugging Face directory."""
+"""Export a model, or a smaller one of some of its blocks, as a Hugging Face directory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
@@ -24,17 +22,17 @@ __all__ = ["Exported", "export", "with_blocks"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """An exported model."""
 
     source: str
-    """The directory that the weights came from."""
+    """Directory that the weights came from."""
     path: Path
     gates: Gates
     """Which blocks of the source it has."""
     reason: str
     """Why these blocks, in words; empty for all."""
     left_out: tuple[str, ...]
-    """What a Hugging Face directory of ours does not hold."""
+    """Parts of the source that are not exported."""
     read_back: ReadBack
 
 
@@ -48,13 +46,13 @@ def export(
     allow_bin: bool = False,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a model whole or not at all, then check that transformers reads back the same.
+    """Write a model, completely or not at all, then check that transformers reads back the same.
 
     Args:
         target: A run, a checkpoint, a fine-tuned model, or a Hugging Face directory.
         out: The directory to make.
-        keep_blocks: How many blocks it has; None for all.
-        blocks: Which ones are kept.
+        keep_blocks: Number of blocks to keep; None for all.
+        blocks: Which ones to keep.
         data: Prepared data that holds a checkpoint's tokenizer.
         allow_bin: Read a pickle of weights where there is no safetensors file.
         overwrite: Replace a model that is there.
@@ -79,11 +77,11 @@ def export(
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
     left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
-    return Exported(loaded.where, out, gates, reason, left_out, read_back(out, model, _some_input(loaded)))
+    return Exported(loaded.where, out, gates, reason, left_out, read_back(out, model, loaded.tokenizer.special))
 
 
 def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
-    """Take the blocks whose gate is on, numbered anew; heads and embeddings stay."""
+    """Keep the blocks whose gate is on, renumbered; heads and embeddings stay."""
     numbers = {old: new for new, old in enumerate(block for block, runs in enumerate(gates) if runs)}
     weights = {}
     for name, tensor in loaded.weights.items():
@@ -110,20 +108,11 @@ def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:
     return loaded.masked_lm().eval(), None
 
 
-def _some_input(loaded: Pretrained) -> torch.Tensor:
-    """Draw two rows of ordinary tokens."""
-    special = torch.tensor(loaded.tokenizer.special.ids)
-    ids = torch.arange(loaded.tokenizer.vocab_size)
-    ordinary = ids[~torch.isin(ids, special)]
-    places = torch.randint(len(ordinary), (2, loaded.seq_len), generator=torch.Generator().manual_seed(0))
-    return ordinary[places]
-
-
 def _check_place(out: Path, *, overwrite: bool) -> None:
-    """Say at once what would stop the writing; never replace what is no model."""
+    """Refuse a place that cannot be written before any work is done; only a model is ever replaced."""
     if not out.exists():
         return
     if not overwrite:
         raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
     if not (out / "config.json").is_file():
-        raise OutputError("holds something that is no model", where=str(out), hint="choose another place with --out")
+        raise OutputError("is not a model directory", where=str(out), hint="choose another place with --out")

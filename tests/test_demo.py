@@ -33,13 +33,13 @@ def test_both_runs_see_equal_tokens_and_only_one_drops(small: None, tmp_path: Pa
     shown = io.StringIO()
     done = demo(tmp_path / "demo", steps=30, console=Console(file=shown, width=200))
     dense, dropped = done.runs
-    assert dense.steps == dropped.steps == 30
-    assert dense.tokens == dropped.tokens == 30 * 16 * 32
+    assert dense.position.step == dropped.position.step == 30
+    assert dense.position.tokens == dropped.position.tokens == 30 * 16 * 32
     assert dense.kept_fraction == pytest.approx(1.0)
     assert dense.predicted_saving == 0.0
     assert 0.6 < dropped.kept_fraction < 0.95
-    assert dropped.executed_flops < 0.95 * dense.executed_flops
-    assert dense.mlm_loss != dropped.mlm_loss
+    assert dropped.position.executed_flops < 0.95 * dense.position.executed_flops
+    assert dense.score.mlm_loss != dropped.score.mlm_loss
     assert done.blind == [dense.name, dropped.name]  # after 30 steps nothing is learned, and that is said
     for system in ("preln", "pld"):
         rows = read_metrics(tmp_path / "demo" / "runs" / system / "metrics.jsonl")

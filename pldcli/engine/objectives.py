@@ -64,8 +64,8 @@ class MaskedLm:
         assert model.mlm_head is not None
         hidden_BTD = encode(model, batch, gates, residual_scales_L)
         loss_sum = compiled_masked_loss_sum() if self.compiled else masked_loss_sum
-        targets = {"positions_M": batch.positions, "target_ids_M": batch.target_ids, "vocab_multiple": self.vocab_multiple}
-        sums = [loss_sum(model.mlm_head, hidden_BTD, model.embeddings.word.weight, **targets)]
+        targets: dict[str, Any] = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
+        sums = [loss_sum(model.mlm_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)]
         if self.next_sentence:
             assert model.nsp_head is not None
             assert batch.next_sentence_labels is not None

@@ -258,7 +258,7 @@ class RunRecorder:
         model, tokenizer = self.trainer.model, load_prepared_tokenizer(self.prepared.path)
         with atomic.directory(self.run.model, overwrite=True) as place:
             save_pretrained(place, model, self.config.model, tokenizer=tokenizer, seq_len=self.config.data.seq_len)
-        return read_back(self.run.model, model, self.trainer.batches.step(0)[0][0].input_ids[:2].cpu())
+        return read_back(self.run.model, model, self.prepared.special)
 
     def _wall_seconds(self) -> float:
         return time.perf_counter() - self.started
