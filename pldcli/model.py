@@ -401,7 +401,7 @@ class StBert(nn.Module):
         mask = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
         x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT, position_ids_BT)
         if segments_BT is not None:
-            boundaries_N = boundaries_N if self._has_kernel(x_BTD) else None
+            boundaries_N = boundaries_N if self.has_varlen_kernel(x_BTD) else None
             mask = None if boundaries_N is not None else segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
         recomputes = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
@@ -413,7 +413,7 @@ class StBert(nn.Module):
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]
 
-    def _has_kernel(self, x_BTD: Tensor) -> bool:
+    def has_varlen_kernel(self, x_BTD: Tensor) -> bool:
         """Return whether torch has a kernel for documents of unequal length here; elsewhere all T x T scores are computed and masked."""
         if not x_BTD.is_cuda or not torch.is_autocast_enabled("cuda") or (self.training and self.dropout > 0.0):
             return False

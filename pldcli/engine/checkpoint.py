@@ -6,8 +6,10 @@ written to a temporary sibling, flushed, renamed, and only then are older ones r
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -257,6 +259,5 @@ def _sha256(path: Path) -> str:
 
 def _errno_of(error: SafetensorError) -> int:
     """Find the system's error number in safetensors' text, for example "No space left on device (os error 28)"."""
-    _, _, tail = str(error).partition("os error ")
-    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
-    return int(digits) if digits else 5
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else errno.EIO

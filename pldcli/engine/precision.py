@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,15 +24,10 @@ class Precision:
     name: PrecisionName
     device: torch.device
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Run a forward pass in this format."""
-        if self.name == "fp32":
-            yield
-            return
-        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
-        with torch.autocast(self.device.type, dtype):
-            yield
+    def autocast(self) -> torch.autocast:
+        """Make the context of a forward pass in this format."""
+        dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.name != "fp32")
 
     def scaler(self) -> torch.amp.GradScaler:
         """Build the loss scaler; outside fp16 it is disabled."""

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,46 +26,18 @@ _LOCK_WITHIN_SECONDS = 1.0
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The files of runs/NAME."""
+    """runs/NAME and the files in it."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, hardware, command."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The directory of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The finished model as a Hugging Face directory."""
-        return self.path / "model"
-
-    @property
-    def plots(self) -> Path:
-        """Curves."""
-        return self.path / "plots"
-
-    @property
-    def card(self) -> Path:
-        """The model card."""
-        return self.path / "README.md"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"  # versions, hardware and command of every start
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"  # the finished model as a Hugging Face directory
+        self.plots = path / "plots"
+        self.card = path / "README.md"
 
     def check_usable(self) -> None:
         """Refuse a directory that holds something else.
@@ -145,13 +117,14 @@ class RunSummary:
 
     path: Path
     state: RunState
-    step: int
-    total_steps: int
-    train_loss: float | None
-    eval_loss: float | None
-    train_seconds: float
+    _: KW_ONLY
+    step: int = 0
+    total_steps: int = 0
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    train_seconds: float = 0.0
     next_action: str
-    """The command to run next."""
+    """The command to run next, or what is wrong."""
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
@@ -176,7 +149,7 @@ def summarise(run: RunDirectory) -> RunSummary:
     try:
         config = presets.load(run.config)
     except PldError as error:
-        return RunSummary(run.path, "unreadable", 0, 0, None, None, 0.0, str(error))
+        return RunSummary(run.path, "unreadable", next_action=str(error))
     rows = read_metrics(run.metrics)
     step = max((row["step"] for row in rows), default=0)
     state = run_state(run, config, step)
@@ -192,12 +165,12 @@ def summarise(run: RunDirectory) -> RunSummary:
     return RunSummary(
         run.path,
         state,
-        reached,
-        config.train.total_steps,
-        _last(rows, "train/loss"),
-        _last(rows, "eval/mlm_loss"),
-        _last(rows, "progress/train_seconds") or 0.0,
-        actions[state],
+        step=reached,
+        total_steps=config.train.total_steps,
+        train_loss=_last(rows, "train/loss"),
+        eval_loss=_last(rows, "eval/mlm_loss"),
+        train_seconds=_last(rows, "progress/train_seconds") or 0.0,
+        next_action=actions[state],
     )
 
 
@@ -213,7 +186,7 @@ def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
         return "running"
     reached = max(step, _last_saved(run))
     # A model without metrics counts as finished where nothing says otherwise; with its checkpoints a missing card is written again.
-    if run.has_model and (reached >= config.train.total_steps or not reached) and (run.card.is_file() or not _has_checkpoints(run)):
+    if run.has_model and (reached >= config.train.total_steps or not reached) and (run.card.is_file() or not _last_saved(run)):
         return "finished"
     return "stopped" if reached or run.has_model else "not started"
 
@@ -224,15 +197,11 @@ def has_saved(step: int, config: Config) -> bool:
 
 
 def _how_to_resume(run: RunDirectory, config: Config, step: int, again: str) -> str:
-    if _has_checkpoints(run):
+    if _last_saved(run):
         return f"{again} (resumes from the newest checkpoint)"
     if run.has_model or has_saved(step, config):
         return f"{again}, with --resume never (its checkpoints are gone)"
     return f"{again} (starts over: it was stopped before its first checkpoint)"
-
-
-def _has_checkpoints(run: RunDirectory) -> bool:
-    return _last_saved(run) > 0
 
 
 def _last_saved(run: RunDirectory) -> int:

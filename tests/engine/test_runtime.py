@@ -54,7 +54,7 @@ def one_of_two(place: str) -> None:
             found[name] = observed(trainer), digest(trainer.model)
 
         trainer = tiny_trainer(*DROPPING, runtime=runtime)
-        unit_sizes = [sum(p.numel() for p in unit) for unit in runtime._units]
+        unit_sizes = [sum(p.numel() for p in unit.parameters()) for unit in trainer.model.units]
         block_size, sent, rows = unit_sizes[-1], [], []
         all_reduce, finish = dist.all_reduce, runtime.reduce_gradients
 

@@ -20,6 +20,7 @@ from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
 from pldcli.model import StBert
+from pldcli.pld import Schedule
 from pldcli.pretraining import estimate
 from tests.conftest import TINY, wait_for
 
@@ -36,12 +37,12 @@ OUR_NAMES = {*PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
 SLOW = """
 import sys, time
 from pldcli import cli
-from pldcli.engine.trainer import Trainer
-step = Trainer._step
-def slow(self, *arguments):
-    time.sleep(0.15)
-    return step(self, *arguments)
-Trainer._step = slow
+from pldcli.pld import Schedule
+plan = Schedule.plan
+def slow(self, *arguments, **named):
+    time.sleep(0.07)  # once per gate group of a step
+    return plan(self, *arguments, **named)
+Schedule.plan = slow
 raise SystemExit(cli.run({arguments!r}))
 """
 
@@ -68,14 +69,14 @@ def everything_below(path):
 
 def stop_in_step(monkeypatch, number, signal_number=signal.SIGTERM):
     """Have a signal arrive while a step is under way."""
-    step = Trainer._step
+    plan = Schedule.plan
 
-    def stopped(self, at, groups, stop):
-        if at == number:
-            stop.signal_number = signal_number
-        return step(self, at, groups, stop)
+    def stopped(self, step, group, **named):
+        if (step, group) == (number, 0):
+            signal.raise_signal(signal_number)
+        return plan(self, step, group, **named)
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Schedule, "plan", stopped)
 
 
 @pytest.fixture(scope="module")
