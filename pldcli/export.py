@@ -20,7 +20,7 @@ from pldcli.tasks.task import Task
 __all__ = ["Exported", "export", "with_blocks"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
     """An exported model."""
 
@@ -77,7 +77,8 @@ def export(
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
     left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
-    return Exported(loaded.where, out, gates, reason, left_out, read_back(out, model, loaded.tokenizer.special))
+    checked = read_back(out, model, loaded.tokenizer.special)
+    return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked)
 
 
 def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:

@@ -43,9 +43,9 @@ def pretrain(
     allow_bin: Annotated[
         bool, typer.Option("--allow-bin", help="Let --init-from read pytorch_model.bin, through torch's weights-only loader.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate what the run would take, and stop.")] = False,
 ) -> None:
-    """Pre-train an encoder with layer dropping; a run that was stopped goes on.
+    """Pre-train an encoder with layer dropping; a run that was stopped resumes.
 
     Several GPUs: torchrun --nproc-per-node 8 -m pldcli pretrain ...
     """

@@ -62,9 +62,9 @@ class Position:
     """Of blocks that ran; forward and backward."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a checkpoint holds, in memory."""
+    """A checkpoint in memory."""
 
     path: Path
     position: Position
@@ -195,8 +195,16 @@ def read(path: Path) -> Snapshot:
             raise CheckpointError(f"has version {state['version']}, this program reads {_VERSION}", where=str(path))
         weights, optimizer = (load((path / f"{name}.safetensors").read_bytes()) for name in ("model", "optimizer"))
         config = presets.load(path / "config.yaml")
-        position, fingerprints = Position(**state["position"]), (state["data_fingerprint"], state["tokenizer_fingerprint"])
-        return Snapshot(path, position, config, weights, optimizer, state["scaler"], *fingerprints)
+        return Snapshot(
+            path=path,
+            position=Position(**state["position"]),
+            config=config,
+            weights=weights,
+            optimizer=optimizer,
+            scaler=state["scaler"],
+            data_fingerprint=state["data_fingerprint"],
+            tokenizer_fingerprint=state["tokenizer_fingerprint"],
+        )
     except PldError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -53,7 +53,7 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 NumberT = TypeVar("NumberT", float, Tensor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """What a caller sees of a run after a step that it asked for."""
 
@@ -72,7 +72,7 @@ class Observation:
     """The signal that ended the loop, or 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Step:
     """A completed step; tensors are still on the device, counts are over all processes."""
 
@@ -247,7 +247,14 @@ class Trainer(Generic[BatchesT]):
         # None, not zero: a block that no group runs in the next step then has no gradient, and the optimizer leaves it alone.
         self.optimizer.zero_grad(set_to_none=True)
         self.phases.begin("other")
-        return _Step(plans, loss_sums, num_targets, grad_norm, group_tokens, group_attended)
+        return _Step(
+            plans=plans,
+            loss_sums=loss_sums,
+            num_targets=num_targets,
+            grad_norm=grad_norm,
+            group_tokens=group_tokens,
+            group_attended=group_attended,
+        )
 
     def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float], list[float]]:
         """Count targets, tokens and attended tokens of the step over all processes, and check that all drew the same gates."""

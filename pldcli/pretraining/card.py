@@ -25,7 +25,8 @@ def write(run: RunDirectory, config: Config, prepared: PreparedData, position: P
     rows = read_metrics(run.metrics)
     _plot(run, rows)
     start = next(iter(read_starts(run.environment)), {})
-    atomic.write_text(run.card, _card(run, config, prepared, position, start.get("command") or command, rows, start))
+    command = start.get("command") or command  # that of the first start, which made the run
+    atomic.write_text(run.card, _card(run, config, prepared, position=position, command=command, rows=rows, start=start))
 
 
 def _plot(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
@@ -50,6 +51,7 @@ def _card(
     run: RunDirectory,
     config: Config,
     prepared: PreparedData,
+    *,
     position: Position,
     command: str,
     rows: list[dict[str, Any]],

@@ -125,7 +125,9 @@ def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float
     batches, num_blocks = trainer.batches, config.model.num_hidden_layers
     on_cpu = trainer.runtime.device.type == "cpu"
     sequences = min(batches.micro_batch_size, max(1, 1024 // config.data.seq_len)) if on_cpu else batches.micro_batch_size
-    probe = StepBatches(batches.samples, batches.masking, sequences, 1, 1, sequences)
+    probe = StepBatches(
+        batches.samples, batches.masking, global_batch_size=sequences, num_groups=1, micro_steps=1, micro_batch_size=sequences
+    )
     batch = probe.step(0)[0][0]
     counts = [float(n) for n in trainer.objective.num_targets(batch)]
     half = num_blocks // 2
