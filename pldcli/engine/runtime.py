@@ -62,7 +62,7 @@ class Runtime:
 
     def seed(self, number: int) -> None:
         """Seed the generators of the host and of the device."""
-        # Not torch.manual_seed, which takes milliseconds where there is no device to seed, and is called before every forward pass here.
+        # Called before every forward pass: torch.manual_seed would take milliseconds where there is no device to seed.
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(number)

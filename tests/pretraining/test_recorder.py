@@ -46,7 +46,7 @@ def test_a_model_is_kept_whatever_transformers_makes_of_it(
     assert load_pretrained(model).settings.num_hidden_layers == 3 and (tmp_path / "run" / "README.md").is_file()
 
 
-def test_the_books_follow_their_own_rhythms(pld: Run, prepared: Path, tmp_path: Path) -> None:
+def test_metrics_validations_and_checkpoints_follow_their_own_rhythms(pld: Run, prepared: Path, tmp_path: Path) -> None:
     """Logging every 4, validating every 5 and saving every 6 of 12 steps: each at its own steps, the last step always."""
     rhythm = ("train.log_every_steps=4", "eval.every_steps=5", "checkpoint.every_steps=6", "checkpoint.keep=9")
     out = tmp_path / "run"
