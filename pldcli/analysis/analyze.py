@@ -88,7 +88,7 @@ class _Subject:
             init_from = self.config.train.init_from
             return initial_model(self.config, self.prepared, open_model(Path(init_from)) if init_from else None)
         loaded = open_model(moment.place, data=self.prepared.path)
-        check_tokenizer(loaded.tokenizer.fingerprint, self.prepared.fingerprint, model=loaded.where, data=self.prepared.path)
+        check_tokenizer(loaded, self.prepared)
         return loaded.masked_lm()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli.data.shards import data_fingerprint, read_manifest, verify_tokenizer
+from pldcli.data.shards import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts
@@ -86,22 +86,20 @@ def _same_data(run: Path, start: dict[str, Any], same: Literal["data", "tokenize
     return candidates[0]
 
 
-def check_tokenizer(ours: str, theirs: str, *, model: Path | str, data: Path) -> None:
-    """Check that data was tokenized with the model's tokenizer.
-
-    Args:
-        ours: Fingerprint of the model's tokenizer.
-        theirs: That of the data's.
-        model: The model, to name in an error.
-        data: The prepared directory.
+def check_tokenizer(loaded: Pretrained, prepared: PreparedData) -> None:
+    """Check that `prepared` was tokenized with the model's tokenizer.
 
     Raises:
         DataError: It was tokenized with another one.
     """
-    if ours != theirs:
-        how = f"--tokenizer {model}`" if Path(model, "tokenizer.json").is_file() else "--tokenizer` and the model's tokenizer"
-        what = f"was tokenized with another tokenizer than that of {model}"
-        raise DataError(what, where=str(data), hint=f"prepare it again with `pld prepare-data {how}")
+    if loaded.tokenizer.fingerprint != prepared.fingerprint:
+        raise _another_tokenizer(loaded.where, prepared.path)
+
+
+def _another_tokenizer(model: Path | str, data: Path) -> DataError:
+    how = f"--tokenizer {model}`" if Path(model, "tokenizer.json").is_file() else "--tokenizer` and the model's tokenizer"
+    what = f"was tokenized with another tokenizer than that of {model}"
+    return DataError(what, where=str(data), hint=f"prepare it again with `pld prepare-data {how}")
 
 
 def remembered_task(loaded: Pretrained) -> Task | None:
@@ -158,5 +156,6 @@ def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:
     except DataError as error:
         what = f"its tokenizer is not in {data} ({error.where}: {error.what})"
         raise CheckpointError(what, where=str(path), hint="name the data it was trained on with --data") from error
-    check_tokenizer(fingerprint, tokenizer.fingerprint, model=path, data=data)
+    if tokenizer.fingerprint != fingerprint:
+        raise _another_tokenizer(path, data)
     return tokenizer

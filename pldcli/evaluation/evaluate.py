@@ -70,7 +70,7 @@ def evaluate(target: Path, **opening: Unpack[Opening]) -> Evaluated[MaskedLmScor
     """
     prepared = open_prepared(opening.get("data") or recorded_data(target))
     with open_subject(target, **_with_data(opening, prepared.path)) as subject:
-        check_tokenizer(subject.loaded.tokenizer.fingerprint, prepared.fingerprint, model=subject.loaded.where, data=prepared.path)
+        check_tokenizer(subject.loaded, prepared)
         score = _masked_lm(subject, fixed_batches(prepared, subject.loaded.seq_len))
         mark = unigram_baseline(prepared.sampled("train"), fixed_batches(prepared, subject.loaded.seq_len))
         return _evaluated(subject, f"{prepared.path}, validation split", score, (f"token frequencies alone score {mark:.4f} there",))
@@ -184,7 +184,7 @@ def _measure(subject: Subject, material: Material, inputs: Sequence[Path], text_
         stream = tokenise(inputs, tokenizer, text_field=text_field)
         return _of_batches(subject, lambda: _rows(subject, stream), stream.notes)
     prepared = open_prepared(inputs[0])
-    check_tokenizer(subject.loaded.tokenizer.fingerprint, prepared.fingerprint, model=subject.loaded.where, data=prepared.path)
+    check_tokenizer(subject.loaded, prepared)
     return _of_batches(subject, lambda: fixed_batches(prepared, subject.loaded.seq_len))
 
 

@@ -149,7 +149,7 @@ def initial_model(config: Config, prepared: PreparedData, source: Pretrained | N
         if config.train.unigram_bias:
             _set_unigram_bias(model, prepared)
         return model
-    check_tokenizer(source.tokenizer.fingerprint, prepared.fingerprint, model=source.where, data=prepared.path)
+    check_tokenizer(source, prepared)
     for name, value in source.settings:
         if name != "dropout" and getattr(config.model, name) != value:
             what = f"{getattr(config.model, name)} does not fit the {value} of {source.where}"
