@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,13 @@ class MetricsLog:
                     self._board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Close both files."""
-        self._file.close()
-        self._board.close()
+        """Close both files.
+
+        Raises:
+            OutputError: The disk is full: what could not be written before is tried again here.
+        """
+        with atomic.output_errors(self._path), closing(self._board):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
