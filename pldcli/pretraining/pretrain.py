@@ -14,7 +14,7 @@ from pldcli.config import Config
 from pldcli.data.loader import StepBatches
 from pldcli.data.shards import PreparedData
 from pldcli.engine.run_directory import RunDirectory
-from pldcli.engine.runtime import launch, out_of_memory
+from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Trainer
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.assembly import build_trainer, compiles
@@ -52,17 +52,54 @@ def pretrain(
     Raises:
         PldError: Bad data, another run's checkpoint, out of memory, divergence, a full disk, or a stop with the state saved.
     """
-    run = RunDirectory(out)
-    with launch(config.runtime.device) as runtime, ExitStack() as stack:
-        prepared = replace(prepared, share=(runtime.rank, runtime.world_size))
-        trainer = build_trainer(config, prepared, runtime, source=source)  # first: what does not fit is refused before anything is written
-        display = RunDisplay(
-            console or Console(),
-            title=str(out),
-            total_steps=config.train.total_steps,
-            save_every=config.checkpoint.every_steps,
-            quiet=not runtime.is_main,
+    with launch(config.runtime.device) as runtime:
+        # In a function of its own: the model has to be released before the process group, or gloo may abort at exit.
+        return _pretrain(
+            config,
+            runtime,
+            prepared=replace(prepared, share=(runtime.rank, runtime.world_size)),
+            run=RunDirectory(out),
+            source=source,
+            resume=resume,
+            command=command,
+            console=console or Console(),
         )
+
+
+def dry_run(config: Config, *, prepared: PreparedData, source: Pretrained | None = None) -> Estimate:
+    """Estimate what a run would take, from a few measured steps; nothing is written.
+
+    Raises:
+        PldError: As `pretrain`, for what shows before the first step.
+    """
+    with launch(config.runtime.device) as runtime:
+        trainer = build_trainer(config, replace(prepared, share=(runtime.rank, runtime.world_size)), runtime, source=source)
+        with _out_of_memory(trainer):
+            estimated = estimate(config, trainer)
+        del trainer  # before the process group
+        return estimated
+
+
+def _pretrain(
+    config: Config,
+    runtime: Runtime,
+    *,
+    prepared: PreparedData,
+    run: RunDirectory,
+    source: Pretrained | None,
+    resume: str,
+    command: str,
+    console: Console,
+) -> PretrainResult:
+    trainer = build_trainer(config, prepared, runtime, source=source)  # first: what does not fit is refused before anything is written
+    display = RunDisplay(
+        console,
+        title=str(run.path),
+        total_steps=config.train.total_steps,
+        save_every=config.checkpoint.every_steps,
+        quiet=not runtime.is_main,
+    )
+    with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(_claimed(run, resume, display))
         runtime.wait_for_all()
@@ -76,12 +113,13 @@ def pretrain(
         stop = stack.enter_context(stop_requests())
         if runtime.is_main:
             if start.stranded_step:
-                where = atomic.set_aside(run.metrics)
-                display.say(f"warning: the {start.stranded_step:,} steps done here left no checkpoint; their metrics are now {where}")
+                aside = atomic.set_aside(run.metrics)
+                display.say(f"warning: the {start.stranded_step:,} steps done here left no checkpoint; their metrics are now {aside}")
             atomic.write_text(run.config, presets.dump(config))  # before other files: it marks the directory as a run
         how = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to resume"
-        recorder = RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=start.position, how_to_resume=how)
-        stack.enter_context(recorder)
+        recorder = stack.enter_context(
+            RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=start.position, how_to_resume=how)
+        )
         with _out_of_memory(trainer):
             recorder.announce(estimate(config, trainer), command, resumed=start.snapshot is not None)
             if compiles(config, runtime):
@@ -89,18 +127,6 @@ def pretrain(
             with display:
                 recorder.train(stop)
         return recorder.finish(command)
-
-
-def dry_run(config: Config, *, prepared: PreparedData, source: Pretrained | None = None) -> Estimate:
-    """Estimate what a run would take, from a few measured steps; nothing is written.
-
-    Raises:
-        PldError: As `pretrain`, for what shows before the first step.
-    """
-    with launch(config.runtime.device) as runtime:
-        trainer = build_trainer(config, replace(prepared, share=(runtime.rank, runtime.world_size)), runtime, source=source)
-        with _out_of_memory(trainer):
-            return estimate(config, trainer)
 
 
 @contextmanager
