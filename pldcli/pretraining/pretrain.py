@@ -44,7 +44,7 @@ def pretrain(
         config: The resolved configuration.
         prepared: What it is trained on.
         out: The run directory.
-        source: The model of `train.init_from`; not needed to resume.
+        source: The model of `train.init_from`, whose weights are released once they are loaded; not needed to resume.
         resume: `auto` (the newest checkpoint that verifies), `never`, or the path of a checkpoint.
         command: What the user typed, for the model card.
         console: Where to show progress.
@@ -92,6 +92,8 @@ def _pretrain(
     console: Console,
 ) -> PretrainResult:
     trainer = build_trainer(config, prepared, runtime, source=source)  # first: what does not fit is refused before anything is written
+    if source is not None:
+        source.weights.clear()  # the caller holds it for as long as the run takes
     display = RunDisplay(
         console,
         title=str(run.path),
@@ -107,21 +109,23 @@ def _pretrain(
         runtime.wait_for_all()  # every process has read the directory before one of them writes there
         if start.end is not None:
             return PretrainResult(run, start.end, was_finished=True, is_main=runtime.is_main)
-        assert start.snapshot or source or config.train.init_from is None
-        if (saved := start.snapshot) is not None:
+        position, stranded_step, saved = start.position, start.stranded_step, start.snapshot
+        if resumed := saved is not None:
             trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(saved.path))
+        assert resumed or source or config.train.init_from is None
+        del start, saved  # tensors as large as the model and its optimizer's state
         stop = stack.enter_context(stop_requests())
         if runtime.is_main:
-            if start.stranded_step:
+            if stranded_step:
                 aside = atomic.set_aside(run.metrics)
-                display.say(f"warning: the {start.stranded_step:,} steps done here left no checkpoint; their metrics are now {aside}")
+                display.say(f"warning: the {stranded_step:,} steps done here left no checkpoint; their metrics are now {aside}")
             atomic.write_text(run.config, presets.dump(config))  # before other files: it marks the directory as a run
         how = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to resume"
         recorder = stack.enter_context(
-            RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=start.position, how_to_resume=how)
+            RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=position, how_to_resume=how)
         )
         with _out_of_memory(trainer):
-            recorder.announce(estimate(config, trainer), command, resumed=start.snapshot is not None)
+            recorder.announce(estimate(config, trainer), command, resumed=resumed)
             if compiles(config, runtime):
                 trainer.warm_up()
             with display:
