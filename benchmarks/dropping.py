@@ -33,7 +33,7 @@ from measuring import prepared_documentation, say, steps_in_turn, timed
 from pldcli.data.shards import open_prepared
 from pldcli.engine.optim import build_optimizer, clip_gradients
 from pldcli.engine.runtime import launch
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from reporting import command, hardware, head, publish, row, software, spread
 
 PARTS = ("phases", "optimizer", "calls", "communication", "spread")

@@ -119,6 +119,6 @@ def count_sent(bench: Bench, dropped: int) -> tuple[int, int]:
     replica = Runtime(bench.runtime.device, rank=0, world_size=2)
     replica.replicate(model.units)
     with mock.patch("pldcli.engine.runtime.dist.all_reduce", all_reduce):
-        replica.finish()
+        replica.reduce_gradients()
     model.zero_grad(set_to_none=True)
     return len(sizes), sum(sizes)

@@ -15,7 +15,7 @@ from pldcli.data.shards import PreparedData
 from pldcli.engine.optim import clip_gradients
 from pldcli.engine.runtime import Runtime
 from pldcli.pld import Plan
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 
 __all__ = ["DRAWS", "PHASES", "WARM_UP_STEPS", "Bench", "is_compiled", "timed_step"]
 

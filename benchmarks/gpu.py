@@ -33,7 +33,7 @@ from pldcli.config import Config
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.model import StBert
-from pldcli.pretraining.pretrain import assemble, place
+from pldcli.pretraining.assembly import assemble, place
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, row, software
 

@@ -33,7 +33,7 @@ from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.plots.canvas import check_picture_path
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from pldcli.system import atomic
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest

@@ -33,14 +33,13 @@ from dropout_against_torch import ask_dropout
 from measuring import documentation, prepared_documentation, rotated, say, sized_text, steps_in_turn, synchronize, timed
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.loader import StepBatches
+from pldcli.data.loader import StepBatches, count_tokens
 from pldcli.data.masking import Masking
 from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.phases import PhaseTimer
 from pldcli.engine.runtime import launch
-from pldcli.engine.validation import count_tokens
-from pldcli.pretraining.pretrain import build_trainer, cut_rows
+from pldcli.pretraining.assembly import build_trainer, cut_rows
 from pldcli.system.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 

@@ -29,7 +29,7 @@ from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.engine.validation import fixed_batches, score_masked_lm
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software

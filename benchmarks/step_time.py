@@ -21,7 +21,7 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.shards import open_prepared
 from pldcli.engine.runtime import launch
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from reporting import command, hardware, publish, row, software
 
 WARM_UP_STEPS = 3

@@ -1,4 +1,4 @@
-"""The whole way on a small scale: a corpus, a baseline and its layer-dropping twin, the honest comparison, and three masks filled."""
+"""Demonstration on a small scale: a corpus, a baseline and its layer-dropping twin, their comparison, and three masks filled."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pldcli.data.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
+from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics, reads_context
-from pldcli.engine.validation import fixed_batches, frequencies_alone
+from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, unigram_baseline
 from pldcli.errors import OutputError, PreemptedError, StoppedError
-from pldcli.evaluation.evaluate import evaluate
 from pldcli.evaluation.fill_mask import fill_mask
 from pldcli.evaluation.subject import open_subject
 from pldcli.plots.curves import Curve, plot_curves
-from pldcli.pretraining.pretrain import PretrainResult
+from pldcli.pretraining.recorder import PretrainResult
 from pldcli.pretraining.twins import train_in_turn
 from pldcli.system import atomic
 
@@ -35,11 +35,11 @@ __all__ = ["Demo", "DemoRun", "FilledMask", "demo"]
 _SYSTEMS = ("preln", "pld")
 _CORPUS_BYTES = 2_000_000
 _HELD_OUT = 25
-"""One document in so many is for validation: few targets would make losses rough."""
+"""One document in so many is for validation: with few targets losses are noisy."""
 _VOCABULARY = 256
-"""Pieces of a word predict one another: a small model learns that first, and soon."""
+"""Small, so that words have several pieces, which predict one another: a small model learns that first, and soon."""
 _TRAIN_UNTIL_SECONDS = 140.0
-"""After the beginning; what follows takes some ten seconds on a quiet core."""
+"""After the start; what follows training takes some ten seconds on a quiet core."""
 _MOST_STEPS = 6000
 _WARMUP_STEPS = 60
 _CHANGES = (
@@ -64,26 +64,26 @@ _WORDS_AROUND = 5
 _FEWEST_LETTERS = 3
 
 
+Guesses = tuple[tuple[str, float], ...]
+"""The most likely tokens in one place, with their probabilities."""
+
+
 @dataclass(frozen=True)
 class DemoRun:
     """One of the two runs, measured."""
 
     name: str
-    steps: int
-    tokens: int
-    train_seconds: float
+    position: Position
+    score: MaskedLmScore
     kept_fraction: float
-    """Share of the block work that was executed, from the executed FLOPs."""
-    executed_flops: float
-    mlm_loss: float
-    mlm_accuracy: float
+    """Share of the blocks' FLOPs that was executed."""
     predicted_saving: float
     """Share of all FLOPs that the schedule saves."""
 
     @property
     def seconds_per_step(self) -> float:
         """Mean time of a step."""
-        return self.train_seconds / self.steps
+        return self.position.train_seconds / self.position.step
 
 
 @dataclass(frozen=True)
@@ -93,33 +93,33 @@ class FilledMask:
     text: str
     """With `[MASK]`."""
     word: str
-    guesses: tuple[tuple[tuple[str, float], ...], ...]
-    """Per run, the most likely tokens with their probabilities."""
+    guesses: tuple[Guesses, ...]
+    """Per run."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration came to."""
+    """Results of the demonstration."""
 
     runs: tuple[DemoRun, DemoRun]
     """The baseline and its twin."""
     unigram_loss: float
-    """Of token frequencies alone, on the same targets."""
+    """Of the unigram baseline, on the same targets."""
     masks: tuple[FilledMask, ...]
     parameters: int
     seconds: float
-    """Of everything."""
+    """Of the whole demonstration."""
 
     @property
     def blind(self) -> list[str]:
-        """Names of the runs that are not clearly better than token frequencies."""
-        return [run.name for run in self.runs if not reads_context(run.mlm_loss, self.unigram_loss)]
+        """Names of the runs that are not clearly better than the unigram baseline."""
+        return [run.name for run in self.runs if not reads_context(run.score.mlm_loss, self.unigram_loss)]
 
 
 def demo(out: Path, *, steps: int | None = None, console: Console | None = None) -> Demo:
     """Build a corpus from installed documentation, train both systems in turn on equal tokens, and compare.
 
-    Both compute on one thread: the model is too small to gain from a second one, and one thread is not held up by other programs.
+    Both train on one thread: the model is too small to gain from a second one, and one thread is not held up by other programs.
 
     Args:
         out: A directory to make; everything stays there.
@@ -148,16 +148,19 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
         try:
             trained = train_in_turn(configs, prepared=prepared, directory=out / "runs", until=until, command=command, console=console)
         except (StoppedError, PreemptedError) as error:
-            raise type(error)(error.what, where=str(out), hint=_how_to_go_on(out, data)) from error
+            raise type(error)(error.what, where=str(out), hint=_how_to_resume(out, data)) from error
         for _, result in trained.values():
-            if result.reload_failure is not None:
-                say(f"warning: {result.run.model}: {result.reload_failure}")
+            if (failure := result.read_back.failure) is not None:
+                say(f"warning: {result.run.model}: {failure}")
         say("4/4 scoring both models on text that neither has read, and filling masks")
-        runs = [_measure(system, config, result, data) for system, (config, result) in trained.items()]
-        unigram = frequencies_alone(prepared, fixed_batches(prepared, configs[_SYSTEMS[0]].data.seq_len))
-        masks = _fill(out, list(_masked_texts(prepared, load_prepared_tokenizer(data))))
+        masked = list(_masked_texts(prepared, load_prepared_tokenizer(data)))
+        measured = [_measure(system, config, result, prepared, masked) for system, (config, result) in trained.items()]
+        unigram = unigram_baseline(prepared, fixed_batches(prepared, configs[_SYSTEMS[0]].data.seq_len))
+    masks = tuple(
+        FilledMask(*one, guesses) for one, guesses in zip(masked, zip(*(guesses for _, guesses in measured), strict=True), strict=True)
+    )
     _plot(out)
-    return Demo((runs[0], runs[1]), unigram, masks, configs[_SYSTEMS[0]].num_parameters, time.monotonic() - began)
+    return Demo((measured[0][0], measured[1][0]), unigram, masks, configs[_SYSTEMS[0]].num_parameters, time.monotonic() - began)
 
 
 @contextmanager
@@ -170,10 +173,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _how_to_go_on(out: Path, data: Path) -> str:
+def _how_to_resume(out: Path, data: Path) -> str:
     run = out / "runs" / _SYSTEMS[0]
     line = shlex.join(["pld", "pretrain", "--preset", str(run / "config.yaml"), "--data", str(data), "--out", str(run)])
-    return f"remove {out} to begin anew, or finish a run with `{line}`"
+    return f"remove {out} to start over, or finish a run with `{line}`"
 
 
 def _speaker(console: Console) -> Callable[[str], None]:
@@ -211,20 +214,17 @@ def _config(system: str, steps: int, vocab_size: int) -> Config:
     return presets.resolve(f"bert-tiny-{system}", _changes(steps), from_data={"model.vocab_size": vocab_size}).config
 
 
-def _measure(system: str, config: Config, result: PretrainResult, data: Path) -> DemoRun:
-    score = evaluate(result.run.path, data=data).score
+def _measure(
+    system: str, config: Config, result: PretrainResult, prepared: PreparedData, masked: Sequence[tuple[str, str]]
+) -> tuple[DemoRun, list[Guesses]]:
+    """Read a model once: score it, and fill the masks of all texts."""
+    with open_subject(result.run.path) as subject:
+        score = score_masked_lm(subject.model, fixed_batches(prepared, subject.loaded.seq_len), subject.precision, subject.runtime)
+        filled = [fill_mask(subject, text, top=3)[0] for text, _ in masked]
     flops, position = config.flops, result.position
-    return DemoRun(
-        name=f"bert-tiny-{system}",
-        steps=position.step,
-        tokens=position.tokens,
-        train_seconds=position.train_seconds,
-        kept_fraction=(position.executed_flops / position.tokens - flops.head) / (flops.per_block * flops.num_blocks),
-        executed_flops=position.executed_flops,
-        mlm_loss=score.mlm_loss,
-        mlm_accuracy=score.mlm_accuracy,
-        predicted_saving=flops.total_saved(config.pld_schedule.mean_kept_fraction),
-    )
+    kept_fraction = (position.executed_flops / position.tokens - flops.head) / (flops.per_block * flops.num_blocks)
+    run = DemoRun(f"bert-tiny-{system}", position, score, kept_fraction, flops.total_saved(config.pld_schedule.mean_kept_fraction))
+    return run, [tuple((candidate.token, candidate.probability) for candidate in candidates) for candidates in filled]
 
 
 def _masked_texts(prepared: PreparedData, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
@@ -253,17 +253,6 @@ def _place_to_mask(words: Sequence[str], tokenizer: Tokenizer) -> int | None:
         if len(word) >= _FEWEST_LETTERS and word.isalpha() and len(tokenizer.fast.encode(word, add_special_tokens=False).ids) == 1:
             return place
     return None
-
-
-def _fill(out: Path, masked: Sequence[tuple[str, str]]) -> tuple[FilledMask, ...]:
-    """Fill the masks of all texts with each model, which is read once."""
-    guesses: list[list[tuple[tuple[str, float], ...]]] = [[] for _ in masked]
-    for system in _SYSTEMS:
-        with open_subject(out / "runs" / system) as subject:
-            for (text, _), of_text in zip(masked, guesses, strict=True):
-                [candidates] = fill_mask(subject, text, top=3)
-                of_text.append(tuple((candidate.token, candidate.probability) for candidate in candidates))
-    return tuple(FilledMask(text, word, tuple(of_text)) for (text, word), of_text in zip(masked, guesses, strict=True))
 
 
 def _plot(out: Path) -> None:

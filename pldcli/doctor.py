@@ -1,7 +1,4 @@
-"""What a machine offers for training, and what is wrong with it: one function per question.
-
-Every check answers with a `Check`; none raises for what it finds.
-"""
+"""Check what a machine offers for training, and what is wrong with it: one function per check; none raises for what it finds."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,44 +30,42 @@ _SLOW_WRITE_BYTES_PER_SECOND = 50_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """The answer to one question about the machine."""
+    """The result of one check."""
 
-    name: str
     status: Status
     detail: str
     hint: str = ""
-    """What to do, when the status is not `ok`."""
+    """What to do where the status is not `ok`."""
 
 
-def checks(path: Path) -> Iterator[tuple[str, Callable[[], Check]]]:
-    """List the checks, cheap ones first.
+def checks(path: Path) -> dict[str, Callable[[], Check]]:
+    """Return the checks by name, cheap ones first.
 
     Args:
-        path: The directory in which data and runs are to lie.
-
-    Returns:
-        Pairs of a name and the function that answers.
+        path: The directory for data and runs.
     """
-    yield "python", python
-    yield "pldcli", package
-    yield "torch", pytorch
-    yield "devices", devices
-    yield "precision", precision
-    yield "cores", cores
-    yield "disk space", partial(disk_space, path)
-    yield "atomic rename", partial(renaming, path)
-    yield "disk speed", partial(disk_speed, path)
-    yield "transformers", transformers
-    yield "torch.compile", compiling
+    return {
+        "python": python,
+        "pldcli": package,
+        "torch": pytorch,
+        "devices": devices,
+        "precision": precision,
+        "cores": cores,
+        "disk space": partial(disk_space, path),
+        "atomic rename": partial(renaming, path),
+        "disk speed": partial(disk_speed, path),
+        "transformers": transformers,
+        "torch.compile": compiling,
+    }
 
 
 def python() -> Check:
-    """Say which Python runs."""
-    return Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    """Report the version of Python."""
+    return Check("ok", f"{platform.python_version()} ({sys.executable})")
 
 
 def package() -> Check:
-    """Say which version of this package runs, and whether the shipped presets are found."""
+    """Report the version of this package, and check that the shipped presets are found."""
     from pldcli import presets
     from pldcli.errors import UsageError
 
@@ -78,22 +73,22 @@ def package() -> Check:
     try:
         count = len(presets.names())
     except UsageError as error:
-        return Check("pldcli", "fail", str(error), "install pldcli again")
-    return Check("pldcli", "ok", f"{pldcli.__version__} ({place}), {count} presets")
+        return Check("fail", str(error), "install pldcli again")
+    return Check("ok", f"{pldcli.__version__} ({place}), {count} presets")
 
 
 def pytorch() -> Check:
-    """Say which PyTorch is there and for what it was built."""
+    """Report the version of PyTorch and what it was built for."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Check("torch", "fail", f"cannot be imported: {error}", "pip install torch (see https://pytorch.org/get-started)")
+        return Check("fail", f"cannot be imported: {error}", "pip install torch (see https://pytorch.org/get-started)")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU only"
     detail = f"{torch.__version__}, built for {build}"
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     if (major, minor) < (2, 11):
-        return Check("torch", "warn", detail, "pldcli is tested with torch 2.11 and newer: pip install --upgrade torch")
-    return Check("torch", "ok", detail)
+        return Check("warn", detail, "pldcli is tested with torch 2.11 and newer: pip install --upgrade torch")
+    return Check("ok", detail)
 
 
 def devices() -> Check:
@@ -106,18 +101,16 @@ def devices() -> Check:
             properties = torch.cuda.get_device_properties(index)
             memory = f"{properties.total_memory / 2**30:.0f} GiB"
             found.append(f"cuda:{index} {properties.name}, {memory}, compute capability {properties.major}.{properties.minor}")
-        return Check("devices", "ok", "; ".join(found))
+        return Check("ok", "; ".join(found))
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         if torch.version.cuda is None:
-            return Check("devices", "warn", "an NVIDIA GPU that this torch cannot use", "install a CUDA build of torch")
-        return Check(
-            "devices", "warn", "an NVIDIA GPU that torch does not see", "look at nvidia-smi; the driver may be too old for this torch"
-        )
-    return Check("devices", "ok", "no GPU: training runs on the CPU")
+            return Check("warn", "an NVIDIA GPU that this torch cannot use", "install a CUDA build of torch")
+        return Check("warn", "an NVIDIA GPU that torch does not see", "look at nvidia-smi; the driver may be too old for this torch")
+    return Check("ok", "no GPU: training runs on the CPU")
 
 
 def precision() -> Check:
-    """Say which number formats the hardware has, and so what `runtime.precision=auto` means here."""
+    """Report the number formats of the hardware, and what `runtime.precision=auto` is here."""
     import torch
 
     from pldcli.engine.precision import resolve_precision
@@ -128,10 +121,10 @@ def precision() -> Check:
         major, minor = torch.cuda.get_device_capability()
         fast = [name for name, first in (("bf16", 8), ("fp16", 7)) if major >= first]
         detail = f"compute capability {major}.{minor}: {' and '.join(fast) or 'no 16-bit format'} in hardware; auto is {auto}"
-        return Check("precision", "ok", detail) if fast else Check("precision", "warn", detail, "use runtime.precision=fp32")
+        return Check("ok", detail) if fast else Check("warn", detail, "use runtime.precision=fp32")
     flags = processor_flags()
     found = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
-    return Check("precision", "ok", f"{', '.join(found) or 'no bf16'} in this {platform.machine()} CPU; auto is {auto}")
+    return Check("ok", f"{', '.join(found) or 'no bf16'} in this {platform.machine()} CPU; auto is {auto}")
 
 
 def cores() -> Check:
@@ -146,21 +139,21 @@ def cores() -> Check:
     limit = min(usable, quota) if quota else usable
     detail = f"{limit:g} usable of {os.cpu_count()}, torch uses {threads} threads"
     if threads > max(1, round(limit)):
-        return Check("cores", "warn", detail, f"more threads than cores wait for one another: export OMP_NUM_THREADS={max(1, int(limit))}")
+        return Check("warn", detail, f"more threads than cores wait for one another: export OMP_NUM_THREADS={max(1, int(limit))}")
     if threads * 2 < limit and not torch.cuda.is_available():
-        return Check("cores", "warn", detail, f"cores lie idle: export OMP_NUM_THREADS={int(limit)}")
-    return Check("cores", "ok", detail)
+        return Check("warn", detail, f"cores lie idle: export OMP_NUM_THREADS={int(limit)}")
+    return Check("ok", detail)
 
 
 def disk_space(path: Path) -> Check:
-    """Measure the free space."""
+    """Check the free space."""
     free = shutil.disk_usage(path).free
     detail = f"{free / GIGABYTE:,.1f} GB free in {path}"
     if free < GIGABYTE:
-        return Check("disk space", "fail", detail, "free some, or work elsewhere: --out and --data take any path")
+        return Check("fail", detail, "free some, or work elsewhere: --out and --data take any path")
     if free < 10 * GIGABYTE:
-        return Check("disk space", "warn", detail, "two checkpoints of BERT-base need 3 GB, and three while one is written 4 GB")
-    return Check("disk space", "ok", detail)
+        return Check("warn", detail, "two checkpoints of BERT-base need 3 GB, and three while one is written 4 GB")
+    return Check("ok", detail)
 
 
 def disk_speed(path: Path) -> Check:
@@ -180,18 +173,16 @@ def disk_speed(path: Path) -> Check:
                 pass
             read_seconds = time.perf_counter() - began
     except OSError as error:
-        return Check("disk speed", "fail", f"cannot write in {path} ({_reason(error)})", "choose a directory that is writable, with --out")
+        return Check("fail", f"cannot write in {path} ({_reason(error)})", "choose a directory that is writable, with --out")
     write, read = _PROBE_BYTES / write_seconds, _PROBE_BYTES / read_seconds
     detail = f"writes {write / 1e6:,.0f} MB/s through to the disk, reads {read / 1e6:,.0f} MB/s back (cached)"
     if write < _SLOW_WRITE_BYTES_PER_SECOND:
-        return Check(
-            "disk speed", "warn", detail, "checkpoints will take long: save less often (checkpoint.every_steps) or to a local disk"
-        )
-    return Check("disk speed", "ok", detail)
+        return Check("warn", detail, "checkpoints will take long: save less often (checkpoint.every_steps) or to a local disk")
+    return Check("ok", detail)
 
 
 def renaming(path: Path) -> Check:
-    """Try what checkpoints rely on: a directory that takes its final name in one step, whole."""
+    """Try what checkpoints rely on: renaming a complete directory to its final name in one step."""
     try:
         with tempfile.TemporaryDirectory(dir=path, prefix=".pld-doctor-") as folder:
             temporary, final = Path(folder, "step.tmp"), Path(folder, "step")
@@ -206,24 +197,24 @@ def renaming(path: Path) -> Check:
             whole = (final / "state").read_bytes() == b"whole" and not temporary.exists()
     except OSError as error:
         hint = "choose a directory that is writable, on a local or POSIX file system, with --out"
-        return Check("atomic rename", "fail", f"does not work in {path} ({_reason(error)})", hint)
+        return Check("fail", f"does not work in {path} ({_reason(error)})", hint)
     if not whole:
-        return Check("atomic rename", "fail", f"left something else in {path}", "use a local or POSIX file system for runs")
-    return Check("atomic rename", "ok", f"directories can be renamed whole in {path}")
+        return Check("fail", f"left something else in {path}", "use a local or POSIX file system for runs")
+    return Check("ok", f"directories can be renamed whole in {path}")
 
 
 def transformers() -> Check:
-    """Look for the optional package that checks exported models."""
+    """Look for the optional package with which exported models are checked."""
     try:
         version = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         hint = "optional: with `pip install transformers` every exported model is reloaded and compared on the spot"
-        return Check("transformers", "warn", "not installed", hint)
-    return Check("transformers", "ok", version)
+        return Check("warn", "not installed", hint)
+    return Check("ok", version)
 
 
 def compiling() -> Check:
-    """Compile and run a small function on the device that training would take."""
+    """Compile and run a small function on the device that training would use."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -236,11 +227,11 @@ def compiling() -> Check:
     try:
         same = torch.allclose(torch.compile(small, fullgraph=True)(x), small(x), atol=1e-5)
     except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; this check reports which
-        return Check("torch.compile", "fail" if device == "cuda" else "warn", f"fails: {_first_line(error)}", _mend_compile(device))
+        return Check("fail" if device == "cuda" else "warn", f"fails: {_first_line(error)}", _mend_compile(device))
     seconds = time.perf_counter() - began
     if not same:
-        return Check("torch.compile", "fail", "gives wrong numbers", "upgrade torch, and train with runtime.compile=off")
-    return Check("torch.compile", "ok", f"works on {device} ({seconds:.1f} s for a small function)")
+        return Check("fail", "gives wrong numbers", "upgrade torch, and train with runtime.compile=off")
+    return Check("ok", f"works on {device} ({seconds:.1f} s for a small function)")
 
 
 def _mend_compile(device: str) -> str:
@@ -261,7 +252,7 @@ def _reason(error: OSError) -> str:
 
 
 def _container_cores() -> float | None:
-    """Read how many cores' worth of time the control group allows."""
+    """Read the control group's limit of processor time, in cores."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Dropout. On a CPU its masks come from numpy's fastest generator: torch draws one number at a time there."""
+"""Dropout; on a CPU with masks from numpy's fastest generator, since torch draws one number at a time there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 __all__ = ["Dropout", "dropout"]
 
 _BITS = 15
-"""A value is dropped when so many random bits, as a number, lie below a threshold: probabilities are met to 2^-16."""
+"""A value is dropped when so many random bits, as a number, are below a threshold: probabilities are exact to 2^-16."""
 
 
 class Dropout(nn.Module):
@@ -23,7 +23,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop in training, pass on in evaluation."""
+        """Apply dropout in training mode."""
         return dropout(x, self.p) if self.training else x
 
     def extra_repr(self) -> str:
@@ -34,7 +34,7 @@ class Dropout(nn.Module):
 def dropout(x: Tensor, p: float) -> Tensor:
     """Set each value to 0 with probability `p`, and divide the others by 1 - p.
 
-    The masks are a function of torch's generator, whichever way they are drawn, and take nothing from it when `p` is 0.
+    The masks are a function of torch's generator on every path, and draw nothing from it when `p` is 0.
     """
     if p == 0.0:
         return x
@@ -48,11 +48,9 @@ _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 def _factors(x: Tensor, p: float) -> Tensor:
-    """Draw 0 with probability `p`, else 1 / (1 - p), for each value of x.
-
-    In integer arithmetic, which torch vectorises on a CPU, as it does not with booleans: 15 random bits less the threshold are
-    negative where a value is dropped; the sign, spread over the word, blots out the bits of 1 / (1 - p).
-    """
+    """Draw 0 with probability `p`, else 1 / (1 - p), for each value of x."""
+    # In integer arithmetic, which torch vectorises on a CPU, as it does not with booleans: 15 random bits minus the threshold are
+    # negative where a value is dropped, and the sign bit, spread over the word, masks the bits of 1 / (1 - p).
     seed = int(torch.randint(2**63 - 1, ()))
     words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
     random = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)

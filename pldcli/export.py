@@ -1,17 +1,15 @@
-"""Write a model, or a smaller one made of some of its blocks, as a Hugging Face directory."""
+"""Export a model, or a smaller one of some of its blocks, as a Hugging Face directory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.errors import CheckpointError, OutputError
 from pldcli.evaluation.depth import Gates, check_depth, keep_probs_of, kept_blocks
-from pldcli.huggingface.read_back import read_back
+from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
@@ -22,23 +20,20 @@ from pldcli.tasks.task import Task
 __all__ = ["Exported", "export", "with_blocks"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """An exported model."""
 
     source: str
-    """The directory that the weights came from."""
+    """Directory that the weights came from."""
     path: Path
     gates: Gates
     """Which blocks of the source it has."""
     reason: str
     """Why these blocks, in words; empty for all."""
-    difference: float | None
-    """The largest difference of outputs when transformers reads it back; None where it did not."""
     left_out: tuple[str, ...]
-    """What a Hugging Face directory of ours does not hold."""
-    reload_failure: str | None = None
-    """Why that check failed; None where it did not, or was not made."""
+    """Parts of the source that are not exported."""
+    read_back: ReadBack
 
 
 def export(
@@ -51,13 +46,13 @@ def export(
     allow_bin: bool = False,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a model whole or not at all, then check that transformers reads back the same.
+    """Write a model, completely or not at all, then check that transformers reads back the same.
 
     Args:
         target: A run, a checkpoint, a fine-tuned model, or a Hugging Face directory.
         out: The directory to make.
-        keep_blocks: How many blocks it has; None for all.
-        blocks: Which ones are kept.
+        keep_blocks: Number of blocks to keep; None for all.
+        blocks: Which ones to keep.
         data: Prepared data that holds a checkpoint's tokenizer.
         allow_bin: Read a pickle of weights where there is no safetensors file.
         overwrite: Replace a model that is there.
@@ -81,13 +76,13 @@ def export(
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
-    difference, failure = read_back(out, model, _some_input(loaded))
     left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
-    return Exported(loaded.where, out, gates, reason, difference, left_out, failure)
+    checked = read_back(out, model, loaded.tokenizer.special)
+    return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked)
 
 
 def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
-    """Take the blocks whose gate is on, numbered anew; heads and embeddings stay."""
+    """Keep the blocks whose gate is on, renumbered; heads and embeddings stay."""
     numbers = {old: new for new, old in enumerate(block for block, runs in enumerate(gates) if runs)}
     weights = {}
     for name, tensor in loaded.weights.items():
@@ -114,20 +109,11 @@ def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:
     return loaded.masked_lm().eval(), None
 
 
-def _some_input(loaded: Pretrained) -> torch.Tensor:
-    """Draw two rows of ordinary tokens."""
-    special = torch.tensor(loaded.tokenizer.special.ids)
-    ids = torch.arange(loaded.tokenizer.vocab_size)
-    ordinary = ids[~torch.isin(ids, special)]
-    places = torch.randint(len(ordinary), (2, loaded.seq_len), generator=torch.Generator().manual_seed(0))
-    return ordinary[places]
-
-
 def _check_place(out: Path, *, overwrite: bool) -> None:
-    """Say at once what would stop the writing; never replace what is no model."""
+    """Refuse a place that cannot be written before any work is done; only a model is ever replaced."""
     if not out.exists():
         return
     if not overwrite:
         raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
     if not (out / "config.json").is_file():
-        raise OutputError("holds something that is no model", where=str(out), hint="choose another place with --out")
+        raise OutputError("is not a model directory", where=str(out), hint="choose another place with --out")

@@ -1,4 +1,4 @@
-"""FLOPs and parameters of an encoder, by one stated convention.
+"""FLOPs and parameters of an encoder, by one convention.
 
 Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D x (tokens that it attends to), and the head's
 6 (D^2 + V D) x mask rate because it runs at masked positions only. Look-ups, norms and biases are not counted, dropped
@@ -33,31 +33,31 @@ class Flops:
     def of_encoder(
         cls, *, num_blocks: int, hidden_size: int, intermediate_size: int, vocab_size: int, seq_len: int, mask_rate: float
     ) -> Flops:
-        """Count for an encoder with a tied masked-LM head on rows of `seq_len` tokens that all see each other."""
+        """Count for an encoder with a tied masked-LM head on sequences of `seq_len` tokens that all attend to each other."""
         matrices = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
         head = 6.0 * (hidden_size**2 + vocab_size * hidden_size) * mask_rate
         return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks)
 
     def attending_to(self, tokens: float) -> Flops:
-        """Count for tokens that attend to so many on average."""
+        """Count for tokens that attend to this many on average."""
         return replace(self, attended_tokens=tokens)
 
     @property
     def per_block(self) -> float:
-        """Count for one block."""
+        """FLOPs per token of one block."""
         return self.matrices + self.attention * self.attended_tokens
 
     @property
     def dense(self) -> float:
-        """Count with every block running."""
+        """FLOPs per token with every block running."""
         return self.executed(self.num_blocks)
 
     def executed(self, kept_blocks: float) -> float:
-        """Count with `kept_blocks` of the blocks running."""
+        """Return the FLOPs per token with `kept_blocks` of the blocks running."""
         return self.per_block * kept_blocks + self.head
 
     def total_saved(self, kept_fraction: float) -> float:
-        """Compute the fraction of all FLOPs saved when `kept_fraction` of the blocks run."""
+        """Return the fraction of all FLOPs saved when `kept_fraction` of the blocks run."""
         return 1.0 - self.executed(kept_fraction * self.num_blocks) / self.dense
 
 
@@ -72,17 +72,9 @@ def count_parameters(
     final_norm: bool,
     next_sentence: bool,
 ) -> int:
-    """Count the trainable numbers of an encoder with its heads; the tied decoder counts once.
+    """Count the parameters of an encoder with its masked-LM head; the tied decoder counts once.
 
-    Args:
-        num_blocks: L.
-        hidden_size: D.
-        intermediate_size: F.
-        vocab_size: V.
-        num_positions: Rows of the position table.
-        num_token_types: Rows of the token-type table.
-        final_norm: A LayerNorm follows the last block (Pre-LN).
-        next_sentence: There is a pooler with a two-way classifier.
+    `final_norm` is Pre-LN's LayerNorm after the last block; `next_sentence` adds a pooler with a two-way classifier.
     """
     width, norm = hidden_size, 2 * hidden_size
     embeddings = (vocab_size + num_positions + num_token_types) * width + norm

@@ -23,16 +23,16 @@ __all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceH
 
 
 _LOUD_POSITIONS = 2.0
-"""With `local`: how much larger position embeddings begin than those of words."""
+"""`local` initialisation: standard deviation of position embeddings, in that of word embeddings."""
 
 _NEARBY_SCORE = 12.0
-"""With `local`: what the place that a head looks at scores before the softmax; its neighbours begin about 1 lower, far places about 10."""
+"""`local` initialisation: attention score of the position that a head looks at; its neighbours score about 1 less, far ones about 10."""
 
 _PERIODS = 4.0, 256.0
-"""With `local`: the shortest and the longest period of the sinusoids, in tokens."""
+"""`local` initialisation: shortest and longest period of the sinusoids, in tokens."""
 
 _LEAST_CAPABILITY, _MOST_HEAD_SIZE = (8, 0), 256
-"""What FlashAttention 2, the kernel for texts of unequal length, runs on (Ampere and later), and up to which head size; in 16 bits only."""
+"""Requirements of FlashAttention 2, torch's kernel for sequences of unequal length: Ampere or later; 16 bits only."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class TaskHead:
     """The shape of a head for fine-tuning."""
 
     kind: Literal["sequence", "token"]
-    """One output vector per row, or one per token."""
+    """One output vector per sequence, or one per token."""
     num_outputs: int
-    """Labels; 1 for a number; 2 for start and end of an answer."""
+    """Number of labels; 1 for a number; 2 for start and end of an answer."""
     dropout: float = 0.0
-    """Before its layers, in training."""
+    """In training, before its layers."""
 
 
 class Embeddings(nn.Module):
-    """Words, positions and token types, summed, normalised."""
+    """Sum of word, position and token-type embeddings, normalised."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None, position_ids_BT: Tensor | None = None) -> Tensor:
-        """Look up and sum; without token types, or with a table of one, every token has type 0; without positions a row counts from 0."""
+        """Embed, [B, T, D]; by default all token types are 0, and positions count from 0."""
         no_types = token_type_ids_BT is None or self.token_type.num_embeddings == 1
         types = self.token_type.weight[0] if no_types else self.token_type(token_type_ids_BT)
         positions = self.position.weight[: input_ids_BT.shape[1]] if position_ids_BT is None else self.position(position_ids_BT)
-        x_BTD = self.word(input_ids_BT) + (positions + types)
+        x_BTD = self.word(input_ids_BT) + (positions + types)  # these two are mostly [T, D]: one addition of [B, T, D] instead of two
         x_BTD = self.dropout(self.norm(x_BTD))
         return x_BTD  # type: ignore[no-any-return]
 
@@ -80,7 +80,7 @@ class Embeddings(nn.Module):
 class Block(nn.Module):
     """A transformer block whose two sublayers share one residual scale.
 
-    Pre-LN is the paper's ST block; Post-LN is its failing control. Skipping is the encoder's loop: a block knows no gate.
+    Pre-LN is the paper's ST block; Post-LN is its failing control. A block knows no gate: `StBert.forward` skips it.
 
     Source: Zhang & He 2020, section 4.1, equations 4 and 5.
     """
@@ -117,9 +117,10 @@ class Block(nn.Module):
 
         Args:
             x_BTD: The residual stream.
-            attention_mask: True where attention may look, [B, 1, 1, T] or [B, 1, T, T]; None when it may look everywhere.
-            residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a number would recompile); None for 1.
-            boundaries_N: In place of a mask: where texts that do not see each other begin in the flattened rows, and the end.
+            attention_mask: True where attention may look, [B, 1, 1, T] or [B, 1, T, T]; None for everywhere.
+            residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a compiled block would recompile for every number); None for 1.
+            boundaries_N: Instead of a mask, for documents that do not attend to each other: where each begins in the flattened sequences,
+                and where the last one ends.
         """
         if self.pre_norm:
             h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention_mask, boundaries_N), residual_scale)
@@ -129,10 +130,10 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def look_nearby(self) -> None:
-        """Let each head begin by looking one, two, ... tokens back or ahead, at positions that `_sinusoids` made.
+        """Initialise each head to attend one, two, ... tokens back or ahead, given position embeddings of `_sinusoids`.
 
-        Queries read the first copy of the sinusoids and keys the second, turned by the head's distance: what the words are, which is in all
-        dimensions, then adds noise to a score and no preference.
+        Queries read the first copy of the sinusoids and keys the second, rotated by the head's distance. Word embeddings, which are in all
+        dimensions, then add noise to a score and no preference.
         """
         hidden_size, num_frequencies = self.qkv.in_features, self.qkv.in_features // 4
         head_size = hidden_size // self.num_heads
@@ -158,7 +159,7 @@ class Block(nn.Module):
         B, T, D = x_BTD.shape
         qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
         if boundaries_N is not None:
-            q, k, v = qkv_BT3HK.flatten(0, 1).unbind(1)
+            q, k, v = qkv_BT3HK.flatten(0, 1).unbind(1)  # the kernel wants one long sequence, cut at the boundaries
             mixed = varlen_attn(q, k, v, boundaries_N, boundaries_N, T, T)
             assert isinstance(mixed, Tensor)
             mixed_BTD = mixed.reshape(B, T, D)
@@ -173,7 +174,7 @@ class Block(nn.Module):
 
 
 def _frequencies(number: int) -> Tensor:
-    """Space angular frequencies evenly on a log scale, per token."""
+    """Space angular frequencies evenly on a log scale, in radians per token."""
     shortest, longest = _PERIODS
     frequencies: Tensor = 2.0 * math.pi / shortest * (shortest / longest) ** torch.linspace(0.0, 1.0, number)
     return frequencies
@@ -191,11 +192,9 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
-    """Attend, [B, H, T, K]: torch's kernels, but on a CPU in bf16 or with dropout scores and softmax in float32, then the values.
-
-    There torch either rounds bf16 scores to bf16 too, with three times the error, or computes everything in float32, which takes
-    longer; and it has no kernel with dropout.
-    """
+    """Attend, [B, H, T, K]: with torch's kernels, or on a CPU in bf16 or with dropout with scores and softmax in float32."""
+    # On a CPU torch rounds bf16 scores to bf16, with three times the error, or computes everything in float32, which takes longer;
+    # and it has no fused kernel with dropout there.
     if q_BHTK.device.type != "cpu" or (q_BHTK.dtype != torch.bfloat16 and (p_drop == 0.0 or q_BHTK.dtype == torch.float64)):
         return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask, p_drop)
     with torch.autocast("cpu", enabled=False):
@@ -208,7 +207,7 @@ def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Tensor | None,
 
 
 class MaskedLmHead(nn.Module):
-    """BERT's masked-LM head; the decoder is the word embedding, handed in at the call."""
+    """BERT's masked-LM head; its decoder is tied to the word embeddings, which are an argument of the call."""
 
     def __init__(self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float) -> None:
         super().__init__()
@@ -217,12 +216,12 @@ class MaskedLmHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden_MD: Tensor, word_embeddings_VD: Tensor, multiple: int = 1) -> Tensor:
-        """Score the vocabulary for each position given, [M, V].
+        """Return the logits of the vocabulary at each masked position, [M, V].
 
         Args:
             hidden_MD: Hidden states.
             word_embeddings_VD: The decoder's weight.
-            multiple: Add scores of minus infinity until their number is a multiple of this: tensor cores need one of 8 at least.
+            multiple: Pad V to a multiple of this with logits of minus infinity: tensor cores need a multiple of 8 at least.
         """
         bias_V: Tensor = self.bias
         if missing := -len(bias_V) % multiple:
@@ -240,15 +239,14 @@ class NextSentenceHead(nn.Module):
         self.classifier = nn.Linear(hidden_size, 2)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Score "continues" (0) against "random" (1) from the first token, [B, 2]."""
+        """Return logits of "continues" (0) and "random" (1) from the first token, [B, 2]."""
         return self.classifier(torch.tanh(self.pooler(hidden_BTD[:, 0])))  # type: ignore[no-any-return]
 
 
 class SequenceHead(nn.Module):
     """Dense, tanh, output, from the first token.
 
-    As BERT has it (pooler, dropout, classifier) after Post-LN blocks; with dropout before the dense layer too after Pre-LN blocks,
-    as RoBERTa has it.
+    BERT's head (pooler, dropout, classifier) after Post-LN blocks; RoBERTa's, with dropout before the dense layer too, after Pre-LN ones.
 
     Source: Devlin et al. 2019, section 4.1; Liu et al. 2019 (RoBERTa), its released classification head.
     """
@@ -261,7 +259,7 @@ class SequenceHead(nn.Module):
         self.drops_input = norm == "pre"
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Score each row, [B, outputs]."""
+        """Return the outputs of each sequence, [B, outputs]."""
         first_BD = hidden_BTD[:, 0]
         if self.drops_input:
             first_BD = self.dropout(first_BD)
@@ -277,7 +275,7 @@ class TokenHead(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Score each token, [B, T, outputs]."""
+        """Return the outputs of each token, [B, T, outputs]."""
         return self.output(self.dropout(hidden_BTD))  # type: ignore[no-any-return]
 
 
@@ -286,9 +284,9 @@ class StBert(nn.Module):
 
     Args:
         norm: `pre` for ST blocks and a final LayerNorm, `post` for BERT's order.
-        masked_lm: Have a masked-LM head.
-        next_sentence: Have a next-sentence head.
-        task_head: Have a head for fine-tuning.
+        masked_lm: With a masked-LM head.
+        next_sentence: With a next-sentence head.
+        task_head: With a head for fine-tuning.
         seed: Seed of the initial weights.
 
     The other arguments are those of `ModelConfig`.
@@ -340,25 +338,25 @@ class StBert(nn.Module):
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
         self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
         self.checkpoint_activations = False
-        """In training, keep a block's input only and run the block again for its backward pass."""
+        """In training, store a block's input only, and recompute the block in its backward pass."""
         self.initialize(initializer_range, attention=attention_init, seed=seed)
 
     @property
     def units(self) -> list[nn.Module]:
-        """List the parts that train together or not at all: embeddings, norm, heads, and each block."""
+        """List the parts of which each has gradients as a whole or not at all: embeddings, norm, heads, and each block."""
         heads = [head for head in (self.mlm_head, self.nsp_head, self.task_head) if head is not None]
         return [self.embeddings, self.final_norm, *heads, *self.blocks]
 
     @torch.no_grad()
     def initialize(self, initializer_range: float, *, attention: AttentionInit = "normal", seed: int) -> None:
-        """Set every weight: the one table of initial values.
+        """Initialise every weight.
 
-        With `local` attention, positions are sinusoids, and the heads of every block begin by looking 1, 2, ... tokens back and ahead.
+        With `local` attention, positions are sinusoids, and the heads of every block attend 1, 2, ... tokens back and ahead.
 
         Source: Devlin et al. 2019 (normal weights, zero biases, unit norms); for `local` Vaswani et al. 2017, section 3.5 (sinusoids, of
         which a fixed distance is a rotation), and You et al. 2020 (arXiv 2005.00742), whose heads look at fixed distances throughout.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)  # its own, on the CPU: the same weights on every device and process
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -391,10 +389,10 @@ class StBert(nn.Module):
             input_ids_BT: Token ids.
             token_type_ids_BT: Segment of each token; None for all 0.
             attention_mask_BT: True at real tokens; None when there is no padding.
-            segments_BT: Which text of its row a token belongs to; texts do not see each other. None where a row is one text.
-            position_ids_BT: Places within the texts; None for places within the row.
-            boundaries_N: The same as segments, as `Block` reads it: used where torch has a kernel for it.
-            gates: Which blocks run; None for all. A block that does not run costs nothing.
+            segments_BT: The document of its sequence that a token belongs to; documents do not attend to each other. None for one document.
+            position_ids_BT: Positions within the documents; None for those within the sequence.
+            boundaries_N: The same documents as `Block` reads them, used where torch has a kernel for that.
+            gates: Which blocks run, [L]; None for all.
             residual_scales_L: Per block, the factor of its sublayers' outputs; None for 1.
 
         Returns:
@@ -403,25 +401,27 @@ class StBert(nn.Module):
         mask = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
         x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT, position_ids_BT)
         if segments_BT is not None:
-            boundaries_N = boundaries_N if self._has_kernel(x_BTD) else None
+            boundaries_N = boundaries_N if self.has_varlen_kernel(x_BTD) else None
             mask = None if boundaries_N is not None else segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-        again = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+        recomputes = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
+            # Layer dropping: a block whose gate is off is not called, so it costs nothing and its gradients stay None. This is a branch
+            # of the host outside of the compiled blocks, so gates that change never recompile anything.
             if gates is None or gates[index]:
                 inputs = (x_BTD, mask, None if residual_scales_L is None else residual_scales_L[index], boundaries_N)
-                x_BTD = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
+                x_BTD = checkpoint(block, *inputs, use_reentrant=False) if recomputes else block(*inputs)
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]
 
-    def _has_kernel(self, x_BTD: Tensor) -> bool:
-        """Return whether torch has a kernel for texts of unequal length here; elsewhere a mask does, with every score computed."""
+    def has_varlen_kernel(self, x_BTD: Tensor) -> bool:
+        """Return whether torch has a kernel for documents of unequal length here; elsewhere all T x T scores are computed and masked."""
         if not x_BTD.is_cuda or not torch.is_autocast_enabled("cuda") or (self.training and self.dropout > 0.0):
             return False
         fits = self.head_size % 8 == 0 and self.head_size <= _MOST_HEAD_SIZE
         return fits and torch.cuda.get_device_capability(x_BTD.device) >= _LEAST_CAPABILITY
 
     def mlm_logits(self, hidden_MD: Tensor) -> Tensor:
-        """Score the vocabulary at the hidden states given, [M, V]."""
+        """Return the logits of the vocabulary at these hidden states, [M, V]."""
         assert self.mlm_head is not None
         return self.mlm_head(hidden_MD, self.embeddings.word.weight)  # type: ignore[no-any-return]
 

@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def kept_blocks(self) -> int:
-        """Count the blocks that run."""
+        """Number of blocks that run."""
         return sum(self.gates)
 
 
@@ -63,16 +63,16 @@ class Schedule:
 
     @property
     def gamma_per_step(self) -> float:
-        """Resolve gamma, in 1/steps; `auto` is the paper's 100 / T."""
+        """Gamma in 1/steps; `auto` is the paper's 100 / T."""
         return 100.0 / self.total_steps if self.gamma == "auto" else self.gamma
 
     @property
     def scales(self) -> bool:
-        """Tell whether any residual scale of the run differs from 1."""
+        """Whether any residual scale of the run differs from 1."""
         return self.scale_residual and self.theta_bar < 1.0
 
     def theta(self, step: int) -> float:
-        """Compute the keep ratio of the deepest block after `step` completed updates.
+        """Return theta, the keep probability of the deepest block, after `step` completed updates.
 
         Source: paper, equation 6 for `exponential`; section 5's "Rand" for `constant`.
         """
@@ -89,11 +89,12 @@ class Schedule:
 
     @property
     def dropping_steps(self) -> int:
-        """Count the steps before the last part at full depth; rounded first, since 0.1 x 70 is a little over 7."""
+        """Number of steps before the last part of the run, at full depth."""
+        # Rounded first: 0.1 x 70 is a little over 7 in floating point, and its ceiling would be 8.
         return self.total_steps - math.ceil(round(self.recovery_fraction * self.total_steps, 6))
 
     def keep_probs_at(self, theta: float) -> tuple[float, ...]:
-        """Spread `theta` over the depth: the keep probability of each block.
+        """Spread `theta` over the depth: return the keep probability of each block, [L].
 
         Source: `paper` is the paper's equation in section 4.2, `algorithm1` the loop of its released code.
         """
@@ -105,11 +106,11 @@ class Schedule:
         return always * self.keep_first + probs[self.keep_first : blocks - self.keep_last] + always * self.keep_last
 
     def keep_probs(self, step: int) -> tuple[float, ...]:
-        """Compute the keep probability of each block at `step`."""
+        """Return the keep probability of each block at `step`, [L]."""
         return self.keep_probs_at(self.theta(step))
 
     def expected_kept_blocks(self, step: int) -> float:
-        """Compute the mean number of blocks that run at `step`."""
+        """Return the expected number of blocks that run at `step`."""
         return math.fsum(self.keep_probs(step))
 
     def plan(self, step: int, group: int, *, seed: int) -> Plan:
@@ -117,7 +118,7 @@ class Schedule:
 
         Args:
             step: Completed updates, 0..T-1.
-            group: Which equal slice of the global batch.
+            group: Number of the gate group, an equal slice of the global batch.
             seed: The run's seed.
         """
         probs = self.keep_probs(step)
@@ -126,12 +127,12 @@ class Schedule:
         return Plan(gates, probs, tuple(1.0 / p if self.scale_residual else 1.0 for p in probs))
 
     def mean_theta(self, steps: int) -> float:
-        """Average theta over the first `steps` steps (1..T), in closed form: a run may have any length."""
+        """Average theta over the first `steps` steps (1..T), in closed form, since a run may have millions of steps."""
         dropping = min(steps, self.dropping_steps)
         return 1.0 - (1.0 - self.theta_bar) * self._summed_share(dropping) / steps
 
     def _summed_share(self, steps: int) -> float:
-        """Add up (1 - theta) / (1 - theta_bar) over the first `steps` steps, none of them at full depth."""
+        """Sum (1 - theta) / (1 - theta_bar) over the first `steps` steps, none of them at full depth."""
         if self.time == "exponential":
             gamma = self.gamma_per_step
             return steps - (math.expm1(-gamma * steps) / math.expm1(-gamma) if gamma else steps)
@@ -141,16 +142,17 @@ class Schedule:
         return risen if self.time == "linear" else steps - risen
 
     def mean_kept_fraction_until(self, steps: int) -> float:
-        """Average the expected fraction of blocks that run over the first `steps` steps (keep probabilities are linear in theta)."""
+        """Average the expected fraction of blocks that run over the first `steps` steps."""
+        # Keep probabilities are linear in theta, so their mean over steps is that at the mean theta.
         return math.fsum(self.keep_probs_at(self.mean_theta(steps))) / self.num_blocks
 
     @property
     def mean_kept_fraction(self) -> float:
-        """Average the expected fraction of blocks that run over the run."""
+        """Expected fraction of blocks that run, averaged over the run."""
         return self.mean_kept_fraction_until(self.total_steps)
 
     def first_step_dropping(self, fraction: float) -> int | None:
-        """Find the first step with 1 - theta >= fraction x (1 - theta_bar).
+        """Return the first step with 1 - theta >= fraction x (1 - theta_bar).
 
         Returns:
             The step, or None where nothing is dropped, the run ends earlier, or theta grows.
@@ -165,7 +167,8 @@ class Schedule:
 
 
 def _generator(seed: int, step: int, group: int) -> random.Random:
-    """Seed a generator with the position of the draw; Mersenne Twister's random() is stable across Python versions."""
+    """Make a generator that is seeded with the position of the draw."""
+    # Python's own: random() of its Mersenne Twister gives the same numbers in every version, on every machine, without torch.
     key = hashlib.blake2b(f"gates/{seed}/{step}/{group}".encode(), digest_size=8).digest()
     return random.Random(int.from_bytes(key, "little"))
 

@@ -246,7 +246,7 @@ def tiny_trainer(*changes: str, preset: str = "bert-tiny-pld", runtime: Any = No
     import torch
 
     from pldcli.engine.runtime import Runtime
-    from pldcli.pretraining.pretrain import build_trainer
+    from pldcli.pretraining.assembly import build_trainer
 
     return build_trainer(tiny_config(*changes, preset=preset), MadeUpData(), runtime or Runtime(torch.device("cpu")))
 

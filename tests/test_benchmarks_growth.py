@@ -14,7 +14,7 @@ import pytest
 from pldcli.data.shards import open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from pldcli.system.signals import StopRequest
 from tests.benchmark_scripts import load, number, rows_of
 

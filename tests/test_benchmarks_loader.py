@@ -13,7 +13,7 @@ from pldcli.data.shards import open_prepared
 from pldcli.data.tokenizer import load_tokenizer
 from pldcli.engine.runtime import launch
 from pldcli.presets import resolve
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from tests.benchmark_scripts import load, number, rows_of
 
 TINY = (

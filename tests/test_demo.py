@@ -33,13 +33,13 @@ def test_both_runs_see_equal_tokens_and_only_one_drops(small: None, tmp_path: Pa
     shown = io.StringIO()
     done = demo(tmp_path / "demo", steps=30, console=Console(file=shown, width=200))
     dense, dropped = done.runs
-    assert dense.steps == dropped.steps == 30
-    assert dense.tokens == dropped.tokens == 30 * 16 * 32
+    assert dense.position.step == dropped.position.step == 30
+    assert dense.position.tokens == dropped.position.tokens == 30 * 16 * 32
     assert dense.kept_fraction == pytest.approx(1.0)
     assert dense.predicted_saving == 0.0
     assert 0.6 < dropped.kept_fraction < 0.95
-    assert dropped.executed_flops < 0.95 * dense.executed_flops
-    assert dense.mlm_loss != dropped.mlm_loss
+    assert dropped.position.executed_flops < 0.95 * dense.position.executed_flops
+    assert dense.score.mlm_loss != dropped.score.mlm_loss
     assert done.blind == [dense.name, dropped.name]  # after 30 steps nothing is learned, and that is said
     for system in ("preln", "pld"):
         rows = read_metrics(tmp_path / "demo" / "runs" / system / "metrics.jsonl")
@@ -66,7 +66,7 @@ def test_a_run_of_the_demonstration_is_what_its_command_trains_alone(small: None
     changes = [word for word in words if "=" in word and not word.startswith("OMP")]
     vocabulary = {"model.vocab_size": open_prepared(data).vocab_size}
     config = presets.resolve(words[words.index("--preset") + 1], changes, from_data=vocabulary).config
-    pretrain(config, data=data, out=tmp_path / "alone", console=Console(quiet=True))
+    pretrain(config, prepared=open_prepared(data), out=tmp_path / "alone", console=Console(quiet=True))
     weights = [(place / "model" / "model.safetensors").read_bytes() for place in (tmp_path / "alone", tmp_path / "demo" / "runs" / "pld")]
     assert weights[0] == weights[1]
 
@@ -103,7 +103,7 @@ def test_the_clock_shortens_runs_to_ones_that_could_have_been_planned(
         [start] = json.loads(result.run.environment.read_text())["starts"]
         assert start["command"] == f"{name} {steps}"
     config, result = trained["pld"]
-    pretrain(config, data=prepared, out=tmp_path / "planned", console=Console(quiet=True))
+    pretrain(config, prepared=data, out=tmp_path / "planned", console=Console(quiet=True))
     assert (tmp_path / "planned" / "model" / "model.safetensors").read_bytes() == (result.run.model / "model.safetensors").read_bytes()
 
 

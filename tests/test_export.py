@@ -7,7 +7,7 @@ from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine.model_source import open_model
 from pldcli.errors import CheckpointError, OutputError, UsageError
 from pldcli.export import export
-from pldcli.huggingface import save as save_module
+from pldcli.huggingface import read_back
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
@@ -58,7 +58,7 @@ def test_the_smaller_model_is_the_large_one_with_gates(save, tmp_path, norm, how
     source, model = save(norm)
     done = export(source, tmp_path / "out" / "small", keep_blocks=3, blocks=how)
     gates = (True, False, True, False, True) if how == "even" else (True, True, True, False, False)
-    assert done.gates == gates and done.difference < 1e-4 and done.left_out == ()
+    assert done.gates == gates and done.read_back.difference < 1e-4 and done.left_out == ()
     ids = torch.arange(5, 45).view(2, 20)
     wanted = model.mlm_logits(model(ids, gates=gates))
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(done.path).eval()
@@ -75,7 +75,7 @@ def test_the_smaller_model_is_the_large_one_with_gates(save, tmp_path, norm, how
 def test_a_fine_tuned_model_keeps_its_head_and_its_task(save, tmp_path, norm, kind):
     source, model = save(norm, kind)
     done = export(source, tmp_path / "small", keep_blocks=2, blocks="even")
-    assert done.gates == (True, False, False, False, True) and done.difference < 1e-4
+    assert done.gates == (True, False, False, False, True) and done.read_back.difference < 1e-4
     before, after = (json.loads((place / "config.json").read_text()) for place in (source, done.path))
     assert after == before | {"num_hidden_layers": 2}
     theirs = getattr(transformers, f"AutoModelFor{TASKS[kind][2]}").from_pretrained(done.path).eval()
@@ -130,15 +130,15 @@ def test_nothing_is_replaced_by_accident(save, tmp_path):
     assert open_model(tmp_path / "out").settings.num_hidden_layers == 2
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
-    with pytest.raises(OutputError, match="holds something that is no model; choose another place"):
+    with pytest.raises(OutputError, match="is not a model directory; choose another place"):
         export(source, tmp_path / "run", overwrite=True)
 
 
 def test_a_model_is_written_whatever_transformers_makes_of_it(save, tmp_path, monkeypatch):
-    monkeypatch.setattr(save_module, "largest_difference", lambda *_: float("nan"))
+    monkeypatch.setattr(read_back, "largest_difference", lambda *_: float("nan"))
     source, _ = save("pre")
     done = export(source, tmp_path / "out", keep_blocks=2)
-    assert done.difference is None and "differs by nan" in done.reload_failure
+    assert done.read_back.difference is None and "differs by nan" in done.read_back.failure
     assert load_pretrained(tmp_path / "out").settings.num_hidden_layers == 2
 
 
@@ -149,6 +149,6 @@ def test_a_broken_transformers_is_a_warning(save, tmp_path, monkeypatch):
     source, _ = save("post")
     monkeypatch.setattr(transformers.BertForMaskedLM, "from_pretrained", broken)
     done = export(source, tmp_path / "out")
-    assert done.reload_failure == "transformers cannot read it back: RuntimeError: Failed to import transformers.models"
+    assert done.read_back.failure == "transformers cannot read it back: RuntimeError: Failed to import transformers.models"
     monkeypatch.undo()
     assert transformers.BertForMaskedLM.from_pretrained(tmp_path / "out").num_parameters() > 0

@@ -153,7 +153,7 @@ def test_texts_in_a_row_do_not_see_each_other(norm: Norm, kernel: bool, monkeypa
     """Under a mask, or by a kernel for texts of unequal length: hidden states and gradients are those of each text alone."""
     if kernel:
         monkeypatch.setattr(model_module, "varlen_attn", attend_text_by_text)
-        monkeypatch.setattr(StBert, "_has_kernel", lambda *_: True)
+        monkeypatch.setattr(StBert, "has_varlen_kernel", lambda *_: True)
     model, input_ids, documents = shaken(make_model(norm)).double(), random_input(3, 12), packed()
     hidden = model(input_ids, **documents)
     weights = torch.randn(hidden.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -182,13 +182,13 @@ def on_cuda() -> Any:
 def test_the_kernel_is_for_cuda_in_16_bits_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     model, cpu, cuda = make_model(dropout=0.1, num_attention_heads=2), torch.zeros(1), on_cuda()
-    assert not model._has_kernel(cpu)
-    assert not model._has_kernel(cuda)
+    assert not model.has_varlen_kernel(cpu)
+    assert not model.has_varlen_kernel(cuda)
     with torch.autocast("cuda", torch.bfloat16, enabled=True) if torch.cuda.is_available() else autocast_on():
-        assert not model.train()._has_kernel(cuda)
-        assert model.eval()._has_kernel(cuda)
-        assert make_model(num_attention_heads=2).train()._has_kernel(cuda)
-        assert not model._has_kernel(cpu)
+        assert not model.train().has_varlen_kernel(cuda)
+        assert model.eval().has_varlen_kernel(cuda)
+        assert make_model(num_attention_heads=2).train().has_varlen_kernel(cuda)
+        assert not model.has_varlen_kernel(cpu)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_gpus_before_ampere_attend_under_a_mask(
 ) -> None:
     """V100 and T4 have no FlashAttention kernel in any format; the tensors are on the CPU here, the choice is a GPU's."""
     calls = []
-    choose, attend = StBert._has_kernel, attend_text_by_text
+    choose, attend = StBert.has_varlen_kernel, attend_text_by_text
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
-    monkeypatch.setattr(StBert, "_has_kernel", lambda model, x_BTD: choose(model, on_cuda()))
+    monkeypatch.setattr(StBert, "has_varlen_kernel", lambda model, x_BTD: choose(model, on_cuda()))
     monkeypatch.setattr(model_module, "varlen_attn", lambda *inputs: calls.append("kernel") or attend(*inputs))
     monkeypatch.setattr(model_module, "_attend", lambda *inputs, inner=_attend: calls.append("mask") or inner(*inputs))
     model = make_model(num_attention_heads=2)
@@ -221,7 +221,7 @@ def test_the_kernel_wants_heads_of_a_multiple_of_8_up_to_256(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     model = make_model(num_hidden_layers=1, hidden_size=hidden_size, num_attention_heads=heads)
-    assert model._has_kernel(on_cuda()) is has
+    assert model.has_varlen_kernel(on_cuda()) is has
 
 
 @contextmanager

@@ -15,15 +15,14 @@ from pldcli.console.progress import Progress
 from pldcli.data.loader import Batch
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.engine import checkpoint
-from pldcli.engine.model_source import open_model, recorded_data
+from pldcli.engine.model_source import check_tokenizer, open_model, recorded_data
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.validation import fixed_batches
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.evaluation.evaluate import check_vocabulary
 from pldcli.model import StBert
 from pldcli.pld import Plan, Schedule
-from pldcli.pretraining.pretrain import initial_model
+from pldcli.pretraining.assembly import initial_model
 
 __all__ = ["Settings", "analyze", "plans"]
 
@@ -86,9 +85,10 @@ class _Subject:
             DataError: It was trained with another tokenizer.
         """
         if moment.place is None:
-            return initial_model(self.config, self.prepared)
+            init_from = self.config.train.init_from
+            return initial_model(self.config, self.prepared, open_model(Path(init_from)) if init_from else None)
         loaded = open_model(moment.place, data=self.prepared.path)
-        check_vocabulary(loaded, self.prepared)
+        check_tokenizer(loaded, self.prepared)
         return loaded.masked_lm()
 
 
@@ -104,7 +104,7 @@ def analyze(targets: Sequence[Path], *, data: Path | None = None, settings: Sett
 
     Raises:
         CheckpointError: There is no such run, or it has no whole checkpoint and no model.
-        DataError: The data is damaged, has no validation text, or was prepared with another tokenizer.
+        DataError: The data is damaged, has no validation text, or was tokenized with another tokenizer.
         UsageError: A run is named twice, or there are several processes.
         DeviceError: There is no such device, or its memory is too small.
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pldcli.analysis.results import BlockProbe, Probe, Removal
-from pldcli.data.loader import Batch
+from pldcli.data.loader import Batch, count_tokens
 from pldcli.engine.objectives import encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.validation import count_tokens, score_masked_lm
+from pldcli.engine.validation import score_masked_lm
 from pldcli.evaluation.depth import Gates, kept_blocks
 from pldcli.model import StBert
 from pldcli.pld import Plan

@@ -24,16 +24,15 @@ from pldcli.data.masking import Masking
 from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.hardware import hardware_name, peak_flops_per_second
+from pldcli.engine.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
 from pldcli.engine.optim import build_optimizer
 from pldcli.engine.phases import PHASES
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import DeviceError, UsageError
-from pldcli.model import StBert
-from pldcli.pretraining.estimate import device_memory_bytes, expected_memory_bytes, fitting_micro_batch
-from pldcli.pretraining.pretrain import assemble, check_vocabulary, compiles, cut_rows, place
+from pldcli.pretraining.assembly import assemble, check_vocabulary, compiles, cut_rows, place, random_model
+from pldcli.pretraining.estimate import expected_memory_bytes, fitting_micro_batch
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest
 
@@ -72,7 +71,9 @@ class RandomStream:
         return spans
 
 
-def bench(config: Config, *, data: Path | None, steps: int, search: bool = False, report: Report = lambda line: None) -> Bench:
+def bench(
+    config: Config, *, data: Path | PreparedData | None, steps: int, search: bool = False, report: Report = lambda line: None
+) -> Bench:
     """Time steps of a configuration with all blocks and, where it drops any, with as many dropped as in the step that drops most.
 
     A step is what one step of the run is on this process, but with one forward pass per gate group: forward, backward, clipping and
@@ -80,7 +81,7 @@ def bench(config: Config, *, data: Path | None, steps: int, search: bool = False
 
     Args:
         config: The resolved configuration.
-        data: A prepared directory; None for random tokens.
+        data: Prepared data, opened or not; None for random tokens.
         steps: Steps of each mode that count.
         search: Find the best micro-batch first.
         report: Told what is going on.
@@ -95,7 +96,7 @@ def bench(config: Config, *, data: Path | None, steps: int, search: bool = False
         key = "data.layout" if config.data.layout == "nsp-pairs" else "data.packing"
         raise UsageError("random tokens have no documents", where=key, hint="name prepared text with --data")
     with launch(config.runtime.device) as runtime:
-        prepared = None if data is None else open_prepared(data, verify=False)
+        prepared = open_prepared(data, verify=False) if isinstance(data, Path) else data
         if prepared is not None:
             check_vocabulary(config, prepared)
         source = Source(config, prepared)
@@ -149,7 +150,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     per_part = -(-steps // _PARTS)
     total = per_part * (_PARTS + 1)  # the first part warms up
     config = given
-    model = place(StBert(**dict(config.model), next_sentence=config.objective.next_sentence), config, runtime)
+    model = place(random_model(config), config, runtime)
     optimizer = build_optimizer(model, config.optim)
     fitting = fitting_micro_batch(config, config.num_parameters, runtime.device)
     _, size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
@@ -246,7 +247,7 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
     _reset_peak_memory(device)
     try:
         with out_of_memory(size, device, key="", otherwise=""):
-            model = place(StBert(**dict(config.model), next_sentence=config.objective.next_sentence), config, runtime)
+            model = place(random_model(config), config, runtime)
             config = config.replace(train={"total_steps": 1 + _TRIAL_STEPS})
             trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
             first, last = trainer.steps(Position(), observe=lambda step: step == 1, stop=StopRequest())

@@ -12,6 +12,7 @@ from pldcli.bench.bench import bench
 from pldcli.bench.result import Bench, Mode
 from pldcli.bench.step_time import StepTime, half_dropped
 from pldcli.config import Config
+from pldcli.data.shards import PreparedData
 from pldcli.errors import UsageError
 
 __all__ = ["Calibration", "calibrate", "step_time"]
@@ -27,7 +28,9 @@ class Calibration:
     total_steps: int
 
 
-def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[str], None] = lambda line: None) -> Calibration:
+def calibrate(
+    config: Config, *, data: Path | PreparedData, seconds: float, report: Callable[[str], None] = lambda line: None
+) -> Calibration:
     """Measure steps on this machine and count how many fit into so many training seconds.
 
     Training seconds hold no validation and no saving. Every schedule of the run then decays to its own end, as `total_steps` is fixed
@@ -35,7 +38,7 @@ def calibrate(config: Config, *, data: Path, seconds: float, report: Callable[[s
 
     Args:
         config: The resolved configuration; its number of steps does not matter.
-        data: The prepared directory.
+        data: Prepared data, opened or not.
         seconds: The budget.
         report: Told what is going on.
 

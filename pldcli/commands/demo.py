@@ -54,7 +54,7 @@ def _show(shown: Demo, out: Path) -> None:
             f"note: {' and '.join(shown.blind)} not clearly below the unigram baseline (what token frequencies alone score): hardly "
             "anything was learned from context yet, so these losses say nothing of dropping",
         )
-    size = f"{quantity(shown.parameters)} parameters, {shown.runs[0].steps:,} steps, {duration(shown.seconds)} in all"
+    size = f"{quantity(shown.parameters)} parameters, {shown.runs[0].position.step:,} steps, {duration(shown.seconds)} in all"
     _say(console, f"One seed, {size}: this shows that the machinery works, not what the method is worth.")
     _say(console, f"curves: {out / 'loss_by_tokens.png'}, {out / 'loss_by_train_seconds.png'}")
     _say(console, f"models: {out / 'runs'}; the README.md of each run has the line that trains it alone, to the same weights")
@@ -67,29 +67,21 @@ def _show(shown: Demo, out: Path) -> None:
 def _rows(shown: Demo) -> list[list[str]]:
     from pldcli.console.units import duration, quantity
 
-    dense, dropped = shown.runs
-
+    tokens = [run.position.tokens for run in shown.runs]
+    losses = [run.score.mlm_loss for run in shown.runs]
+    flops = [run.position.executed_flops for run in shown.runs]
+    steps = [run.seconds_per_step for run in shown.runs]
     return [
-        ["tokens seen", f"{dense.tokens:,}", f"{dropped.tokens:,}", "equal" if dense.tokens == dropped.tokens else "not equal"],
-        ["validation loss", f"{dense.mlm_loss:.4f}", f"{dropped.mlm_loss:.4f}", f"{dropped.mlm_loss - dense.mlm_loss:+.4f}"],
+        ["tokens seen", *(f"{count:,}" for count in tokens), "equal" if tokens[0] == tokens[1] else "not equal"],
+        ["validation loss", *(f"{loss:.4f}" for loss in losses), f"{losses[1] - losses[0]:+.4f}"],
         ["unigram baseline", f"{shown.unigram_loss:.4f}", f"{shown.unigram_loss:.4f}", ""],
-        ["loss below it", *(f"{shown.unigram_loss - run.mlm_loss:.4f}" for run in shown.runs), ""],
-        ["validation accuracy", f"{dense.mlm_accuracy:.1%}", f"{dropped.mlm_accuracy:.1%}", ""],
-        [
-            "time per step",
-            f"{1e3 * dense.seconds_per_step:.1f} ms",
-            f"{1e3 * dropped.seconds_per_step:.1f} ms",
-            f"{dropped.seconds_per_step / dense.seconds_per_step - 1:+.1%}",
-        ],
-        ["blocks that ran", f"{dense.kept_fraction:.1%}", f"{dropped.kept_fraction:.1%}", ""],
-        [
-            "FLOPs executed",
-            quantity(dense.executed_flops),
-            quantity(dropped.executed_flops),
-            f"{dropped.executed_flops / dense.executed_flops - 1:+.1%}",
-        ],
+        ["loss below it", *(f"{shown.unigram_loss - loss:.4f}" for loss in losses), ""],
+        ["validation accuracy", *(f"{run.score.mlm_accuracy:.1%}" for run in shown.runs), ""],
+        ["time per step", *(f"{1e3 * seconds:.1f} ms" for seconds in steps), f"{steps[1] / steps[0] - 1:+.1%}"],
+        ["blocks that ran", *(f"{run.kept_fraction:.1%}" for run in shown.runs), ""],
+        ["FLOPs executed", *(quantity(count) for count in flops), f"{flops[1] / flops[0] - 1:+.1%}"],
         ["FLOPs saved by schedule", *(f"{run.predicted_saving:.1%}" for run in shown.runs), ""],
-        ["training time", duration(dense.train_seconds), duration(dropped.train_seconds), ""],
+        ["training time", *(duration(run.position.train_seconds) for run in shown.runs), ""],
     ]
 
 

@@ -1,8 +1,9 @@
-"""`pld doctor`: what this machine offers for training, what is wrong, and how to mend it."""
+"""`pld doctor`: check this machine, and say how to fix what is wrong."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,35 +24,35 @@ def doctor(
     path: Annotated[Path, typer.Option("--path", metavar="DIR", help="Where data and runs are to lie.")] = Path(),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Check Python, torch, devices, precision, compilation, threads and the disk, and say how to mend what is wrong."""
+    """Check Python, torch, devices, precision, compilation, threads and the disk, and say how to fix what is wrong."""
     from rich.console import Console
 
     from pldcli import doctor as engine
 
     if not path.is_dir():
-        raise UsageError("is no directory", where=f"--path {path}")
-    found = []
+        raise UsageError("is not a directory", where=f"--path {path}")
+    found = {}
     with Console(stderr=True).status("") as status:
-        for name, check in engine.checks(path.absolute()):
+        for name, check in engine.checks(path.absolute()).items():
             status.update(f"checking {name} ...")
-            found.append(check())
-    failed = [check.name for check in found if check.status == "fail"]
+            found[name] = check()
+    failed = [name for name, check in found.items() if check.status == "fail"]
     if as_json:
-        typer.echo(json.dumps({"ok": not failed, "checks": [asdict(check) for check in found]}, indent=2))
+        typer.echo(json.dumps({"ok": not failed, "checks": [{"name": name} | asdict(check) for name, check in found.items()]}, indent=2))
     else:
         _print(found)
     if failed:
         raise DeviceError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
 
 
-def _print(found: list[Check]) -> None:
+def _print(found: Mapping[str, Check]) -> None:
     from rich.markup import escape
 
     from pldcli.console.screen import screen, table
 
     rows = []
-    for check in found:
+    for name, check in found.items():
         colour = _COLOURS[check.status]
         hint = f"\n[{colour}]→ {escape(check.hint)}[/]" if check.hint else ""
-        rows.append((f"[{colour}]{check.status}[/]", check.name, escape(check.detail) + hint))
+        rows.append((f"[{colour}]{check.status}[/]", name, escape(check.detail) + hint))
     screen().print(table(("", "check", "found"), rows, fold=("found",)))

@@ -54,7 +54,7 @@ def export(
         typer.echo(f"kept: {block_names(done.gates)}, {done.reason}")
     if done.left_out:
         typer.echo(f"left out: {', '.join(done.left_out)}")
-    if done.difference is not None:
-        typer.echo(f"read back with transformers: outputs differ by {done.difference:.1e} at most")
-    if done.reload_failure is not None:
-        typer.echo(f"warning: {done.path}: {done.reload_failure}", err=True)
+    if (failure := done.read_back.failure) is not None:
+        typer.echo(f"warning: {done.path}: {failure}", err=True)
+    else:
+        typer.echo(str(done.read_back))

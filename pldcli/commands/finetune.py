@@ -117,7 +117,6 @@ def _show(done: Finetuned, *, several: bool) -> None:
     """Print a task's table, what its numbers hide, and what to do next."""
     from pldcli.console.screen import screen, table
     from pldcli.finetuning.results import as_table
-    from pldcli.huggingface.read_back import describe
 
     headings, rows = as_table(done.groups)
     console = screen()

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,10 @@ from pldcli.commands.config import Overrides, complete_preset
 
 if TYPE_CHECKING:
     from pldcli.config import Config
-    from pldcli.pretraining.pretrain import DryRun, PretrainResult
+    from pldcli.data.shards import PreparedData
+    from pldcli.pretrained import Pretrained
+    from pldcli.pretraining.estimate import Estimate
+    from pldcli.pretraining.recorder import PretrainResult
 
 __all__ = ["pretrain"]
 
@@ -40,85 +43,79 @@ def pretrain(
     allow_bin: Annotated[
         bool, typer.Option("--allow-bin", help="Let --init-from read pytorch_model.bin, through torch's weights-only loader.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate what the run would take, and stop.")] = False,
 ) -> None:
-    """Pre-train an encoder with layer dropping; a run that was stopped goes on.
+    """Pre-train an encoder with layer dropping; a run that was stopped resumes.
 
     Several GPUs: torchrun --nproc-per-node 8 -m pldcli pretrain ...
     """
-    from pldcli.presets import resolve
+    from pldcli import presets
 
     wanted = [
         *(overrides or []),
         *([f"runtime.device={device}"] if device else []),
         *([f"train.init_from={init_from}"] if init_from else []),
     ]
-    first = resolve(preset, wanted).config  # what is wrong without the data shows before it is read
-    from pldcli.data.shards import read_vocab_size
-
+    first = presets.resolve(preset, wanted).config  # what is wrong without the data shows before it is read
     if budget is not None:
         from pldcli.bench.step_time import parse_seconds
 
         seconds = parse_seconds(budget, "--budget")
+    from pldcli.data.shards import open_prepared
+    from pldcli.engine.run_directory import RunDirectory
+
     place = out or Path("runs") / Path(preset).stem
-    goes_on = None if dry_run or resume == "never" else place if resume == "auto" else Path(resume)
-    vocabulary = {"model.vocab_size": read_vocab_size(data)}
-    config = resolve(preset, wanted, from_data=vocabulary, from_model=_shape_of(first.train.init_from, goes_on, allow_bin)).config
+    prepared = open_prepared(data)
+    earlier = None
+    if (budget is not None or first.train.init_from is not None) and not dry_run and resume != "never":
+        earlier = RunDirectory(place if resume == "auto" else Path(resume))
+    stored = presets.load(earlier.config) if earlier and earlier.config.is_file() else None
+    source, shape = None, {}
+    if first.train.init_from is not None:
+        if stored and earlier and earlier.has_weights:  # a run that resumes does not need the model that it began with
+            settings = stored.model
+        else:
+            source = _open_source(first.train.init_from, allow_bin)
+            settings = source.settings
+        shape = {f"model.{name}": value for name, value in settings if name != "dropout"}
+    config = presets.resolve(preset, wanted, from_data={"model.vocab_size": prepared.vocab_size}, from_model=shape).config
     if budget is not None:
-        config = _within(config, seconds, data, goes_on)
+        config = _within(config, seconds, prepared, stored)
     from pldcli.pretraining import pretrain as engine
 
     if dry_run:
-        dry = engine.dry_run(config, data=data, allow_bin=allow_bin)
-        if dry.is_main:
-            _show_dry_run(dry)
+        estimated = engine.dry_run(config, prepared=prepared, source=source)
+        if estimated.is_main:
+            _show_estimate(estimated)
         return
-    result = engine.pretrain(config, data=data, out=place, resume=resume, command=_command_line(), allow_bin=allow_bin)
+    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, command=_command_line())
     if result.is_main:
         _show(result, data)
 
 
-def _within(config: Config, seconds: float, data: Path, goes_on: Path | None) -> Config:
-    """Set the number of steps that fit into a budget; a run that goes on keeps its own."""
+def _within(config: Config, seconds: float, prepared: PreparedData, stored: Config | None) -> Config:
+    """Set the number of steps that fit into a budget; a run that resumes keeps its own."""
     from pldcli.bench.budget import calibrate
     from pldcli.console.units import duration
-    from pldcli.presets import load
 
-    stored = goes_on / "config.yaml" if goes_on else None
-    if stored is not None and stored.is_file():
-        total_steps = load(stored).train.total_steps
+    if stored is not None:
+        total_steps = stored.train.total_steps
         typer.echo(f"{total_steps:,} steps, as the run that is there", err=True)
     else:
-        found = calibrate(config, data=data, seconds=seconds)
+        found = calibrate(config, data=prepared, seconds=seconds)
         total_steps = found.total_steps
         typer.echo(f"a step takes {found.step_seconds * 1e3:,.1f} ms here: {total_steps:,} steps in {duration(seconds)}", err=True)
     return config.replace(train={"total_steps": total_steps})
 
 
-def _shape_of(init_from: str | None, goes_on: Path | None, allow_bin: bool) -> dict[str, Any]:
-    """Read the shape of the model that a run begins with; dropout stays the run's own.
-
-    Args:
-        init_from: That model.
-        goes_on: A run or checkpoint to go on with, which needs that model no more; None to begin.
-        allow_bin: Read a pickle of weights.
-    """
-    if init_from is None:
-        return {}
-    from pldcli.engine.checkpoint import list_checkpoints
+def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
+    """Read the model that a run begins with."""
     from pldcli.engine.model_source import open_model
-    from pldcli.engine.run_directory import RunDirectory
-    from pldcli.presets import load
 
-    run = RunDirectory(goes_on) if goes_on and (goes_on / "config.yaml").is_file() else None
-    if run and ((run.path / "state.json").is_file() or list_checkpoints(run.checkpoints) or run.has_model):
-        settings = load(run.config).model
-    else:
-        loaded = open_model(Path(init_from), allow_bin=allow_bin)
-        if loaded.without_masked_lm:
-            typer.echo(f"note: {init_from} {loaded.without_masked_lm}: that head begins at random", err=True)
-        settings = loaded.settings
-    return {f"model.{name}": value for name, value in settings if name != "dropout"}
+    source = open_model(Path(init_from), allow_bin=allow_bin)
+    if source.without_masked_lm:
+        typer.echo(f"note: {init_from} {source.without_masked_lm}: that head begins at random", err=True)
+    return source
 
 
 def _command_line() -> str:
@@ -130,7 +127,6 @@ def _command_line() -> str:
 
 def _show(result: PretrainResult, data: Path) -> None:
     from pldcli.console.units import duration, quantity
-    from pldcli.huggingface.read_back import describe
 
     run, position = result.run, result.position
     following = f"next: {shlex.join(['pld', 'evaluate', str(run.path), '--data', str(data)])}"
@@ -142,35 +138,36 @@ def _show(result: PretrainResult, data: Path) -> None:
         typer.echo(f"validation loss {score.mlm_loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.mlm_accuracy:.3f}")
     if result.has_read_context is False:
         typer.echo(
-            f"note: token frequencies alone reach {result.frequency_loss:.4f}: this model has hardly learned from context yet; train "
-            "longer (a small model gets there sooner with model.attention_init=local, objective.mask_probability=0.3 and a smaller batch)"
+            f"note: the unigram baseline (token frequencies alone) reaches {result.unigram_loss:.4f}: this model has hardly learned from "
+            "context yet; train longer (a small model gets there sooner with model.attention_init=local, "
+            "objective.mask_probability=0.3 and a smaller batch)"
         )
-    typer.echo(f"model {run.model} ({describe(result.reload_difference, result.reload_failure)})")
-    if result.reload_failure is not None:
-        typer.echo(f"warning: {run.model}: {result.reload_failure}", err=True)
+    typer.echo(f"model {run.model} ({result.read_back})")
+    if (failure := result.read_back.failure) is not None:
+        typer.echo(f"warning: {run.model}: {failure}", err=True)
     typer.echo(f"card {run.card}\n{following}")
 
 
-def _show_dry_run(dry: DryRun) -> None:
+def _show_estimate(estimated: Estimate) -> None:
     from pldcli.console.units import duration, quantity
     from pldcli.presets import dump
 
-    estimated, groups = dry.estimate, dry.config.pld.draws_per_step
+    groups = estimated.config.pld.draws_per_step
     saved = 1.0 - estimated.flops_per_token_scheduled / estimated.flops_per_token_dense
     rows = {
         "parameters": f"{estimated.num_parameters:,}",
-        "FLOP per token, dense": quantity(estimated.flops_per_token_dense),
-        "FLOP per token, scheduled": f"{quantity(estimated.flops_per_token_scheduled)} (mean over the run, {saved:.1%} saved)",
-        "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences ({estimated.packing_efficiency:.1%} of the rows)",
-        "passes over the text": f"{estimated.passes:.2f}",
-        "device": f"{dry.device}, {dry.precision}, {dry.world_size} process(es)",
-        "one step": f"{groups} gate group(s) x {dry.micro_steps} forward(s) x {dry.micro_batch_size} sequences per process",
+        "FLOPs per token, dense": quantity(estimated.flops_per_token_dense),
+        "FLOPs per token, scheduled": f"{quantity(estimated.flops_per_token_scheduled)} (mean over the run, {saved:.1%} saved)",
+        "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences ({1 - estimated.packing_efficiency:.1%} padding)",
+        "epochs": f"{estimated.epochs:.2f}",
+        "device": f"{estimated.device}, {estimated.precision}, {estimated.world_size} process(es)",
+        "one step": f"{groups} gate group(s) x {estimated.micro_steps} forward(s) x {estimated.micro_batch_size} sequences per process",
         "memory": f"about {estimated.memory_bytes / 1e9:.1f} GB per process",
         "disk": f"about {estimated.disk_bytes / 1e9:.2f} GB, a checkpoint {estimated.checkpoint_bytes / 1e9:.2f} GB",
-        "time": f"about {duration(estimated.seconds or 0.0)} on this machine, from measured steps",
+        "time": f"about {duration(estimated.seconds)} on this machine, from measured steps",
     }
-    typer.echo(dump(dry.config))
+    typer.echo(dump(estimated.config))
     for name, value in rows.items():
-        typer.echo(f"{name:<26}{value}")
-    for warning in dry.warnings:
+        typer.echo(f"{name:<28}{value}")
+    for warning in estimated.warnings:
         typer.echo(f"warning: {warning}")

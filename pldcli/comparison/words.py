@@ -9,7 +9,7 @@ from typing import Any
 
 from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, describe_dropping, flatten
-from pldcli.engine.metrics import _CONTEXT_MARGIN, reads_context
+from pldcli.engine.metrics import CONTEXT_MARGIN, reads_context
 
 __all__ = ["check_runs", "differences", "find_controls", "incomparable"]
 
@@ -139,7 +139,7 @@ def _context_warnings(runs: Sequence[Run]) -> Iterator[str]:
     if blind := [run for run in runs if is_blind(run)]:
         mark = _listed(dict.fromkeys(f"{run.frequency_loss:.4f}" for run in blind))
         yield (
-            f"{_listed(run.name for run in blind)}: the final loss is not {_CONTEXT_MARGIN} below that of token frequencies alone "
+            f"{_listed(run.name for run in blind)}: the final loss is not {CONTEXT_MARGIN} below that of token frequencies alone "
             f"({mark}): hardly anything was learned from context yet, so the order of such losses says nothing about dropping"
         )
 

@@ -27,6 +27,7 @@ from pldcli.errors import DataError
 __all__ = [
     "NO_TARGET",
     "Batch",
+    "Inputs",
     "PairSamples",
     "Rows",
     "Samples",
@@ -34,6 +35,7 @@ __all__ = [
     "StepBatches",
     "Stream",
     "built_ahead",
+    "count_tokens",
     "moved_to",
     "pinned",
     "ranges",
@@ -46,6 +48,29 @@ NO_TARGET = -100
 
 BatchT = TypeVar("BatchT")
 StepT = TypeVar("StepT")
+
+
+class Inputs(Protocol):
+    """What the encoder reads of a batch."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids, [B, T]."""
+        ...
+
+    @property
+    def token_type_ids(self) -> Tensor | None:
+        """Segment of each token, [B, T]; None for all 0."""
+        ...
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """True at real tokens, [B, T]; None when there is no padding."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Copy to a device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
         return moved_to(self, device)
+
+
+def count_tokens(batch: Inputs) -> int:
+    """Count the tokens of a batch, padding not counted."""
+    return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
 
 
 def moved_to(batch: BatchT, device: torch.device) -> BatchT:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import time
 from array import array
 from collections import Counter
@@ -29,9 +28,9 @@ from pldcli.data.encoding import Encoded, Encoder, Part
 from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
 from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE, check_frame
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from pldcli.errors import DataError, OutputError, PreemptedError, StoppedError, UsageError
+from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.system import atomic
-from pldcli.system.signals import first_signal
+from pldcli.system.signals import first_signal, stop_error
 from pldcli.system.workers import available_cores
 
 __all__ = ["Prepared", "prepare", "validation_limit"]
@@ -514,5 +513,4 @@ def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
 
 def _stop(number: int) -> NoReturn:
     """Raise a signal as an error, so that everything on the way out is cleaned up."""
-    what = "stopped; nothing is left behind"
-    raise StoppedError(what) if number == signal.SIGINT else PreemptedError(what)
+    raise stop_error(number, "nothing is left behind")

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and that notice a flipped bit.
+"""Checkpoints: complete or not there at all, with a checksum of every file.
 
 checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors, state.json, config.yaml and SHA256SUMS. It is
 written to a temporary sibling, flushed, renamed, and only then are older ones removed. Nothing in it can run code.
@@ -6,8 +6,10 @@ written to a temporary sibling, flushed, renamed, and only then are older ones r
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,10 +35,9 @@ __all__ = [
     "optimizer_tensors",
     "read",
     "restore_optimizer",
-    "save_tensors",
-    "seal",
     "verify",
     "write",
+    "write_sealed",
 ]
 
 _SUMS = "SHA256SUMS"
@@ -61,9 +62,9 @@ class Position:
     """Of blocks that ran; forward and backward."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a checkpoint holds, in memory."""
+    """A checkpoint in memory."""
 
     path: Path
     position: Position
@@ -105,12 +106,8 @@ def write(
         "tokenizer_fingerprint": tokenizer_fingerprint,
     }
     atomic.remove_leftovers_in(directory)
-    with atomic.directory(path, overwrite=True) as place:
-        save_tensors(model.state_dict(), place / "model.safetensors")
-        save_tensors(optimizer_tensors(model, optimizer), place / "optimizer.safetensors")
-        (place / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        (place / "config.yaml").write_text(presets.dump(config), encoding="utf-8")
-        seal(place)
+    tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
+    write_sealed(path, tensors, {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(config)})
     there = list_checkpoints(directory)
     here = there.index(path)
     for other in [*there[: max(0, here + 1 - keep)], *there[here + 1 :]]:
@@ -118,22 +115,28 @@ def write(
     return path
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors, wherever they are.
+def write_sealed(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
+    """Write a directory with the checksum of every file in it, whole or not at all.
+
+    Args:
+        path: The directory; one that is there is replaced.
+        tensors: By the name of their safetensors file.
+        texts: By the name of their file.
 
     Raises:
-        OSError: The disk is full or not writable.
+        OutputError: The disk is full or not writable.
     """
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        raise OSError(_errno_of(error), str(error), str(path)) from error
-
-
-def seal(place: Path) -> None:
-    """Write down the checksum of every file in a directory."""
-    sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(place.iterdir()))
-    (place / _SUMS).write_text(sums, encoding="utf-8")
+    with atomic.directory(path, overwrite=True) as place:
+        for name, named in tensors.items():
+            try:
+                file = place / f"{name}.safetensors"
+                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}, file)
+            except SafetensorError as error:
+                raise OSError(_errno_of(error), str(error), str(file)) from error
+        for name, text in texts.items():
+            (place / name).write_text(text, encoding="utf-8")
+        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(place.iterdir()))
+        (place / _SUMS).write_text(sums, encoding="utf-8")
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -156,7 +159,7 @@ def verify(path: Path, *, needed: frozenset[str] = _FILES) -> None:
         expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         damaged = [name for name, digest in expected.items() if _sha256(path / name) != digest]
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"is no whole checkpoint ({error})", where=str(path)) from error
+        raise CheckpointError(f"incomplete checkpoint ({error})", where=str(path)) from error
     if damaged or not needed <= expected.keys():
         names = ", ".join(damaged or sorted(needed - expected.keys()))
         raise CheckpointError(f"is damaged: {names} differs from its checksum", where=str(path), hint="use an older one")
@@ -192,8 +195,16 @@ def read(path: Path) -> Snapshot:
             raise CheckpointError(f"has version {state['version']}, this program reads {_VERSION}", where=str(path))
         weights, optimizer = (load((path / f"{name}.safetensors").read_bytes()) for name in ("model", "optimizer"))
         config = presets.load(path / "config.yaml")
-        position, fingerprints = Position(**state["position"]), (state["data_fingerprint"], state["tokenizer_fingerprint"])
-        return Snapshot(path, position, config, weights, optimizer, state["scaler"], *fingerprints)
+        return Snapshot(
+            path=path,
+            position=Position(**state["position"]),
+            config=config,
+            weights=weights,
+            optimizer=optimizer,
+            scaler=state["scaler"],
+            data_fingerprint=state["data_fingerprint"],
+            tokenizer_fingerprint=state["tokenizer_fingerprint"],
+        )
     except PldError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -201,12 +212,12 @@ def read(path: Path) -> Snapshot:
 
 
 def restore_optimizer(saved: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved state of every parameter back; a parameter that was never updated has none."""
+    """Load the saved state of every parameter; one that was never updated has none."""
     device_state: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.items():
         entry, _, name = key.partition("/")
         device_state.setdefault(name, {})[entry] = tensor
-    on_device = bool(optimizer.defaults.get("fused"))
+    on_device = bool(optimizer.defaults.get("fused"))  # a fused optimizer's step counters lie beside the parameter, others' on the host
     for name, parameter in model.named_parameters():
         if name in device_state:
             optimizer.state[parameter] = {
@@ -215,13 +226,13 @@ def restore_optimizer(saved: Mapping[str, Tensor], model: nn.Module, optimizer: 
 
 
 def check_same_run(stored: Config, config: Config, *, stored_data: str | None, data: str, where: Path) -> None:
-    """Refuse to go on with another run.
+    """Refuse to resume another run.
 
     Args:
-        stored: What the run that is there was trained with.
-        config: What is asked for.
-        stored_data: Fingerprint of the data that it was trained on; None where nothing says so.
-        data: Fingerprint of the data that is named.
+        stored: Configuration of the run that is there.
+        config: Configuration asked for.
+        stored_data: Fingerprint of the data that the run was trained on; None where it is not recorded.
+        data: Fingerprint of the data asked for.
         where: The place to name in an error.
 
     Raises:
@@ -244,12 +255,9 @@ def check_same_run(stored: Config, config: Config, *, stored_data: str | None, d
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name the state of each parameter `<entry>/<parameter>`."""
-    return {
-        f"{entry}/{name}": tensor.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for entry, tensor in optimizer.state.get(parameter, {}).items()
-    }
+    """Name the state of each parameter `<entry>/<parameter>`, by parameter and not by its number as torch does."""
+    named = model.named_parameters()
+    return {f"{entry}/{name}": tensor for name, parameter in named for entry, tensor in optimizer.state.get(parameter, {}).items()}
 
 
 def _sha256(path: Path) -> str:
@@ -259,6 +267,5 @@ def _sha256(path: Path) -> str:
 
 def _errno_of(error: SafetensorError) -> int:
     """Find the system's error number in safetensors' text, for example "No space left on device (os error 28)"."""
-    _, _, tail = str(error).partition("os error ")
-    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
-    return int(digits) if digits else 5
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else errno.EIO

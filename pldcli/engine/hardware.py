@@ -1,27 +1,19 @@
-"""Where a run ran: versions, hardware and the command, and what the hardware could do at best."""
+"""Versions and hardware of a run, and the hardware's peak FLOPs."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pldcli import __version__
-from pldcli.data.loader import StepBatches
-from pldcli.data.shards import PreparedData
-from pldcli.engine.run_directory import read_starts
-from pldcli.engine.trainer import Trainer
-from pldcli.system import atomic
 from pldcli.system.machine import processor_fields
 
-__all__ = ["hardware_name", "peak_flops_per_second", "record_start", "versions"]
+__all__ = ["device_memory_bytes", "hardware_name", "peak_flops_per_second", "versions"]
 
 _PEAK_16_BIT = {
     "H200": 989e12,
@@ -37,13 +29,13 @@ _PEAK_16_BIT = {
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Dense 16-bit matrix operations per second, from the makers' data sheets; the first name that fits counts."""
+"""Dense 16-bit FLOPs per second, from the makers' data sheets; the first name that matches counts."""
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "sentencepiece", "pyarrow")
 
 
 def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
-    """Look up what a known GPU can do in a 16-bit format; None elsewhere."""
+    """Look up the peak of a known GPU in a 16-bit format; None elsewhere."""
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
@@ -59,7 +51,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Name what runs here, with the versions of what decides numbers."""
+    """Return the versions of everything that decides numbers."""
     return {
         "pldcli": __version__,
         "python": platform.python_version(),
@@ -68,24 +60,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
-    """Add this start to a run's environment.json."""
-    runtime, batches, data = trainer.runtime, trainer.batches, prepared.path.resolve()
-    start = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        **versions(),
-        "hardware": hardware_name(runtime.device),
-        "device": str(runtime.device),
-        "precision": trainer.precision.name,
-        "threads": torch.get_num_threads(),
-        "processes": runtime.world_size,
-        "micro_batch_size": batches.micro_batch_size,
-        "micro_steps_per_group": batches.micro_steps,
-        "attended_tokens": batches.samples.attended_tokens,
-        "data": str(data),
-        "data_from_run": os.path.relpath(data, path.parent.resolve()),  # a project that is moved as a whole takes both along
-        "data_fingerprint": prepared.data_fingerprint,
-        "tokenizer_fingerprint": prepared.fingerprint,
-    }
-    atomic.write_text(path, json.dumps({"starts": [*read_starts(path), start]}, indent=1) + "\n")
+def device_memory_bytes(device: torch.device) -> int:
+    """Return the size of the device's memory, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,17 +1,20 @@
-"""What a run writes down: metrics.jsonl and TensorBoard."""
+"""Metrics of a run: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pldcli.system import atomic
 
-__all__ = ["_CONTEXT_MARGIN", "MetricsLog", "read_metrics", "reads_context"]
+__all__ = ["CONTEXT_MARGIN", "MetricsLog", "read_metrics", "reads_context"]
+
+CONTEXT_MARGIN = 0.1
+"""Nats: the loss of a few targets is no finer."""
 
 
 class MetricsLog:
@@ -21,7 +24,7 @@ class MetricsLog:
 
     Args:
         directory: The run directory.
-        from_step: The step at which the run goes on.
+        from_step: The step from which the run resumes.
 
     Raises:
         OutputError: The directory is not writable.
@@ -47,14 +50,14 @@ class MetricsLog:
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["step"])
 
-    def __enter__(self) -> MetricsLog:
-        """Open."""
-        return self
+    def close(self) -> None:
+        """Close both files.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close both files."""
-        self._file.close()
-        self._board.close()
+        Raises:
+            OutputError: The disk is full: what could not be written before is tried again here.
+        """
+        with atomic.output_errors(self._path), closing(self._board):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -73,14 +76,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_number(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_CONTEXT_MARGIN = 0.1
-"""Nats: the loss of a few targets is no finer."""
-
-
-def reads_context(loss: float, frequency_loss: float) -> bool:
-    """Tell whether a validation loss is clearly below that of token frequencies alone."""
-    return loss <= frequency_loss - _CONTEXT_MARGIN
+def reads_context(loss: float, unigram_loss: float) -> bool:
+    """Return whether a validation loss is clearly below that of the unigram baseline, a model without context."""
+    return loss <= unigram_loss - CONTEXT_MARGIN

@@ -1,11 +1,11 @@
-"""Find a model wherever it lies: a run, a checkpoint of one, a fine-tuned model, or a Hugging Face directory."""
+"""Find and read a model: a run, a checkpoint of one, a fine-tuned model, or a Hugging Face directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli.data.shards import data_fingerprint, read_manifest, verify_tokenizer
+from pldcli.data.shards import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts
@@ -14,7 +14,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.task import Task
 
-__all__ = ["latest_run", "open_model", "recorded_data", "remembered_task", "short_name"]
+__all__ = ["check_tokenizer", "latest_run", "open_model", "recorded_data", "remembered_task", "short_name"]
 
 
 def open_model(target: Path, *, data: Path | None = None, allow_bin: bool = False) -> Pretrained:
@@ -48,13 +48,13 @@ def latest_run(directory: Path = Path("runs")) -> Path:
 
 
 def recorded_data(target: Path, *, same: Literal["data", "tokenizer"] = "data") -> Path:
-    """Find the data that a run, or the run that a model or checkpoint lies in, was trained on; `data` where nothing says so.
+    """Find the data that a run, or the run around a model or checkpoint, was trained on; `data` where none is recorded.
 
-    It is looked for where it was, then beside the run as it lay then, as in a project that was moved.
+    It is looked for at its recorded path, then relative to the run, as in a project that was moved.
 
     Args:
         target: A run, or a directory in it.
-        same: What it must have in common with what the run was trained on.
+        same: What it must share with the data that the run was trained on.
 
     Raises:
         DataError: Other data lies there now.
@@ -86,11 +86,27 @@ def _same_data(run: Path, start: dict[str, Any], same: Literal["data", "tokenize
     return candidates[0]
 
 
-def remembered_task(loaded: Pretrained) -> Task | None:
-    """Read what fine-tuning wrote down of its task; None where it wrote nothing.
+def check_tokenizer(loaded: Pretrained, prepared: PreparedData) -> None:
+    """Check that `prepared` was tokenized with the model's tokenizer.
 
     Raises:
-        CheckpointError: What it wrote is damaged.
+        DataError: It was tokenized with another one.
+    """
+    if loaded.tokenizer.fingerprint != prepared.fingerprint:
+        raise _another_tokenizer(loaded.where, prepared.path)
+
+
+def _another_tokenizer(model: Path | str, data: Path) -> DataError:
+    how = f"--tokenizer {model}`" if Path(model, "tokenizer.json").is_file() else "--tokenizer` and the model's tokenizer"
+    what = f"was tokenized with another tokenizer than that of {model}"
+    return DataError(what, where=str(data), hint=f"prepare it again with `pld prepare-data {how}")
+
+
+def remembered_task(loaded: Pretrained) -> Task | None:
+    """Return the task that fine-tuning recorded with a model; None where it recorded none.
+
+    Raises:
+        CheckpointError: The record is damaged.
     """
     if loaded.task is None:
         return None
@@ -101,7 +117,7 @@ def remembered_task(loaded: Pretrained) -> Task | None:
 
 
 def short_name(target: Path) -> str:
-    """Name a model after its directory; a run's or a fine-tuned model after the directory around it."""
+    """Name a model after its directory, or after the directory around `model/`."""
     path = target.resolve()
     if path.name.startswith("step-") and path.parent.name == "checkpoints":
         return f"{path.parents[1].name}-{path.name}"
@@ -121,7 +137,7 @@ def _weights_of(target: Path) -> Path:
         return target
     newest, _ = checkpoint.newest_valid(run.checkpoints)
     if newest is None:
-        raise CheckpointError("this run has no model and no whole checkpoint yet", where=str(target), hint="train it further")
+        raise CheckpointError("this run has no model and no complete checkpoint yet", where=str(target), hint="train it further")
     return newest
 
 
@@ -141,9 +157,5 @@ def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:
         what = f"its tokenizer is not in {data} ({error.where}: {error.what})"
         raise CheckpointError(what, where=str(path), hint="name the data it was trained on with --data") from error
     if tokenizer.fingerprint != fingerprint:
-        raise DataError(
-            f"was prepared with another tokenizer than that of {path}",
-            where=str(data),
-            hint="prepare it again with `pld prepare-data --tokenizer` and the model's tokenizer",
-        )
+        raise _another_tokenizer(path, data)
     return tokenizer

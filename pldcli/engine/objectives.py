@@ -1,4 +1,4 @@
-"""What a model is trained for: sums of losses over targets, and how many targets there are.
+"""Training objectives: sums of losses over targets, and the number of targets.
 
 Sums, not means: the trainer divides by the number of targets of the whole step, so that accumulation and several
 processes change nothing.
@@ -16,34 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pldcli.choices import TaskKind
-from pldcli.data.loader import NO_TARGET, Batch
+from pldcli.data.loader import NO_TARGET, Batch, Inputs
 from pldcli.model import MaskedLmHead, StBert
 from pldcli.tasks.batches import TaskBatch
 
-__all__ = ["Inputs", "MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
-
-
-class Inputs(Protocol):
-    """What the encoder reads of a batch."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """Token ids, [B, T]."""
-        ...
-
-    @property
-    def token_type_ids(self) -> Tensor | None:
-        """Segment of each token, [B, T]; None for all 0."""
-        ...
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """True at real tokens, [B, T]; None when there is no padding."""
-        ...
-
-    def to(self, device: torch.device) -> Any:
-        """Copy to a device."""
-        ...
+__all__ = ["MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
 
 
 class Objective(Protocol):
@@ -59,19 +36,19 @@ class Objective(Protocol):
         ...
 
     def loss_sums(self, model: StBert, batch: Any, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
-        """Run the model and add up each loss over its targets; one float32 entry per name."""
+        """Run the model and sum each loss over its targets: float32, one entry per name."""
         ...
 
 
 @dataclass(frozen=True)
 class MaskedLm:
-    """BERT's objective: masked tokens, and the next sentence when the model has the head."""
+    """BERT's objective: masked tokens, and the next sentence where the model has that head."""
 
     next_sentence: bool = False
     compiled: bool = False
-    """Compile head and loss into one."""
+    """Compile head and loss together."""
     vocab_multiple: int = 1
-    """Score a multiple of so many entries; those beyond the vocabulary have no probability."""
+    """Pad the vocabulary to a multiple of this; added entries have no probability."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,12 +60,12 @@ class MaskedLm:
         return [int((batch.target_ids != NO_TARGET).sum())] + [len(batch.input_ids)] * self.next_sentence
 
     def loss_sums(self, model: StBert, batch: Batch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
-        """Run the model and add up each loss over its targets."""
+        """Run the model and sum each loss over its targets."""
         assert model.mlm_head is not None
         hidden_BTD = encode(model, batch, gates, residual_scales_L)
         loss_sum = compiled_masked_loss_sum() if self.compiled else masked_loss_sum
-        word_embeddings_VD = model.embeddings.word.weight
-        sums = [loss_sum(model.mlm_head, hidden_BTD, word_embeddings_VD, batch.positions, batch.target_ids, self.vocab_multiple)]
+        targets: dict[str, Any] = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
+        sums = [loss_sum(model.mlm_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)]
         if self.next_sentence:
             assert model.nsp_head is not None
             assert batch.next_sentence_labels is not None
@@ -108,37 +85,40 @@ class TaskLoss:
         return (self.kind,)
 
     def num_targets(self, batch: TaskBatch) -> list[int]:
-        """Count the labels that teach something; a span is one."""
+        """Count the labels that are not ignored; a span is one."""
         assert batch.labels is not None
         if batch.labels.is_floating_point():
             return [int(batch.labels.isfinite().sum())]
         return [int((batch.labels[:, 0] if self.kind == "spans" else batch.labels).ge(0).sum())]
 
     def loss_sums(self, model: StBert, batch: TaskBatch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
-        """Run the model and add up the loss over its targets."""
+        """Run the model and sum the loss over its targets."""
         assert model.task_head is not None
         assert batch.labels is not None
         outputs = model.task_head(encode(model, batch, gates, residual_scales_L)).float()
         if self.kind == "regression":
             errors_B = outputs[:, 0] - batch.labels
+            # A missing number is NaN: masked before it is squared, since a gradient of NaN times 0 is NaN.
             return torch.where(batch.labels.isfinite(), errors_B, 0.0).square().sum()[None]
-        if self.kind == "spans":  # start and end, each a choice among the row's tokens
+        if self.kind == "spans":  # start and end are two classifications among the sequence's tokens; their mean is the loss
             hidden = outputs if batch.attention_mask is None else outputs.masked_fill(~batch.attention_mask[..., None], -1e9)
             return functional.cross_entropy(hidden, batch.labels, reduction="sum")[None] / 2
         return functional.cross_entropy(outputs.flatten(0, -2), batch.labels.flatten(), reduction="sum")[None]
 
 
 def masked_loss_sum(
-    head: MaskedLmHead, hidden_BTD: Tensor, word_embeddings_VD: Tensor, positions_M: Tensor, target_ids_M: Tensor, vocab_multiple: int
+    head: MaskedLmHead, hidden_BTD: Tensor, word_embeddings_VD: Tensor, *, positions_M: Tensor, target_ids_M: Tensor, vocab_multiple: int
 ) -> Tensor:
-    """Add up the cross-entropy at masked positions only."""
+    """Sum the cross-entropy over masked positions."""
+    # Masked positions are selected before the head: logits of every token would take most of the memory and be thrown away.
     logits_MV = head(hidden_BTD.flatten(0, 1).index_select(0, positions_M), word_embeddings_VD, vocab_multiple)
     return functional.cross_entropy(logits_MV.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
 
 
 @cache
 def compiled_masked_loss_sum() -> Callable[..., Tensor]:
-    """Compile it once: scores in float32 are then never in memory."""
+    """Compile `masked_loss_sum` once."""
+    # Fused with the loss, the float32 copy of the logits is never in memory.
     return torch.compile(masked_loss_sum)
 
 

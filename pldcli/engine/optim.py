@@ -14,7 +14,7 @@ from pldcli.config import OptimConfig
 __all__ = ["Lamb", "build_optimizer", "clip_gradients", "learning_rate", "set_learning_rate"]
 
 _PAPER_DECAYS = 200
-"""The paper multiplies the rate by 0.99 every 1000 of its 200 K steps: 200 times a run, whatever its length. No stairs, as released."""
+"""The paper multiplies the rate by 0.99 every 1000 of its 200 K steps: 200 times per run. Continuous, not in stairs, as released."""
 
 
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
@@ -41,13 +41,13 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Make the optimizer; biases and norms are neither decayed nor adapted by LAMB's trust ratio."""
+    """Build the optimizer; biases and norms have no weight decay and no trust ratio of LAMB."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     plain = optim.name == "adamw" and optim.bias_correction
@@ -62,7 +62,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients to a global norm of at most `max_norm` (0: leave them); return the norm before, a 0-d tensor."""
+    """Clip gradients to a global norm of `max_norm` (0: do not clip); return the norm before, a 0-d tensor."""
     return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf, foreach=True)
 
 

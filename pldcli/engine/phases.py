@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: data, forward, backward, optimizer, other."""
+"""Time of training steps by phase: data, forward, backward, optimizer, other."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "other"
 class PhaseTimer:
     """Attribute time to phases by marks at their beginnings.
 
-    On CUDA a mark is an event in the stream, so it is the device's time that is counted, and nothing waits until it is read: a
-    device that stands still because the next batch is late counts that as `data`.
-
-    Args:
-        device: Where the work is done.
+    On CUDA a mark is an event in the stream, so device time is measured and nothing waits until it is read; time in which the
+    device idles because the next batch is late counts as `data`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,15 +26,15 @@ class PhaseTimer:
         self._free: list[Any] = []
 
     def begin(self, phase: Phase) -> None:
-        """Say that a phase begins here, and the one before ends."""
+        """Begin a phase, and end the one before."""
         self._mark(phase)
 
     def pause(self) -> None:
-        """Say that what follows is not training, until the next phase begins."""
+        """Stop attributing time until the next phase begins."""
         self._mark(None)
 
     def read(self) -> dict[Phase, float]:
-        """Add up the seconds of each phase since the last reading; the device must have done what was asked of it."""
+        """Return the seconds of each phase since the last reading; the device must have been synchronized."""
         seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         for (phase, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
             if phase is not None:

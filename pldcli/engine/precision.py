@@ -1,9 +1,7 @@
-"""Number formats: what `auto` means here, autocast and loss scaling."""
+"""Number formats: `auto`, autocast and loss scaling."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,18 +24,13 @@ class Precision:
     name: PrecisionName
     device: torch.device
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Run a forward pass in this format."""
-        if self.name == "fp32":
-            yield
-            return
-        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
-        with torch.autocast(self.device.type, dtype):
-            yield
+    def autocast(self) -> torch.autocast:
+        """Make the context of a forward pass in this format."""
+        dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.name != "fp32")
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Make the loss scaler; outside fp16 it passes everything through."""
+        """Build the loss scaler; outside fp16 it is disabled."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_SCALE_GROWTH_STEPS)
 
 
@@ -51,7 +44,7 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Tell whether the device multiplies bf16 matrices faster than float32.
+    """Return whether the device multiplies bf16 matrices faster than float32.
 
     On a CPU that takes AMX, or AVX-512's bf16 instructions as AMD makes them: Intel's without AMX are slower than float32
     (benchmarks/results/precision-cpu.md).

@@ -1,4 +1,4 @@
-"""A run's place on the disk: what lies where, who is using it, and what state it is in."""
+"""A run directory: its files, its lock, and the state of the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,57 +21,29 @@ from pldcli.system import atomic
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
 
 _LOCK_WITHIN_SECONDS = 1.0
-"""Somebody who looks whether a run is locked holds the lock for a moment."""
+"""Checking whether a run is locked takes the lock for a moment."""
 
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """runs/NAME and what is in it."""
+    """runs/NAME and the files in it."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, hardware, command."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The directory of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The finished model as a Hugging Face directory."""
-        return self.path / "model"
-
-    @property
-    def plots(self) -> Path:
-        """Curves."""
-        return self.path / "plots"
-
-    @property
-    def card(self) -> Path:
-        """The model card."""
-        return self.path / "README.md"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"  # versions, hardware and command of every start
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"  # the finished model as a Hugging Face directory
+        self.plots = path / "plots"
+        self.card = path / "README.md"
 
     def check_usable(self) -> None:
         """Refuse a directory that holds something else.
 
         Raises:
-            OutputError: It is a file, or a non-empty directory that is no run.
+            OutputError: It is a file, or a non-empty directory that is not a run's.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError("is a file", where=str(self.path), hint="choose another place with --out")
@@ -80,10 +52,10 @@ class RunDirectory:
             if saved := sorted(self.checkpoints.glob("step-*/config.yaml")):
                 hint = f"copy {saved[-1]} there, or choose another place with --out"
                 raise OutputError("holds checkpoints, but its config.yaml is missing", where=str(self.path), hint=hint)
-            raise OutputError("holds something that is no run", where=str(self.path), hint="choose another place with --out")
+            raise OutputError("is not a run directory, and not empty", where=str(self.path), hint="choose another place with --out")
 
     def set_aside(self) -> Path | None:
-        """Rename an earlier run to NAME.1, NAME.2, ...; return its new place, or None where there was none.
+        """Rename an earlier run to NAME.1, NAME.2, ...; return its new path, or None where there was none.
 
         Raises:
             OutputError: A process is training there, or it cannot be renamed.
@@ -95,7 +67,7 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory against a second trainer.
+        """Lock the directory against a second trainer.
 
         Raises:
             OutputError: Another process holds it, or it is not writable.
@@ -113,17 +85,22 @@ class RunDirectory:
 
     @property
     def has_model(self) -> bool:
-        """Return whether a finished model lies here."""
+        """Whether there is a finished model."""
         return (self.model / "config.json").is_file()
 
     @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to resume from: a finished model, checkpoints, or this is a checkpoint itself."""
+        return self.has_model or any(self.checkpoints.glob("step-*")) or (self.path / "state.json").is_file()
+
+    @property
     def is_finished(self) -> bool:
-        """Tell whether a run has come to its end here: the card is written last."""
+        """Whether the run has ended: the card is written last."""
         return self.has_model and self.card.is_file()
 
     @property
     def is_locked(self) -> bool:
-        """Tell whether a process is training here now."""
+        """Whether a process is training here now."""
         lock = self.path / ".lock"
         if not lock.is_file():
             return False
@@ -136,21 +113,22 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run in one line."""
+    """A run as `pld runs` lists it."""
 
     path: Path
     state: RunState
-    step: int
-    total_steps: int
-    train_loss: float | None
-    eval_loss: float | None
-    train_seconds: float
+    _: KW_ONLY
+    step: int = 0
+    total_steps: int = 0
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    train_seconds: float = 0.0
     next_action: str
-    """What to type next."""
+    """The command to run next, or what is wrong."""
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """Read every start of a run, the first one first; none where there is no readable file."""
+    """Read the starts of a run from environment.json, oldest first; none where it cannot be read."""
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -159,7 +137,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def list_runs(directory: Path) -> list[RunSummary]:
-    """Summarise every run below a directory, by name."""
+    """Summarise the runs in a directory, by name."""
     if not directory.is_dir():
         return []
     places = sorted(path.parent for path in directory.glob("*/config.yaml"))
@@ -167,11 +145,11 @@ def list_runs(directory: Path) -> list[RunSummary]:
 
 
 def summarise(run: RunDirectory) -> RunSummary:
-    """Read the state of one run."""
+    """Summarise one run."""
     try:
         config = presets.load(run.config)
     except PldError as error:
-        return RunSummary(run.path, "unreadable", 0, 0, None, None, 0.0, str(error))
+        return RunSummary(run.path, "unreadable", next_action=str(error))
     rows = read_metrics(run.metrics)
     step = max((row["step"] for row in rows), default=0)
     state = run_state(run, config, step)
@@ -181,18 +159,18 @@ def summarise(run: RunDirectory) -> RunSummary:
     actions = {
         "running": "wait, or follow it in metrics.jsonl",
         "finished": shlex.join(["pld", "evaluate", str(run.path)]),
-        "stopped": _how_to_go_on(run, config, step, again),
+        "stopped": _how_to_resume(run, config, step, again),
         "not started": f"{again} (starts)",
     }
     return RunSummary(
         run.path,
         state,
-        reached,
-        config.train.total_steps,
-        _last(rows, "train/loss"),
-        _last(rows, "eval/mlm_loss"),
-        _last(rows, "progress/train_seconds") or 0.0,
-        actions[state],
+        step=reached,
+        total_steps=config.train.total_steps,
+        train_loss=_last(rows, "train/loss"),
+        eval_loss=_last(rows, "eval/mlm_loss"),
+        train_seconds=_last(rows, "progress/train_seconds") or 0.0,
+        next_action=actions[state],
     )
 
 
@@ -202,32 +180,28 @@ def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
     Args:
         run: Its directory.
         config: Its configuration.
-        step: The last step in its metrics; 0 where there is none.
+        step: Last step in its metrics; 0 where there is none.
     """
     if run.is_locked:
         return "running"
     reached = max(step, _last_saved(run))
     # A model without metrics counts as finished where nothing says otherwise; with its checkpoints a missing card is written again.
-    if run.has_model and (reached >= config.train.total_steps or not reached) and (run.card.is_file() or not _has_checkpoints(run)):
+    if run.has_model and (reached >= config.train.total_steps or not reached) and (run.card.is_file() or not _last_saved(run)):
         return "finished"
     return "stopped" if reached or run.has_model else "not started"
 
 
 def has_saved(step: int, config: Config) -> bool:
-    """Return whether a run with metrics up to `step` must have saved a checkpoint: metrics are written just before."""
+    """Return whether a run with metrics up to `step` must have saved a checkpoint, which follows the metrics of its step."""
     return step > config.checkpoint.every_steps
 
 
-def _how_to_go_on(run: RunDirectory, config: Config, step: int, again: str) -> str:
-    if _has_checkpoints(run):
-        return f"{again} (goes on from the newest checkpoint)"
+def _how_to_resume(run: RunDirectory, config: Config, step: int, again: str) -> str:
+    if _last_saved(run):
+        return f"{again} (resumes from the newest checkpoint)"
     if run.has_model or has_saved(step, config):
         return f"{again}, with --resume never (its checkpoints are gone)"
-    return f"{again} (starts anew: it was stopped before its first checkpoint)"
-
-
-def _has_checkpoints(run: RunDirectory) -> bool:
-    return _last_saved(run) > 0
+    return f"{again} (starts over: it was stopped before its first checkpoint)"
 
 
 def _last_saved(run: RunDirectory) -> int:

@@ -2,6 +2,9 @@
 
 One process is the plain case. Under torchrun each process holds a replica; gradients are summed by one flat all-reduce per
 unit of the model that ran. A block that no gate group ran communicates nothing and keeps its gradients None.
+
+No DistributedDataParallel: with `find_unused_parameters` it communicates every parameter all the same, and with a static graph
+it leaves gradients silently unreduced where the last micro-step drops a block that an earlier one ran.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 
 @dataclass
 class Runtime:
-    """Where this process runs and how it speaks with the others."""
+    """Where this process runs, and its collective operations with the others."""
 
     device: torch.device
     rank: int = 0
@@ -38,27 +41,28 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Tell whether this process writes files and speaks to the user."""
+        """Return whether this process writes files and prints."""
         return self.rank == 0
 
     def replicate(self, units: Sequence[nn.Module]) -> None:
         """Name the modules whose gradients are summed together; every parameter belongs to one of them."""
         self._units = [list(unit.parameters()) for unit in units]
 
-    def finish(self) -> None:
-        """Sum the gradients of all processes, after the last backward of a step."""
+    def reduce_gradients(self) -> None:
+        """Sum the gradients of all processes, after the last backward pass of a step."""
         if self.world_size == 1:
             return
         for parameters in self._units:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if gradients:
+            if gradients:  # the same units on every process, since all of them drew the same gates
                 flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-                dist.all_reduce(flat)
+                dist.all_reduce(flat)  # a sum, not a mean: losses are divided by the targets of all processes already
                 parts = torch.split(flat, [gradient.numel() for gradient in gradients])
                 torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
     def seed(self, number: int) -> None:
-        """Seed what the device draws from; `torch.manual_seed` takes milliseconds where there is no device to seed."""
+        """Seed the generators of the host and of the device."""
+        # Called before every forward pass: torch.manual_seed would take milliseconds where there is no device to seed.
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(number)
@@ -68,25 +72,25 @@ class Runtime:
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def sum_on_host(self, values: Sequence[float]) -> list[float]:
-        """Add up numbers of all processes without touching the accelerator's queue."""
+        """Sum numbers over all processes without touching the accelerator's queue."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
+        tensor = torch.tensor(values, dtype=torch.float64)  # on the host, so gloo reduces it and no kernel is waited for
         dist.all_reduce(tensor)
         return tensor.tolist()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor of all processes."""
+        """Sum a tensor over all processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def wait_for_all(self) -> None:
-        """Go on when every process is here."""
+        """Wait until every process has arrived here."""
         self.sum_on_host([0.0])
 
     def synchronize(self) -> None:
-        """Wait until the device has done what was asked of it."""
+        """Wait until the device has executed everything in its queue."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -104,7 +108,7 @@ def launch(device: Device = "auto") -> Iterator[Runtime]:
     rank, local_rank, world_size = (_environment(name, default) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     if rank >= world_size:
         raise UsageError(
-            f"{rank} is no process of {world_size}", where="environment variable RANK", hint="start with torchrun, or unset it"
+            f"there is no process {rank} of {world_size}", where="environment variable RANK", hint="start with torchrun, or unset it"
         )
     chosen = _device(device, local_rank)
     if chosen.type == "cpu":
@@ -123,17 +127,17 @@ def launch(device: Device = "auto") -> Iterator[Runtime]:
             raise DeviceError("lost the other processes", where=f"process {rank}", hint="one of them says why") from error
         raise
     finally:
-        # What still holds parameters goes first: gloo may abort the process at its end otherwise.
+        # Parameters are released first: gloo may abort the process at its exit otherwise.
         runtime.replicate([])
         gc.collect()
         dist.destroy_process_group()
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory instead of giving it back to the system and faulting it in anew every step.
+    """Let the C library keep freed memory instead of returning it to the system and faulting it in again in every step.
 
-    A step frees and takes the gradient of the embeddings and hundreds of activations again; page faults are a good part of the
-    processor time of fine-tuning a small BERT otherwise. Only glibc has the call; elsewhere nothing happens.
+    Every step frees and allocates the gradient of the embeddings and hundreds of activations; without this, page faults are a good
+    part of the processor time of fine-tuning a small BERT. Only glibc has the call; elsewhere nothing happens.
 
     Source: mallopt(3).
     """
@@ -167,10 +171,10 @@ def out_of_memory(size: int, device: torch.device, *, key: str, otherwise: str) 
     """Name the micro-batch to try when memory runs out.
 
     Args:
-        size: Rows per forward pass now.
-        device: Where.
-        key: The setting that lowers it.
-        otherwise: What to do where it is 1 already.
+        size: Sequences per forward pass.
+        device: The device in use.
+        key: The setting that lowers `size`.
+        otherwise: What to do where `size` is 1 already.
 
     Raises:
         DeviceError: Memory ran out.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,23 +11,24 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pldcli.data.loader import Inputs, count_tokens
 from pldcli.data.order import key
+from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.objectives import Inputs, Objective
+from pldcli.engine.objectives import Objective
 from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.phases import Phase, PhaseTimer
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.validation import count_attended, count_tokens
-from pldcli.errors import DivergedError, PldError
+from pldcli.engine.validation import count_attended
+from pldcli.errors import CheckpointError, DivergedError, PldError
 from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.pld import Plan, Schedule
-from pldcli.system.signals import StopRequest
+from pldcli.system.signals import STOP_SIGNALS, StopRequest
 
 __all__ = ["Batches", "Observation", "Trainer"]
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LEAST_LOSS_SCALE = 2.0**-10
 """It starts at 2^16 and halves whenever a gradient overflows."""
 
@@ -45,7 +45,7 @@ class Batches(Protocol):
         ...
 
     def num_sequences(self, step: int) -> int:
-        """Count the rows of a step, over all processes."""
+        """Count the sequences of a step, over all processes."""
         ...
 
 
@@ -53,35 +53,43 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 NumberT = TypeVar("NumberT", float, Tensor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What can be seen of a run after a step at which the caller wanted to look."""
+    """What a caller sees of a run after a step that it asked for."""
 
     position: Position
     losses: dict[str, float]
-    """Of the step: each loss, and their `loss` in sum. Empty when stopped in the middle of a step."""
+    """Of the step: each loss by name, and their sum as `loss`. Empty when a signal ended the loop in the middle of a step."""
     learning_rate: float
     grad_norm: float
+    """Global norm before clipping."""
     theta: float
     kept_blocks: float
     """Mean over the step's gate groups."""
     phase_seconds: dict[Phase, float]
     """Where the time since the last observation went."""
     stop_signal: int
-    """The signal on which the loop ends with this observation, or 0."""
+    """The signal that ended the loop, or 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Step:
-    """One step's outcome, still on the device."""
+    """A completed step; tensors are still on the device, counts are over all processes."""
 
+    plans: list[Plan]
     loss_sums: Tensor
     num_targets: list[float]
     grad_norm: Tensor
-    plans: list[Plan]
     group_tokens: list[float]
     group_attended: list[float]
-    """The tokens that each token attends to, summed."""
+    """Per gate group, the tokens that each token attends to, summed."""
+
+
+class _StepAbortedError(Exception):
+    """A signal arrived in the middle of a step, whose work is discarded."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
 
 
 class Trainer(Generic[BatchesT]):
@@ -119,6 +127,27 @@ class Trainer(Generic[BatchesT]):
         self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
         runtime.replicate(model.units)
 
+    def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], scaler: dict[str, Any], *, where: str) -> None:
+        """Load the state of a checkpoint.
+
+        There is no generator state to restore: data, gates and dropout are functions of the step.
+
+        Args:
+            weights: Of the model.
+            optimizer: As `checkpoint.optimizer_tensors` names it.
+            scaler: Of the loss scaler.
+            where: The checkpoint, to name in an error.
+
+        Raises:
+            CheckpointError: Weights do not fit the model.
+        """
+        try:
+            self.model.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError("weights do not fit the configuration", where=where) from error
+        checkpoint.restore_optimizer(optimizer, self.model, self.optimizer)
+        self.scaler.load_state_dict(scaler)
+
     def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Generator[Observation, None, None]:
         """Train to the end of the schedule.
 
@@ -126,46 +155,41 @@ class Trainer(Generic[BatchesT]):
 
         Args:
             position: Where the run is.
-            observe: Whether to yield after this many completed steps; the device is waited for only then.
-            stop: Looked at before every forward pass; the step under way is given up.
+            observe: Whether to yield after this many completed steps; only then the host waits for the device.
+            stop: Read before every forward pass; on a signal the step under way is discarded.
 
         Raises:
             DivergedError: A loss or a gradient norm is not finite, or fp16 skips every update.
         """
         total_steps = self.schedule.total_steps
+        # Checked at observations only: reading it after every step would make the host wait for the device.
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
         self.runtime.synchronize()
-        self.phases.read()  # forget what came before the first step
-        clock = time.perf_counter()
+        self.phases.read()  # discard what was timed before the first step
+        started = time.perf_counter()
         batches = self.batches.from_step(position.step, total_steps)
         for step in range(position.step, total_steps):
             self.phases.begin("data")
             groups = next(batches)
             self.phases.begin("other")
             set_learning_rate(self.optimizer, self.learning_rate(step))
-            outcome = self._step(step, groups, stop)
-            if isinstance(outcome, int):
-                self._check_alive(finite, position.step)
-                position = self._advance(position, None, clock)
-                self.phases.pause()
-                self.runtime.synchronize()
-                yield self._observation(position, None, outcome)
+            try:
+                done = self._step(step, groups, stop)
+            except _StepAbortedError as aborted:
+                yield self._observe(position, started, finite, stop_signal=aborted.signal_number)
                 return
-            finite = finite & outcome.loss_sums.isfinite().all()
-            if not self.scaler.is_enabled():  # loss scaling overflows by design and skips the update
-                finite = finite & outcome.grad_norm.isfinite()
-            position = self._advance(position, outcome, None)
+            finite = finite & done.loss_sums.isfinite().all()
+            if not self.scaler.is_enabled():  # under loss scaling gradients overflow by design, and the update is skipped
+                finite = finite & done.grad_norm.isfinite()
+            position = self._advance(position, done)
             if observe(position.step) or position.step == total_steps:
-                self.runtime.synchronize()
-                self._check_alive(finite, position.step)
-                position = self._advance(position, None, clock)
-                self.phases.pause()
-                self.runtime.synchronize()
-                yield self._observation(position, outcome, 0)
-                clock = time.perf_counter()
+                seen = self._observe(position, started, finite, done)
+                position = seen.position
+                yield seen
+                started = time.perf_counter()
 
     def warm_up(self) -> None:
-        """Run every block forward and backward once and forget the result, so that compilation is out of the way."""
+        """Run every block forward and backward once and discard the gradients, so that compilation is over before the first step."""
         plan = self.schedule.plan(0, 0, seed=self.seed)
         batch = self.batches.step(0)[0][0]
         everything = Plan((True,) * len(plan.gates), plan.keep_probs, plan.residual_scales)
@@ -178,14 +202,17 @@ class Trainer(Generic[BatchesT]):
 
         Args:
             host_batch: The micro-batch.
-            plan: Its group's gates and residual scales.
+            plan: Gates and residual scales of its gate group.
             num_targets: Targets of each loss in the whole step, over all processes.
         """
         self.phases.begin("forward")
         batch = host_batch.to(self.runtime.device)
+        # A tensor, since a compiled block would be compiled anew for every number; None where no scale of the run differs from 1.
         scales_L = self.runtime.to_device(torch.tensor(plan.residual_scales)) if self.schedule.scales else None
         with self.precision.autocast():
+            # Gates are applied in StBert.forward: a block whose gate is off is not called, and its gradients stay None.
             loss_sums = self.objective.loss_sums(self.model, batch, plan.gates, scales_L)
+        # Divided by the targets of the whole step, not of this micro-batch: accumulation and further processes change nothing.
         means = [_mean(total, count) for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]
         loss = torch.stack(means).sum()
         self.phases.begin("backward")
@@ -193,29 +220,41 @@ class Trainer(Generic[BatchesT]):
         self.phases.begin("other")
         return loss_sums.detach()
 
-    def _step(self, step: int, groups: list[list[Any]], stop: StopRequest) -> _Step | int:
-        """Take one step, or return the signal that stopped it."""
+    def _step(self, step: int, groups: list[list[Any]], stop: StopRequest) -> _Step:
+        """Take one step: draw gates, accumulate gradients, reduce, clip, update.
+
+        Raises:
+            _StepAbortedError: A signal arrived.
+        """
+        # A pure function of (seed, step, group): all processes draw the same gates without communication.
         plans = [self.schedule.plan(step, group, seed=self.seed) for group in range(len(groups))]
         num_targets, group_tokens, group_attended = self._agree(groups, plans)
         loss_sums = torch.zeros(len(num_targets), device=self.runtime.device)
-        micro_step = 0
-        for plan, micro_batches in zip(plans, groups, strict=True):
-            for batch in micro_batches:
-                if signal_number := self._agreed_stop(stop):
-                    self.optimizer.zero_grad(set_to_none=True)
-                    return signal_number
-                self.runtime.seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
-                loss_sums += self.forward_backward(batch, plan, num_targets)
-                micro_step += 1
-        self.runtime.finish()
+        micro_steps = [(plan, batch) for plan, batches in zip(plans, groups, strict=True) for batch in batches]
+        for micro_step, (plan, batch) in enumerate(micro_steps):
+            if signal_number := self._agreed_stop(stop):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise _StepAbortedError(signal_number)
+            # Dropout is a function of the position as well, so that a resumed run draws the same masks without a saved state.
+            self.runtime.seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
+            loss_sums += self.forward_backward(batch, plan, num_targets)
+        self.runtime.reduce_gradients()  # once per step, and only the units of the model that ran in some gate group
         self.phases.begin("optimizer")
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # None, not zero: a block that no group runs in the next step then has no gradient, and the optimizer leaves it alone.
         self.optimizer.zero_grad(set_to_none=True)
         self.phases.begin("other")
-        return _Step(loss_sums, num_targets, grad_norm, plans, group_tokens, group_attended)
+        return _Step(
+            plans=plans,
+            loss_sums=loss_sums,
+            num_targets=num_targets,
+            grad_norm=grad_norm,
+            group_tokens=group_tokens,
+            group_attended=group_attended,
+        )
 
     def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float], list[float]]:
         """Count targets, tokens and attended tokens of the step over all processes, and check that all drew the same gates."""
@@ -226,34 +265,62 @@ class Trainer(Generic[BatchesT]):
         gates = [float(gate) for plan in plans for gate in plan.gates]
         summed = iter(self.runtime.sum_on_host([*targets, *tokens, *attended, *gates]))
         targets, tokens, attended = (list(islice(summed, len(counts))) for counts in (targets, tokens, attended))
-        agreed = list(summed)
-        if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, agreed, strict=True)):
+        # With other gates each process would wait for a reduction that the others never start, or sum gradients of other blocks.
+        if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, summed, strict=True)):
             raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
         return targets, tokens, attended
 
     def _agreed_stop(self, stop: StopRequest) -> int:
-        """Return the signal that any process has received, the same answer on all of them."""
-        asked = self.runtime.sum_on_host([float(stop.signal_number == number) for number in _STOP_SIGNALS])
-        return next((int(number) for number, count in zip(_STOP_SIGNALS, asked, strict=True) if count), 0)
+        """Return the signal that any process has received, or 0: the same on all of them, since a lone one would wait for the others."""
+        asked = self.runtime.sum_on_host([float(stop.signal_number == number) for number in STOP_SIGNALS])
+        return next((int(number) for number, count in zip(STOP_SIGNALS, asked, strict=True) if count), 0)
 
-    def _advance(self, position: Position, outcome: _Step | None, clock: float | None) -> Position:
-        """Move a position by a step's work, or by the time since `clock`."""
-        if clock is not None:
-            position = replace(position, train_seconds=position.train_seconds + time.perf_counter() - clock)
-        if outcome is None:
-            return position
-        groups = zip(outcome.plans, outcome.group_tokens, outcome.group_attended, strict=True)
+    def _advance(self, position: Position, done: _Step) -> Position:
+        """Add a step's work to a position."""
+        groups = zip(done.plans, done.group_tokens, done.group_attended, strict=True)
         flops = [tokens * self.flops.attending_to(attended / tokens).executed(plan.kept_blocks) for plan, tokens, attended in groups]
         return replace(
             position,
             step=position.step + 1,
             sequences=position.sequences + self.batches.num_sequences(position.step),
-            tokens=position.tokens + int(sum(outcome.group_tokens)),
+            tokens=position.tokens + int(sum(done.group_tokens)),
             executed_flops=position.executed_flops + sum(flops),
         )
 
-    def _check_alive(self, finite: Tensor, step: int) -> None:
-        """Refuse to go on with numbers that are not finite, or with a loss scale at which every update is skipped."""
+    def _observe(
+        self, position: Position, started: float, finite: Tensor, done: _Step | None = None, *, stop_signal: int = 0
+    ) -> Observation:
+        """Wait for the device, stop the clock, and read the numbers of the last step.
+
+        Raises:
+            DivergedError: A step since the last observation was not finite.
+        """
+        self.runtime.synchronize()
+        self._check_finite(finite, position.step)
+        position = replace(position, train_seconds=position.train_seconds + time.perf_counter() - started)
+        self.phases.pause()
+        self.runtime.synchronize()  # again: on CUDA the pause is an event, which has to be over before it is read
+        step = max(0, position.step - 1)
+        losses, grad_norm, kept = {}, 0.0, 0.0
+        if done is not None:
+            sums = self.runtime.sum(done.loss_sums.double()).tolist()
+            means = [_mean(total, count) for total, count in zip(sums, done.num_targets, strict=True)]
+            losses = {"loss": sum(means)} | dict(zip(self.objective.names, means, strict=True))
+            grad_norm = float(done.grad_norm)
+            kept = sum(plan.kept_blocks for plan in done.plans) / len(done.plans)
+        return Observation(
+            position=position,
+            losses=losses,
+            learning_rate=self.learning_rate(step),
+            grad_norm=grad_norm,
+            theta=self.schedule.theta(step),
+            kept_blocks=kept,
+            phase_seconds=self.phases.read(),
+            stop_signal=stop_signal,
+        )
+
+    def _check_finite(self, finite: Tensor, step: int) -> None:
+        """Raise DivergedError where numbers are not finite, or at a loss scale so low that every update has been skipped."""
         overflowing = self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_LOSS_SCALE
         if overflowing or not bool(finite):
             what = "gradients overflow at every loss scale" if overflowing else "the loss or its gradient is not finite"
@@ -262,19 +329,6 @@ class Trainer(Generic[BatchesT]):
                 where=f"step {step}",
                 hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers",
             )
-
-    def _observation(self, position: Position, outcome: _Step | None, stop_signal: int) -> Observation:
-        """Read a step's numbers off the device."""
-        step = max(0, position.step - 1)
-        losses, grad_norm, kept = {}, 0.0, 0.0
-        if outcome is not None:
-            sums = self.runtime.sum(outcome.loss_sums.double()).tolist()
-            means = [_mean(total, count) for total, count in zip(sums, outcome.num_targets, strict=True)]
-            losses = {"loss": sum(means)} | dict(zip(self.objective.names, means, strict=True))
-            grad_norm = float(outcome.grad_norm)
-            kept = sum(plan.kept_blocks for plan in outcome.plans) / len(outcome.plans)
-        phases, theta = self.phases.read(), self.schedule.theta(step)
-        return Observation(position, losses, self.learning_rate(step), grad_norm, theta, kept, phases, stop_signal)
 
 
 def _mean(total: NumberT, num_targets: float) -> NumberT:

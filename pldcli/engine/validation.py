@@ -1,4 +1,4 @@
-"""Measure a model on fixed masks, with all of its blocks or some."""
+"""Validation: the masked-LM loss on fixed masks, at full depth or with some blocks, and the unigram baseline beside it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from pldcli.data.loader import NO_TARGET, Batch, SpanSamples, Stream, validation_batches
+from pldcli.data.loader import NO_TARGET, Batch, Inputs, SpanSamples, Stream, count_tokens, validation_batches
 from pldcli.data.masking import KEPT_SHARE, RANDOM_SHARE, Masking
 from pldcli.data.shards import PreparedData
 from pldcli.data.tokenizer import SpecialTokens
-from pldcli.engine.objectives import Inputs, encode, masked_logits
+from pldcli.engine.objectives import encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
@@ -24,13 +24,12 @@ from pldcli.model import StBert
 __all__ = [
     "MaskedLmScore",
     "count_attended",
-    "count_tokens",
     "fixed_batches",
-    "frequencies_alone",
-    "frequency_loss",
     "score_masked_lm",
     "stream_batches",
     "token_shares",
+    "unigram_baseline",
+    "unigram_loss",
 ]
 
 _SEED, _MASK_PROBABILITY, _BATCH_SIZE = 20201, 0.15, 32
@@ -51,24 +50,24 @@ class MaskedLmScore:
 
     @property
     def perplexity(self) -> float:
-        """Exponentiate the loss."""
+        """Exponential of the loss; capped, so that it is finite."""
         return math.exp(min(self.mlm_loss, 700.0))
 
     @property
     def tokens_per_second(self) -> float:
-        """Divide."""
+        """Speed of the forward passes; 0 where no time was measured."""
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def values(self) -> dict[str, float]:
-        """Name what says how good the model is, the headline first."""
+        """Quality by name, the headline first."""
         return {"mlm_loss": self.mlm_loss, "perplexity": self.perplexity, "mlm_accuracy": self.mlm_accuracy}
 
 
 def fixed_batches(
     prepared: PreparedData, seq_len: int, *, max_sequences: int | None = None, batch_size: int = _BATCH_SIZE
 ) -> Iterator[Batch]:
-    """Cut the validation split into rows under masks that depend on nothing but the data and the length."""
+    """Cut the validation split into sequences whose masks depend on the data and the length alone."""
     stream = prepared.stream("validation")
     return stream_batches(
         stream, prepared.special, seq_len, vocab_size=prepared.vocab_size, max_sequences=max_sequences, batch_size=batch_size
@@ -84,15 +83,15 @@ def stream_batches(
     max_sequences: int | None = None,
     batch_size: int = _BATCH_SIZE,
 ) -> Iterator[Batch]:
-    """Cut any stream of tokens into rows, in order, under the masks of `fixed_batches`.
+    """Cut any token stream into sequences, in order, with the masks of `fixed_batches`.
 
     Args:
         stream: The tokens.
         special: Ids of the special tokens.
-        seq_len: Tokens per row with [CLS] and [SEP].
+        seq_len: Tokens per sequence with [CLS] and [SEP].
         vocab_size: Of the tokenizer; random replacements are drawn from it.
-        max_sequences: Stop after so many rows.
-        batch_size: Rows of a batch; the rows and their masks do not depend on it.
+        max_sequences: Stop after so many sequences.
+        batch_size: Sequences per batch; they and their masks do not depend on it.
     """
     samples = SpanSamples(stream, special, seq_len, seed=_SEED, shuffle=False)
     masking = Masking.of(_MASK_PROBABILITY, special, vocab_size)
@@ -103,7 +102,7 @@ def stream_batches(
 def score_masked_lm(
     model: StBert, batches: Iterable[Batch], precision: Precision, runtime: Runtime, gates: Sequence[bool] | None = None
 ) -> MaskedLmScore:
-    """Score a model; processes share the batches. Nothing is scaled.
+    """Score a model, without residual scales; processes share the batches.
 
     Args:
         model: Its training mode is restored afterwards.
@@ -135,17 +134,12 @@ def score_masked_lm(
     return MaskedLmScore(loss / max(1, targets), hits / max(1, targets), int(targets), int(tokens), seconds)
 
 
-def count_tokens(batch: Inputs) -> int:
-    """Count the tokens of a batch, padding not counted."""
-    return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
-
-
 def count_attended(batch: Inputs, attended_tokens: float) -> float:
-    """Add up over the tokens of a batch on the host, padding not counted, how many tokens each attends to.
+    """Sum over the tokens of a batch, padding not counted, the number of tokens that each attends to.
 
     Args:
-        batch: A packed document's tokens attend to its own.
-        attended_tokens: What every token attends to where rows are not packed.
+        batch: On the host; tokens of a packed document attend to those of the document.
+        attended_tokens: What every token attends to where sequences are not packed.
     """
     if not isinstance(batch, Batch) or batch.boundaries is None:
         return count_tokens(batch) * attended_tokens
@@ -158,13 +152,13 @@ def count_attended(batch: Inputs, attended_tokens: float) -> float:
 _MOST_TOKENS, _NUM_CHUNKS = 5_000_000, 64
 
 
-def frequencies_alone(prepared: PreparedData, batches: Iterable[Batch]) -> float:
-    """Score what the training text's token frequencies are worth on batches of the validation text, in nats per target."""
-    return frequency_loss(token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special), batches, prepared.special)
+def unigram_baseline(prepared: PreparedData, batches: Iterable[Batch]) -> float:
+    """Return the loss of the training text's token frequencies on batches of the validation text, in nats per target."""
+    return unigram_loss(token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special), batches, prepared.special)
 
 
 def token_shares(stream: Stream, vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.float64]:
-    """Estimate how frequent each token is, special ones left out, from five million tokens in evenly spaced pieces.
+    """Estimate token frequencies, special tokens left out, from five million tokens in evenly spaced pieces.
 
     Args:
         stream: The training text.
@@ -172,7 +166,7 @@ def token_shares(stream: Stream, vocab_size: int, special: SpecialTokens) -> npt
         special: Tokens that are never targets.
 
     Returns:
-        Shares with a half added to each count, so that a token never met has one too; [V], 0 for special tokens.
+        Shares that sum to 1, [V], with a half added to each count so that unseen tokens have one too; 0 for special tokens.
     """
     size = -(-min(_MOST_TOKENS, stream.num_tokens) // _NUM_CHUNKS)
     counts = np.zeros(vocab_size)
@@ -184,16 +178,16 @@ def token_shares(stream: Stream, vocab_size: int, special: SpecialTokens) -> npt
     return shares
 
 
-def frequency_loss(shares_V: npt.NDArray[np.float64], batches: Iterable[Batch], special: SpecialTokens) -> float:
-    """Score the best model that reads nothing but the place that it fills: nats per target.
+def unigram_loss(shares_V: npt.NDArray[np.float64], batches: Iterable[Batch], special: SpecialTokens) -> float:
+    """Return the loss of the best model without context, which reads only the masked position itself: nats per target.
 
-    It answers [MASK] with the frequencies of tokens. Of another token it knows how often a target that shows it was left as it is
-    (Devlin et al. 2019, section 3.1), and answers with the frequencies otherwise.
+    At [MASK] it predicts the token frequencies. At another token it takes into account how often a target is left as it is
+    (Devlin et al. 2019, section 3.1), and predicts the frequencies otherwise.
 
     Args:
-        shares_V: Of the training text, [V].
+        shares_V: Token frequencies of the training text, [V].
         batches: What models are scored on.
-        special: Tells [MASK].
+        special: Ids of the special tokens.
     """
     drawn = RANDOM_SHARE / np.count_nonzero(shares_V)
     left_V = KEPT_SHARE * shares_V / (KEPT_SHARE * shares_V + drawn)  # the probability that a token shown is the target

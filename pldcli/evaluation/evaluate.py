@@ -11,12 +11,11 @@ from typing import Any, Generic, Literal, TypeVar, Unpack
 
 from pldcli.choices import BlockChoice
 from pldcli.console.progress import Progress
-from pldcli.data.loader import Batch
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.loader import Batch, count_tokens
+from pldcli.data.shards import open_prepared
 from pldcli.data.text_stream import TextStream, tokenise
-from pldcli.engine.model_source import recorded_data
-from pldcli.engine.validation import MaskedLmScore, count_tokens, fixed_batches, frequencies_alone, score_masked_lm, stream_batches
-from pldcli.errors import DataError
+from pldcli.engine.model_source import check_tokenizer, recorded_data
+from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, stream_batches, unigram_baseline
 from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.fill_mask import fill_mask as fill_in
@@ -82,7 +81,7 @@ def evaluate(
 
     Raises:
         CheckpointError: The model cannot be read.
-        DataError: The data is damaged, or was prepared with another tokenizer.
+        DataError: The data is damaged, or was tokenized with another tokenizer.
     """
     with _opened(target, material, inputs, text_field, opening) as (subject, scorer, what):
         score = scorer.score(None)

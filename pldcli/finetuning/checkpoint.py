@@ -18,10 +18,9 @@ from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError
 from pldcli.evaluation.prediction import ScoredSplit
 from pldcli.finetuning.config import FinetuneConfig
-from pldcli.system import atomic
 from pldcli.tasks.batches import TaskBatches
 
-__all__ = ["Best", "Course", "Unfinished", "forget", "read", "restore", "write"]
+__all__ = ["Best", "Course", "Unfinished", "forget", "read", "write"]
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json")
 

@@ -1,8 +1,7 @@
-"""Write Hugging Face directories that transformers loads without this package, and check that it reads the same model."""
+"""Write Hugging Face directories that transformers loads without this package."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,12 @@ from torch import Tensor
 
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import SpecialTokens, Tokenizer
-from pldcli.errors import PldError
 from pldcli.huggingface.load import SEQ_LEN, TASK
 from pldcli.huggingface.names import Family, HeadName, family_to_write
 from pldcli.model import SequenceHead, StBert
 from pldcli.tasks.task import Task
 
-__all__ = ["check_reload", "largest_difference", "save_pretrained"]
-
-_RELOAD_TOLERANCE = 1e-3
-"""Of outputs in float32; kernels and their order of sums differ by less."""
+__all__ = ["save_pretrained"]
 
 _CLASSES: dict[HeadName, str] = {
     "mlm": "MaskedLM",
@@ -66,55 +61,6 @@ def save_pretrained(
     (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
     described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings)
     (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-
-
-def check_reload(directory: Path, model: StBert, input_ids_BT: Tensor, *, where: Path) -> float | None:
-    """Make sure that transformers reads back the model that was saved.
-
-    Args:
-        directory: Where it was saved.
-        model: What was saved.
-        input_ids_BT: Some rows to compare outputs on.
-        where: The place to name in an error.
-
-    Returns:
-        The largest absolute difference of outputs, or None where transformers is not installed.
-
-    Raises:
-        PldError: They differ.
-    """
-    difference = largest_difference(directory, model, input_ids_BT)
-    if difference is not None and not difference < _RELOAD_TOLERANCE:
-        raise PldError(f"the exported model differs by {difference:.2g} when transformers reads it back", where=str(where))
-    return difference
-
-
-def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> float | None:
-    """Load a saved directory with transformers and compare outputs with ours.
-
-    Returns:
-        The largest absolute difference, or None where transformers is not installed; of a single output, which is a number on any scale,
-        as a share of the largest where that is above 1.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        return None
-    import transformers
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    architecture = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    theirs = getattr(transformers, architecture).from_pretrained(directory, attn_implementation="sdpa").eval()
-    training, device = model.training, next(model.parameters()).device
-    model.eval().cpu()
-    with torch.no_grad():
-        hidden_BTD = model(input_ids_BT)
-        ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD)
-        outputs = theirs(input_ids=input_ids_BT, attention_mask=torch.ones_like(input_ids_BT))
-        both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
-        scale = ours.abs().max().clamp(min=1.0) if ours.shape[-1] == 1 else 1.0
-        difference = (both - ours).abs().max() / scale
-    model.to(device).train(training)
-    return float(difference)
 
 
 def _head_name(model: StBert, task: Task | None) -> HeadName:

@@ -1,4 +1,4 @@
-"""The model card of a finished run, with its curves."""
+"""Model card of a finished run, with its curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def write(run: RunDirectory, config: Config, prepared: PreparedData, position: P
     rows = read_metrics(run.metrics)
     _plot(run, rows)
     start = next(iter(read_starts(run.environment)), {})
-    atomic.write_text(run.card, _card(run, config, prepared, position, start.get("command") or command, rows, start))
+    command = start.get("command") or command  # that of the first start, which made the run
+    atomic.write_text(run.card, _card(run, config, prepared, position=position, command=command, rows=rows, start=start))
 
 
 def _plot(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
@@ -50,6 +51,7 @@ def _card(
     run: RunDirectory,
     config: Config,
     prepared: PreparedData,
+    *,
     position: Position,
     command: str,
     rows: list[dict[str, Any]],
@@ -105,7 +107,7 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 |---|---|
 | training loss of the last step | {_number(training.get("train/loss"))} |
 | validation masked-LM loss (full depth, fixed masks) | {_number(evaluation.get("eval/mlm_loss"))} |
-| the same of token frequencies alone, without context | {_number(evaluation.get("eval/frequency_loss"))} |
+| the same of the unigram baseline (token frequencies, no context) | {_number(evaluation.get("eval/frequency_loss"))} |
 | validation perplexity | {_number(evaluation.get("eval/perplexity"))} |
 | validation accuracy on masked tokens | {_number(evaluation.get("eval/mlm_accuracy"))} |
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live panel on a terminal, plain lines elsewhere."""
+"""Progress of a run on the screen: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class RunDisplay:
     """Show rows of metrics as they come.
 
     Args:
-        console: Where.
+        console: Where to print.
         title: The run's name.
-        total_steps: The schedule's length.
+        total_steps: Steps of the whole run.
         save_every: Steps between checkpoints.
         quiet: Show nothing, as processes other than the main one do.
     """
@@ -50,7 +50,7 @@ class RunDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the last state of the panel on the screen."""
+        """Stop the live panel; its last state stays on the screen."""
         if self._live is not None:
             self._live.stop()
 
@@ -64,7 +64,7 @@ class RunDisplay:
         self._evaluation = row
         if self._live is None:
             self.say(
-                f"step {row['step']:,}/{self._total:,}  validation loss {row['eval/mlm_loss']:.4f} (token frequencies alone: "
+                f"step {row['step']:,}/{self._total:,}  validation loss {row['eval/mlm_loss']:.4f} (unigram baseline: "
                 f"{row['eval/frequency_loss']:.4f})  accuracy {row['eval/mlm_accuracy']:.3f}"
             )
 

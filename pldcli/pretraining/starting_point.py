@@ -1,6 +1,6 @@
-"""Where a run starts: anew, after a checkpoint, or not at all because it is finished.
+"""Where a run starts: from scratch, after a checkpoint, or not at all because it is finished.
 
-Work that is there is never overwritten: `--resume never` sets it aside first.
+Existing work is never overwritten: `--resume never` sets it aside first.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ class StartingPoint:
     """What to do with a run directory."""
 
     snapshot: Snapshot | None = None
-    """The checkpoint to go on from; None to start anew."""
+    """The checkpoint to resume from; None to start from scratch."""
     end: Position | None = None
     """Where the run ended, if it is finished."""
     stranded_step: int = 0
-    """The last step of metrics of a run that was killed before its first checkpoint: they have to be set aside; 0 where none are."""
+    """Last step in the metrics of a run that was killed before its first checkpoint, which have to be set aside; 0 where there are none."""
 
     @property
     def position(self) -> Position:
-        """Return how far the run is."""
+        """Position from which the run starts or resumes."""
         return self.snapshot.position if self.snapshot else Position()
 
 
-def find_starting_point(run: RunDirectory, config: Config, data: str, resume: str, say: Callable[[str], None]) -> StartingPoint:
+def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume: str, say: Callable[[str], None]) -> StartingPoint:
     """Decide how to start, from the files alone; nothing is written, so that all processes decide the same.
 
     Args:
         run: The run directory.
-        config: What is asked for.
+        config: The resolved configuration.
         data: Fingerprint of the prepared data.
         resume: `auto`, `never`, or the path of a checkpoint.
-        say: Shows a line to the user.
+        say: Prints a line.
 
     Raises:
-        CheckpointError: The work that is there is of another run, or has no checkpoint to go on from.
+        CheckpointError: The work in the directory is of another run, or has no checkpoint to resume from.
     """
     if resume == "never":
         return StartingPoint()
@@ -73,7 +73,7 @@ def find_starting_point(run: RunDirectory, config: Config, data: str, resume: st
     if run.has_model or has_saved(last, stored):
         what = " and ".join([*([f"metrics up to step {last:,}"] if rows else []), *(["a model"] if run.has_model else [])])
         hint = "put its checkpoints back, choose another place with --out, or set it aside with --resume never"
-        raise CheckpointError(f"holds {what}, but no checkpoint to go on from", where=str(run.path), hint=hint)
+        raise CheckpointError(f"holds {what}, but no checkpoint to resume from", where=str(run.path), hint=hint)
     return StartingPoint(stranded_step=last)
 
 
@@ -88,7 +88,7 @@ def _from_snapshot(run: RunDirectory, snapshot: Snapshot, config: Config, data: 
 
 
 def _from_named(run: RunDirectory, config: Config, data: str, path: Path, rows: list[dict[str, Any]]) -> StartingPoint:
-    """Start after the checkpoint that was named: one of this run, which is set back, or one of another, which starts here."""
+    """Start after the named checkpoint: one of this run, which is set back, or one of another run, which is continued here."""
     if (path / "checkpoints").is_dir():
         path = checkpoint.newest_valid(path / "checkpoints")[0] or path
     if not path.is_dir():
@@ -98,14 +98,14 @@ def _from_named(run: RunDirectory, config: Config, data: str, path: Path, rows: 
         return _from_snapshot(run, snapshot, config, data, [])
     check_same_run(snapshot.config, config, stored_data=snapshot.data_fingerprint, data=data, where=path)
     if run.has_model or checkpoint.list_checkpoints(run.checkpoints):
-        hint = "go on with that one with --resume auto, or choose another place with --out"
+        hint = "resume that one with --resume auto, or choose another place with --out"
         raise CheckpointError(f"holds a run already, and {path} is not of it", where=str(run.path), hint=hint)
     _stored(run, config, data, rows)
     return StartingPoint(snapshot, stranded_step=_last_step(rows))
 
 
 def _stored(run: RunDirectory, config: Config, data: str, rows: list[dict[str, Any]]) -> Config | None:
-    """Read the configuration of a run that did some work, and refuse to go on with another one; None where nothing was done."""
+    """Return the configuration of a run that did some work, and refuse to resume another one; None where nothing was done."""
     if not run.config.is_file() or not (rows or run.has_model):
         return None
     stored = presets.load(run.config)
@@ -120,7 +120,7 @@ def _last_step(rows: list[dict[str, Any]]) -> int:
 
 
 def _end(rows: list[dict[str, Any]], config: Config) -> Position:
-    """Read where a finished run ended from its metrics, as far as they tell."""
+    """Reconstruct the final position of a finished run from its metrics, as far as they go."""
     last = max(rows, key=lambda row: row["step"], default={})
     progress = {name: last.get(f"progress/{name}") or number for name, number in asdict(Position()).items()}
     return Position(**progress | {"step": config.train.total_steps})

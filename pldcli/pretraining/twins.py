@@ -1,11 +1,11 @@
-"""Train runs step by step in turn, so that whatever else the machine does hits all of them alike, and end them by the clock."""
+"""Train runs in turn, one step of each at a time, so that other load on the machine hits all of them alike; end them by the clock."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,14 +16,13 @@ from pldcli.console.progress import Progress
 from pldcli.console.units import duration
 from pldcli.data.shards import PreparedData
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.hardware import record_start
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.trainer import Observation
 from pldcli.errors import PldError
+from pldcli.pretraining.assembly import assemble, build_trainer, compiles
 from pldcli.pretraining.display import RunDisplay
-from pldcli.pretraining.pretrain import assemble, build_trainer, compiles
-from pldcli.pretraining.recorder import Bookkeeper, PretrainResult
+from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_requests
 
@@ -78,55 +77,47 @@ def train_in_turn(
     """
     with launch(next(iter(configs.values())).runtime.device) as runtime, ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
-        twins = [_Twin(name, config, prepared, RunDirectory(directory / name), runtime, stop, stack) for name, config in configs.items()]
+        twins = [
+            _Twin(name, stack.enter_context(_recorded(config, prepared, RunDirectory(directory / name), runtime)), stop)
+            for name, config in configs.items()
+        ]
         first = twins[0]
         pace = _Pace(until)
         if is_fixed := until is None:
             _fix_length(twins, first.total_steps, command)
         with Progress("training in turn", total=first.total_steps, unit="steps", console=console) as progress:
-            while first.position.step < first.total_steps:
+            while first.step < first.total_steps:
                 _take_one_step(twins)
                 pace.note()
-                step, decay_fraction = first.position.step, first.config.optim.decay_fraction
+                step, decay_fraction = first.step, first.recorder.config.optim.decay_fraction
                 if not is_fixed:
                     expected = min(pace.expected_steps(step), first.total_steps)
                     progress.total = expected
                     if step == _MEASURED_STEPS:
                         console.print(f"    about {expected:,} steps of each in {duration(pace.seconds_left)}", highlight=False)
-                    if step >= max(_MEASURED_STEPS, _warmup_steps(first.config), (1 - decay_fraction) * expected):
+                    if step >= max(_MEASURED_STEPS, _warmup_steps(first.recorder.config), (1 - decay_fraction) * expected):
                         is_fixed = True
                         _fix_length(twins, min(first.total_steps, round(step / (1 - decay_fraction))), command)
                         progress.total = first.total_steps
                 losses = " and ".join(f"{twin.loss:.3f}" for twin in twins)
                 progress.describe(f"training in turn, losses {losses}")
                 progress.update(step)
-        return {twin.name: (twin.config, twin.finish(command(twin.name, twin.config))) for twin in twins}
+        return {twin.name: (twin.recorder.config, twin.recorder.finish(command(twin.name, twin.recorder.config))) for twin in twins}
 
 
 def _fix_length(twins: list[_Twin], total_steps: int, command: Callable[[str, Config], str]) -> None:
     for twin in twins:
         if total_steps < twin.total_steps:
             twin.shorten(total_steps)
-        twin.record_start(command(twin.name, twin.config))
+        twin.recorder.record_start(command(twin.name, twin.recorder.config))
 
 
 def _take_one_step(twins: list[_Twin]) -> None:
     """Let each run take a step; on a signal all of them save before it is passed on."""
-    stopped: dict[str, PldError] = {}
-    for twin in twins:
-        try:
-            twin.advance()
-        except PldError as error:
-            stopped[twin.name] = error
-    if not stopped:
-        return
-    for twin in twins:
-        if twin.name not in stopped:
-            try:
-                twin.advance()
-            except PldError as error:
-                stopped[twin.name] = error
-    raise next(stopped[twin.name] for twin in twins if twin.name in stopped)
+    errors = [twin.advance() for twin in twins]
+    if any(errors):
+        errors = [error or twin.advance() for twin, error in zip(twins, errors, strict=True)]
+        raise next(error for error in errors if error)
 
 
 class _Pace:
@@ -155,58 +146,57 @@ class _Pace:
 class _Twin:
     """One of the runs that are trained in turn."""
 
-    def __init__(
-        self, name: str, config: Config, prepared: PreparedData, run: RunDirectory, runtime: Runtime, stop: StopRequest, stack: ExitStack
-    ) -> None:
-        self.name, self.config, self.position, self.loss = name, config, Position(), float("nan")
-        self._prepared, self._stop = prepared, stop
-        run.check_usable()
-        stack.enter_context(run.lock())
-        atomic.write_text(run.config, presets.dump(config))
-        self._trainer = build_trainer(config, prepared, runtime)
-        if compiles(config, runtime):
-            self._trainer.warm_up()
-        display = RunDisplay(Console(quiet=True), title=name, total_steps=0, save_every=1, quiet=True)
-        self._recorder = Bookkeeper(config, prepared, run, self._trainer, display, stack, self.position, "auto")
+    def __init__(self, name: str, recorder: RunRecorder, stop: StopRequest) -> None:
+        self.name, self.recorder, self.loss, self._stop = name, recorder, float("nan"), stop
         self._steps = self._begin()
         self._rested = time.perf_counter()
 
     @property
+    def step(self) -> int:
+        """Completed steps."""
+        return self.recorder.position.step
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.config.train.total_steps
+        return self.recorder.config.train.total_steps
 
-    def advance(self) -> None:
-        """Take one step and record it.
-
-        Raises:
-            StoppedError, PreemptedError: A signal arrived; the state is saved.
-            DivergedError: The loss is not finite.
-        """
-        self._recorder.stand_still(time.perf_counter() - self._rested)
-        seen = next(self._steps)
-        self.loss = seen.losses.get("loss", self.loss)
-        self.position = self._recorder.record(seen)
-        self._rested = time.perf_counter()
+    def advance(self) -> PldError | None:
+        """Take one step and record it; return the error that ends the run, on a signal with the state saved."""
+        self.recorder.pause(time.perf_counter() - self._rested)
+        try:
+            seen = next(self._steps)
+            self.loss = seen.losses.get("loss", self.loss)
+            self.recorder.record(seen)
+        except PldError as error:
+            return error
+        finally:
+            self._rested = time.perf_counter()
+        return None
 
     def shorten(self, total_steps: int) -> None:
-        """End after so many steps: a new trainer goes on where the old one was, as after a resume."""
+        """End after so many steps: a new trainer resumes where the old one was."""
         self._steps.close()
-        before = self._trainer
-        self.config = shortened(self.config, total_steps)
+        before, config = self.recorder.trainer, shortened(self.recorder.config, total_steps)
         batches = before.batches
-        self._trainer = assemble(self.config, before.model, batches.samples, batches.masking, before.runtime, optimizer=before.optimizer)
-        self._trainer.scaler.load_state_dict(before.scaler.state_dict())
-        self._recorder.shorten(self.config, self._trainer)
+        trainer = assemble(config, before.model, batches.samples, batches.masking, before.runtime, optimizer=before.optimizer)
+        trainer.scaler.load_state_dict(before.scaler.state_dict())
+        self.recorder.shorten(config, trainer)
         self._steps = self._begin()
 
-    def record_start(self, command: str) -> None:
-        """Write environment.json."""
-        record_start(self._recorder.run.environment, command, self._trainer, self._prepared)
-
-    def finish(self, command: str) -> PretrainResult:
-        """Write the finished model, its card and its plots."""
-        return self._recorder.finish(self.position, command)
-
     def _begin(self) -> Generator[Observation, None, None]:
-        return self._trainer.steps(self.position, observe=lambda step: True, stop=self._stop)
+        return self.recorder.trainer.steps(self.recorder.position, observe=lambda step: True, stop=self._stop)
+
+
+@contextmanager
+def _recorded(config: Config, prepared: PreparedData, run: RunDirectory, runtime: Runtime) -> Iterator[RunRecorder]:
+    """Begin a run whose progress its twin shows too."""
+    run.check_usable()
+    with run.lock():
+        atomic.write_text(run.config, presets.dump(config))
+        trainer = build_trainer(config, prepared, runtime)
+        if compiles(config, runtime):
+            trainer.warm_up()
+        display = RunDisplay(Console(quiet=True), title=str(run.path), total_steps=0, save_every=1, quiet=True)
+        with RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=Position()) as recorder:
+            yield recorder

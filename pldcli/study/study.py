@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from pldcli import presets
 from pldcli.data.shards import data_fingerprint, read_manifest, read_vocab_size
 from pldcli.engine.run_directory import RunDirectory
-from pldcli.errors import DataError, PldError, PreemptedError, StoppedError, UsageError
+from pldcli.errors import DataError, PldError, UsageError
 from pldcli.study.calibration import measure_shapes
 from pldcli.study.display import StudyDisplay
 from pldcli.study.halving import Outcome, RungResult, climb
@@ -22,7 +21,7 @@ from pldcli.study.spec import Spec
 from pldcli.study.timings import QUIET, Timings, read_timings, write_plan
 from pldcli.study.tunings import PlannedTuning, TuningOutcome, plan_tunings, read_tuning, tune_runs
 from pldcli.system import atomic
-from pldcli.system.signals import StopRequest, stop_requests
+from pldcli.system.signals import StopRequest, stop_error, stop_requests
 from pldcli.system.workers import available_cores, visible_gpus
 
 __all__ = ["Study", "make_slots", "open_study", "train_study", "tune_study"]
@@ -234,5 +233,4 @@ def _systems(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _stopped(study: Study, stop: StopRequest, done: str) -> PldError:
-    kind, word = (StoppedError, "interrupted") if stop.signal_number == signal.SIGINT else (PreemptedError, "terminated")
-    return kind(f"{word} with {done}, the others saved", where=str(study.out), hint="run the same command again to go on")
+    return stop_error(stop.signal_number, f"{done}, the others saved", where=str(study.out), hint="run the same command again to go on")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered once."""
+"""SIGINT and SIGTERM: noted once, and turned into the error that ends the program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:

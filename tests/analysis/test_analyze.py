@@ -216,7 +216,7 @@ def test_data_of_another_tokenizer(trained: Path, copied: Path, tmp_path: Path) 
     prepare([tmp_path / "corpus.txt"], tmp_path / "other", document_per="line", vocab_size=300, processes=1, quiet=True)
     shutil.rmtree(copied / "model")
     for run in (trained, copied):
-        with pytest.raises(DataError, match=r"other: was prepared with another tokenizer than that of .*(model|step-00000012)"):
+        with pytest.raises(DataError, match=r"other: was tokenized with another tokenizer than that of .*(model|step-00000012)"):
             analyze([run], data=tmp_path / "other", settings=FEW)
 
 

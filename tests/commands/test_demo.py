@@ -9,15 +9,21 @@ import pytest
 
 from pldcli import demo as engine
 from pldcli.demo import Demo, DemoRun, FilledMask
+from pldcli.engine.checkpoint import Position
+from pldcli.engine.validation import MaskedLmScore
 
-DENSE = DemoRun("bert-tiny-preln", 250, 1_000_000, 50.0, 1.0, 2e12, 5.5, 0.2, 0.0)
-DROPPED = replace(
-    DENSE,
-    name="bert-tiny-pld",
-    train_seconds=37.0,
+DENSE = DemoRun(
+    "bert-tiny-preln",
+    Position(250, tokens=1_000_000, train_seconds=50.0, executed_flops=2e12),
+    MaskedLmScore(mlm_loss=5.5, mlm_accuracy=0.2, num_targets=1, num_tokens=1, seconds=1.0),
+    kept_fraction=1.0,
+    predicted_saving=0.0,
+)
+DROPPED = DemoRun(
+    "bert-tiny-pld",
+    replace(DENSE.position, train_seconds=37.0, executed_flops=1.46e12),
+    replace(DENSE.score, mlm_loss=5.6),
     kept_fraction=0.725,
-    executed_flops=1.46e12,
-    mlm_loss=5.6,
     predicted_saving=0.27,
 )
 MASK = FilledMask("of the [MASK] it is", "file", ((("file", 0.5), ("list", 0.25)), (("[list]", 0.4), ("file", 0.1))))

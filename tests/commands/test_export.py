@@ -4,6 +4,7 @@ import pytest
 
 from pldcli import export as engine
 from pldcli.export import Exported
+from pldcli.huggingface.read_back import ReadBack
 
 
 @pytest.fixture
@@ -13,7 +14,10 @@ def calls(monkeypatch):
     def record(*args, **kwargs):
         found.append((args, kwargs))
         reason = "the first blocks" if kwargs["keep_blocks"] else ""
-        return Exported("runs/r/model", args[1], (True, True, False, True), reason, 1e-6, ("next-sentence head",))
+        return Exported(
+            source="runs/r/model", path=args[1], gates=(True, True, False, True), reason=reason, left_out=("next-sentence head",),
+            read_back=ReadBack(1e-6),
+        )  # fmt: skip
 
     monkeypatch.setattr(engine, "export", record)
     return found
@@ -29,12 +33,14 @@ def test_the_arguments_that_reach_the_engine(pld, calls):
         "3 of 4 blocks of runs/r/model written to o",
         "kept: 1-2 4, the first blocks",
         "left out: next-sentence head",
-        "read back with transformers: outputs differ by 1.0e-06 at most",
+        "read back with transformers, outputs differ by at most 1e-06",
     ]
 
 
 def test_a_check_that_failed_is_a_warning(pld, monkeypatch):
-    failed = Exported("runs/r/model", Path("o"), (True, True), "", None, (), "transformers cannot read it back: RuntimeError: no")
+    failure = "transformers cannot read it back: RuntimeError: no"
+    checked = ReadBack(failure=failure)
+    failed = Exported(source="runs/r/model", path=Path("o"), gates=(True, True), reason="", left_out=(), read_back=checked)
     monkeypatch.setattr(engine, "export", lambda *_, **__: failed)
     outcome = pld("export", "r", "--out", "o")
     assert (outcome.code, outcome.err) == (0, "warning: o: transformers cannot read it back: RuntimeError: no\n")

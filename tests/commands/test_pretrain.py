@@ -1,4 +1,3 @@
-import json
 import sys
 from pathlib import Path
 
@@ -7,16 +6,17 @@ import pytest
 from pldcli.config import flatten
 from pldcli.errors import DataError
 from pldcli.pretraining import pretrain as engine
+from tests.pretraining.test_pretrain_init import save_source
 
 
 @pytest.fixture
-def calls(monkeypatch, tmp_path):
-    """What reaches the engine; the data is a manifest that says its vocabulary has 777 entries."""
+def calls(monkeypatch, prepared, tmp_path):
+    """What reaches the engine."""
     found = []
 
     def record(name):
         def call(*args, **kwargs):
-            found.append((name, args, kwargs))
+            found.append((name, args, kwargs | {"prepared": kwargs["prepared"].path}))
             raise DataError("seen")
 
         return call
@@ -25,8 +25,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setattr(engine, name, record(name))
     monkeypatch.chdir(tmp_path)
     for data in ("data", "elsewhere"):
-        Path(data).mkdir()
-        Path(data, "manifest.json").write_text(json.dumps({"version": 1, "tokenizer": {"vocab_size": 777}}))
+        Path(data).symlink_to(prepared)
     return found
 
 
@@ -35,12 +34,12 @@ def test_defaults(pld, calls, monkeypatch):
     assert pld("pretrain").code == 3
     [(name, (config,), given)] = calls
     assert name == "pretrain"
-    expected = {"data": Path("data"), "out": Path("runs/bert-base-pld"), "resume": "auto", "command": "pld pretrain"}
-    assert given == expected | {"allow_bin": False}
+    expected = {"prepared": Path("data"), "out": Path("runs/bert-base-pld"), "resume": "auto", "command": "pld pretrain"}
+    assert given == expected | {"source": None}
     flat = flatten(config)
     assert (flat["model.num_hidden_layers"], flat["model.vocab_size"], flat["pld.theta_bar"], flat["runtime.device"]) == (
         12,
-        777,
+        512,
         0.5,
         "auto",
     )
@@ -64,7 +63,7 @@ def test_every_option(pld, calls, monkeypatch):
     pld(*line)
     [(_, (config,), given)] = calls
     assert given == {
-        "data": Path("elsewhere"), "out": Path("my place"), "resume": "never", "allow_bin": False,
+        "prepared": Path("elsewhere"), "out": Path("my place"), "resume": "never", "source": None,
         "command": "pld pretrain --preset bert-tiny-preln train.total_steps=9 --data elsewhere --out 'my place' --resume never "
         "--device cpu optim.learning_rate=1e-4",
     }  # fmt: skip
@@ -78,7 +77,7 @@ def test_every_option(pld, calls, monkeypatch):
 def test_dry_run(pld, calls):
     pld("pretrain", "--dry-run", "model.vocab_size=1000", "--data", "elsewhere")
     [(name, (config,), given)] = calls
-    assert (name, given) == ("dry_run", {"data": Path("elsewhere"), "allow_bin": False})
+    assert (name, given) == ("dry_run", {"prepared": Path("elsewhere"), "source": None})
     assert config.model.vocab_size == 1000, "what is typed counts"
 
 
@@ -105,10 +104,23 @@ def test_mistakes_never_reach_the_engine(pld, calls, line, code, message):
     assert not calls
 
 
-def test_the_card_of_several_processes_names_torchrun(monkeypatch):
-    from pldcli.commands.pretrain import _command_line
-
+def test_the_card_of_several_processes_names_torchrun(pld, calls, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/pldcli/__main__.py", "pretrain", "--data", "my data"])
-    assert _command_line() == "pld pretrain --data 'my data'"
+    pld("pretrain")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert _command_line() == "torchrun --nproc-per-node 2 -m pldcli pretrain --data 'my data'"
+    pld("pretrain")
+    assert [given["command"] for _, _, given in calls] == [
+        "pld pretrain --data 'my data'",
+        "torchrun --nproc-per-node 2 -m pldcli pretrain --data 'my data'",
+    ]
+
+
+def test_the_model_to_begin_with_is_read_once_and_handed_on(pld, calls, prepared, tmp_path, monkeypatch):
+    from pldcli.engine import model_source
+
+    source, opened = save_source(tmp_path / "source", prepared, "pre"), []
+    monkeypatch.setattr(model_source, "open_model", lambda *a, inner=model_source.open_model, **n: opened.append(a) or inner(*a, **n))
+    pld("pretrain", "--init-from", source, "data.seq_len=24")
+    [(_, (config,), given)] = calls
+    assert len(opened) == 1 and given["source"].where == str(source)
+    assert config.model.hidden_size == given["source"].settings.hidden_size == 16

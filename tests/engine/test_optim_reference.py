@@ -61,7 +61,7 @@ def test_training_steps_equal_float64(optimizer: str, corrected: bool, monkeypat
     before = {name: value.detach().clone() for name, value in names.items()}
     seen: list[dict[str, np.ndarray]] = []
     unclipped = raw_gradients(trainer, names, seen)
-    monkeypatch.setattr(trainer.runtime, "finish", unclipped)
+    monkeypatch.setattr(trainer.runtime, "reduce_gradients", unclipped)
     observed = list(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()))
 
     assert len(observed) == len(seen) == STEPS
@@ -85,10 +85,10 @@ def test_training_steps_equal_float64(optimizer: str, corrected: bool, monkeypat
 
 def raw_gradients(trainer: Any, parameters: dict[str, Any], seen: list[dict[str, np.ndarray]]) -> Any:
     """Note the gradients of each step where processes would add theirs up: after the last backward pass, before clipping."""
-    finish = trainer.runtime.finish
+    reduce_gradients = trainer.runtime.reduce_gradients
 
     def note() -> None:
-        finish()
+        reduce_gradients()
         seen.append({name: value.grad.double().numpy().copy() for name, value in parameters.items() if value.grad is not None})
 
     return note

@@ -163,13 +163,13 @@ def test_a_run_without_its_configuration_is_told_where_a_copy_lies(tmp_path):
 def test_what_to_do_next_is_the_line_that_was_typed(tmp_path):
     run = make(tmp_path / "a", rows=[{"step": 3, "train/loss": 1.0}], checkpoints=[3])
     run.environment.write_text(json.dumps({"starts": [{"command": "pld first"}, {"command": "pld pretrain --data 'my data'"}]}))
-    assert summarise(run).next_action == "pld pretrain --data 'my data' (goes on from the newest checkpoint)"
+    assert summarise(run).next_action == "pld pretrain --data 'my data' (resumes from the newest checkpoint)"
 
 
 def test_what_to_do_next_where_there_is_no_checkpoint(tmp_path):
     every = tiny_config().checkpoint.every_steps
     early = make(tmp_path / "a", rows=[{"step": every, "train/loss": 1.0}])
-    assert summarise(early).next_action.endswith(" (starts anew: it was stopped before its first checkpoint)")
+    assert summarise(early).next_action.endswith(" (starts over: it was stopped before its first checkpoint)")
     for run in (
         make(tmp_path / "b", rows=[{"step": every + 1, "train/loss": 1.0}]),
         make(tmp_path / "c", rows=[{"step": 6, "train/loss": 1.0}], model=True, card=True),

@@ -54,9 +54,9 @@ def one_of_two(place: str) -> None:
             found[name] = observed(trainer), digest(trainer.model)
 
         trainer = tiny_trainer(*DROPPING, runtime=runtime)
-        unit_sizes = [sum(p.numel() for p in unit) for unit in runtime._units]
+        unit_sizes = [sum(p.numel() for p in unit.parameters()) for unit in trainer.model.units]
         block_size, sent, rows = unit_sizes[-1], [], []
-        all_reduce, finish = dist.all_reduce, runtime.finish
+        all_reduce, finish = dist.all_reduce, runtime.reduce_gradients
 
         def recorded(tensor, *rest):
             sent.append(tensor.numel())
@@ -70,10 +70,10 @@ def one_of_two(place: str) -> None:
         def grads():
             return [[p.grad for p in block.parameters()] for block in trainer.model.blocks]
 
-        dist.all_reduce, runtime.finish = recorded, finish_and_look
+        dist.all_reduce, runtime.reduce_gradients = recorded, finish_and_look
         observed(trainer)
         dist.all_reduce = all_reduce
-        del runtime.finish
+        del runtime.reduce_gradients
         found["idle"] = rows, unit_sizes
 
         stop = StopRequest()
@@ -256,7 +256,7 @@ def test_gradients_are_summed_by_unit(monkeypatch):
     runtime.replicate([first, second, idle])
     second(first(torch.ones(1, 2))).sum().backward()
     before = [parameter.grad.clone() for parameter in (*first.parameters(), *second.parameters())]
-    runtime.finish()
+    runtime.reduce_gradients()
     assert sent == [9, 4]
     for parameter, gradient in zip((*first.parameters(), *second.parameters()), before, strict=True):
         assert torch.equal(parameter.grad, 2 * gradient)

@@ -378,9 +378,9 @@ def test_warming_up_leaves_no_trace():
 @pytest.mark.parametrize("changes", [(), ("model.norm=post",), ("data.layout=nsp-pairs", "objective.next_sentence=true")])
 def test_every_parameter_belongs_to_one_unit(changes):
     trainer = tiny_trainer(*changes)
-    in_units = [id(parameter) for unit in trainer.runtime._units for parameter in unit]
+    in_units = [id(parameter) for unit in trainer.model.units for parameter in unit.parameters()]
     assert sorted(in_units) == sorted(id(parameter) for parameter in trainer.model.parameters())
-    assert [{id(p) for p in block.parameters()} for block in trainer.model.blocks] == [set(map(id, u)) for u in trainer.runtime._units[-3:]]
+    assert trainer.model.units[-3:] == list(trainer.model.blocks)
 
 
 def test_fp16_that_overflows_at_every_loss_scale_has_diverged():

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pldcli.data.loader import Batch, SpanSamples, validation_batches
+from pldcli.data.loader import Batch, SpanSamples, count_tokens, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.shards import PreparedData, ShardWriter
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.validation import MaskedLmScore, count_tokens, fixed_batches, score_masked_lm
+from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm
 from pldcli.model import StBert
 
 V, SEQ_LEN = 60, 12

@@ -88,7 +88,7 @@ def test_a_run_without_a_model_is_scored_by_its_newest_whole_checkpoint(pld, run
     result = evaluate(tmp_path / "run", data=prepared)
     assert result.source.name == "step-00000012" and result.seq_len == 32
     (result.source / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="this run has no model and no whole checkpoint yet"):
+    with pytest.raises(CheckpointError, match="this run has no model and no complete checkpoint yet"):
         evaluate(tmp_path / "run", data=prepared)
     with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors"):
         evaluate(result.source, data=prepared)
@@ -98,7 +98,7 @@ def test_another_tokenizer_is_refused(pld, run, tmp_path, prepared):
     (tmp_path / "other.txt").write_text("\n".join(f"some other words, number {n}" for n in range(2000)))
     prepare([tmp_path / "other.txt"], tmp_path / "other", document_per="line", vocab_size=300, processes=1, quiet=True)
     for target in (run, run / "model", list_checkpoints(run / "checkpoints")[-1]):
-        with pytest.raises(DataError, match="was prepared with another tokenizer"):
+        with pytest.raises(DataError, match="was tokenized with another tokenizer"):
             evaluate(target, data=tmp_path / "other")
     outcome = pld("evaluate", run, "--data", tmp_path / "other")
     assert outcome.code == 3 and "pld prepare-data --tokenizer" in outcome.err and outcome.err.count("\n") == 1

@@ -469,12 +469,13 @@ def test_special_tokens_in_text_are_said(learn, river_experiment, rivers, tmp_pa
 
 
 def test_a_model_is_kept_whatever_transformers_makes_of_it(learn, river_experiment, rivers, tmp_path, monkeypatch):
-    from pldcli.huggingface import save
+    from pldcli.huggingface import read_back
+    from pldcli.huggingface.read_back import ReadBack
 
     def broken(*_):
         raise ImportError("no backend")
 
-    monkeypatch.setattr(save, "largest_difference", broken)
+    monkeypatch.setattr(read_back, "largest_difference", broken)
     files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
     done = learn(river_experiment(files=files), tmp_path / "out", "epochs=0.1")
     assert done.reload == (None, "transformers cannot read it back: ImportError: no backend")

@@ -84,7 +84,7 @@ def test_plain_lines_elsewhere(monkeypatch):
     assert console.file.getvalue().splitlines() == [
         "step 1/100  loss 4.0000 (4.0000)  lr 1.23e-04  theta 0.512  blocks 18.25  1.23 M tokens/s  ? left",
         "step 3/100  loss 3.0000 (5.3146)  lr 1.23e-04  theta 0.512  blocks 18.25  1.23 M tokens/s  1 min 37 s left",
-        "step 3/100  validation loss 2.5000 (token frequencies alone: 3.5000)  accuracy 0.250",
+        "step 3/100  validation loss 2.5000 (unigram baseline: 3.5000)  accuracy 0.250",
         "step 100/100  loss 2.0000 (4.4212)  lr 1.23e-04  theta 0.512  blocks 18.25  1.23 M tokens/s  0 s left",
         "[bold]as it is[/bold]",
     ]

@@ -19,7 +19,9 @@ from pldcli.data.prepare import prepare
 from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
-from pldcli.pretraining import pretrain as module
+from pldcli.model import StBert
+from pldcli.pld import Schedule
+from pldcli.pretraining import estimate
 from tests.conftest import TINY, wait_for
 
 RUN = (
@@ -35,12 +37,12 @@ OUR_NAMES = {*PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
 SLOW = """
 import sys, time
 from pldcli import cli
-from pldcli.engine.trainer import Trainer
-step = Trainer._step
-def slow(self, *arguments):
-    time.sleep(0.15)
-    return step(self, *arguments)
-Trainer._step = slow
+from pldcli.pld import Schedule
+plan = Schedule.plan
+def slow(self, *arguments, **named):
+    time.sleep(0.07)  # once per gate group of a step
+    return plan(self, *arguments, **named)
+Schedule.plan = slow
 raise SystemExit(cli.run({arguments!r}))
 """
 
@@ -67,14 +69,14 @@ def everything_below(path):
 
 def stop_in_step(monkeypatch, number, signal_number=signal.SIGTERM):
     """Have a signal arrive while a step is under way."""
-    step = Trainer._step
+    plan = Schedule.plan
 
-    def stopped(self, at, groups, stop):
-        if at == number:
-            stop.signal_number = signal_number
-        return step(self, at, groups, stop)
+    def stopped(self, step, group, **named):
+        if (step, group) == (number, 0):
+            signal.raise_signal(signal_number)
+        return plan(self, step, group, **named)
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Schedule, "plan", stopped)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def test_transformers_reads_the_model_and_its_tokenizer(whole, prepared):
     tokenizer = AutoTokenizer.from_pretrained(whole / "model")
     ids = tokenizer("Return the value of the name.", return_tensors="pt").input_ids
     ours = read(list_checkpoints(whole / "checkpoints")[-1])
-    stbert = module.StBert(**vars(ours.config.model))
+    stbert = StBert(**vars(ours.config.model))
     stbert.load_state_dict(ours.weights)
     with torch.no_grad():
         theirs = model.eval()(ids).logits
@@ -201,12 +203,14 @@ def test_what_is_said(pld, prepared, tmp_path):
     assert lines[0].startswith(
         f"{tmp_path / 'run'}: 0.1 M parameters, 4 steps of 8 x 32 tokens, fp32 on cpu, 1 process(es), micro-batch 4; about "
     )
-    assert any(
-        re.match(r"step 4/4  validation loss \d\.\d{4} \(token frequencies alone: \d\.\d{4}\)  accuracy 0\.\d{3}", line) for line in lines
-    )
+    assert any(re.match(r"step 4/4  validation loss \d\.\d{4} \(unigram baseline: \d\.\d{4}\)  accuracy 0\.\d{3}", line) for line in lines)
     assert any(re.match(r"step 2/4  loss .* lr .* theta 0.500  blocks .* tokens/s", line) for line in lines)
     assert any(
-        re.match(r"note: token frequencies alone reach \d\.\d{4}: this model has hardly learned from context yet", line) for line in lines
+        re.match(
+            r"note: the unigram baseline \(token frequencies alone\) reaches \d\.\d{4}: this model has hardly learned from context yet",
+            line,
+        )
+        for line in lines
     )
     assert f"next: pld evaluate {tmp_path / 'run'} --data {prepared}" in lines
     assert any("read back with transformers, outputs differ by at most" in line for line in lines)
@@ -241,7 +245,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pld, prepared, stopped, whole, m
     before = rows(stopped)
     assert steps(stopped) == [5, 7] and not (stopped / "model").exists()
     outcome = pld(*arguments(prepared, stopped, *more))
-    assert outcome.code == 0 and "going on after step 7" in outcome.out
+    assert outcome.code == 0 and "resuming after step 7" in outcome.out
     assert weights(stopped) == weights(whole)
     mine, theirs = rows(stopped, "step"), rows(whole, "step")
     timeless = [[{k: v for k, v in row.items() if "seconds" not in k and "speed" not in k} for row in some] for some in (mine, theirs)]
@@ -262,10 +266,10 @@ def test_a_real_signal_saves_and_says_how_to_go_on(processes, pld, prepared, tmp
     process.wait()
     [step] = steps(out)
     assert f"SystemExit: {code}" in process.err
-    assert f"error: {out}: {word}, saved at step {step}; run the same command again to go on\n" in process.err
+    assert f"error: {out}: {word}, saved at step {step}; run the same command again to resume\n" in process.err
     outcome = pld(*arguments(prepared, out))
     assert outcome.code == 0, outcome.err
-    assert f"going on after step {step}" in outcome.out
+    assert f"resuming after step {step}" in outcome.out
     assert weights(out) == weights(whole)
 
 
@@ -376,7 +380,7 @@ def test_never_starts_over_beside_the_old_run(pld, prepared, stopped, monkeypatc
     assert [row["step"] for row in rows(stopped)] == [1]
     stop_in_step(monkeypatch, 1)
     outcome = pld(*arguments(prepared, stopped, "--resume", "never"))
-    assert outcome.code == 75 and "run the same command with --resume auto to go on" in outcome.err
+    assert outcome.code == 75 and "run the same command with --resume auto to resume" in outcome.err
     assert stopped.with_name("stopped.2").is_dir()
 
 
@@ -385,10 +389,10 @@ def test_a_named_checkpoint(pld, prepared, stopped, tmp_path, whole, monkeypatch
     with monkeypatch.context() as patch:
         stop_in_step(patch, 6)
         outcome = pld(*arguments(prepared, stopped, "--resume", older))
-    assert outcome.code == 75 and "going on after step 5" in outcome.out and "saved at step 6" in outcome.err
+    assert outcome.code == 75 and "resuming after step 5" in outcome.out and "saved at step 6" in outcome.err
     assert steps(stopped) == [5, 6], "the later one belongs to steps that will be done again"
     outcome = pld(*arguments(prepared, tmp_path / "new", "--resume", stopped))
-    assert outcome.code == 0 and "going on after step 6" in outcome.out
+    assert outcome.code == 0 and "resuming after step 6" in outcome.out
     assert weights(tmp_path / "new") == weights(whole)
 
 
@@ -407,7 +411,7 @@ def test_a_damaged_checkpoint(pld, prepared, stopped, whole):
     outcome = pld(*arguments(prepared, stopped))
     assert outcome.code == 0
     assert "warning: " in outcome.out and "step-00000007: is damaged: optimizer.safetensors" in outcome.out
-    assert "going on after step 5" in outcome.out
+    assert "resuming after step 5" in outcome.out
     assert weights(stopped) == weights(whole)
     assert [row["step"] for row in rows(stopped)] == [2, 4, 6, 8, 10, 12]
 
@@ -434,7 +438,7 @@ def test_places_that_hold_something_else(pld, prepared, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    for place, what in (("file", "is a file"), ("full", "holds something that is no run"), ("file/below", "cannot be written")):
+    for place, what in (("file", "is a file"), ("full", "is not a run directory"), ("file/below", "cannot be written")):
         outcome = pld(*arguments(prepared, tmp_path / place))
         assert outcome.code == 7 and what in outcome.err and outcome.err.count("\n") == 1, outcome
     assert everything_below(tmp_path) == [Path("file"), Path("full"), Path("full/thesis.tex")]
@@ -516,8 +520,8 @@ def test_a_dry_run_writes_nothing(pld, prepared, tmp_path, monkeypatch):
     outcome = pld(*arguments(prepared, tmp_path / "run", "--dry-run"))
     assert outcome.code == 0 and everything_below(tmp_path) == []
     for text in (
-        "total_steps: 12", "parameters", "FLOP per token, dense", "FLOP per token, scheduled", "3,072 in 96 sequences",
-        "passes over the text", "2 gate group(s) x 1 forward(s) x 4 sequences", "memory", "disk", "on this machine, from measured steps",
+        "total_steps: 12", "parameters", "FLOPs per token, dense", "FLOPs per token, scheduled", "3,072 in 96 sequences",
+        "epochs", "2 gate group(s) x 1 forward(s) x 4 sequences", "memory", "disk", "on this machine, from measured steps",
     ):  # fmt: skip
         assert text in outcome.out, text
     assert "warning" not in outcome.out
@@ -525,7 +529,7 @@ def test_a_dry_run_writes_nothing(pld, prepared, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", [("--dry-run",), ()])
 def test_warnings(pld, prepared, tmp_path, monkeypatch, how):
-    monkeypatch.setattr(module, "measure_step_seconds", lambda *_: 30.0)
+    monkeypatch.setattr(estimate, "measure_step_seconds", lambda *_: 30.0)
     stop_in_step(monkeypatch, 0)
     outcome = pld(*arguments(prepared, tmp_path / "run", "train.total_steps=40000", *how))
     assert outcome.code == (0 if how else 75)

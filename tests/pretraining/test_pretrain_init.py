@@ -128,7 +128,7 @@ def test_going_on_does_not_need_the_source(begin, prepared, tmp_path, monkeypatc
     assert outcome.code == 0, outcome.err
     outcome = begin(source, *more)
     assert outcome.code == 0, outcome.err
-    assert "going on after step 3" in outcome.out
+    assert "resuming after step 3" in outcome.out
     whole = final(tmp_path / "whole")
     for name in ("run", "other"):
         assert all(torch.equal(whole[key], tensor) for key, tensor in final(tmp_path / name).items())
@@ -179,7 +179,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_tokenizer(begin, source, other, tmp_path):
     outcome = begin(source, data=other)
     assert outcome.code == 3 and outcome.err.count("\n") == 1
-    assert f"{other}: was prepared with another tokenizer than that of {source}" in outcome.err
+    assert f"{other}: was tokenized with another tokenizer than that of {source}" in outcome.err
     assert f"prepare it again with `pld prepare-data --tokenizer {source}`" in outcome.err
     assert not (tmp_path / "run").exists()
 

@@ -102,7 +102,7 @@ def test_a_stopped_run_without_checkpoints_is_not_begun_anew(pld: Pld, prepared:
     before = content(stopped)
     outcome = pld(*arguments(prepared, stopped))
     assert refused(
-        outcome, f"{stopped}: holds metrics up to step 6, but no checkpoint to go on from", "or set it aside with --resume never"
+        outcome, f"{stopped}: holds metrics up to step 6, but no checkpoint to resume from", "or set it aside with --resume never"
     )
     assert content(stopped) == before
     assert "with --resume never (its checkpoints are gone)" in pld("runs", stopped.parent).out
@@ -112,7 +112,7 @@ def test_a_model_of_a_run_that_was_set_back_is_not_replaced(pld: Pld, prepared: 
     kept = [row for row in rows(slimmed, "step") if row["step"] <= 4]
     (slimmed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     before = content(slimmed)
-    assert refused(pld(*arguments(prepared, slimmed)), "holds metrics up to step 4 and a model, but no checkpoint to go on from")
+    assert refused(pld(*arguments(prepared, slimmed)), "holds metrics up to step 4 and a model, but no checkpoint to resume from")
     assert content(slimmed) == before
 
 
@@ -124,7 +124,7 @@ def test_remains_without_a_configuration_are_no_run(pld: Pld, prepared: Path, sl
     before = content(slimmed)
     for how in ("auto", "never"):
         outcome = pld(*arguments(prepared, slimmed, "--resume", how))
-        assert outcome.code == 7 and f"{slimmed}: holds something that is no run" in outcome.err
+        assert outcome.code == 7 and f"{slimmed}: is not a run directory" in outcome.err
     assert content(slimmed) == before
 
 
@@ -149,7 +149,7 @@ def test_killed_before_the_first_checkpoint(processes: Any, pld: Pld, prepared: 
 def test_a_checkpoint_of_another_run_does_not_replace_a_run(pld: Pld, prepared: Path, stopped: Path, slimmed: Path) -> None:
     before = content(slimmed)
     outcome = pld(*arguments(prepared, slimmed, "--resume", stopped))
-    assert refused(outcome, f"{slimmed}: holds a run already", "go on with that one with --resume auto")
+    assert refused(outcome, f"{slimmed}: holds a run already", "resume that one with --resume auto")
     assert content(slimmed) == before
     for name in ("model", "README.md"):
         (shutil.rmtree if (slimmed / name).is_dir() else Path.unlink)(slimmed / name)

@@ -159,7 +159,7 @@ def test_a_stop_says_how_to_go_on(
         return {}
 
     monkeypatch.setattr(module, "train_runs", stopped)
-    with pytest.raises(kind, match=f"out: {word} with 1 of 2 runs done, the others saved; run the same command again to go on"):
+    with pytest.raises(kind, match=f"out: {word}, 1 of 2 runs done, the others saved; run the same command again to go on"):
         train_study(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))
 
 
@@ -279,5 +279,5 @@ def test_a_stop_while_fine_tuning(opened: Any, spec_of: Callable[..., Spec], mon
         return {}
 
     monkeypatch.setattr(module, "tune_runs", tune_runs)
-    with pytest.raises(PreemptedError, match="out: terminated with 1 of 2 fine-tunings done, the others saved; run the same command again"):
+    with pytest.raises(PreemptedError, match="out: terminated, 1 of 2 fine-tunings done, the others saved; run the same command again"):
         tune_study(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from pldcli.system import signals
-from pldcli.system.signals import stop_requests
+from pldcli.system.signals import stop_error, stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -51,3 +51,10 @@ def test_outside_the_main_thread_nothing_is_caught():
     thread.start()
     thread.join()
     assert found == [(0, before)]
+
+
+@pytest.mark.parametrize(("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 75)])
+def test_a_signal_becomes_the_error_that_ends_the_program(number, word, code):
+    error = stop_error(number, "saved at step 7", where="runs/mine", hint="run it again")
+    assert (str(error), error.exit_code) == (f"runs/mine: {word}, saved at step 7; run it again", code)
+    assert str(stop_error(number)) == word

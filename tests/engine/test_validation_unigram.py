@@ -8,7 +8,7 @@ from pldcli.data.loader import NO_TARGET, Batch, SpanSamples, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine import validation as module
-from pldcli.engine.validation import frequency_loss, token_shares
+from pldcli.engine.validation import token_shares, unigram_loss
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 V = 12
@@ -64,12 +64,12 @@ def test_a_token_never_met_has_a_share() -> None:
 def test_mask_is_answered_with_frequencies_and_a_token_with_how_often_it_was_left() -> None:
     shares = np.zeros(V)
     shares[5], shares[6] = 0.75, 0.25
-    assert frequency_loss(shares, [batch([4, 4], [5, 6])], SPECIAL) == pytest.approx(-(np.log(0.75) + np.log(0.25)) / 2)
+    assert unigram_loss(shares, [batch([4, 4], [5, 6])], SPECIAL) == pytest.approx(-(np.log(0.75) + np.log(0.25)) / 2)
     # A 5 shown is the target in 0.1 x 0.75 of the cases and drawn in 0.1 x 0.5 of them: left with probability 0.6.
-    assert frequency_loss(shares, [batch([5], [5])], SPECIAL) == pytest.approx(-np.log(0.6 + 0.4 * 0.75))
-    assert frequency_loss(shares, [batch([5], [6])], SPECIAL) == pytest.approx(-np.log(0.4 * 0.25))
+    assert unigram_loss(shares, [batch([5], [5])], SPECIAL) == pytest.approx(-np.log(0.6 + 0.4 * 0.75))
+    assert unigram_loss(shares, [batch([5], [6])], SPECIAL) == pytest.approx(-np.log(0.4 * 0.25))
     both = [batch([4], [5]), batch([5, 5], [6, NO_TARGET])]
-    assert frequency_loss(shares, both, SPECIAL) == pytest.approx(-(np.log(0.75) + np.log(0.4 * 0.25)) / 2)
+    assert unigram_loss(shares, both, SPECIAL) == pytest.approx(-(np.log(0.75) + np.log(0.4 * 0.25)) / 2)
 
 
 def test_no_answer_that_looks_at_the_token_alone_is_better() -> None:
@@ -83,7 +83,7 @@ def test_no_answer_that_looks_at_the_token_alone_is_better() -> None:
         np.add.at(counts, (shown, one.target_ids.numpy()), 1)
     rows = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     best = -(counts[counts > 0] * np.log(rows[counts > 0])).sum() / counts.sum()
-    loss = frequency_loss(token_shares(text, V, SPECIAL), batches, SPECIAL)
+    loss = unigram_loss(token_shares(text, V, SPECIAL), batches, SPECIAL)
     assert best <= loss < best + 0.01
     unigram = -(text.shares * np.log(text.shares)).sum()
     assert loss < unigram - 0.02

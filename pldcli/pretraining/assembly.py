@@ -1,0 +1,185 @@
+"""Assemble the trainer of a pre-training run: model, sequences, batches and optimizer, as a configuration says."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pldcli.config import Config
+from pldcli.data.loader import PairSamples, Samples, SpanSamples, StepBatches
+from pldcli.data.masking import Masking
+from pldcli.data.packing import PackedSamples
+from pldcli.data.shards import PreparedData, TokenStream
+from pldcli.data.tokenizer import SpecialTokens
+from pldcli.engine.model_source import check_tokenizer
+from pldcli.engine.objectives import MaskedLm
+from pldcli.engine.optim import build_optimizer, learning_rate
+from pldcli.engine.precision import resolve_precision
+from pldcli.engine.runtime import Runtime
+from pldcli.engine.trainer import Trainer
+from pldcli.engine.validation import token_shares
+from pldcli.errors import UsageError
+from pldcli.model import StBert
+from pldcli.pretrained import Pretrained
+from pldcli.pretraining.estimate import fitting_micro_batch
+
+__all__ = ["assemble", "build_trainer", "check_vocabulary", "compiles", "cut_rows", "initial_model", "place", "random_model"]
+
+_CUDA_VOCAB_MULTIPLE = 64
+"""Tensor cores are fast on matrices whose sizes are multiples of 64 elements."""
+
+
+def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, source: Pretrained | None = None) -> Trainer[StepBatches]:
+    """Assemble a run at its first step.
+
+    Args:
+        config: The resolved configuration.
+        prepared: What it is trained on.
+        runtime: Device and processes.
+        source: The model of `train.init_from`; None to begin with random weights, or where those of a checkpoint will be loaded.
+
+    Raises:
+        DataError: The data was tokenized with another tokenizer than the source's, or is shorter than a sequence.
+        UsageError: The vocabulary, the source's shape or the batch does not fit.
+    """
+    check_vocabulary(config, prepared)
+    config.share_of_group(runtime.world_size)  # a batch that does not divide is refused before anything large is built
+    model = initial_model(config, prepared, source)
+    samples = cut_rows(config, prepared.stream("train"), prepared.special)
+    masking = Masking.of(config.objective.mask_probability, prepared.special, prepared.vocab_size)
+    return assemble(config, place(model, config, runtime), samples, masking, runtime)
+
+
+def assemble(
+    config: Config,
+    model: StBert,
+    samples: Samples,
+    masking: Masking,
+    runtime: Runtime,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Trainer[StepBatches]:
+    """Put a trainer together.
+
+    Args:
+        config: The resolved configuration.
+        model: On its device.
+        samples: The sequences that it reads.
+        masking: Chooses targets.
+        runtime: Device and processes.
+        optimizer: Of the model; a fresh one by default.
+
+    Raises:
+        UsageError: The batch does not divide.
+    """
+    train, on_cuda = config.train, runtime.device.type == "cuda"
+    fitting = fitting_micro_batch(config, sum(parameter.numel() for parameter in model.parameters()), runtime.device)
+    micro_steps, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
+    batches = StepBatches(
+        samples,
+        masking,
+        global_batch_size=train.global_batch_size,
+        num_groups=config.pld.draws_per_step,
+        micro_steps=micro_steps,
+        micro_batch_size=micro_batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        pin_memory=on_cuda,
+    )
+    return Trainer(
+        model,
+        objective=MaskedLm(config.objective.next_sentence, compiles(config, runtime), _CUDA_VOCAB_MULTIPLE if on_cuda else 1),
+        schedule=config.pld_schedule,
+        optimizer=optimizer or build_optimizer(model, config.optim),
+        batches=batches,
+        learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim),
+        max_grad_norm=config.optim.max_grad_norm,
+        precision=resolve_precision(config.runtime.precision, runtime.device),
+        runtime=runtime,
+        flops=config.flops,
+        seed=train.seed,
+    )
+
+
+def cut_rows(config: Config, stream: TokenStream, special: SpecialTokens) -> PairSamples | PackedSamples | SpanSamples:
+    """Cut a stream into sequences as `data.layout` and `data.packing` say.
+
+    Raises:
+        DataError: There is too little text.
+    """
+    cut: type[PairSamples | PackedSamples | SpanSamples] = (
+        PairSamples if config.data.layout == "nsp-pairs" else PackedSamples if config.data.packing == "documents" else SpanSamples
+    )
+    return cut(stream, special, config.data.seq_len, seed=config.train.seed)
+
+
+def check_vocabulary(config: Config, prepared: PreparedData) -> None:
+    """Check that the embeddings have a row for every entry of the tokenizer.
+
+    Raises:
+        UsageError: They do not.
+    """
+    if config.model.vocab_size < prepared.vocab_size:
+        raise UsageError(
+            f"{config.model.vocab_size} rows cannot hold the {prepared.vocab_size} entries of the tokenizer in {prepared.path}",
+            where="model.vocab_size",
+            hint="leave it out: the prepared data's size is taken",
+        )
+
+
+def random_model(config: Config) -> StBert:
+    """Build the model with random weights from the run's seed."""
+    return StBert(**dict(config.model), next_sentence=config.objective.next_sentence, seed=config.train.seed)
+
+
+def initial_model(config: Config, prepared: PreparedData, source: Pretrained | None = None) -> StBert:
+    """Build the model as a run has it before its first step: with random weights, or with those of a source.
+
+    Args:
+        config: The resolved configuration.
+        prepared: What it is trained on.
+        source: The model of `train.init_from`.
+
+    Raises:
+        DataError: The data was tokenized with another tokenizer than the source's.
+        UsageError: The source has another shape.
+    """
+    if source is None:
+        model = random_model(config)
+        if config.train.unigram_bias:
+            _set_unigram_bias(model, prepared)
+        return model
+    check_tokenizer(source, prepared)
+    for name, value in source.settings:
+        if name != "dropout" and getattr(config.model, name) != value:
+            what = f"{getattr(config.model, name)} does not fit the {value} of {source.where}"
+            raise UsageError(what, where=f"model.{name}", hint="leave it out: the model's own value is taken")
+    return source.masked_lm(
+        next_sentence=config.objective.next_sentence, fresh_head=True, dropout=config.model.dropout, seed=config.train.seed
+    )
+
+
+def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
+    """Move a model to the device, ready to be trained; compile its parts where the configuration says so."""
+    model.to(runtime.device).train()
+    model.checkpoint_activations = config.runtime.checkpoint_activations
+    if compiles(config, runtime):
+        # Block by block: a whole model would be compiled anew for every pattern of gates, up to the recompile limit, then run eagerly.
+        for part in (model.embeddings, *model.blocks):
+            part.compile()
+    return model
+
+
+def compiles(config: Config, runtime: Runtime) -> bool:
+    """Return whether blocks are compiled here."""
+    return config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda")
+
+
+@torch.no_grad()
+def _set_unigram_bias(model: StBert, prepared: PreparedData) -> None:
+    """Set the masked-LM head's bias to the log frequencies of the training text's tokens; rows without a token get the lowest."""
+    assert model.mlm_head is not None
+    shares_V = token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special)
+    logs_V = np.log(np.maximum(shares_V, shares_V[shares_V > 0].min()))
+    model.mlm_head.bias.fill_(float(logs_V.min()))
+    model.mlm_head.bias[: len(logs_V)] = torch.from_numpy(logs_V).float()
