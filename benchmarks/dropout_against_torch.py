@@ -26,7 +26,7 @@ from pldcli.finetuning import assembly
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.inputs import RunInputs
-from pldcli.pretraining.pretrain import build_trainer
+from pldcli.pretraining.assembly import build_trainer
 from reporting import head, row, spread
 
 __all__ = ["ask_dropout"]

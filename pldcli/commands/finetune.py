@@ -125,10 +125,9 @@ def _show(done: Finetuned, *, several: bool) -> None:
     console.print(table(headings, rows, right=headings[len(done.groups[0].settings) :], fold=headings))
     for note in done.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    check = describe(*done.reload)
-    console.print(f"model {done.model}, of the best single run, {done.best} ({check})", markup=False, soft_wrap=True)
-    if done.reload.failure is not None:
-        typer.echo(f"warning: {done.model}: {done.reload.failure}", err=True)
+    console.print(f"model {done.model}, of the best single run, {done.best} ({done.read_back})", markup=False, soft_wrap=True)
+    if (failure := done.read_back.failure) is not None:
+        typer.echo(f"warning: {done.model}: {failure}", err=True)
     if not several:
         console.print(f"tables {done.out / 'results.md'}, .csv, .json; spread {done.out / 'spread.png'}", markup=False, soft_wrap=True)
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar, Unpack
 from pldcli.choices import BlockChoice
 from pldcli.console.progress import Progress
 from pldcli.data.loader import Batch, count_tokens
-from pldcli.data.shards import open_prepared
+from pldcli.data.shards import PreparedData, open_prepared
 from pldcli.data.text_stream import TextStream, tokenise
 from pldcli.engine.model_source import check_tokenizer, recorded_data
 from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, stream_batches, unigram_baseline
@@ -22,9 +22,8 @@ from pldcli.evaluation.fill_mask import fill_mask as fill_in
 from pldcli.evaluation.pseudo_likelihood import masked_copies
 from pldcli.evaluation.subject import Opening, Subject, open_subject
 from pldcli.evaluation.zero_shot import judge_pairs, read_pairs, score_texts
-from pldcli.pretrained import Pretrained
 
-__all__ = ["Evaluated", "Material", "check_vocabulary", "evaluate", "evaluate_depths", "fill_mask"]
+__all__ = ["Evaluated", "Material", "evaluate", "evaluate_depths", "fill_mask"]
 
 Score = TypeVar("Score")
 
@@ -133,7 +132,7 @@ def _opened(
         prepared = open_prepared(opening.get("data") or recorded_data(target))
         opening = {**opening, "data": prepared.path}
         with open_subject(target, **opening) as subject:
-            check_vocabulary(subject.loaded, prepared)
+            check_tokenizer(subject.loaded, prepared)
             yield subject, _of_validation(subject, prepared), f"{prepared.path}, validation split"
         return
     more = f" and {len(inputs) - 3} more" if len(inputs) > 3 else ""
@@ -146,7 +145,7 @@ def _of_validation(subject: Subject, prepared: PreparedData) -> _Scorer:
         return fixed_batches(prepared, subject.loaded.seq_len)
 
     def baseline() -> tuple[str, ...]:
-        return (f"token frequencies alone score {frequencies_alone(prepared.sampled('train'), batches()):.4f} there",)
+        return (f"token frequencies alone score {unigram_baseline(prepared.sampled('train'), batches()):.4f} there",)
 
     return _of_batches(subject, batches, baseline=baseline)
 
@@ -204,17 +203,3 @@ def _sequences(subject: Subject, stream: TextStream) -> Iterator[Batch]:
 
 def _evaluated(subject: Subject, what: str, score: Score, notes: tuple[str, ...]) -> Evaluated[Score]:
     return Evaluated(Path(subject.loaded.where), what, subject.precision.name, subject.loaded.seq_len, score, notes)
-
-
-def check_vocabulary(loaded: Pretrained, prepared: PreparedData) -> None:
-    """Check that `prepared` was tokenized with the model's tokenizer.
-
-    Raises:
-        DataError: It was prepared with another tokenizer.
-    """
-    if loaded.tokenizer.fingerprint != prepared.fingerprint or loaded.settings.vocab_size < prepared.vocab_size:
-        raise DataError(
-            f"was prepared with another tokenizer than that of {loaded.where}",
-            where=str(prepared.path),
-            hint="prepare it again with `pld prepare-data --tokenizer` and the model's tokenizer",
-        )

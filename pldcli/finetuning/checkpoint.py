@@ -99,12 +99,12 @@ def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Traine
         "best_step": course.best.step if course.best else None,
         "scaler": trainer.scaler.state_dict(),
     }
-    with atomic.directory(_beside(place), overwrite=True) as temporary:
-        checkpoint.save_tensors(trainer.model.state_dict(), temporary / "model.safetensors")
-        checkpoint.save_tensors(checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), temporary / "optimizer.safetensors")
-        checkpoint.save_tensors(course.best.weights if course.best else {}, temporary / "best.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        checkpoint.seal(temporary)
+    tensors = {
+        "model": trainer.model.state_dict(),
+        "optimizer": checkpoint.optimizer_tensors(trainer.model, trainer.optimizer),
+        "best": course.best.weights if course.best else {},
+    }
+    checkpoint.write_sealed(_beside(place), tensors, {"state.json": json.dumps(state)})
 
 
 def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:

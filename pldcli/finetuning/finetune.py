@@ -47,7 +47,7 @@ _AFTER_DIVERGENCE = "lower learning_rate or raise warmup_fraction; a run that di
 """Settings and seed decide everything, so that the same run would diverge again."""
 _LONGEST_NAME = 120
 """Letters of a cell's name before it is cut: file systems take 255, and temporary names are longer."""
-_RESUME = "run the same command again to go on"
+_RESUME = "run the same command again to resume"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Finetuned:
     """Name of the best cell."""
     done_before: int = 0
     """Cells that an earlier call had done."""
-    reload: ReadBack
+    read_back: ReadBack
     """What came of transformers reading the model back."""
     notes: list[str]
     is_main: bool = True
@@ -134,7 +134,7 @@ def finetune(
         if runtime.is_main:
             keep_the_best(out, cells)
         runtime.wait_for_all()
-        reload = _finish(out, inputs, all_jobs[best].settings, best, cells, runtime)
+        outcome = _finish(out, inputs, all_jobs[best].settings, best, cells, runtime)
         return Finetuned(
             out=out,
             task=task,
@@ -143,7 +143,7 @@ def finetune(
             groups=group_cells(list(cells.values())),
             best=best,
             done_before=before,
-            reload=reload,
+            read_back=outcome,
             notes=_notes_on(cells, best),
             is_main=runtime.is_main,
         )
@@ -258,11 +258,9 @@ def _finish(
     """Read the best model back, write its card, and predict the test splits with it."""
     task = inputs.data.task
     loaded = load_pretrained(out / "model")
-    model, reload = loaded.with_head(head_of(task), trained=True), ReadBack(None, None)
+    model, outcome = loaded.with_head(head_of(task), trained=True), ReadBack()
     if runtime.is_main:
-        shape = (2, min(16, loaded.settings.max_position_embeddings))
-        ids = torch.randint(5, loaded.tokenizer.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        reload = read_back(out / "model", model, ids)
+        outcome = read_back(out / "model", model, loaded.tokenizer.special)
         atomic.write_text(out / "model" / "README.md", task_card(task, inputs.start_name, cells[best], len(cells)))
     if inputs.data.test and not is_predicted(out, best, inputs.data.test):
         for split, lines in predict_tests(inputs, settings, model.to(runtime.device), runtime).items():
@@ -271,7 +269,7 @@ def _finish(
         if runtime.is_main:
             mark_best(out, best, cells[best]["score"], predicted=True)
     runtime.wait_for_all()
-    return reload
+    return outcome
 
 
 def _notes_on(cells: dict[str, dict[str, Any]], best: str) -> list[str]:

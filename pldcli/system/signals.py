@@ -12,7 +12,9 @@ from types import FrameType
 
 from pldcli.errors import PreemptedError, StoppedError
 
-__all__ = ["StopRequest", "first_signal", "stop_error", "stop_requests"]
+__all__ = ["STOP_SIGNALS", "StopRequest", "first_signal", "stop_error", "stop_requests"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ONE_SIGNAL_SECONDS = 0.1
 """A repeat within this time is the same signal: `timeout`, for one, signals the process and then its group."""
@@ -76,13 +78,14 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
 
 
-def stop_error(signal_number: int, what: str = "", *, hint: str = "") -> StoppedError | PreemptedError:
-    """Build the error with which a command ends that a signal stopped.
+def stop_error(signal_number: int, state: str = "", *, where: str = "", hint: str = "") -> StoppedError | PreemptedError:
+    """Make the error of a signal: "interrupted" by SIGINT or "terminated" by SIGTERM, and the state that this left.
 
     Args:
-        signal_number: SIGINT, or another that means the same as SIGTERM.
-        what: What was kept.
-        hint: How to resume.
+        signal_number: Of SIGINT or SIGTERM.
+        state: What is saved and what is lost, in a few words.
+        where: The run that was stopped.
+        hint: How to resume it.
     """
     kind, word = (StoppedError, "interrupted") if signal_number == signal.SIGINT else (PreemptedError, "terminated")
-    return kind(f"{word}, {what}" if what else word, hint=hint)
+    return kind(f"{word}, {state}" if state else word, where=where, hint=hint)

@@ -35,4 +35,4 @@ def test_a_manifest_without_a_tokenizer_is_a_users_error(data: Path, pld: Callab
     (data / "manifest.json").write_text('{"version": 1}')
     for command in (("pretrain", "--preset", "bert-tiny-pld"), ("bench", "--preset", "bert-tiny-pld")):
         outcome = pld(*command, "--data", data)
-        assert outcome.code == 3 and "gives no size of the vocabulary" in outcome.err
+        assert outcome.code == 3 and "manifest.json: is damaged: " in outcome.err

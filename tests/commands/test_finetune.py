@@ -31,7 +31,7 @@ def finetuned(name="glue/mrpc", **changes):
         "cells": cells,
         "groups": group_cells(list(cells.values())),
         "best": "seed=0",
-        "reload": ReadBack(3e-7, None),
+        "read_back": ReadBack(3e-7),
         "notes": [],
     }
     return Finetuned(**(given | changes))
@@ -151,13 +151,13 @@ def test_what_it_says(pld, calls):
 
 
 def test_without_transformers_it_says_that_nothing_was_read_back(pld, calls):
-    calls["result"] = finetuned(reload=ReadBack(None, None))
+    calls["result"] = finetuned(read_back=ReadBack())
     assert "(not read back: transformers is not installed)" in pld("finetune", "glue/mrpc", "--model", "m").out
 
 
 def test_a_check_that_failed_is_a_warning(pld, calls):
     failed = "transformers cannot read it back: ImportError: no"
-    calls["result"] = finetuned(reload=ReadBack(None, failed))
+    calls["result"] = finetuned(read_back=ReadBack(None, failed))
     outcome = pld("finetune", "glue/mrpc", "--model", "m")
     assert outcome.code == 0 and outcome.err == f"warning: finetuned/m/mrpc/model: {failed}\n"
 

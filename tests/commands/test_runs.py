@@ -34,7 +34,7 @@ def test_every_state(pld, tmp_path, monkeypatch):
     assert "b-new not started 0 12 - - 0 s" in lines
     assert "c-done: pld evaluate runs/c-done" in lines
     assert "e-busy: wait, or follow it in metrics.jsonl" in lines
-    assert any(line.startswith("a-stopped: the same `pld pretrain` line again (goes on") for line in lines)
+    assert any(line.startswith("a-stopped: the same `pld pretrain` line again (resumes") for line in lines)
     assert any(line.startswith("d-broken: ") and "hidden_size" in line for line in lines)
 
 

@@ -66,7 +66,7 @@ def test_a_task_is_learned(learned, rivers):
     assert cell["examples"] == {"train": 160, "validation": 50, "test": 20}
     assert cell["train_tokens"] > 0 and cell["tokens_per_second"] == pytest.approx(cell["train_tokens"] / cell["train_seconds"])
     assert (learned.done_before, learned.notes) == (0, [])
-    assert learned.reload.difference < 1e-5
+    assert learned.read_back.difference < 1e-5
 
 
 def test_train_tokens_are_those_of_the_texts(learned, words_tokenizer, rivers):
@@ -172,7 +172,7 @@ def test_answers_are_learned_and_load_without_us(learn, tiny, tmp_path):
     done = learn(Experiment(str(tmp_path / "rivers.json"), str(tiny)), tmp_path / "out", "epochs=10", "max_seq_len=32", "stride=8")
     assert done.task.kind == "spans" and done.cells[done.best]["scores"]["validation"]["exact_match"] > 0.7
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(done.model)
-    assert model.num_parameters() > 0 and done.reload.difference < 1e-5
+    assert model.num_parameters() > 0 and done.read_back.difference < 1e-5
 
 
 # The same again
@@ -478,5 +478,5 @@ def test_a_model_is_kept_whatever_transformers_makes_of_it(learn, river_experime
     monkeypatch.setattr(read_back, "largest_difference", broken)
     files = {name: str(rivers / f"{name}.jsonl") for name in ("validation", "test")}
     done = learn(river_experiment(files=files), tmp_path / "out", "epochs=0.1")
-    assert done.reload == (None, "transformers cannot read it back: ImportError: no backend")
+    assert done.read_back == ReadBack(None, "transformers cannot read it back: ImportError: no backend")
     assert (done.model / "README.md").is_file() and (done.out / "predictions-test.jsonl").is_file()

@@ -100,7 +100,7 @@ def test_a_stop_keeps_what_is_done(learn, river_experiment, tmp_path, monkeypatc
     changes = ("epochs=2", "dropout=0.1")
     with monkeypatch.context() as patch:
         stop_at(patch, 20 + 14, number)
-        with pytest.raises(kind, match=rf"{word}, 1 of 3 run\(s\) finished, .*; run the same command again to go on") as caught:
+        with pytest.raises(kind, match=rf"{word}, 1 of 3 run\(s\) finished, .*; run the same command again to resume") as caught:
             learn(river_experiment(), tmp_path / "out", *changes, seeds=3)
     assert caught.value.exit_code == code
     visible = [path.name for path in (tmp_path / "out" / "cells").iterdir() if not path.name.startswith(".")]
@@ -193,7 +193,7 @@ def test_a_signal_to_a_real_process(processes, rivers, tiny, tmp_path, pld, jobs
     process.kill(number)
     process.wait()
     assert f"SystemExit: {code}" in process.err, process.err
-    assert re.search(r"error: .* of 8 run\(s\) finished, .*; run the same command again to go on\n", process.err), process.err
+    assert re.search(r"error: .* of 8 run\(s\) finished, .*; run the same command again to resume\n", process.err), process.err
     kept = [path.name for path in (tmp_path / "out" / "cells").iterdir() if not path.name.startswith(".")]
     assert 1 <= len(kept) < 8
     outcome = pld(*line)

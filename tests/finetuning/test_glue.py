@@ -325,7 +325,7 @@ def test_the_average_is_over_the_seeds_of_the_best_setting() -> None:
     groups = group_cells(list(runs.values()))
 
     def task(name: str) -> Finetuned:
-        done = {"task": find_task(name), "cells": runs, "groups": groups, "best": "b", "reload": ReadBack(None, None), "notes": []}
+        done = {"task": find_task(name), "cells": runs, "groups": groups, "best": "b", "read_back": ReadBack(), "notes": []}
         return Finetuned(out=Path("x"), start="start", **done)  # type: ignore[arg-type]
 
     result = GlueResult([task(f"glue/{name}") for name in ORDER])

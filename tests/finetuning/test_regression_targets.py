@@ -83,7 +83,7 @@ def test_the_exported_model_gives_prices_to_anyone(learned_prices: Any, prices: 
             theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
         ours = [row["label"] for row in lines(learned_prices.out / f"predictions-{name}.jsonl")]
         assert theirs.tolist() == pytest.approx(ours, rel=1e-5)
-    assert learned_prices.reload.difference < 1e-5
+    assert learned_prices.read_back.difference < 1e-5
 
 
 def test_evaluation_and_workers_agree(learned_prices: Any, experiment: Experiment, prices: Path, learn: Any, tmp_path: Path) -> None:
