@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pldcli.comparison import tables as comparison_tables
 from pldcli.console.section import Section
 from pldcli.console.units import duration, quantity
+from pldcli.study.calibration import QUIET
 from pldcli.study.checks import CheckResult
-from pldcli.study.halving import Outcome, RungResult
+from pldcli.study.halving import RungResult
+from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.results import Results, verdict
 from pldcli.study.sensitivity import Line
-from pldcli.study.timings import QUIET
 
 __all__ = ["check_lines", "differences", "finetuned", "halving", "results_table", "run_table", "sensitivity", "step_times"]
 
@@ -73,7 +74,7 @@ def finetuned(results: Results) -> dict[str, Section]:
 
 
 def check_lines(results: Results) -> list[str]:
-    """Say whether the study can answer, a line per check."""
+    """Return whether the study can answer, a line per check."""
     return [_check_line(result) for result in results.checks]
 
 
@@ -93,7 +94,7 @@ def sensitivity(key: str, lines: Sequence[Line]) -> Section:
 
 def halving(results: Results) -> Section | None:
     """Lay out what was tried at each rung, and how it ranked."""
-    spec = results.plan.spec.halving
+    spec = results.spec.halving
     if spec is None:
         return None
     headings = ["candidate"]
@@ -109,7 +110,7 @@ def halving(results: Results) -> Section | None:
 def step_times(results: Results) -> Section:
     """Lay out what the steps of each shape take."""
     rows = []
-    for shape in results.timings.shapes.values():
+    for shape in results.study.timings.shapes.values():
         dense, block = shape.time.dense_seconds, shape.time.block_seconds
         rows.append(
             (
@@ -122,7 +123,7 @@ def step_times(results: Results) -> Section:
         )
     headings = ("shape", "ms/step", "of rounds", "ms less per dropped block", "steps")
     notes = ["medians; measured with all blocks and with half of them, before the first run, nothing else of the study running"]
-    worst = max(shape.spread for shape in results.timings.shapes.values())
+    worst = max(shape.spread for shape in results.study.timings.shapes.values())
     if worst > QUIET:
         notes.append(f"rounds differ by {worst:.0%}: THE MACHINE WAS NOT QUIET, and times are no more certain than that")
     return Section("Step times", headings, tuple(rows), notes=tuple(notes))
@@ -131,7 +132,7 @@ def step_times(results: Results) -> Section:
 def run_table(plan: Plan, runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> Section:
     """Lay out every run: how long it is and how far."""
     rows = [
-        (run.group, str(run.seed), f"{run.config.train.total_steps:,}", quantity(run.tokens), duration(run.seconds), _state(run, outcome))
+        (run.group, str(run.seed), f"{run.config.train.total_steps:,}", quantity(run.tokens), duration(run.seconds), str(outcome))
         for run, outcome in zip(runs, outcomes, strict=True)
     ]
     halving = plan.spec.halving
@@ -195,16 +196,8 @@ def _losses(outcomes: Sequence[Outcome]) -> str:
     if losses:
         spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         parts.append(f"{statistics.fmean(losses):.4f}{spread}")
-    diverged = [f"{outcome.step:,}" for outcome in outcomes if outcome.state == "diverged"]
+    diverged = [f"{outcome.step:,}" for outcome in outcomes if outcome.state == State.DIVERGED]
     parts += [f"diverged at step {', '.join(diverged)}"] if diverged else []
     left = len(outcomes) - len(losses) - len(diverged)
     parts += [f"{left} of {len(outcomes)} left" if left < len(outcomes) else "to do"] if left else []
     return "; ".join(parts)
-
-
-def _state(run: PlannedRun, outcome: Outcome) -> str:
-    if outcome.state == "finished":
-        return "finished" if outcome.loss is None else f"finished, loss {outcome.loss:.4f}"
-    if outcome.state in ("stopped", "running", "failed"):
-        return f"{outcome.state} at step {outcome.step:,}"
-    return str(outcome)

@@ -15,10 +15,10 @@ from pldcli.bench.step_time import StepTime
 from pldcli.comparison.metrics_table import read_table
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.study import jobs as study_commands
+from pldcli.study.calibration import ShapeTime, Timings, write_plan
+from pldcli.study.jobs import last_step
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
-from pldcli.study.runs import last_step
-from pldcli.study.timings import ShapeTime, Timings, write_plan
 from tests.comparison.test_read import write_run
 from tests.conftest import Outcome, Processes, wait_for
 from tests.study.conftest import SMALL
