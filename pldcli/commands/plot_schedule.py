@@ -12,8 +12,8 @@ import typer
 
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
-from pldcli.plots.canvas import check_picture_path
-from pldcli.plots.schedules import NamedSchedule, evenly_spaced, plot_schedules
+from pldcli.plots.canvas import check_picture_path, evenly_spaced
+from pldcli.plots.schedules import NamedSchedule, plot_schedules
 from pldcli.plots.terminal import block_chart, sparkline
 
 __all__ = ["plot_schedule"]

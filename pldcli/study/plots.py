@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pldcli.plots.canvas import COLOURS, STYLE, new_figure, save_figure
+from pldcli.plots.canvas import COLOURS, colour, picture
 from pldcli.study.sensitivity import Line, is_number
 
 if TYPE_CHECKING:
@@ -38,32 +38,28 @@ def draw_lines(key: str, lines: Sequence[Line], path: Path) -> bool:
     """
     if not any(point.losses or point.diverged for line in lines for point in line.points):
         return False
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=6.4, height=4.2)
+    with picture(path, width=6.4, height=4.2) as figure:
         axes = figure.subplots()
         places = _places(axes, {point.value: point.label for line in lines for point in line.points})
         for number, line in enumerate(lines):
-            _draw_line(axes, line, places, COLOURS[number % len(COLOURS)], dashed=number >= len(COLOURS))
+            _draw_line(axes, line, places, number)
         _mark_diverged(axes, lines, places)
         axes.set(xlabel=key, ylabel="final validation loss, nats per masked token")
         axes.set_title(f"Final validation loss over {key}")
         handles = dict(sorted(zip(*axes.get_legend_handles_labels()[::-1], strict=True)))
         axes.legend(handles.values(), handles.keys())
-        save_figure(figure, path)
     return True
 
 
-def _draw_line(axes: Axes, line: Line, places: Mapping[Any, float], colour: str, *, dashed: bool) -> None:
+def _draw_line(axes: Axes, line: Line, places: Mapping[Any, float], number: int) -> None:
     done = [point for point in line.points if point.losses]
     spreads = [statistics.stdev(point.losses) if len(point.losses) > 1 else 0.0 for point in done]
     axes.errorbar(
         [places[point.value] for point in done],
         [statistics.fmean(point.losses) for point in done],
         spreads if any(spreads) else None,
-        color=colour,
-        linestyle="--" if dashed else "-",
+        color=colour(number),
+        linestyle="--" if number >= len(COLOURS) else "-",
         marker="o",
         markersize=4.5,
         capsize=3,
@@ -83,7 +79,7 @@ def _mark_diverged(axes: Axes, lines: Sequence[Line], places: Mapping[Any, float
             gone,
             [height] * len(gone),
             "x",
-            color=COLOURS[number % len(COLOURS)],
+            color=colour(number),
             transform=axes.get_xaxis_transform(),
             markersize=7,
             markeredgewidth=2,

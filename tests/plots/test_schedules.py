@@ -12,8 +12,9 @@ from pldcli.errors import OutputError, UsageError
 from pldcli.evaluation.plots import plot_depths
 from pldcli.flops import Flops
 from pldcli.pld import Schedule
+from pldcli.plots.canvas import evenly_spaced
 from pldcli.plots.curves import Curve, plot_curves
-from pldcli.plots.schedules import NamedSchedule, evenly_spaced, plot_schedules
+from pldcli.plots.schedules import NamedSchedule, plot_schedules
 from pldcli.plots.terminal import block_chart, sparkline
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -3,8 +3,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from matplotlib.axes import Axes
 
+from pldcli.plots import canvas
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plots import draw_lines
 from pldcli.study.sensitivity import find_lines
@@ -18,18 +20,16 @@ def finished(loss: float) -> Outcome:
     return Outcome(State.FINISHED, 40, loss)
 
 
-def drawn(spec: Spec, outcomes: dict[str, list[Outcome]], path: Path, monkeypatch: object) -> Axes:
+def drawn(spec: Spec, outcomes: dict[str, list[Outcome]], path: Path, monkeypatch: pytest.MonkeyPatch) -> Axes:
     kept = []
-    from pldcli.study import plots
-
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.append(figure))  # type: ignore[attr-defined]
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, _: kept.append(figure))
     [(key, lines)] = find_lines(spec, outcomes).items()
     assert draw_lines(key, lines, path)
     return kept[0].axes[0]
 
 
 def test_a_wide_range_of_numbers_is_logarithmic_and_divergence_is_marked(
-    spec_of: Callable[..., Spec], tmp_path: Path, monkeypatch: object
+    spec_of: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of({"a": PLD | {"grid": {"optim.learning_rate": ["1e-3", "2e-3", "16e-3"]}}})
     outcomes = {"a-1e-3": [finished(3.0), finished(4.0)], "a-2e-3": [finished(2.5)], "a-16e-3": [DIVERGED]}
@@ -41,7 +41,7 @@ def test_a_wide_range_of_numbers_is_logarithmic_and_divergence_is_marked(
     assert list(means.get_ydata()) == [3.5, 2.5]
 
 
-def test_words_stand_side_by_side(spec_of: Callable[..., Spec], tmp_path: Path, monkeypatch: object) -> None:
+def test_words_stand_side_by_side(spec_of: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of({"a": PLD | {"grid": {"runtime.precision": ["fp32", "bf16"]}}})
     axes = drawn(spec, {"a-fp32": [finished(3.0)], "a-bf16": [finished(2.0)]}, tmp_path / "a.png", monkeypatch)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["fp32", "bf16"]
