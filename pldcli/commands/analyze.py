@@ -71,20 +71,14 @@ def analyze(
 
 
 def _show(analysis: Analysis) -> None:
-    from rich.markup import escape
-
     from pldcli.analysis.tables import run_lines, tables
-    from pldcli.console.screen import screen, table
+    from pldcli.console.screen import print_sections, screen
 
     console = screen()
     for line in run_lines(analysis):
-        console.print(escape(line))
-    for one in tables(analysis, columns=console.width):
-        console.print(f"\n[bold cyan]{escape(one.title)}[/]")
-        numbers = [escape(heading) for heading in one.headings[1:]]
-        console.print(table([one.headings[0], *numbers], one.rows, right=[one.headings[0], *numbers], fold=numbers))
-        if one.note:
-            console.print(f"[dim]{escape(one.note)}[/]")
+        console.print(line, markup=False)
+    console.print()
+    print_sections(console, tables(analysis, columns=console.width))
 
 
 def _write(analysis: Analysis, out: Path) -> list[str]:
