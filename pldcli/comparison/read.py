@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pldcli import presets
 from pldcli.comparison.metrics_table import read_table
-from pldcli.comparison.runs import Run, run_from_rows
+from pldcli.comparison.runs import Run
 from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
@@ -53,12 +53,12 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
     """
     directory = RunDirectory(path)
     config, rows = read_config(directory), read_metrics(directory.metrics)
-    return run_from_rows(
-        rows,
+    return Run(
+        rows=tuple(rows),
         name=name,
         path=str(path),
         config=config,
-        where=str(directory.metrics),
+        source=str(directory.metrics),
         starts=tuple(read_starts(directory.environment)),
         state=run_state(directory, config, max((row["step"] for row in rows), default=0)),
         unreadable_lines=_unreadable_lines(directory.metrics, len(rows)) if rows else 0,

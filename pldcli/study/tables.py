@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pldcli.comparison import tables as comparison_tables
 from pldcli.console.section import Section
-from pldcli.console.units import duration, quantity
+from pldcli.console.units import MISSING, duration, quantity, with_spread
 from pldcli.study.calibration import QUIET
 from pldcli.study.checks import CheckResult
 from pldcli.study.halving import RungResult
@@ -19,15 +19,13 @@ from pldcli.study.sensitivity import Line
 
 __all__ = ["check_lines", "differences", "finetuned", "halving", "results_table", "run_table", "sensitivity", "step_times"]
 
-_MISSING = "-"
-
 
 def results_table(results: Results) -> Section:
     """Lay out what each system spent and where it ended."""
     rows = []
     for group, runs in results.groups.items():
         system, first = results.systems.get(group), runs[0]
-        spent = (_MISSING, _MISSING)
+        spent = (MISSING, MISSING)
         if system is not None:
             finals = [run.final for run in system.runs]
             spent = (quantity(statistics.fmean(f.tokens for f in finals)), quantity(statistics.fmean(f.executed_flops for f in finals)))
@@ -56,7 +54,7 @@ def differences(results: Results) -> Section | None:
         baseline, contrast = results.baseline_of(group), results.contrast(group)
         if baseline is None or contrast is None:
             continue
-        mean, ends, pairs = _MISSING, _MISSING, _MISSING
+        mean, ends, pairs = MISSING, MISSING, MISSING
         if contrast.difference is not None:
             mean, ends, pairs = comparison_tables.interval_cells(contrast.difference.interval)
         rows.append((group, baseline, verdict(contrast), mean, ends, pairs))
@@ -87,7 +85,7 @@ def sensitivity(key: str, lines: Sequence[Line]) -> Section:
         cells = []
         for line in lines:
             point = next((point for point in line.points if point.value == value), None)
-            cells.append(_MISSING if point is None else _losses(point.outcomes))
+            cells.append(MISSING if point is None else _losses(point.outcomes))
         rows.append((labels[value], *cells))
     return Section(f"Final loss over {key}", (key.rpartition(".")[2], *(line.name for line in lines)), tuple(rows))
 
@@ -163,7 +161,7 @@ def _check_line(result: CheckResult) -> str:
 
 def _standing(name: str, results: Results, number: int) -> str:
     if number >= len(results.rungs):
-        return _MISSING
+        return MISSING
     rung = results.rungs[number]
     runs = [run for run in rung.runs if run.system == name]
     if not runs:
@@ -190,12 +188,9 @@ def _place(rung: RungResult, name: str) -> int:
 
 
 def _losses(outcomes: Sequence[Outcome]) -> str:
-    """Give mean and spread of the runs that finished, and say what became of the others."""
+    """Return mean and spread of the runs that finished, and what became of the others."""
     losses = [outcome.loss for outcome in outcomes if outcome.loss is not None and math.isfinite(outcome.loss)]
-    parts = []
-    if losses:
-        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        parts.append(f"{statistics.fmean(losses):.4f}{spread}")
+    parts = [with_spread(losses)] if losses else []
     diverged = [f"{outcome.step:,}" for outcome in outcomes if outcome.state == State.DIVERGED]
     parts += [f"diverged at step {', '.join(diverged)}"] if diverged else []
     left = len(outcomes) - len(losses) - len(diverged)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.comparison.runs import Measurement, Run
+from pldcli.comparison.runs import Run
 from pldcli.study.calibration import Timings
 from pldcli.study.directory import Study
 from pldcli.study.finetuning import PlannedFinetuning
@@ -33,8 +33,9 @@ def results_of(spec: Spec, losses: Mapping[str, float], **others: Outcome) -> Re
 
     def trained(run: PlannedRun) -> Run:
         steps = run.config.train.total_steps
-        point = Measurement(steps, 256.0 * steps, 256e3 * steps, run.seconds, losses[run.name])
-        return replace(made_up_run(run.name), config=run.config, validation=(point,))
+        spent = {"progress/tokens": 256 * steps, "progress/executed_flops": 256e3 * steps, "progress/train_seconds": run.seconds}
+        row = {"step": steps, "eval/mlm_loss": losses[run.name], **spent}
+        return replace(made_up_run(run.name), config=run.config, rows=(row,))
 
     rungs = climb(plan, outcome)
     runs = (*plan.runs(), *(run for rung in rungs for run in rung.runs))
