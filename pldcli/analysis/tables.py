@@ -20,13 +20,13 @@ _Column = tuple[str, Callable[[AnalyzedRun], Sequence[float]], Callable[[float],
 
 
 def run_lines(analysis: Analysis) -> list[str]:
-    """Say of each run what was measured on what."""
+    """Return of each run what was measured on what."""
     lines = []
     for run in analysis.runs:
         last = run.states[-1]
         lines.append(
             f"{run.title}: {run.num_blocks} blocks, {len(run.states)} moments from step {run.states[0].step:,} to {last.step:,}, "
-            f"on {run.num_sequences:,} rows of {run.seq_len} tokens of {run.data}"
+            f"on {run.num_sequences:,} sequences of {run.seq_len} tokens of {run.data}"
         )
     return lines
 
@@ -72,7 +72,7 @@ def _last(measure: Measure, *, dropped: bool = False) -> Callable[[AnalyzedRun],
 
 
 def _by_block(title: str, analysis: Analysis, columns: Sequence[_Column], width: int, note: str = "") -> Iterator[Section]:
-    """Put runs beside one another, as many as fit."""
+    """Lay out runs beside one another, as many as fit."""
     cell = _GAP + max(max(len(heading) for heading, _, _ in columns), min(_WIDEST, max(len(run.name) for run in analysis.runs)))
     fitting = max(1, (width - len("block")) // (cell * len(columns)))
     for start in range(0, len(analysis.runs), fitting):

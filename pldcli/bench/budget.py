@@ -1,4 +1,4 @@
-"""Turn a budget of training time into a number of steps, which then belongs to the run like any other."""
+"""Turn a budget of training time into a number of steps, which then belongs to the run like any other; and read step times off a bench."""
 
 from __future__ import annotations
 

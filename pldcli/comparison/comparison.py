@@ -1,4 +1,4 @@
-"""What runs come to beside one another: final losses, the way to the baseline's loss, time and operations.
+"""What runs come to beside one another: final losses, the way to the baseline's loss, time and FLOPs.
 
 Losses are compared at full depth, on validation text. Runs that differ in their seed alone are one system, and systems
 are paired by seed.
@@ -61,7 +61,7 @@ class Reach:
 
     @property
     def schedule_finished(self) -> bool | None:
-        """Tell whether the schedule had come to its end there; None where the loss was not reached."""
+        """Return whether the schedule had come to its end there; None where the loss was not reached."""
         return None if self.schedule_share is None else self.schedule_share >= 1.0
 
 
@@ -80,7 +80,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One system held against the baseline."""
+    """One system beside the baseline."""
 
     system: System
     difference: Difference | None
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
-    """Hold runs against a baseline.
+    """Compare runs with a baseline.
 
     Args:
         runs: At least two.
@@ -131,7 +131,7 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
 
 
 def compare_systems(systems: Sequence[System], reference: System) -> Comparison:
-    """Hold systems against one of them.
+    """Compare systems with one of them.
 
     Args:
         systems: At least one.
@@ -261,7 +261,7 @@ def _saved(ours: float | None, theirs: float | None) -> float | None:
 
 
 def _equal(system: System, baseline: System) -> tuple[str, ...]:
-    """Say in what two systems were given the same: both must have come to their end."""
+    """Return in what two systems were given the same: both must have come to their end."""
     if not (system.is_complete and baseline.is_complete):
         return ()
     shares = {}

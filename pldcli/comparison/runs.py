@@ -224,7 +224,7 @@ class System:
 
     @property
     def finetuned(self) -> dict[str, tuple[float, ...]]:
-        """Put the fine-tuning scores of all runs together."""
+        """Collect the fine-tuning scores of all runs."""
         tasks = dict.fromkeys(task for run in self.runs for task in run.finetuned)
         return {task: tuple(score for run in self.runs for score in run.finetuned.get(task, ())) for task in tasks}
 
@@ -244,7 +244,7 @@ class System:
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
-    """Put runs together that differ in their seed alone, in the order in which systems first appear.
+    """Group runs that differ in their seed alone, in the order in which systems first appear.
 
     Of runs with the same `--budget` the number of steps may differ too: it was measured anew for each.
     """

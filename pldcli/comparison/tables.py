@@ -20,7 +20,7 @@ def summary(comparison: Comparison) -> list[str]:
     if not comparison.contrasts:
         losses = comparison.baseline.final_losses
         spread = f", standard deviation {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        return [f"All {len(comparison.runs)} runs are one system, {comparison.baseline.name}: there is nothing to hold it against{spread}."]
+        return [f"All {len(comparison.runs)} runs are one system, {comparison.baseline.name}: there is nothing to compare it with{spread}."]
     return [_sentences(contrast, comparison.baseline) for contrast in comparison.contrasts]
 
 

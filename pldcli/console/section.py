@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-__all__ = ["Section", "bullets", "csv_text", "html", "markdown"]
+__all__ = ["Section", "bullets", "csv_text", "html", "markdown", "markdown_table"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,14 @@ class Section:
 def markdown(section: Section) -> str:
     """Write a section with a heading of the second level."""
     marks = [":--" if section.holds_words(column) else "--:" for column in range(len(section.headings))]
-    rows = [section.headings, marks, *section.rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    table = markdown_table(section.headings, section.rows, marks=marks)
     return "\n\n".join([f"## {section.title}", table, *(f"{note[0].upper()}{note[1:]}." for note in section.notes)])
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, marks: Sequence[str] = ()) -> str:
+    """Write a table; `marks` align its columns, `---` as the reader likes."""
+    lines = [headings, marks or ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ class NamedSchedule:
     flops: Flops
 
     def saved_until(self, steps: int) -> float:
-        """Compute the share of the dense run's operations that the first `steps` steps save."""
+        """Compute the share of the dense run's FLOPs that the first `steps` steps save."""
         saved = self.flops.total_saved(self.schedule.mean_kept_fraction_until(steps))
         return saved * steps / self.schedule.total_steps
 
@@ -127,7 +127,9 @@ def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
         axes.axhline(blocks, color=colour(number), linewidth=0.8, linestyle=":")
         levels.append((mean, f"mean {mean:.2f} of {blocks}", colour(number)))
     if len(schedules) == 1:
-        axes.text(0.98, levels[0][0] - 0.045 * deepest, levels[0][1], color=levels[0][2], ha="right", va="top", transform=_mixed_axes(axes))
+        mean, text, shade = levels[0]
+        across = axes.get_yaxis_transform()  # x in parts of the axes, y in data
+        axes.text(0.98, mean - 0.045 * deepest, text, color=shade, ha="right", va="top", transform=across)
     else:
         labels = [f"{named.name}: {text}" for named, (_, text, _) in zip(schedules, levels, strict=True)]
         axes.legend(axes.get_lines()[: len(schedules)], labels, loc="best", fontsize=8.5)
@@ -135,7 +137,7 @@ def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
 
 def _draw_saving(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     axes = area.subplots()
-    _prepare(axes, schedules, "Operations saved so far, of all of the dense run's", y_label="saved")
+    _prepare(axes, schedules, "FLOPs saved so far, of all of the dense run's", y_label="saved")
     _overlay(axes, schedules, lambda named, step: named.saved_until(step + 1))
     axes.yaxis.set_major_formatter(_percent)
     finals = [named.saved_until(named.schedule.total_steps) for named in schedules]
@@ -169,14 +171,9 @@ def _overlay(axes: Axes, schedules: Sequence[NamedSchedule], value: Any, *, unti
 
 
 def _mixed(schedules: Iterable[NamedSchedule]) -> bool:
-    """Say whether runs differ in length, so that time is drawn as a part of the run."""
+    """Return whether runs differ in length, so that time is drawn as a part of the run."""
     return len({named.schedule.total_steps for named in schedules}) > 1
 
 
 def _percent(value: float, _position: object = None) -> str:
     return f"{100 * value:g} %"
-
-
-def _mixed_axes(axes: Axes) -> Any:
-    """Measure x in parts of the axes and y in data."""
-    return axes.get_yaxis_transform()

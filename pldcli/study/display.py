@@ -48,13 +48,13 @@ class StudyDisplay:
             self._bar = None
 
     def begin_runs(self, runs: Sequence[PlannedRun], outcomes: Mapping[str, Outcome]) -> None:
-        """Say which runs are wanted now, and how far each is."""
+        """Show which runs are wanted now, and how far each is."""
         self._runs = {run.name: run for run in runs}
         self._steps = {name: outcome.step for name, outcome in outcomes.items()}
         self._begin("runs", outcomes, Progress("study", total=sum(map(_total_steps, runs)), unit="steps", console=self._console))
 
     def begin_finetunings(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Say how many fine-tunings there are, and how many are done."""
+        """Show how many fine-tunings there are, and how many are done."""
         self._runs, left = {}, sum(not outcome.is_settled for outcome in outcomes.values())
         self._begin("fine-tunings", outcomes, Progress("fine-tuning", total=left, unit="fine-tunings", console=self._console))
 
@@ -66,7 +66,7 @@ class StudyDisplay:
             self._bar = bar.__enter__()
 
     def tell(self, name: str, outcome: Outcome | None) -> None:
-        """Say that a job begins (None) or what became of it."""
+        """Show that a job begins (None) or what became of it."""
         if outcome is None:
             before, run = self._steps.get(name, 0), self._runs.get(name)
             length = "fine-tuning begins" if run is None else f"begins, {_total_steps(run):,} steps"

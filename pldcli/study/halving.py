@@ -29,7 +29,7 @@ class RungResult:
 def climb(plan: Plan, outcome_of: Callable[[PlannedRun], Outcome]) -> list[RungResult]:
     """Follow the rungs as far as their candidates are known.
 
-    A candidate that diverged does not go on, even where fewer than wanted are left.
+    A candidate that diverged does not advance, even where fewer than wanted are left.
 
     Args:
         plan: The study.

@@ -68,7 +68,7 @@ def _draw_line(axes: Axes, line: Line, places: Mapping[Any, float], number: int)
 
 
 def _mark_diverged(axes: Axes, lines: Sequence[Line], places: Mapping[Any, float]) -> None:
-    """Put crosses above everything, a row for each line."""
+    """Draw crosses above everything, a row for each line."""
     low, high = axes.get_ylim()
     rows = [number for number, line in enumerate(lines) if any(point.diverged for point in line.points)]
     axes.set_ylim(low, high + (high - low) * _ROW * 1.3 * len(rows))

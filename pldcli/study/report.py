@@ -84,7 +84,7 @@ def _troubles(results: Results) -> list[str]:
 
 
 def _wide(results: Results) -> Section:
-    """Put what each system ended with and its difference to its baseline into one table."""
+    """Join what each system ended with and its difference to its baseline into one table."""
     ends, held = tables.results_table(results), tables.differences(results)
     beside = {row[0]: row[1:] for row in held.rows} if held else {}
     nothing = ("", "baseline", "", "", "")
@@ -125,7 +125,7 @@ def _state(results: Results) -> str:
 
 
 def _how(results: Results) -> str:
-    """Say on what, with what and from which file."""
+    """Return on what, with what and from which file the study was made."""
     machine, spec = results.study.timings.machine, results.spec
     ran = {
         f"{start.get('hardware')}, {start.get('device')}, {start.get('precision')}, {start.get('threads')} thread(s)"
@@ -146,7 +146,7 @@ def _how(results: Results) -> str:
 
 
 def _folder(baseline: str, results: Results) -> Path:
-    """Give the main baseline the report's own directory."""
+    """Return where a comparison goes; that with the main baseline goes into the report's own directory."""
     return Path() if baseline == results.spec.baseline else Path(f"against-{baseline}")
 
 

@@ -1,4 +1,4 @@
-"""What a study came to: its runs grouped by system, held against their baselines, and its checks."""
+"""What a study came to: its runs grouped by system, compared with their baselines, and its checks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Results:
 
     @cached_property
     def groups(self) -> dict[str, list[PlannedRun]]:
-        """Put runs together that differ in their seed alone, in the order of the file; rungs follow."""
+        """Group runs that differ in their seed alone, in the order of the file; rungs follow."""
         found: dict[str, list[PlannedRun]] = {name: [] for name in self.spec.systems if name not in self.spec.candidates}
         for run in self.runs:
             found.setdefault(run.group, []).append(run)
@@ -67,7 +67,7 @@ class Results:
 
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
-        """Hold each group against its baseline, where both have a finished run; earlier rungs are too short to be held."""
+        """Compare each group with its baseline, where both have a finished run; earlier rungs are too short for that."""
         found = {}
         for baseline in dict.fromkeys(self._baseline(group) for group in self.groups):
             if baseline not in self.systems:
@@ -91,7 +91,7 @@ class Results:
         return next((contrast for contrast in comparison.contrasts if contrast.system.name == group), None)
 
     def baseline_of(self, group: str) -> str | None:
-        """Name what a group is held against; None for a baseline itself."""
+        """Return what a group is compared with; None for a baseline itself."""
         baseline = self._baseline(group)
         return None if baseline == group else baseline
 

@@ -46,7 +46,7 @@ class Line:
 
 
 def find_lines(spec: Spec, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, list[Line]]:
-    """Put the systems of every grid into lines.
+    """Arrange the systems of every grid in lines.
 
     Args:
         spec: The study.

@@ -162,4 +162,4 @@ def _systems(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _stopped(study: Study, stop: StopRequest, done: str) -> PldError:
-    return stop_error(stop.signal_number, f"{done}, the others saved", where=str(study.out), hint="run the same command again to go on")
+    return stop_error(stop.signal_number, f"{done}, the others saved", where=str(study.out), hint="run the same command again to resume")

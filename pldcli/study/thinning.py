@@ -48,7 +48,7 @@ def calibrated(run: Run, time: StepTime, *, most: int = _MOST_ROWS) -> Run:
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stand at the last of some rows with the mean of their losses; what is not finite stays so."""
+    """Return the last of some rows with the mean of their losses; a loss that is not finite makes the mean so."""
     losses: dict[str, list[Any]] = {
         name: [row.get(name) for row in rows] for name in rows[-1] if name.startswith("train/") and name.endswith("loss")
     }

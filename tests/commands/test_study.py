@@ -278,7 +278,7 @@ def test_a_killed_study_goes_on(folder: Path, prepared: Path, processes: Process
     study.kill(number)
     assert study.wait() == code
     if number != signal.SIGKILL:
-        assert ", 0 of 1 runs done, the others saved; run the same command again to go on" in study.err
+        assert ", 0 of 1 runs done, the others saved; run the same command again to resume" in study.err
     wait_for(lambda: not RunDirectory(metrics.parent).is_locked, seconds=600)
     assert any((metrics.parent / "checkpoints").iterdir())
     again = processes.pld("study", path, "--out", out)

@@ -159,7 +159,7 @@ def test_a_stop_says_how_to_go_on(
         return {}
 
     monkeypatch.setattr(module, "run_jobs", stopped)
-    with pytest.raises(kind, match=f"out: {word}, 1 of 2 runs done, the others saved; run the same command again to go on"):
+    with pytest.raises(kind, match=f"out: {word}, 1 of 2 runs done, the others saved; run the same command again to resume"):
         carried_out(study)
 
 
