@@ -204,9 +204,7 @@ def test_a_run_without_checkpoints(copied: Path) -> None:
 def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such run; `pld runs` lists the runs here"):
         analyze([tmp_path / "nowhere"], settings=FEW)
-    with pytest.raises(
-        CheckpointError, match=r"is not a run directory: it has no config\.yaml; name a directory"
-    ):
+    with pytest.raises(CheckpointError, match=r"is not a run directory: it has no config\.yaml; name a directory"):
         analyze([tmp_path], settings=FEW)
     with pytest.raises(UsageError, match="the same run is named twice; name another run"):
         analyze([trained, trained / "model" / ".."], settings=FEW)
