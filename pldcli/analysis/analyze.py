@@ -199,14 +199,14 @@ def _analyze(subject: _Subject, settings: Settings, runtime: Runtime, progress: 
     if removal is None:
         raise CheckpointError("no checkpoint of this run can be read", where=str(subject.directory.path), hint=notes[-1])
     return AnalyzedRun(
-        subject.name,
-        str(subject.directory.path),
-        subject.config.model.norm,
-        subject.config.data.seq_len,
-        sum(len(batch.input_ids) for batch in subject.batches),
-        str(subject.prepared.path),
-        tuple(reversed(states)),
-        removal,
+        name=subject.name,
+        path=str(subject.directory.path),
+        norm=subject.config.model.norm,
+        seq_len=subject.config.data.seq_len,
+        num_sequences=sum(len(batch.input_ids) for batch in subject.batches),
+        data=str(subject.prepared.path),
+        states=tuple(reversed(states)),
+        removal=removal,
     )
 
 

@@ -116,7 +116,7 @@ class Removal:
         return [loss - self.loss for loss in (self.from_here if from_here else self.alone)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnalyzedRun:
     """A run's blocks over its training."""
 

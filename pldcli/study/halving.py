@@ -25,6 +25,10 @@ class RungResult:
     standing: tuple[tuple[str, float], ...]
     """Candidate and mean final validation loss (infinite where a run diverged), the best first; none until every run is settled."""
 
+    def place(self, name: str) -> int | None:
+        """Return the rank of a candidate, from 1; None where there is no standing, or it did not take part."""
+        return next((place for place, (one, _) in enumerate(self.standing, 1) if one == name), None)
+
 
 def climb(plan: Plan, outcome_of: Callable[[PlannedRun], Outcome]) -> list[RungResult]:
     """Follow the rungs as far as their candidates are known.

@@ -11,7 +11,6 @@ from pldcli.console.section import Section
 from pldcli.console.units import MISSING, duration, quantity, with_spread
 from pldcli.study.calibration import QUIET
 from pldcli.study.checks import CheckResult
-from pldcli.study.halving import RungResult
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.results import Results, verdict
@@ -167,7 +166,7 @@ def _standing(name: str, results: Results, number: int) -> str:
     if not runs:
         return ""
     outcomes = _losses([results.outcomes[run.name] for run in runs])
-    place = next((place for place, (one, _) in enumerate(rung.standing, 1) if one == name), None)
+    place = rung.place(name)
     return outcomes if place is None else f"{place}. {outcomes}"
 
 
@@ -177,14 +176,10 @@ def _best_first(candidates: Sequence[str], results: Results) -> list[str]:
     def standing(name: str) -> tuple[int, int]:
         for rung in reversed(results.rungs):
             if any(run.system == name for run in rung.runs):
-                return -rung.number, _place(rung, name)
+                return -rung.number, rung.place(name) or 0
         return 0, 0
 
     return sorted(candidates, key=standing)
-
-
-def _place(rung: RungResult, name: str) -> int:
-    return next((place for place, (one, _) in enumerate(rung.standing) if one == name), 0)
 
 
 def _losses(outcomes: Sequence[Outcome]) -> str:
