@@ -43,10 +43,6 @@ def plot_gradients(analysis: Analysis, path: Path, *, dropped: bool = False) -> 
         analysis: The runs.
         path: A .png or .svg file.
         dropped: Under gates: means over draws, and for the last moment the range of the draws.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     how = f"blocks dropped\n{analysis.dropping}\nshaded: range of the draws at the last step" if dropped else "every block running"
     _plot(analysis, _GRADIENTS, path, title=f"Gradients of the masked-LM loss, {how}", dropped=dropped, logarithmic=True)
@@ -58,10 +54,6 @@ def plot_similarity(analysis: Analysis, path: Path) -> None:
     Args:
         analysis: The runs.
         path: A .png or .svg file.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     _plot(analysis, _SIMILARITY, path, title="What each block does to its input, every block running", dropped=False, logarithmic=False)
 
@@ -72,10 +64,6 @@ def plot_removal(analysis: Analysis, path: Path) -> None:
     Args:
         analysis: The runs.
         path: A .png or .svg file.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     with picture(path, width=11.0, height=4.3) as figure:
         figure.suptitle("Blocks left out of the trained model", fontsize=11)

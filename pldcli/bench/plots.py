@@ -20,10 +20,6 @@ def plot_phases(modes: Mapping[str, Mapping[str, float]], path: Path, *, title: 
         modes: Per mode, seconds of each phase; the same phases in all.
         path: A .png or .svg file.
         title: What was measured.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     names, longest = list(modes), max(sum(phases.values()) for phases in modes.values())
     with picture(path, width=9.0, height=1.5 + 0.55 * len(names)) as figure:

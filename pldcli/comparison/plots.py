@@ -32,12 +32,7 @@ _TITLES = {"validation": "Validation loss", "training": "Training loss, smoothed
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw validation loss against tokens and against training seconds.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
-    """
+    """Draw validation loss against tokens and against training seconds."""
     names = ["tokens", "train_seconds"]
     with picture(path, **_size(comparison, names)) as figure:
         _fill(figure, comparison, names, "validation")

@@ -1,7 +1,8 @@
 """Figures as files: one style, .png and .svg, the same input gives the same bytes.
 
 Matplotlib is imported inside the functions that draw, always as a bare Figure with the Agg or SVG backend: no window,
-no pyplot, no state shared with the caller.
+no pyplot, no state shared with the caller. Whatever takes the path of a picture, here and in the packages of the verbs,
+raises what `picture` raises.
 """
 
 from __future__ import annotations

@@ -31,10 +31,6 @@ def plot_curves(series: Sequence[Curve], path: Path, *, title: str, x_label: str
         title: What the picture shows.
         x_label: Meaning and unit of x.
         y_label: Meaning and unit of y.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     with picture(path, width=8.0, height=4.8) as figure:
         axes = figure.subplots()

@@ -35,12 +35,7 @@ class NamedSchedule:
 
 
 def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
-    """Draw theta, keep probabilities, expected kept blocks and the saving of one or more schedules.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
-    """
+    """Draw theta, keep probabilities, expected kept blocks and the saving of one or more schedules."""
     with picture(path, width=11.5, height=7.8) as figure:
         if len(schedules) == 1:
             steps, blocks = schedules[0].schedule.total_steps, schedules[0].schedule.num_blocks
