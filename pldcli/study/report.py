@@ -10,7 +10,7 @@ from pldcli.comparison import metrics_table
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.report import write_comparison
 from pldcli.comparison.tables import summary, words
-from pldcli.console.section import Section, bullets, markdown
+from pldcli.console.section import bullets, markdown
 from pldcli.study import tables
 from pldcli.study.jobs import State
 from pldcli.study.plots import draw_lines
@@ -58,7 +58,7 @@ def _markdown(results: Results, lines: Mapping[str, Sequence[Line]], drawn: Sequ
     parts = [f"# Study {spec.name}", _state(results)]
     if checks:
         parts += ["## Can it answer?", bullets(checks)]
-    parts += [markdown(_wide(results))]
+    parts += [markdown(tables.results_table(results, differences=True))]
     scores = tables.finetuned(results)
     for baseline, comparison in results.comparisons.items():
         parts.append(_against(baseline, comparison, results))
@@ -81,21 +81,6 @@ def _troubles(results: Results) -> list[str]:
     ended = {name: outcome for name, outcome in results.outcomes.items() if outcome.note}
     ended |= {planned.name: outcome for planned, outcome in results.finetunings.items() if not outcome.is_settled}
     return [f"{name}: {outcome.state}" + (f": {outcome.note}" if outcome.note else "") for name, outcome in ended.items()]
-
-
-def _wide(results: Results) -> Section:
-    """Join what each system ended with and its difference to its baseline into one table."""
-    ends, held = tables.results_table(results), tables.differences(results)
-    beside = {row[0]: row[1:] for row in held.rows} if held else {}
-    nothing = ("", "baseline", "", "", "")
-    rows = []
-    for row in ends.rows:
-        waiting = ("", "", "", "", "") if results.baseline_of(row[0]) else nothing
-        against, verdict, mean, ends_, pairs = beside.get(row[0], waiting)
-        rows.append((*row, mean, ends_, pairs, against, verdict))
-    headings = (*ends.headings, "difference", "95 % interval", "pairs", "against", "verdict")
-    notes = (*ends.notes, *(held.notes if held else ()))
-    return Section(ends.title, headings, tuple(rows), notes=notes, words=("against", "verdict"))
 
 
 def _against(baseline: str, comparison: Comparison, results: Results) -> str:

@@ -18,9 +18,12 @@ from pldcli.study.sensitivity import Line
 
 __all__ = ["check_lines", "differences", "finetuned", "halving", "results_table", "run_table", "sensitivity", "step_times"]
 
+_DIFFERENCE = ("difference", "95 % interval", "pairs", "against", "verdict")
+_DIFFERENCE_NOTE = "negative is better than what it is held against; the interval is Student's t over pairs of runs with the same seed"
 
-def results_table(results: Results) -> Section:
-    """Lay out what each system spent and where it ended."""
+
+def results_table(results: Results, *, differences: bool = False) -> Section:
+    """Lay out what each system spent and where it ended, and beside it, if wanted, its difference to its baseline."""
     rows = []
     for group, runs in results.groups.items():
         system, first = results.systems.get(group), runs[0]
@@ -28,40 +31,37 @@ def results_table(results: Results) -> Section:
         if system is not None:
             finals = [run.final for run in system.runs]
             spent = (quantity(statistics.fmean(f.tokens for f in finals)), quantity(statistics.fmean(f.executed_flops for f in finals)))
-        rows.append(
-            (
-                group,
-                ", ".join(str(run.seed) for run in runs),
-                f"{first.config.train.total_steps:,}",
-                *spent,
-                duration(first.seconds),
-                _losses([results.outcomes[run.name] for run in runs]),
-            )
-        )
-    headings = ("system", "seeds", "steps", "tokens", "FLOPs", "time", "final loss")
+        seeds, steps = ", ".join(str(run.seed) for run in runs), f"{first.config.train.total_steps:,}"
+        losses = _losses([results.outcomes[run.name] for run in runs])
+        row = (group, seeds, steps, *spent, duration(first.seconds), losses)
+        no_difference = ("", "", "", "", "" if results.baseline_of(group) else "baseline")
+        rows.append((*row, *(_difference(group, results) or no_difference)) if differences else row)
+    headings = ("system", "seeds", "steps", "tokens", "FLOPs", "time", "final loss", *(_DIFFERENCE if differences else ()))
     notes = (
         "final loss: last validation, at full depth, nats per masked token; ± is the standard deviation over seeds",
         "time: steps x step time, measured alone and in turn before the first run; FLOPs: as executed",
+        *([_DIFFERENCE_NOTE] if differences and results.comparisons else []),
     )
-    return Section("Results", headings, tuple(rows), notes=notes, words=("final loss",))
+    return Section("Results", headings, tuple(rows), notes=notes, words=("against", "verdict") if differences else ("final loss",))
 
 
 def differences(results: Results) -> Section | None:
     """Lay out the paired differences to each system's baseline."""
-    rows = []
-    for group in results.groups:
-        baseline, contrast = results.baseline_of(group), results.contrast(group)
-        if baseline is None or contrast is None:
-            continue
-        mean, ends, pairs = MISSING, MISSING, MISSING
-        if contrast.difference is not None:
-            mean, ends, pairs = comparison_tables.interval_cells(contrast.difference.interval)
-        rows.append((group, baseline, verdict(contrast), mean, ends, pairs))
-    if not rows:
+    found = {group: cells for group in results.groups if (cells := _difference(group, results))}
+    if not found:
         return None
-    headings = ("system", "against", "verdict", "difference", "95 % interval", "pairs")
-    notes = ("negative is better than what it is held against; the interval is Student's t over pairs of runs with the same seed",)
-    return Section("Differences of final loss", headings, tuple(rows), left=3, notes=notes)
+    rows = tuple((group, against, verdict, *numbers) for group, (*numbers, against, verdict) in found.items())
+    headings = ("system", *_DIFFERENCE[3:], *_DIFFERENCE[:3])
+    return Section("Differences of final loss", headings, rows, left=3, notes=(_DIFFERENCE_NOTE,))
+
+
+def _difference(group: str, results: Results) -> tuple[str, ...] | None:
+    baseline, contrast = results.baseline_of(group), results.contrast(group)
+    if baseline is None or contrast is None:
+        return None
+    difference = contrast.difference
+    numbers = (MISSING,) * 3 if difference is None else comparison_tables.interval_cells(difference.interval)
+    return (*numbers, baseline, verdict(contrast))
 
 
 def finetuned(results: Results) -> dict[str, Section]:

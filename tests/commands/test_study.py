@@ -283,6 +283,6 @@ def test_a_killed_study_goes_on(folder: Path, prepared: Path, processes: Process
     assert any((metrics.parent / "checkpoints").iterdir())
     again = processes.pld("study", path, "--out", out)
     assert again.wait() == 0, again.err
-    assert "going on" in again.err and len(read_starts(environment)) == 2
+    assert "resumes after step" in again.err and len(read_starts(environment)) == 2
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "train/loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 400

@@ -67,7 +67,7 @@ def test_a_picture_has_the_same_bytes_every_time(kind: str, tmp_path: Path) -> N
     assert content.startswith(PNG) if kind.lower() == ".png" else b"<svg" in content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", first.name]
     if kind == ".svg":
-        for text in (b"Keep probability of each block", b"Expected number of blocks that run", b"Operations saved so far"):
+        for text in (b"Keep probability of each block", b"Expected number of blocks that run", b"FLOPs saved so far"):
             assert text in content
 
 
