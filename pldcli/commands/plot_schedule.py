@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,15 +97,14 @@ def _print_json(schedules: list[NamedSchedule], points: int) -> None:
 
 def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
     """Print one row per step, a column per block; the columns of blocks that a schedule does not have are empty."""
-    from pldcli.console.section import csv_text
-
-    rows = []
+    # Row by row to stdout itself: a pipe that closes early ends the command at once.
+    deepest = max(named.schedule.num_blocks for named in schedules)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["preset", "step", "theta", "expected_kept_blocks", *(f"keep_prob_{block + 1}" for block in range(deepest))])
     for named in schedules:
         for row in _rows(named, points):
-            probabilities = {f"keep_prob_{block}": probability for block, probability in enumerate(row.pop("keep_probs"), 1)}
-            rows.append({"preset": named.name, **row, **probabilities})
-    deepest = max(rows, key=len)  # names the columns of all
-    typer.echo(csv_text(rows, list(deepest)), nl=False)
+            missing = [""] * (deepest - named.schedule.num_blocks)
+            writer.writerow([named.name, row["step"], row["theta"], row["expected_kept_blocks"], *row["keep_probs"], *missing])
 
 
 def _print_table(schedules: list[NamedSchedule], points: int) -> None:
