@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pldcli.plots.canvas import COLOURS, STYLE, new_figure, save_figure
+from pldcli.plots.canvas import COLOURS, picture
 from reporting import head, megabytes, row, spread
 
 __all__ = ["AXES", "Results", "document", "draw"]
@@ -201,18 +201,14 @@ def middle(rounds: Mapping[int, Mapping[str, Any]], *path: str) -> float | None:
 
 def draw(found: Results, path: Path) -> None:
     """Draw one panel per axis on log scales, everything relative to its value at the origin; a dotted line has slope 1."""
-    import matplotlib
-
     columns = min(3, len(found.axes))
     rows = -(-len(found.axes) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=4.6 * columns, height=0.5 + 3.9 * rows)
+    with picture(path, width=4.6 * columns, height=0.5 + 3.9 * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for panel, axis in zip(panels.flat, found.axes, strict=False):
             draw_axis(panel, axis, found)
         for panel in list(panels.flat)[len(found.axes) :]:
             panel.set_visible(False)
-        save_figure(figure, path)
 
 
 def draw_axis(panel: Any, axis: str, found: Results) -> None:

@@ -104,7 +104,7 @@ def _root(
 
 
 def _help_text(function: Callable[..., None]) -> str:
-    """Take a docstring's part for users: what stands before Args, Returns and Raises, with brackets kept from Rich."""
+    """Return a docstring's part for users: what stands before Args, Returns and Raises, with brackets kept from Rich."""
     text = inspect.getdoc(function) or ""
     for section in ("Args:", "Returns:", "Raises:", "Source:"):
         text = text.partition(f"\n\n{section}")[0]
@@ -214,6 +214,6 @@ def _code_of(stop: SystemExit) -> int:
 
 
 def _close_pipe() -> int:
-    """Let go of a closed stdout, so that the interpreter's last flush is quiet; 141 is what a shell sees after SIGPIPE."""
+    """Replace a closed stdout, so that the interpreter's last flush is quiet; 141 is what a shell sees after SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 141

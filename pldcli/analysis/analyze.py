@@ -1,4 +1,4 @@
-"""Analysis assembled: every checkpoint of every run, measured on the same rows of validation text under fixed masks."""
+"""Analyse runs: every checkpoint of every run, measured on the same validation sequences under fixed masks."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Settings:
     """How much is measured, and under which gates."""
 
     num_sequences: int = 64
-    """Validation rows, the first ones. Gradient norms depend on their number; only those of equal numbers compare."""
+    """Validation sequences, the first ones. Gradient norms depend on their number; only those of equal numbers compare."""
     batch_size: int = 16
-    """Rows of a forward pass; changes nothing but memory."""
+    """Sequences of a forward pass; changes nothing but memory."""
     gates: GateChoice | None = None
     """Measure under dropped blocks too."""
     num_draws: int = 8
@@ -103,7 +103,7 @@ def analyze(targets: Sequence[Path], *, data: Path | None = None, settings: Sett
         settings: How much, and under which gates.
 
     Raises:
-        CheckpointError: There is no such run, or it has no whole checkpoint and no model.
+        CheckpointError: There is no such run, or it has only incomplete checkpoints and no model.
         DataError: The data is damaged, has no validation text, or was tokenized with another tokenizer.
         UsageError: A run is named twice, or there are several processes.
         DeviceError: There is no such device, or its memory is too small.
@@ -199,14 +199,14 @@ def _analyze(subject: _Subject, settings: Settings, runtime: Runtime, progress: 
     if removal is None:
         raise CheckpointError("no checkpoint of this run can be read", where=str(subject.directory.path), hint=notes[-1])
     return AnalyzedRun(
-        subject.name,
-        str(subject.directory.path),
-        subject.config.model.norm,
-        subject.config.data.seq_len,
-        sum(len(batch.input_ids) for batch in subject.batches),
-        str(subject.prepared.path),
-        tuple(reversed(states)),
-        removal,
+        name=subject.name,
+        path=str(subject.directory.path),
+        norm=subject.config.model.norm,
+        seq_len=subject.config.data.seq_len,
+        num_sequences=sum(len(batch.input_ids) for batch in subject.batches),
+        data=str(subject.prepared.path),
+        states=tuple(reversed(states)),
+        removal=removal,
     )
 
 
@@ -228,12 +228,12 @@ def _state(subject: _Subject, moment: _Moment, model: StBert, settings: Settings
 
 
 def _notes(subjects: Sequence[_Subject], settings: Settings) -> list[str]:
-    """Say what keeps numbers from being compared."""
+    """Return what keeps numbers from being compared."""
     notes = []
     if len({subject.prepared.data_fingerprint for subject in subjects}) > 1:
         notes.append("the runs are measured on different validation text: name one prepared directory with --data")
     if len({subject.config.data.seq_len for subject in subjects}) > 1:
-        notes.append("the runs have rows of different lengths: their gradient norms do not compare")
+        notes.append("the runs have sequences of different lengths: their gradient norms do not compare")
     if settings.gates == "schedule":
         notes += [
             f"{subject.name} drops nothing: its schedule runs every block" for subject in subjects if subject.config.pld.theta_bar == 1.0

@@ -1,18 +1,49 @@
-"""An analysis as JSON and CSV: every number in full, every draw by itself, for other programs."""
+"""An analysis as files: JSON and CSV with every number in full and every draw by itself, and pictures."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from pldcli.analysis.plots import plot_gradients, plot_removal, plot_similarity
 from pldcli.analysis.results import Analysis, Probe, measures
 from pldcli.console.section import csv_text
+from pldcli.system import atomic
 
-__all__ = ["as_json", "blocks_csv", "removal_csv"]
+__all__ = ["as_json", "blocks_csv", "removal_csv", "write_analysis"]
 
 _BLOCK_COLUMNS = ("run", "norm", "step", "gates", "draw", "loss", "block", "runs", *measures())
 _REMOVAL_COLUMNS = ("run", "norm", "step", "block", "loss", "loss_without", "increase", "loss_without_from_here", "increase_from_here")
+
+
+def write_analysis(analysis: Analysis, out: Path) -> list[str]:
+    """Write every file into a directory.
+
+    Returns:
+        Their names.
+
+    Raises:
+        OutputError: One cannot be written.
+    """
+    texts = {
+        "analysis.json": json.dumps(as_json(analysis), indent=1) + "\n",
+        "blocks.csv": blocks_csv(analysis),
+        "removal.csv": removal_csv(analysis),
+    }
+    for name, text in texts.items():
+        atomic.write_text(out / name, text)
+    pictures = {"gradients": plot_gradients, "similarity": plot_similarity, "removal": plot_removal}
+    names = [f"{name}.{ending}" for name in pictures for ending in ("png", "svg")]
+    for name in names:
+        pictures[Path(name).stem](analysis, out / name)
+    if analysis.gates is not None:
+        for ending in ("png", "svg"):
+            names.append(f"gradients-dropped.{ending}")
+            plot_gradients(analysis, out / names[-1], dropped=True)
+    return [*texts, *names]
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

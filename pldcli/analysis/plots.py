@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pldcli.analysis.results import Analysis, AnalyzedRun, Measure
-from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure, whole_numbers
-from pldcli.plots.schedules import evenly_spaced
+from pldcli.plots.canvas import colour, evenly_spaced, gaps, picture, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,10 +43,6 @@ def plot_gradients(analysis: Analysis, path: Path, *, dropped: bool = False) -> 
         analysis: The runs.
         path: A .png or .svg file.
         dropped: Under gates: means over draws, and for the last moment the range of the draws.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     how = f"blocks dropped\n{analysis.dropping}\nshaded: range of the draws at the last step" if dropped else "every block running"
     _plot(analysis, _GRADIENTS, path, title=f"Gradients of the masked-LM loss, {how}", dropped=dropped, logarithmic=True)
@@ -59,10 +54,6 @@ def plot_similarity(analysis: Analysis, path: Path) -> None:
     Args:
         analysis: The runs.
         path: A .png or .svg file.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
     _plot(analysis, _SIMILARITY, path, title="What each block does to its input, every block running", dropped=False, logarithmic=False)
 
@@ -73,43 +64,30 @@ def plot_removal(analysis: Analysis, path: Path) -> None:
     Args:
         analysis: The runs.
         path: A .png or .svg file.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
-    check_picture_path(path)
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=11.0, height=4.3)
+    with picture(path, width=11.0, height=4.3) as figure:
         figure.suptitle("Blocks left out of the trained model", fontsize=11)
         alone, from_here = figure.subplots(1, 2)
         width = 0.8 / len(analysis.runs)
         for number, run in enumerate(analysis.runs):
-            colour, blocks = COLOURS[number % len(COLOURS)], range(1, run.num_blocks + 1)
+            blocks = range(1, run.num_blocks + 1)
             label = f"{run.title}, step {run.removal.step:,}, loss {run.removal.loss:.3f}"
             places = [block + (number - (len(analysis.runs) - 1) / 2) * width for block in blocks]
             hatch = _HATCHES[number % len(_HATCHES)]
-            alone.bar(places, _drawable(run.removal.increases()), width, color=colour, hatch=hatch, edgecolor="white", label=label)
+            alone.bar(places, gaps(run.removal.increases()), width, color=colour(number), hatch=hatch, edgecolor="white", label=label)
             marker = _MARKERS[number % len(_MARKERS)]
-            increases = _drawable(run.removal.increases(from_here=True))
-            from_here.plot(blocks, increases, color=colour, marker=marker, markersize=5, linewidth=1.5)
+            increases = gaps(run.removal.increases(from_here=True))
+            from_here.plot(blocks, increases, color=colour(number), marker=marker, markersize=5, linewidth=1.5)
         alone.set(title="One block left out", ylabel="increase of the loss, nats per target")
         from_here.set(title="A block and all after it left out", ylabel="increase of the loss, nats per target")
         for axes in (alone, from_here):
             axes.axhline(0.0, color="#777777", linewidth=0.8)
             _mark_blocks(axes, max(run.num_blocks for run in analysis.runs))
         figure.legend(*alone.get_legend_handles_labels(), loc="outside lower center", ncols=min(2, len(analysis.runs)))
-        save_figure(figure, path)
 
 
 def _plot(analysis: Analysis, rows: Sequence[_Row], path: Path, *, title: str, dropped: bool, logarithmic: bool) -> None:
-    check_picture_path(path)
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=max(6.0, 0.6 + 4.3 * len(analysis.runs)), height=1.3 + 2.5 * len(rows))
+    with picture(path, width=max(6.0, 0.6 + 4.3 * len(analysis.runs)), height=1.3 + 2.5 * len(rows)) as figure:
         figure.suptitle(title, fontsize=11)
         panels: Any = figure.subplots(len(rows), len(analysis.runs), squeeze=False, sharey="row")
         drawn = [False] * len(rows)
@@ -127,7 +105,6 @@ def _plot(analysis: Analysis, rows: Sequence[_Row], path: Path, *, title: str, d
                 first.set_ylim(bottom=0.0)
             elif any_value:
                 first.set_yscale("log")
-        save_figure(figure, path)
 
 
 def _draw_run(axes: Axes, run: AnalyzedRun, measure: Measure, *, dropped: bool) -> bool:
@@ -139,13 +116,13 @@ def _draw_run(axes: Axes, run: AnalyzedRun, measure: Measure, *, dropped: bool) 
     drawn = False
     for number, state in enumerate(shown):
         share = number / max(1, len(shown) - 1)
-        colour = matplotlib.colormaps["viridis_r"](_LIGHTEST + (_DARKEST - _LIGHTEST) * share)
-        values = _drawable(state.values(measure, dropped=dropped))
+        shade = matplotlib.colormaps["viridis_r"](_LIGHTEST + (_DARKEST - _LIGHTEST) * share)
+        values = gaps(state.values(measure, dropped=dropped))
         marker = _MARKERS[number % len(_MARKERS)]
-        axes.plot(blocks, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=f"{state.step:,}")
+        axes.plot(blocks, values, color=shade, marker=marker, markersize=4, linewidth=1.4, label=f"{state.step:,}")
         if dropped and state is shown[-1]:
-            low, high = (_drawable(bounds) for bounds in zip(*state.ranges(measure), strict=True))
-            axes.fill_between(blocks, low, high, color=colour, alpha=0.15, linewidth=0)
+            low, high = (gaps(bounds) for bounds in zip(*state.ranges(measure), strict=True))
+            axes.fill_between(blocks, low, high, color=shade, alpha=0.15, linewidth=0)
         drawn = drawn or any(math.isfinite(value) for value in values)
     return drawn
 
@@ -157,8 +134,3 @@ def _mark_blocks(axes: Axes, num_blocks: int) -> None:
     else:
         axes.xaxis.set_major_locator(whole_numbers())
     axes.grid(visible=False, axis="x")
-
-
-def _drawable(values: Sequence[float]) -> list[float]:
-    """Leave gaps at what is not finite."""
-    return [value if math.isfinite(value) else math.nan for value in values]

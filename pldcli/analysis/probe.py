@@ -1,7 +1,7 @@
 """Measure the blocks of one model: gradients, what each block does to its input, and what the model is without it.
 
-Everything is computed in evaluation mode, without dropout, on given rows under given masks, so that the same weights give the same
-numbers. The loss is the mean masked-LM loss over all targets of the rows; a next-sentence loss is left out.
+Everything is computed in evaluation mode, without dropout, on given sequences under given masks, so that the same weights give the same
+numbers. The loss is the mean masked-LM loss over all targets; a next-sentence loss is left out.
 
 Shapes: B batch, T tokens, D hidden, M masked positions, L blocks.
 """
@@ -29,7 +29,7 @@ __all__ = ["probe", "remove_blocks"]
 
 
 def probe(model: StBert, batches: Sequence[Batch], device: torch.device, plan: Plan | None = None) -> Probe:
-    """Measure every block in one pass over the rows, without dropout.
+    """Measure every block in one pass over the sequences, without dropout.
 
     Under a plan the blocks that it closes are skipped, and the outputs of the others are scaled as in training. The weights and their
     `grad` stay as they are, and the model's training mode is restored.
@@ -67,7 +67,7 @@ def remove_blocks(
         batches: On the host.
         runtime: The device.
         step: Completed updates of the model, for the record.
-        done: Called after each pass over the rows, of which there are 2 L + 1.
+        done: Called after each pass over the sequences, of which there are 2 L + 1.
 
     Source: Zhang & He 2020, section 3.
     """

@@ -34,12 +34,12 @@ Measure = Literal["weight_gradient_norm", "input_gradient_norm", "distance", "re
 
 @dataclass(frozen=True)
 class BlockProbe:
-    """One block in one pass over the rows. A block that did not run has None, but for the gradient that passes it by."""
+    """One block in one pass over the sequences. A block that did not run has None, but for the gradient that passes it by."""
 
     weight_gradient_norm: float | None
     """Euclidean norm over all of the block's parameters."""
     input_gradient_norm: float
-    """Euclidean norm over all tokens of all rows, of the gradient with respect to what enters the block."""
+    """Euclidean norm over all tokens of all sequences, of the gradient with respect to what enters the block."""
     distance: float | None
     """Euclidean distance between a token's vectors before and after the block, mean over tokens."""
     relative_distance: float | None
@@ -50,7 +50,7 @@ class BlockProbe:
 
 @dataclass(frozen=True)
 class Probe:
-    """All blocks in one pass over the rows, under one set of gates."""
+    """All blocks in one pass over the sequences, under one set of gates."""
 
     gates: tuple[bool, ...]
     loss: float
@@ -88,7 +88,7 @@ class State:
         return [(min(found, default=math.nan), max(found, default=math.nan)) for found in self._found(measure, dropped=True)]
 
     def loss(self, *, dropped: bool = False) -> float:
-        """Give the loss; under gates the mean over draws."""
+        """Return the loss; under gates the mean over draws."""
         return _mean([probe.loss for probe in self._probes(dropped)])
 
     def _probes(self, dropped: bool) -> tuple[Probe, ...]:
@@ -116,7 +116,7 @@ class Removal:
         return [loss - self.loss for loss in (self.from_here if from_here else self.alone)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnalyzedRun:
     """A run's blocks over its training."""
 
@@ -124,9 +124,9 @@ class AnalyzedRun:
     path: str
     norm: Norm
     seq_len: int
-    """Tokens per row."""
+    """Tokens per sequence."""
     num_sequences: int
-    """Validation rows that everything is computed on."""
+    """Validation sequences that everything is computed on."""
     data: str
     """The prepared directory."""
     states: tuple[State, ...]
@@ -158,7 +158,7 @@ class Analysis:
 
     @property
     def dropping(self) -> str:
-        """Say what blocks were dropped by."""
+        """Return what blocks were dropped by."""
         if self.gates is None:
             return ""
         by = "each run's own schedule" if self.gates == "schedule" else f"keep probability {self.gates:g} in every block"
@@ -166,7 +166,7 @@ class Analysis:
 
 
 def measures() -> tuple[str, ...]:
-    """Name what is measured of a block."""
+    """Return what is measured of a block."""
     return tuple(field.name for field in fields(BlockProbe))
 
 

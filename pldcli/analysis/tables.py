@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from pldcli.analysis.results import Analysis, AnalyzedRun, Measure, State
+from pldcli.console.section import Section
 
-__all__ = ["AnalysisTable", "run_lines", "tables"]
+__all__ = ["run_lines", "tables"]
 
 _WIDEST = 12
 """Columns of a cell at most; a longer name of a run is folded."""
 _GAP = 2
-
-
-@dataclass(frozen=True)
-class AnalysisTable:
-    """A table with its heading; the first column names the row, every other one is a number and may fold its heading."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 _Column = tuple[str, Callable[[AnalyzedRun], Sequence[float]], Callable[[float], str]]
@@ -30,18 +20,18 @@ _Column = tuple[str, Callable[[AnalyzedRun], Sequence[float]], Callable[[float],
 
 
 def run_lines(analysis: Analysis) -> list[str]:
-    """Say of each run what was measured on what."""
+    """Return of each run what was measured on what."""
     lines = []
     for run in analysis.runs:
         last = run.states[-1]
         lines.append(
             f"{run.title}: {run.num_blocks} blocks, {len(run.states)} moments from step {run.states[0].step:,} to {last.step:,}, "
-            f"on {run.num_sequences:,} rows of {run.seq_len} tokens of {run.data}"
+            f"on {run.num_sequences:,} sequences of {run.seq_len} tokens of {run.data}"
         )
     return lines
 
 
-def tables(analysis: Analysis, *, columns: int) -> Iterator[AnalysisTable]:
+def tables(analysis: Analysis, *, columns: int) -> Iterator[Section]:
     """Lay out every table.
 
     Args:
@@ -81,8 +71,8 @@ def _last(measure: Measure, *, dropped: bool = False) -> Callable[[AnalyzedRun],
     return lambda run: run.states[-1].values(measure, dropped=dropped)
 
 
-def _by_block(title: str, analysis: Analysis, columns: Sequence[_Column], width: int, note: str = "") -> Iterator[AnalysisTable]:
-    """Put runs beside one another, as many as fit."""
+def _by_block(title: str, analysis: Analysis, columns: Sequence[_Column], width: int, note: str = "") -> Iterator[Section]:
+    """Lay out runs beside one another, as many as fit."""
     cell = _GAP + max(max(len(heading) for heading, _, _ in columns), min(_WIDEST, max(len(run.name) for run in analysis.runs)))
     fitting = max(1, (width - len("block")) // (cell * len(columns)))
     for start in range(0, len(analysis.runs), fitting):
@@ -94,10 +84,10 @@ def _by_block(title: str, analysis: Analysis, columns: Sequence[_Column], width:
             cells += [[_cell(value, write) for value in values(run)] for _, values, write in columns]
         blocks = range(1, max(run.num_blocks for run in runs) + 1)
         rows = [(str(block), *(column[block - 1] if block <= len(column) else "" for column in cells)) for block in blocks]
-        yield AnalysisTable(title, tuple(headings), tuple(rows), note)
+        yield _numbers(title, headings, rows, note)
 
 
-def _over_training(run: AnalyzedRun, *, dropped: bool) -> AnalysisTable:
+def _over_training(run: AnalyzedRun, *, dropped: bool) -> Section:
     """Sum up each moment: losses, gradients at both ends of the network, mean change by a block."""
     ends_of = [f"{what},\nblock {block}" for what in ("weights", "input") for block in (1, run.num_blocks)]
     headings = ["step", "loss", *ends_of, "relative\ndistance", "angle"]
@@ -109,7 +99,11 @@ def _over_training(run: AnalyzedRun, *, dropped: bool) -> AnalysisTable:
         row = [f"{state.step:,}", loss, *(_cell(end, _short) for end in ends), _cell(relative, _short), _cell(angle, lambda x: f"{x:.1f}°")]
         rows.append((*row, f"{state.loss(dropped=True):.4f}") if dropped else tuple(row))
     note = "every block running: norms of gradients at both ends; distance and angle are means over blocks"
-    return AnalysisTable(f"{run.title} over training", (*headings, "loss,\ndropped") if dropped else tuple(headings), tuple(rows), note)
+    return _numbers(f"{run.title} over training", [*headings, "loss,\ndropped"] if dropped else headings, rows, note)
+
+
+def _numbers(title: str, headings: Sequence[str], rows: Sequence[tuple[str, ...]], note: str) -> Section:
+    return Section(title, tuple(headings), tuple(rows), left=0, notes=(note,) if note else (), fold_headings=True)
 
 
 def _ends(state: State, measure: Measure) -> tuple[float, float]:

@@ -127,7 +127,7 @@ def find_micro_batch(config: Config, source: Source, runtime: Runtime, report: R
 
 
 class Source:
-    """What the rows of a measurement are made of."""
+    """What the sequences of a measurement are made of."""
 
     def __init__(self, config: Config, prepared: PreparedData | None) -> None:
         self.special = prepared.special if prepared else _SPECIAL
@@ -136,13 +136,13 @@ class Source:
         self._stream = prepared.stream("train") if prepared else RandomStream(self.vocab_size)
 
     def samples(self, config: Config) -> Samples:
-        """Cut rows."""
+        """Return the sequences, cut as the run cuts them."""
         if isinstance(self._stream, RandomStream):
             return SpanSamples(self._stream, self.special, config.data.seq_len, seed=config.train.seed)
         return cut_rows(config, self._stream, self.special)
 
     def masking(self, config: Config) -> Masking:
-        """Choose targets as the run does."""
+        """Return the masking of the run."""
         return Masking.of(config.objective.mask_probability, self.special, self.vocab_size)
 
 
@@ -197,7 +197,7 @@ def _lowest_theta(config: Config) -> float:
 
 
 def _take_turns(trainers: dict[str, Trainer[StepBatches]], per_part: int, report: Report) -> tuple[Mode, ...]:
-    """Let each trainer do a part of its steps, in turn, and observe it at the end of each part."""
+    """Run the trainers in turn, a part of their steps at a time, and observe each at the end of its part."""
     device = next(iter(trainers.values())).runtime.device
     runs = {
         name: trainer.steps(Position(), observe=lambda step: step % per_part == 0, stop=StopRequest()) for name, trainer in trainers.items()
@@ -284,7 +284,7 @@ def _measured_peak(config: Config, runtime: Runtime) -> float:
 
 
 def _forget_everything(device: torch.device) -> None:
-    """Give memory back, and forget compiled sizes: after the second one torch would compile for any."""
+    """Free memory, and forget compiled sizes: after the second one torch would compile for any."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Turn a budget of training time into a number of steps, which then belongs to the run like any other."""
+"""Turn a budget of training time into a number of steps, which then belongs to the run like any other; and read step times off a bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pldcli.config import Config
 from pldcli.data.shards import PreparedData
 from pldcli.errors import UsageError
 
-__all__ = ["Calibration", "calibrate", "step_time"]
+__all__ = ["Calibration", "calibrate", "step_time", "step_times_by_part"]
 
 _STEPS = 10
 
@@ -71,6 +71,24 @@ def step_time(config: Config, measured: Bench) -> StepTime:
     dropped = measured.modes[1]
     missing = measured.num_blocks - dropped.kept_blocks
     return StepTime(dense, (dense - _step_seconds(dropped, forwards)) / missing if missing else 0.0)
+
+
+def step_times_by_part(config: Config, measured: Bench) -> list[StepTime]:
+    """Read the step time off each part of a measurement: neighbours in time, with the blocks that ran in it.
+
+    Args:
+        config: The run's; its batch counts.
+        measured: Steps of the same model, dense and dropped. A part in which nothing was dropped is left out.
+    """
+    times = []
+    for part in range(len(measured.modes[0].step_seconds)):
+        dense, dropped = (
+            replace(mode, step_seconds=(mode.step_seconds[part],), kept_blocks_by_part=(mode.kept_blocks_by_part[part],))
+            for mode in measured.modes
+        )
+        if dense.kept_blocks - dropped.kept_blocks >= 0.5:  # a model of one block may happen to drop none
+            times.append(step_time(config, replace(measured, modes=(dense, dropped))))
+    return times
 
 
 def _step_seconds(mode: Mode, forwards: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure
+from pldcli.plots.canvas import colour, picture
 
 __all__ = ["plot_phases"]
 
@@ -20,22 +20,14 @@ def plot_phases(modes: Mapping[str, Mapping[str, float]], path: Path, *, title: 
         modes: Per mode, seconds of each phase; the same phases in all.
         path: A .png or .svg file.
         title: What was measured.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
     """
-    check_picture_path(path)
-    import matplotlib
-
     names, longest = list(modes), max(sum(phases.values()) for phases in modes.values())
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=9.0, height=1.5 + 0.55 * len(names))
+    with picture(path, width=9.0, height=1.5 + 0.55 * len(names)) as figure:
         axes = figure.subplots()
         lefts = [0.0] * len(names)
         for number, phase in enumerate(next(iter(modes.values()))):
             widths = [modes[name][phase] * 1e3 for name in names]
-            axes.barh(range(len(names)), widths, left=lefts, color=COLOURS[number], height=0.6, label=phase)
+            axes.barh(range(len(names)), widths, left=lefts, color=colour(number), height=0.6, label=phase)
             for row, (left, width) in enumerate(zip(lefts, widths, strict=True)):
                 if width > _NARROWEST_LABEL * longest * 1e3:
                     axes.text(left + width / 2, row, f"{width:,.1f}", ha="center", va="center", color="white", fontsize=8.5)
@@ -45,4 +37,3 @@ def plot_phases(modes: Mapping[str, Mapping[str, float]], path: Path, *, title: 
         axes.grid(visible=False, axis="y")
         figure.suptitle(title, fontsize=10.5)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(modes[names[0]]))
-        save_figure(figure, path)

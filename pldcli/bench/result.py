@@ -85,7 +85,7 @@ class Bench:
     whole_run_saved: float
     """Fraction of all FLOPs that the schedule saves over a whole run."""
     text: str
-    """What the rows are made of."""
+    """What the sequences are made of."""
     is_main: bool = True
 
     @property
@@ -94,8 +94,8 @@ class Bench:
         if len(self.modes) < 2:
             return None
         dense, dropped = self.modes
-        operations = 1.0 - statistics.fmean(dropped.flops_per_step) / statistics.fmean(dense.flops_per_step)
-        return operations, 1.0 - dropped.seconds / dense.seconds
+        flops = 1.0 - statistics.fmean(dropped.flops_per_step) / statistics.fmean(dense.flops_per_step)
+        return flops, 1.0 - dropped.seconds / dense.seconds
 
     @property
     def saved_by_part(self) -> list[tuple[float, float]]:

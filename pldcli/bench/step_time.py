@@ -1,4 +1,7 @@
-"""How long a step takes, from a measured step with all blocks and what a dropped block saves."""
+"""Step time to training time and back: a measured step with all blocks, and what a dropped block saves, under any schedule.
+
+The arithmetic of equal time and of `--budget`; the steps are measured by `budget` and, for studies, by `pldcli.study.calibration`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class StepTime:
     """Saved by one dropped block."""
 
     def seconds_until(self, schedule: Schedule, steps: int) -> float:
-        """Add up the first `steps` steps (at least 1) of a schedule."""
+        """Return the training seconds of the first `steps` steps (at least 1) of a schedule."""
         dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_until(steps))
         return steps * (self.dense_seconds - self.block_seconds * dropped)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,8 +31,8 @@ def analyze(
         ),
     ] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of --gates to average over.", show_default="8")] = None,
-    sequences: Annotated[int, typer.Option(help="Validation rows to compute on.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Rows at a time; lower it when memory runs out.")] = 16,
+    sequences: Annotated[int, typer.Option(help="Validation sequences to compute on.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Sequences at a time; lower it when memory runs out.")] = 16,
     device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write numbers and pictures there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
@@ -42,9 +40,9 @@ def analyze(
     """Measure blocks over training: gradients, distance and angle between input and output, and the loss without each block.
 
     The initial weights, every checkpoint that is there (checkpoint.keep) and
-    the finished model are measured on the first rows of the validation split,
-    under fixed masks, without dropout, in fp32. Several runs stand side by
-    side, for example Post-LN and Pre-LN.
+    the finished model are measured on the first validation sequences, under
+    fixed masks, without dropout, in fp32. Several runs stand side by side,
+    for example Post-LN and Pre-LN.
     """
     from pldcli.analysis.results import parse_gates
 
@@ -53,16 +51,16 @@ def analyze(
     chosen = None if gates is None else parse_gates(gates)
     from pldcli.analysis.analyze import Settings
     from pldcli.analysis.analyze import analyze as run_analysis
+    from pldcli.analysis.files import as_json as numbers
+    from pldcli.analysis.files import write_analysis
 
     settings = Settings(sequences, batch_size, chosen, 8 if draws is None else draws, device)
     analysis = run_analysis(runs, data=data, settings=settings)
     # Files first: a reader that closes the pipe early must not cost them.
-    written = [] if out is None else _write(analysis, out)
+    written = [] if out is None else write_analysis(analysis, out)
     for note in analysis.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
-        from pldcli.analysis.files import as_json as numbers
-
         typer.echo(json.dumps(numbers(analysis)))
     else:
         _show(analysis)
@@ -71,43 +69,11 @@ def analyze(
 
 
 def _show(analysis: Analysis) -> None:
-    from rich.markup import escape
-
     from pldcli.analysis.tables import run_lines, tables
-    from pldcli.console.screen import screen, table
+    from pldcli.console.screen import print_sections, screen
 
     console = screen()
     for line in run_lines(analysis):
-        console.print(escape(line))
-    for one in tables(analysis, columns=console.width):
-        console.print(f"\n[bold cyan]{escape(one.title)}[/]")
-        numbers = [escape(heading) for heading in one.headings[1:]]
-        console.print(table([one.headings[0], *numbers], one.rows, right=[one.headings[0], *numbers], fold=numbers))
-        if one.note:
-            console.print(f"[dim]{escape(one.note)}[/]")
-
-
-def _write(analysis: Analysis, out: Path) -> list[str]:
-    """Write every file; list their names."""
-    from pldcli.analysis.files import as_json, blocks_csv, removal_csv
-    from pldcli.analysis.plots import plot_gradients, plot_removal, plot_similarity
-    from pldcli.system import atomic
-
-    texts = {
-        "analysis.json": json.dumps(as_json(analysis), indent=1) + "\n",
-        "blocks.csv": blocks_csv(analysis),
-        "removal.csv": removal_csv(analysis),
-    }
-    for name, text in texts.items():
-        atomic.write_text(out / name, text)
-    pictures: dict[str, Callable[[Path], None]] = {
-        "gradients": partial(plot_gradients, analysis),
-        "similarity": partial(plot_similarity, analysis),
-        "removal": partial(plot_removal, analysis),
-    }
-    if analysis.gates is not None:
-        pictures["gradients-dropped"] = partial(plot_gradients, analysis, dropped=True)
-    names = [f"{name}.{ending}" for name in pictures for ending in ("png", "svg")]
-    for name in names:
-        pictures[Path(name).stem](out / name)
-    return [*texts, *names]
+        console.print(line, markup=False)
+    console.print()
+    print_sections(console, tables(analysis, columns=console.width))

@@ -12,8 +12,8 @@ import typer
 
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
-from pldcli.plots.canvas import check_picture_path
-from pldcli.plots.schedules import NamedSchedule, evenly_spaced, plot_schedules
+from pldcli.plots.canvas import check_picture_path, evenly_spaced
+from pldcli.plots.schedules import NamedSchedule, plot_schedules
 from pldcli.plots.terminal import block_chart, sparkline
 
 __all__ = ["plot_schedule"]
@@ -97,6 +97,7 @@ def _print_json(schedules: list[NamedSchedule], points: int) -> None:
 
 def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
     """Print one row per step, a column per block; the columns of blocks that a schedule does not have are empty."""
+    # Row by row to stdout itself: a pipe that closes early ends the command at once.
     deepest = max(named.schedule.num_blocks for named in schedules)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["preset", "step", "theta", "expected_kept_blocks", *(f"keep_prob_{block + 1}" for block in range(deepest))])
@@ -154,7 +155,7 @@ def _print_picture(schedules: list[NamedSchedule]) -> None:
 
 
 def _sentences(named: NamedSchedule) -> list[str]:
-    """Say what the pictures show, in lines of less than 80 columns."""
+    """Return what the pictures show, in lines of less than 80 columns."""
     summary, schedule = _summary(named), named.schedule
     blocks = summary["num_blocks"]
     times = [

@@ -1,4 +1,4 @@
-"""What runs come to beside one another: final losses, the way to the baseline's loss, time and operations.
+"""What runs come to beside one another: final losses, the way to the baseline's loss, time and FLOPs.
 
 Losses are compared at full depth, on validation text. Runs that differ in their seed alone are one system, and systems
 are paired by seed.
@@ -34,7 +34,7 @@ class Difference:
     """Every run that went in had come to its end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reach:
     """Where a run first has the loss that the baseline ended with."""
 
@@ -61,7 +61,7 @@ class Reach:
 
     @property
     def schedule_finished(self) -> bool | None:
-        """Tell whether the schedule had come to its end there; None where the loss was not reached."""
+        """Return whether the schedule had come to its end there; None where the loss was not reached."""
         return None if self.schedule_share is None else self.schedule_share >= 1.0
 
 
@@ -78,9 +78,9 @@ class Saving:
     """Of all training seconds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One system held against the baseline."""
+    """One system beside the baseline."""
 
     system: System
     difference: Difference | None
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
-    """Hold runs against a baseline.
+    """Compare runs with a baseline.
 
     Args:
         runs: At least two.
@@ -131,7 +131,7 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
 
 
 def compare_systems(systems: Sequence[System], reference: System) -> Comparison:
-    """Hold systems against one of them.
+    """Compare systems with one of them.
 
     Args:
         systems: At least one.
@@ -171,14 +171,14 @@ def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Co
     reaches = [reach for run in system.runs if (reach := _reach(run, _partner(run, baseline)))] if compares else []
     controls = [control.name for control in find_controls(system, systems)] if system.config.pld.theta_bar < 1.0 else []
     return Contrast(
-        system,
-        _difference(system, baseline) if compares else None,
-        tuple(reaches),
-        _saving(system, baseline),
-        _equal(system, baseline),
-        tuple(differences(system, baseline)),
-        tuple(controls),
-        _score_differences(system, baseline),
+        system=system,
+        difference=_difference(system, baseline) if compares else None,
+        reaches=tuple(reaches),
+        saving=_saving(system, baseline),
+        equal=_equal(system, baseline),
+        differs=tuple(differences(system, baseline)),
+        controls=tuple(controls),
+        finetuned=_score_differences(system, baseline),
     )
 
 
@@ -193,15 +193,15 @@ def _reach(run: Run, reference: Run) -> Reach | None:
         return None
     at, is_first = reach_loss(target, run)
     return Reach(
-        run.name,
-        reference.name,
-        target,
-        reference.final,
-        at,
-        is_first,
-        None if at is None else at.step / run.config.train.total_steps,
-        None if at is None else run.learning_rate_share(at.step),
-        not (run.is_complete and reference.is_complete),
+        run=run.name,
+        reference=reference.name,
+        target=target,
+        reference_final=reference.final,
+        at=at,
+        is_first_validation=is_first,
+        schedule_share=None if at is None else at.step / run.config.train.total_steps,
+        learning_rate_share=None if at is None else run.learning_rate_share(at.step),
+        is_unfinished_pair=not (run.is_complete and reference.is_complete),
     )
 
 
@@ -261,7 +261,7 @@ def _saved(ours: float | None, theirs: float | None) -> float | None:
 
 
 def _equal(system: System, baseline: System) -> tuple[str, ...]:
-    """Say in what two systems were given the same: both must have come to their end."""
+    """Return in what two systems were given the same: both must have come to their end."""
     if not (system.is_complete and baseline.is_complete):
         return ()
     shares = {}

@@ -32,7 +32,7 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool | None:
-        """Tell whether no difference at all is among the plausible ones; None without an interval."""
+        """Return whether no difference at all is among the plausible ones; None without an interval."""
         return None if self.half_width is None else abs(self.mean) <= self.half_width
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import presets
-from pldcli.comparison.runs import SPENT, Run, run_from_rows
+from pldcli.comparison.runs import SPENT, Run
 from pldcli.config import flatten
 from pldcli.console.section import csv_text
 from pldcli.errors import DataError, PldError
@@ -62,7 +62,7 @@ def read_table(path: Path) -> dict[str, Run]:
             config = presets.build(about["config"])
         except (ValueError, KeyError, TypeError, AttributeError, PldError) as error:
             raise DataError(f"does not say how {name} was trained ({error!r})", where=str(path), hint=_WRITE_AGAIN) from error
-        runs[name] = run_from_rows(rows, name=name, config=config, where=f"{path}: {name}", **known)
+        runs[name] = Run(rows=tuple(rows), name=name, config=config, source=f"{path}: {name}", **known)
     return runs
 
 

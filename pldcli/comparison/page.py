@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from pldcli.console.section import Section
+from pldcli.console.section import Section, html
 
 __all__ = ["render_page"]
 
@@ -63,7 +63,7 @@ def render_page(
         f"<figure>{_inline(svg, f'figure{number}-')}<figcaption>{escape(caption)}</figcaption></figure>"
         for number, (caption, svg) in enumerate(figures, 1)
     ]
-    parts += [_section(section) for section in sections]
+    parts += [html(section) for section in sections]
     if words:
         parts.append("<h2>What differs</h2>")
         parts += [f"<h3>{escape(heading)}</h3>{_list(lines)}" for heading, lines in words]
@@ -73,17 +73,6 @@ def render_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
-
-
-def _section(section: Section) -> str:
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        opened = [f'<{tag} class="word">' if section.holds_words(number) else f"<{tag}>" for number in range(len(texts))]
-        return "".join(f"{start}{escape(text)}</{tag}>" for start, text in zip(opened, texts, strict=True))
-
-    rows = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in section.rows)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in section.notes)
-    table = f"<table>\n<thead><tr>{cells('th', section.headings)}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
-    return f'<h2>{escape(section.title)}</h2>\n<div class="scroll">{table}</div>{notes}'
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.runs import AXES, Measurement, Run, System
-from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure
+from pldcli.plots.canvas import COLOURS, colour, evenly_spaced, gaps, picture, styled_figure, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,35 +32,28 @@ _TITLES = {"validation": "Validation loss", "training": "Training loss, smoothed
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw validation loss against tokens and against training seconds.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
-    """
-    check_picture_path(path)
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        save_figure(_figure(comparison, ["tokens", "train_seconds"], "validation"), path)
+    """Draw validation loss against tokens and against training seconds."""
+    names = ["tokens", "train_seconds"]
+    with picture(path, **_size(comparison, names)) as figure:
+        _fill(figure, comparison, names, "validation")
 
 
 def draw_curves(comparison: Comparison, kind: Kind) -> str:
     """Draw a loss against tokens, steps, executed FLOPs and training seconds, as SVG without metadata."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(comparison, list(AXES), kind)
+    names, buffer = list(AXES), io.BytesIO()
+    with styled_figure(**_size(comparison, names)) as figure:
+        _fill(figure, comparison, names, kind)
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue().decode()
 
 
-def _figure(comparison: Comparison, axes_names: Sequence[str], kind: Kind) -> Figure:
-    rows = math.ceil(len(axes_names) / 2)
+def _size(comparison: Comparison, axes_names: Sequence[str]) -> dict[str, float]:
     legend_rows = math.ceil((len(comparison.systems) + 1) / 3)
-    figure = new_figure(width=10.5, height=3.7 * rows + 0.2 + 0.22 * legend_rows)
-    panels: Any = figure.subplots(rows, 2, squeeze=False)
+    return {"width": 10.5, "height": 3.7 * math.ceil(len(axes_names) / 2) + 0.2 + 0.22 * legend_rows}
+
+
+def _fill(figure: Figure, comparison: Comparison, axes_names: Sequence[str], kind: Kind) -> None:
+    panels: Any = figure.subplots(math.ceil(len(axes_names) / 2), 2, squeeze=False)
     limits = _limits(comparison.runs, kind)
     for panel, name in zip(panels.flat, axes_names, strict=True):
         _draw_panel(panel, comparison, name, kind)
@@ -70,12 +63,10 @@ def _figure(comparison: Comparison, axes_names: Sequence[str], kind: Kind) -> Fi
         if limits is not None:
             panel.set_ylim(*limits)
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
 
 
 def _draw_panel(axes: Axes, comparison: Comparison, name: str, kind: Kind) -> None:
     for number, system in enumerate(comparison.systems):
-        colour = COLOURS[number % len(COLOURS)]
         dashes = _DASHES[min(number // len(COLOURS), len(_DASHES) - 1)]
         several = len(system.runs) > 1
         label = system.name + (f" ({len(system.runs)} runs)" if several else "") + ("" if system.is_complete else ", unfinished")
@@ -84,8 +75,8 @@ def _draw_panel(axes: Axes, comparison: Comparison, name: str, kind: Kind) -> No
             marker = "." if kind == "validation" and not several else ""
             axes.plot(
                 [getattr(point, name) for point in points],
-                [math.nan if point.loss is None else point.loss for point in points],
-                color=colour,
+                gaps(point.loss for point in points),
+                color=colour(number),
                 linestyle=dashes,
                 linewidth=0.8 if several else 1.5,
                 alpha=0.55 if several else 1.0,
@@ -94,7 +85,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, name: str, kind: Kind) -> No
             )
         if several:
             mean = _mean_curve(system, kind)
-            axes.plot([x[name] for x, _ in mean], [y for _, y in mean], color=colour, linestyle=dashes, linewidth=2.0, label=label)
+            axes.plot([x[name] for x, _ in mean], [y for _, y in mean], color=colour(number), linestyle=dashes, linewidth=2.0, label=label)
     if kind == "validation":
         _draw_target(axes, comparison, name)
     axes.xaxis.set_major_formatter(_quantity)
@@ -110,12 +101,12 @@ def _draw_target(axes: Axes, comparison: Comparison, name: str) -> None:
         sum(losses) / len(losses), color="#777777", linewidth=0.9, linestyle=":", label=f"final loss of {comparison.baseline.name}"
     )
     for contrast in comparison.contrasts:
-        colour = COLOURS[comparison.systems.index(contrast.system) % len(COLOURS)]
+        own = colour(comparison.systems.index(contrast.system))
         for reach in contrast.reaches:
             if reach.at is not None:
-                inside = colour if reach.schedule_finished else "white"
+                inside = own if reach.schedule_finished else "white"
                 x = getattr(reach.at, name)
-                axes.plot([x], [reach.target], "o", markersize=7, markerfacecolor=inside, markeredgecolor=colour, markeredgewidth=1.5)
+                axes.plot([x], [reach.target], "o", markersize=7, markerfacecolor=inside, markeredgecolor=own, markeredgewidth=1.5)
 
 
 def _curve(run: Run, kind: Kind) -> tuple[Measurement, ...]:
@@ -136,9 +127,7 @@ def _mean_curve(system: System, kind: Kind) -> list[tuple[dict[str, float], floa
 
 def _thinned(points: Sequence[T]) -> list[T]:
     """Leave out points where there are more than a picture shows; the first and the last stay."""
-    if len(points) <= _MOST_POINTS:
-        return list(points)
-    return [points[i * (len(points) - 1) // (_MOST_POINTS - 1)] for i in range(_MOST_POINTS)]
+    return [points[number] for number in evenly_spaced(len(points), _MOST_POINTS)]
 
 
 def _limits(runs: Sequence[Run], kind: Kind) -> tuple[float, float] | None:
@@ -156,4 +145,4 @@ def _quantity(value: float, _position: object = None) -> str:
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:g} {letter}"
-    return f"{value:,.0f}" if value == int(value) else f"{value:,g}"
+    return thousands(value)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pldcli import presets
 from pldcli.comparison.metrics_table import read_table
-from pldcli.comparison.runs import Run, run_from_rows
+from pldcli.comparison.runs import Run
 from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
@@ -53,12 +53,12 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
     """
     directory = RunDirectory(path)
     config, rows = read_config(directory), read_metrics(directory.metrics)
-    return run_from_rows(
-        rows,
+    return Run(
+        rows=tuple(rows),
         name=name,
         path=str(path),
         config=config,
-        where=str(directory.metrics),
+        source=str(directory.metrics),
         starts=tuple(read_starts(directory.environment)),
         state=run_state(directory, config, max((row["step"] for row in rows), default=0)),
         unreadable_lines=_unreadable_lines(directory.metrics, len(rows)) if rows else 0,
@@ -67,7 +67,7 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
 
 
 def read_config(run: RunDirectory) -> Config:
-    """Read what a run was told.
+    """Read the configuration of a run.
 
     Raises:
         CheckpointError: It is no run.
@@ -75,7 +75,9 @@ def read_config(run: RunDirectory) -> Config:
     if not run.path.is_dir():
         raise CheckpointError("no such run", where=str(run.path), hint="`pld runs` lists the runs here")
     if not run.config.is_file():
-        raise CheckpointError("is no run: it has no config.yaml", where=str(run.path), hint="name a directory that `pld pretrain` wrote")
+        raise CheckpointError(
+            "is not a run directory: it has no config.yaml", where=str(run.path), hint="name a directory that `pld pretrain` wrote"
+        )
     return presets.load(run.config)
 
 
@@ -119,5 +121,5 @@ def _finetuned(run: Path, root: Path) -> dict[str, tuple[float, ...]]:
 
 
 def _started_from(run: Path, start: Path) -> bool:
-    """Tell whether a fine-tuning began with this run; by its directory's name alone where what it names is no longer there."""
+    """Return whether a fine-tuning began with this run; by its directory's name alone where what it names is no longer there."""
     return start.resolve().is_relative_to(run.resolve()) or not start.exists()

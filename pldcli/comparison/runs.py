@@ -17,7 +17,7 @@ from pldcli.config import Config, flatten
 from pldcli.errors import DataError
 from pldcli.flops import Flops
 
-__all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs", "run_from_rows"]
+__all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs"]
 
 AXES = {"tokens": "tokens", "step": "steps", "executed_flops": "executed FLOPs", "train_seconds": "training seconds"}
 """What a loss can be held against: attribute of a measurement, and its unit in words."""
@@ -44,32 +44,62 @@ class Measurement:
     """Nats per target; None where it was not finite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a comparison knows of one run."""
+    """What a comparison knows of one run.
+
+    Raises:
+        DataError: Its metrics hold no validation, or a number is missing.
+    """
 
     name: str
     path: str
     config: Config
     rows: tuple[Mapping[str, Any], ...]
-    """Every row of metrics.jsonl, in the order of steps; what follows is read from it."""
-    validation: tuple[Measurement, ...]
-    """Every validation, at least one, in the order of steps."""
-    training: tuple[Measurement, ...]
-    """Every logged training loss."""
-    learning_rates: tuple[tuple[int, float], ...]
-    """Step and rate of every logged row."""
+    """Every row of metrics.jsonl, in the order of steps."""
+    source: str = field(compare=False)
+    """The file that holds the rows, for errors."""
     starts: tuple[Mapping[str, Any], ...]
     """What environment.json says of each start; the first one first."""
     state: str
     """As `pld runs` says it."""
-    wall_seconds: float = 0.0
-    frequency_loss: float | None = None
-    """What token frequencies alone score on the validation rows; None where the run did not write it down."""
     unreadable_lines: int = 0
     """Of metrics.jsonl."""
     finetuned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Task to the score of each fine-tuning, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not self.validation:
+            last = max((row["step"] for row in self.rows), default=0)
+            total, every = self.config.train.total_steps, self.config.eval.every_steps
+            what = f"has no validation yet (step {last:,} of {total:,}, validated every {every:,})"
+            raise DataError(what, where=self.path, hint="train it further, or leave it out")
+        _ = self.training  # read now, so that what is damaged is told at once
+
+    @cached_property
+    def validation(self) -> tuple[Measurement, ...]:
+        """Read every validation, at least one, in the order of steps."""
+        return tuple(_measurement(row, "eval/mlm_loss", self.source) for row in self.rows if "eval/mlm_loss" in row)
+
+    @cached_property
+    def training(self) -> tuple[Measurement, ...]:
+        """Read every logged training loss."""
+        # Beside a second loss, train/loss is their sum.
+        return tuple(
+            _measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", self.source)
+            for row in self.rows
+            if "train/loss" in row
+        )
+
+    @property
+    def wall_seconds(self) -> float:
+        """Find the most wall seconds that were written down."""
+        return max((row.get("progress/wall_seconds") or 0.0 for row in self.rows), default=0.0)
+
+    @property
+    def frequency_loss(self) -> float | None:
+        """Return what token frequencies alone score on the validation rows; None where the run did not write it down."""
+        return next((row["eval/frequency_loss"] for row in reversed(self.rows) if "eval/frequency_loss" in row), None)
 
     @property
     def seed(self) -> int:
@@ -78,7 +108,7 @@ class Run:
 
     @property
     def final(self) -> Measurement:
-        """Give the last validation."""
+        """Return the last validation."""
         return self.validation[-1]
 
     @property
@@ -88,12 +118,12 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether the last validation is that of the schedule's last step."""
+        """Return whether the last validation is that of the schedule's last step."""
         return self.final.step >= self.config.train.total_steps
 
     @property
     def start(self) -> Mapping[str, Any]:
-        """Give what is known of the last start."""
+        """Return what is known of the last start."""
         return self.starts[-1] if self.starts else {}
 
     @cached_property
@@ -113,7 +143,7 @@ class Run:
 
     @property
     def final_training_loss(self) -> float | None:
-        """Give the last smoothed training loss."""
+        """Return the last smoothed training loss."""
         return self.smoothed[-1].loss if self.training else None
 
     @property
@@ -159,8 +189,9 @@ class Run:
         return self.config.flops if attended is None else self.config.flops.attending_to(attended)
 
     def learning_rate_share(self, step: float) -> float | None:
-        """Give the learning rate that was logged at or just before `step`, as a share of the peak."""
-        before = [rate for at, rate in self.learning_rates if at <= step]
+        """Return the learning rate that was logged at or just before `step`, as a share of the peak."""
+        logged = [(row["step"], row.get("optim/learning_rate")) for row in self.rows if "train/loss" in row]
+        before = [rate for at, rate in logged if rate is not None and at <= step]
         return before[-1] / self.config.optim.learning_rate if before else None
 
 
@@ -173,7 +204,7 @@ class System:
 
     @property
     def config(self) -> Config:
-        """Give the first run's configuration."""
+        """Return the first run's configuration."""
         return self.runs[0].config
 
     @property
@@ -183,7 +214,7 @@ class System:
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether every run came to its end."""
+        """Return whether every run came to its end."""
         return all(run.is_complete for run in self.runs)
 
     @property
@@ -193,7 +224,7 @@ class System:
 
     @property
     def finetuned(self) -> dict[str, tuple[float, ...]]:
-        """Put the fine-tuning scores of all runs together."""
+        """Collect the fine-tuning scores of all runs."""
         tasks = dict.fromkeys(task for run in self.runs for task in run.finetuned)
         return {task: tuple(score for run in self.runs for score in run.finetuned.get(task, ())) for task in tasks}
 
@@ -213,7 +244,7 @@ class System:
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
-    """Put runs together that differ in their seed alone, in the order in which systems first appear.
+    """Group runs that differ in their seed alone, in the order in which systems first appear.
 
     Of runs with the same `--budget` the number of steps may differ too: it was measured anew for each.
     """
@@ -224,44 +255,6 @@ def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:
     return tuple(
         System(name if names.count(name) == 1 else members[0].name, tuple(members))
         for name, members in zip(names, grouped.values(), strict=True)
-    )
-
-
-def run_from_rows(rows: Sequence[Mapping[str, Any]], *, name: str, path: str, config: Config, where: str, **known: Any) -> Run:
-    """Build a run from its metrics.
-
-    Args:
-        rows: As in metrics.jsonl.
-        name: Of the run.
-        path: Of its directory.
-        config: Its configuration.
-        where: The file that holds the rows, for errors.
-        known: Fields of `Run` that do not come from its metrics.
-
-    Raises:
-        DataError: There is no validation yet, or a number is missing.
-    """
-    logged = [row for row in rows if "train/loss" in row]
-    validated = [row for row in rows if "eval/mlm_loss" in row]
-    if not validated:
-        last = max((row["step"] for row in rows), default=0)
-        raise DataError(
-            f"has no validation yet (step {last:,} of {config.train.total_steps:,}, validated every {config.eval.every_steps:,})",
-            where=path,
-            hint="train it further, or leave it out",
-        )
-    return Run(
-        name=name,
-        path=path,
-        config=config,
-        rows=tuple(rows),
-        validation=tuple(_measurement(row, "eval/mlm_loss", where) for row in validated),
-        # Beside a second loss, train/loss is their sum.
-        training=tuple(_measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", where) for row in logged),
-        learning_rates=tuple((row["step"], row["optim/learning_rate"]) for row in logged if row.get("optim/learning_rate") is not None),
-        wall_seconds=max((row.get("progress/wall_seconds") or 0.0 for row in rows), default=0.0),
-        frequency_loss=next((row["eval/frequency_loss"] for row in reversed(rows) if "eval/frequency_loss" in row), None),
-        **known,
     )
 
 
@@ -290,7 +283,7 @@ def _system_key(run: Run) -> str:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """Give what names have in common at their start, without a cut-off number or the word seed."""
+    """Return what names have in common at their start, without a cut-off number or the word seed."""
     if len(names) == 1:
         return names[0]
     shared = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))

@@ -10,19 +10,17 @@ from pldcli.comparison.intervals import Interval
 from pldcli.comparison.runs import Run, System
 from pldcli.config import describe_dropping
 from pldcli.console.section import Section
-from pldcli.console.units import duration, quantity
+from pldcli.console.units import MISSING, duration, number, quantity, with_spread
 
 __all__ = ["finetuned", "interval_cells", "sections", "summary", "words"]
 
-_MISSING = "-"
-
 
 def summary(comparison: Comparison) -> list[str]:
-    """Say what came out, a paragraph per system."""
+    """Return what came out, a paragraph per system."""
     if not comparison.contrasts:
         losses = comparison.baseline.final_losses
         spread = f", standard deviation {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        return [f"All {len(comparison.runs)} runs are one system, {comparison.baseline.name}: there is nothing to hold it against{spread}."]
+        return [f"All {len(comparison.runs)} runs are one system, {comparison.baseline.name}: there is nothing to compare it with{spread}."]
     return [_sentences(contrast, comparison.baseline) for contrast in comparison.contrasts]
 
 
@@ -87,7 +85,7 @@ def _reach_sentence(contrast: Contrast) -> str:
     who, on_average = ("It reaches", "") if len(there) == 1 else (f"All {len(there)} runs reach", " on average")
     speed = f" and {seconds:.0%} of the training time ({1 / seconds:.2f}x as fast)" if seconds else ""
     early = " SCHEDULES NOT FINISHED there." if any(not reach.schedule_finished for reach in there) else ""
-    return f"{who} that loss after {_percent(tokens)} of the tokens{speed}{on_average}.{early}"
+    return f"{who} that loss after {number(tokens, '.0%')} of the tokens{speed}{on_average}.{early}"
 
 
 def _change(saved: float, less: str) -> str:
@@ -100,7 +98,6 @@ def _ends(comparison: Comparison) -> Section:
         first, losses = system.runs[0], system.final_losses
         planned = system.config.train.total_steps
         last = min(run.final.step for run in system.runs)
-        training = system.mean("final_training_loss")
         rows.append(
             (
                 system.name,
@@ -109,8 +106,8 @@ def _ends(comparison: Comparison) -> Section:
                 quantity(first.final.tokens),
                 quantity(statistics.fmean(run.final.executed_flops for run in system.runs)),
                 duration(statistics.fmean(run.final.train_seconds for run in system.runs)),
-                _with_spread(losses),
-                _MISSING if training is None else f"{training:.4f}",
+                with_spread(losses) if losses else "diverged",
+                number(system.mean("final_training_loss"), ".4f"),
             )
         )
     notes = ["validation: last one, at full depth, nats per masked token" + _spread_note(comparison)]
@@ -125,7 +122,7 @@ def _differences(comparison: Comparison) -> Section | None:
         difference = contrast.difference
         equal = " and ".join(contrast.equal) or "neither"
         if difference is None:
-            rows.append((contrast.system.name, "does not compare", _MISSING, _MISSING, equal))
+            rows.append((contrast.system.name, "does not compare", MISSING, MISSING, equal))
             continue
         mean, ends, pairs = interval_cells(difference.interval)
         unfinished = "" if difference.is_complete else " unfinished"
@@ -161,7 +158,7 @@ def _own_row(run: Run) -> tuple[str, ...]:
 
 def _reach_row(reach: Reach) -> tuple[str, ...]:
     if reach.at is None:
-        return (reach.run, f"{reach.target:.4f}", _MISSING, "not reached", *[_MISSING] * 4)
+        return (reach.run, f"{reach.target:.4f}", MISSING, "not reached", *[MISSING] * 4)
     star = "" if reach.schedule_finished and not reach.is_unfinished_pair else "*"
     tokens, flops, seconds = (reach.ratio(axis) for axis in ("tokens", "executed_flops", "train_seconds"))
     return (
@@ -169,21 +166,21 @@ def _reach_row(reach: Reach) -> tuple[str, ...]:
         f"{reach.target:.4f}",
         quantity(reach.at.tokens),
         duration(reach.at.train_seconds),
-        _percent(tokens),
-        _percent(flops),
-        _percent(seconds),
-        f"{1 / seconds:.2f}x" if seconds else _MISSING,
+        number(tokens, ".0%"),
+        number(flops, ".0%"),
+        number(seconds, ".0%"),
+        _times(seconds),
     )
 
 
 def _mean_row(contrast: Contrast) -> tuple[str, ...]:
     tokens, flops, seconds = (_mean_ratio(contrast.reaches, axis) for axis in ("tokens", "executed_flops", "train_seconds"))
-    speed = f"{1 / seconds:.2f}x" if seconds else _MISSING
-    return (f"{contrast.system.name}: mean", "", "", "", _percent(tokens), _percent(flops), _percent(seconds), speed)
+    speed = _times(seconds)
+    return (f"{contrast.system.name}: mean", "", "", "", number(tokens, ".0%"), number(flops, ".0%"), number(seconds, ".0%"), speed)
 
 
 def _label(reach: Reach) -> str:
-    """Say what makes a crossing less than a fair one."""
+    """Return what makes a crossing less than a fair one."""
     if reach.at is None:
         return ""
     labels = []
@@ -201,7 +198,7 @@ def _speed(comparison: Comparison) -> Section:
     rows = []
     for system in comparison.systems:
         step, speed, flops = (system.mean(name) for name in ("seconds_per_step", "tokens_per_second", "flops_per_token"))
-        rows.append((system.name, _MISSING if step is None else f"{1e3 * step:,.1f}", quantity(speed or 0.0), quantity(flops or 0.0)))
+        rows.append((system.name, MISSING if step is None else f"{1e3 * step:,.1f}", quantity(speed or 0.0), quantity(flops or 0.0)))
     notes = ("ms/step: median over the stretches between logged rows; the others: over the whole run",)
     return Section("Speed", ("system", "ms/step", "tokens/s", "FLOPs/token"), tuple(rows), notes=notes)
 
@@ -214,7 +211,7 @@ def _savings(comparison: Comparison) -> Section | None:
         saving = contrast.saving
         shares = (saving.predicted_flops, saving.executed_flops, saving.step_time, saving.run_time)
         # Adding zero takes the sign from what rounds to nothing.
-        rows.append((contrast.system.name, *(_MISSING if share is None else f"{round(share, 3) + 0.0:.1%}" for share in shares)))
+        rows.append((contrast.system.name, *(MISSING if share is None else f"{round(share, 3) + 0.0:.1%}" for share in shares)))
     notes = (
         "FLOPs: predicted from shapes and schedules, and as executed; time: of the median step, and of all training seconds",
         "a negative share is more than the baseline took",
@@ -233,10 +230,9 @@ def finetuned(comparison: Comparison) -> Section | None:
             if by_seed is None or scores is None:
                 continue
             means = [100 * score for score in by_seed.values()]
-            spread = f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""
             interval = differences.get(system.name, {}).get(task)
             held = ("", "", "") if interval is None else interval_cells(interval, scale=100, digits=2)
-            rows.append((task, system.name, f"{statistics.fmean(means):.2f}{spread}", str(len(scores)), *held))
+            rows.append((task, system.name, with_spread(means, digits=2), str(len(scores)), *held))
     if not rows:
         return None
     notes = (
@@ -256,13 +252,6 @@ def interval_cells(interval: Interval, *, scale: float = 1.0, digits: int = 4) -
     return mean, low if interval.low is None else f"{low} to {high}", str(interval.n)
 
 
-def _with_spread(losses: Sequence[float]) -> str:
-    if not losses:
-        return "diverged"
-    mean = f"{statistics.fmean(losses):.4f}"
-    return mean if len(losses) < 2 else f"{mean} ± {statistics.stdev(losses):.4f}"
-
-
 def _spread_note(comparison: Comparison) -> str:
     several = any(len(system.final_losses) > 1 for system in comparison.systems)
     return "; ± is the standard deviation over runs" if several else ""
@@ -273,5 +262,5 @@ def _mean_ratio(reaches: Sequence[Reach], axis: str) -> float | None:
     return statistics.fmean(ratios) if ratios else None
 
 
-def _percent(share: float | None) -> str:
-    return _MISSING if share is None else f"{share:.0%}"
+def _times(seconds: float | None) -> str:
+    return f"{1 / seconds:.2f}x" if seconds else MISSING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
@@ -107,36 +107,25 @@ def find_controls(system: System, systems: Sequence[System]) -> list[System]:
 
 def check_runs(systems: Sequence[System], baseline: System) -> list[str]:
     """Warn of what a reader must know before the numbers: a line each, the gravest first."""
-    runs = [run for system in systems for run in system.runs]
-    return [
-        *_loss_warnings(systems, baseline),
-        *_context_warnings(runs),
-        *_state_warnings(runs),
-        *_length_warnings(systems, baseline),
-        *_schedule_warnings(baseline),
-        *_time_warnings(runs),
-        *_control_warnings(systems),
-        *_repeat_warnings(systems),
-    ]
+    return [line for check in _CHECKS for line in check(systems, baseline)]
 
 
-def _loss_warnings(systems: Sequence[System], baseline: System) -> Iterator[str]:
+def _losses_compare(systems: Sequence[System], baseline: System) -> Iterator[str]:
     reference = baseline.runs[0]
-    for system in systems:
-        for run in system.runs:
-            if reasons := incomparable(run, reference):
-                yield f"the losses of {run.name} and {reference.name} do not compare: other {' and other '.join(reasons)}"
-            if run.final.loss is None:
-                yield f"{run.name} diverged: its last validation loss is no finite number"
-            if not run.starts:
-                yield f"{run.name} has no environment.json: whether data, vocabulary and hardware are the same cannot be told"
+    for run in _runs(systems):
+        if reasons := incomparable(run, reference):
+            yield f"the losses of {run.name} and {reference.name} do not compare: other {' and other '.join(reasons)}"
+        if run.final.loss is None:
+            yield f"{run.name} diverged: its last validation loss is no finite number"
+        if not run.starts:
+            yield f"{run.name} has no environment.json: whether data, vocabulary and hardware are the same cannot be told"
 
 
-def _context_warnings(runs: Sequence[Run]) -> Iterator[str]:
+def _context_is_read(systems: Sequence[System], baseline: System) -> Iterator[str]:
     def is_blind(run: Run) -> bool:
         return run.final.loss is not None and run.frequency_loss is not None and not reads_context(run.final.loss, run.frequency_loss)
 
-    if blind := [run for run in runs if is_blind(run)]:
+    if blind := [run for run in _runs(systems) if is_blind(run)]:
         mark = _listed(dict.fromkeys(f"{run.frequency_loss:.4f}" for run in blind))
         yield (
             f"{_listed(run.name for run in blind)}: the final loss is not {CONTEXT_MARGIN} below that of token frequencies alone "
@@ -144,31 +133,30 @@ def _context_warnings(runs: Sequence[Run]) -> Iterator[str]:
         )
 
 
-def _state_warnings(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        total = run.config.train.total_steps
+def _runs_are_whole(systems: Sequence[System], baseline: System) -> Iterator[str]:
+    states = {"running": "still running", "finished": "finished, but metrics.jsonl is cut off"}
+    for run in _runs(systems):
         if not run.is_complete:
-            what = "still running" if run.state == "running" else "not finished"
-            if run.state == "finished":
-                what = "finished, but metrics.jsonl is cut off"
-            yield f"{run.name} is {what}: its last validation is at step {run.final.step:,} of {total:,}, its learning rate not yet decayed"
+            at = f"at step {run.final.step:,} of {run.config.train.total_steps:,}"
+            yield f"{run.name} is {states.get(run.state, 'not finished')}: its last validation is {at}, its learning rate not yet decayed"
         if run.unreadable_lines:
             yield f"{run.name}: {run.unreadable_lines} line(s) of metrics.jsonl cannot be read and are left out"
 
 
-def _length_warnings(systems: Sequence[System], baseline: System) -> Iterator[str]:
+def _tokens_are_equal(systems: Sequence[System], baseline: System) -> Iterator[str]:
     planned = _planned_tokens(baseline.config)
     for system in systems:
         if (tokens := _planned_tokens(system.config)) != planned:
             yield f"{system.name} sees {tokens:,} tokens, {baseline.name} {planned:,}: their final losses are not at equal tokens"
 
 
-def _schedule_warnings(baseline: System) -> Iterator[str]:
+def _baseline_decays(systems: Sequence[System], baseline: System) -> Iterator[str]:
     if ending := _NEVER_ZERO.get(baseline.config.optim.schedule):
         yield f"the learning rate of {baseline.name} {ending}: its final loss is not its best, and easier to reach"
 
 
-def _time_warnings(runs: Sequence[Run]) -> Iterator[str]:
+def _seconds_compare(systems: Sequence[System], baseline: System) -> Iterator[str]:
+    runs = _runs(systems)
     for key in _TIMED_ALIKE:
         values = list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start))
         if len(values) > 1:
@@ -178,12 +166,11 @@ def _time_warnings(runs: Sequence[Run]) -> Iterator[str]:
         first, second = beside[0]
         more = f", and {len(beside) - 1} more pair(s)" if len(beside) > 1 else ""
         yield f"{first} and {second} ran at the same time{more}: on one machine they slow each other, so their seconds are no fair measure"
-    resumed = [run.name for run in runs if len(run.starts) > 1]
-    if resumed:
+    if resumed := [run.name for run in runs if len(run.starts) > 1]:
         yield f"started more than once: {_listed(resumed)}; seconds add up over all starts"
 
 
-def _control_warnings(systems: Sequence[System]) -> Iterator[str]:
+def _controls_are_there(systems: Sequence[System], baseline: System) -> Iterator[str]:
     for system in systems:
         if system.config.pld.theta_bar < 1.0 and not find_controls(system, systems):
             yield (
@@ -192,11 +179,28 @@ def _control_warnings(systems: Sequence[System]) -> Iterator[str]:
             )
 
 
-def _repeat_warnings(systems: Sequence[System]) -> Iterator[str]:
+def _seeds_are_distinct(systems: Sequence[System], baseline: System) -> Iterator[str]:
     for system in systems:
         if len(system.seeds) < len(system.runs):
-            names = _listed([run.name for run in system.runs])
+            names = _listed(run.name for run in system.runs)
             yield f"the same configuration ran several times with one seed ({names}): a seed counts once, by its mean"
+
+
+_CHECKS: tuple[Callable[[Sequence[System], System], Iterator[str]], ...] = (
+    _losses_compare,
+    _context_is_read,
+    _runs_are_whole,
+    _tokens_are_equal,
+    _baseline_decays,
+    _seconds_compare,
+    _controls_are_there,
+    _seeds_are_distinct,
+)
+"""What must hold for a fair comparison, the gravest first; each yields a line for what does not."""
+
+
+def _runs(systems: Sequence[System]) -> list[Run]:
+    return [run for system in systems for run in system.runs]
 
 
 def _start_differences(system: System, baseline: System) -> list[str]:
@@ -227,11 +231,11 @@ def _planned_tokens(config: Config) -> int:
 
 
 def _overlap(one: Run, other: Run) -> bool:
-    """Tell whether two runs, each started once, were at work at the same time on the same kind of machine."""
-    spans = [_span(one), _span(other)]
-    if spans[0] is None or spans[1] is None or one.start.get("hardware") != other.start.get("hardware"):
+    """Return whether two runs, each started once, were at work at the same time on the same kind of machine."""
+    spans = _span(one), _span(other)
+    if None in spans or one.start.get("hardware") != other.start.get("hardware"):
         return False
-    (first_start, first_end), (second_start, second_end) = spans[0], spans[1]
+    (first_start, first_end), (second_start, second_end) = (span for span in spans if span)
     return first_start < second_end and second_start < first_end
 
 

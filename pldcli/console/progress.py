@@ -66,7 +66,7 @@ class Progress:
             self._print_line(time.monotonic())
 
     def update(self, completed: float) -> None:
-        """Say how much is done in all."""
+        """Show how much is done in all."""
         self.completed = completed
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=completed, total=self.total)
@@ -77,11 +77,11 @@ class Progress:
             self._print_line(now)
 
     def advance(self, amount: float) -> None:
-        """Say how much more is done."""
+        """Show how much more is done."""
         self.update(self.completed + amount)
 
     def describe(self, description: str) -> None:
-        """Say what is being done now."""
+        """Show what is being done now."""
         self.description = description
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=description)
@@ -109,10 +109,8 @@ class Progress:
         self._console.print(f"{self.description}: {amount}, {self._amount(rate)}/s{left}", highlight=False, markup=False, soft_wrap=True)
 
     def _amount(self, value: float) -> str:
-        if self._unit != "bytes":
-            return f"{value:,.0f} {self._unit}".strip() if value >= 10 or value == int(value) else f"{value:.1f} {self._unit}".strip()
-        for name in ("B", "kB", "MB"):
-            if value < 1000:
-                return f"{value:.0f} B" if name == "B" else f"{value:.1f} {name}"
-            value /= 1000
-        return f"{value:.1f} GB"
+        from rich.filesize import decimal
+
+        if self._unit == "bytes":
+            return decimal(int(value))
+        return f"{value:,.0f} {self._unit}".strip() if value >= 10 or value == int(value) else f"{value:.1f} {self._unit}".strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -32,13 +32,15 @@ def screen() -> Console:
     return Console(width=wide, highlight=False)
 
 
-def print_sections(console: Console, sections: Sequence[Section]) -> None:
+def print_sections(console: Console, sections: Iterable[Section]) -> None:
     """Print tables, each between its title and its notes."""
     for section in sections:
-        words = [heading for column, heading in enumerate(section.headings) if section.holds_words(column)]
+        headings = [escape(heading) for heading in section.headings]
+        words = [heading for column, heading in enumerate(headings) if section.holds_words(column)]
         rows = [[escape(cell) for cell in row] for row in section.rows]
+        numbers = [heading for heading in headings if heading not in words]
         console.print(f"[bold cyan]{escape(section.title)}[/]")
-        console.print(table(section.headings, rows, right=[name for name in section.headings if name not in words], fold=words))
+        console.print(table(headings, rows, right=numbers, fold=headings[1:] if section.fold_headings else words))
         for note in section.notes:
             console.print(f"[dim]{escape(note)}[/]")
         console.print()

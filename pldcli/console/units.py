@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "quantity"]
+import statistics
+from collections.abc import Sequence
+
+__all__ = ["MISSING", "duration", "number", "quantity", "with_spread"]
+
+MISSING = "-"
+"""Stands in a table where there is no number."""
+
+
+def number(value: float | None, form: str) -> str:
+    """Write a number in a format, or that there is none."""
+    return MISSING if value is None else format(value, form)
+
+
+def with_spread(values: Sequence[float], *, digits: int = 4) -> str:
+    """Write a mean, with the standard deviation of several values."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def duration(seconds: float) -> str:

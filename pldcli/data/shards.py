@@ -417,7 +417,16 @@ def read_vocab_size(path: Path) -> int:
     Raises:
         DataError: The manifest cannot be read, or does not give it.
     """
-    tokenizer = read_manifest(path).get("tokenizer")
+    return vocab_size_of(read_manifest(path), path)
+
+
+def vocab_size_of(manifest: dict[str, Any], path: Path) -> int:
+    """Return the size of the vocabulary that a manifest, read from `path`, names.
+
+    Raises:
+        DataError: It does not give it.
+    """
+    tokenizer = manifest.get("tokenizer")
     size = tokenizer.get("vocab_size") if isinstance(tokenizer, dict) else None
     if type(size) is not int or size < 1:
         raise DataError("is damaged: it gives no size of the vocabulary", where=str(path / "manifest.json"), hint=_PREPARE_AGAIN)

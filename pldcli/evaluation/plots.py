@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure, whole_numbers
+from pldcli.plots.canvas import colour, gaps, picture, whole_numbers
 
 __all__ = ["plot_depths"]
 
@@ -20,19 +19,14 @@ def plot_depths(
         UsageError: The ending is neither .png nor .svg.
         OutputError: The file cannot be written.
     """
-    check_picture_path(path)
-    import matplotlib
-
     order = sorted(range(len(depths)), key=lambda place: depths[place])
     x = [depths[place] for place in order]
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=10.0, height=4.2)
+    with picture(path, width=10.0, height=4.2) as figure:
         figure.suptitle(title, fontsize=11)
         left, right = figure.subplots(1, 2)
-        y = [scores[place] if math.isfinite(scores[place]) else math.nan for place in order]
-        left.plot(x, y, "o-", color=COLOURS[0], markersize=5, linewidth=1.5)
+        left.plot(x, gaps(scores[place] for place in order), "o-", color=colour(0), markersize=5, linewidth=1.5)
         left.set(title=f"Score: {score_label}", xlabel="blocks that run", ylabel=score_label)
-        right.plot(x, [speeds[place] for place in order], "o-", color=COLOURS[1], markersize=5, linewidth=1.5, label="measured")
+        right.plot(x, [speeds[place] for place in order], "o-", color=colour(1), markersize=5, linewidth=1.5, label="measured")
         every = range(min(x), num_blocks + 1)
         right.plot(every, [num_blocks / depth for depth in every], ":", color="#777777", linewidth=1.2, label="if only blocks took time")
         right.set(title=f"Speed, all {num_blocks} blocks = 1", xlabel="blocks that run", ylabel="times as fast")
@@ -40,4 +34,3 @@ def plot_depths(
         for axes in (left, right):
             axes.set_xlim(min(x) - 0.5, max(*x, num_blocks) + 0.5)
             axes.xaxis.set_major_locator(whole_numbers())
-        save_figure(figure, path)

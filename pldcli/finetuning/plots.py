@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pldcli.plots.canvas import COLOURS, STYLE, check_picture_path, new_figure, save_figure
+from pldcli.plots.canvas import colour, picture
 
 __all__ = ["plot_spread"]
 
@@ -18,22 +18,16 @@ def plot_spread(series: Sequence[tuple[str, Sequence[float]]], path: Path, *, ti
         UsageError: The ending is neither .png nor .svg.
         OutputError: The file cannot be written.
     """
-    check_picture_path(path)
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=8.0, height=1.4 + 0.42 * max(2, len(series)))
+    with picture(path, width=8.0, height=1.4 + 0.42 * max(2, len(series))) as figure:
         axes = figure.subplots()
         for row, (label, values) in enumerate(series):
-            colour = COLOURS[row % len(COLOURS)]
             mean = statistics.fmean(values)
             if len(values) > 1:
                 spread = statistics.stdev(values)
-                axes.plot([mean - spread, mean + spread], [row, row], color=colour, linewidth=5, alpha=0.25, solid_capstyle="butt")
-            axes.plot(values, [row] * len(values), "o", color=colour, markersize=5, alpha=0.75, label=label)
-            axes.plot([mean], [row], "|", color=colour, markersize=17, markeredgewidth=2)
+                axes.plot([mean - spread, mean + spread], [row, row], color=colour(row), linewidth=5, alpha=0.25, solid_capstyle="butt")
+            axes.plot(values, [row] * len(values), "o", color=colour(row), markersize=5, alpha=0.75, label=label)
+            axes.plot([mean], [row], "|", color=colour(row), markersize=17, markeredgewidth=2)
         axes.set(title=title, xlabel=x_label, yticks=range(len(series)), yticklabels=[label for label, _ in series])
         axes.set_ylim(len(series) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.08)
-        save_figure(figure, path)

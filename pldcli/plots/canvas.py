@@ -1,12 +1,16 @@
 """Figures as files: one style, .png and .svg, the same input gives the same bytes.
 
 Matplotlib is imported inside the functions that draw, always as a bare Figure with the Agg or SVG backend: no window,
-no pyplot, no state shared with the caller.
+no pyplot, no state shared with the caller. Whatever takes the path of a picture, here and in the packages of the verbs,
+raises what `picture` raises.
 """
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +20,19 @@ from pldcli.system import atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "PICTURES", "STYLE", "check_picture_path", "new_figure", "save_figure", "whole_numbers"]
+__all__ = [
+    "COLOURS",
+    "PICTURES",
+    "check_picture_path",
+    "colour",
+    "evenly_spaced",
+    "gaps",
+    "picture",
+    "save_figure",
+    "styled_figure",
+    "thousands",
+    "whole_numbers",
+]
 
 PICTURES = (".png", ".svg")
 """Endings of the files that can be drawn."""
@@ -24,7 +40,7 @@ PICTURES = (".png", ".svg")
 COLOURS = ("#1f6fb4", "#d1602a", "#2a8a57", "#8a4fb0", "#b8930b", "#c03a6b", "#4d7f8f", "#6b6b6b")
 """Told apart on paper and by most colour-blind readers."""
 
-STYLE: dict[str, Any] = {
+_STYLE: dict[str, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -51,21 +67,36 @@ def check_picture_path(path: Path) -> None:
         raise UsageError(f"a picture's name must end in {' or '.join(PICTURES)}", where=str(path))
 
 
-def whole_numbers() -> Any:
-    """Put ticks at whole numbers only."""
-    from matplotlib.ticker import MaxNLocator
+@contextmanager
+def picture(path: Path, *, width: float, height: float) -> Iterator[Figure]:
+    """Open a figure of so many inches; what the block drew is written when it ends.
 
-    return MaxNLocator(nbins=8, integer=True)
+    Args:
+        path: A .png or .svg file.
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        UsageError: The ending is neither .png nor .svg.
+        OutputError: The file cannot be written.
+    """
+    check_picture_path(path)
+    with styled_figure(width=width, height=height) as figure:
+        yield figure
+        save_figure(figure, path)
 
 
-def new_figure(*, width: float, height: float) -> Figure:
-    """Make a figure of so many inches."""
+@contextmanager
+def styled_figure(*, width: float, height: float) -> Iterator[Figure]:
+    """Open a figure of so many inches in the style of all pictures, which holds until the block ends."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -74,3 +105,32 @@ def save_figure(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def colour(number: int) -> str:
+    """Return the colour of the series of this number; after the last one they begin again."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def evenly_spaced(total: int, points: int) -> list[int]:
+    """Choose `points` of the numbers 0..total-1, evenly, the first and the last among them; all when there are fewer."""
+    if points >= total:
+        return list(range(total))
+    return [i * (total - 1) // (points - 1) for i in range(points)]
+
+
+def gaps(values: Iterable[float | None]) -> list[float]:
+    """Return values to draw: those that are missing or not finite leave a gap."""
+    return [math.nan if value is None or not math.isfinite(value) else value for value in values]
+
+
+def thousands(value: float, _position: object = None) -> str:
+    """Write a tick with commas."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,g}"
+
+
+def whole_numbers() -> Any:
+    """Put ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=8, integer=True)

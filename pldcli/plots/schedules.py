@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pldcli.flops import Flops
 from pldcli.pld import Schedule
-from pldcli.plots.canvas import STYLE, check_picture_path, new_figure, save_figure, whole_numbers
-from pldcli.plots.curves import _endless_colours, _thousands
+from pldcli.plots.canvas import colour, evenly_spaced, picture, thousands, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["NamedSchedule", "check_picture_path", "evenly_spaced", "plot_schedules"]
+__all__ = ["NamedSchedule", "plot_schedules"]
 
 _MAX_HEAT_MAPS = 6
 
@@ -30,30 +29,14 @@ class NamedSchedule:
     flops: Flops
 
     def saved_until(self, steps: int) -> float:
-        """Compute the share of the dense run's operations that the first `steps` steps save."""
+        """Compute the share of the dense run's FLOPs that the first `steps` steps save."""
         saved = self.flops.total_saved(self.schedule.mean_kept_fraction_until(steps))
         return saved * steps / self.schedule.total_steps
 
 
-def evenly_spaced(total: int, points: int) -> list[int]:
-    """Choose `points` of the steps 0..total-1, evenly, the first and the last among them; all when there are fewer."""
-    if points >= total:
-        return list(range(total))
-    return [i * (total - 1) // (points - 1) for i in range(points)]
-
-
 def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
-    """Draw theta, keep probabilities, expected kept blocks and the saving of one or more schedules.
-
-    Raises:
-        UsageError: The ending is neither .png nor .svg.
-        OutputError: The file cannot be written.
-    """
-    check_picture_path(path)
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(width=11.5, height=7.8)
+    """Draw theta, keep probabilities, expected kept blocks and the saving of one or more schedules."""
+    with picture(path, width=11.5, height=7.8) as figure:
         if len(schedules) == 1:
             steps, blocks = schedules[0].schedule.total_steps, schedules[0].schedule.num_blocks
             figure.suptitle(f"{schedules[0].name}: {blocks} blocks, {steps:,} steps", fontsize=12)
@@ -63,7 +46,6 @@ def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
         _draw_heat_maps(heat, schedules)
         _draw_kept_blocks(kept, schedules)
         _draw_saving(saving, schedules)
-        save_figure(figure, path)
 
 
 def _draw_theta(area: Any, schedules: Sequence[NamedSchedule]) -> None:
@@ -88,7 +70,7 @@ def _draw_first_part(axes: Axes, schedules: Sequence[NamedSchedule], *, until: f
     inset.set_title(f"the first {until:.0%} of the run", fontsize=8.5, fontweight="normal")
     inset.set_xlim(0, until * (1.0 if mixed else schedules[0].schedule.total_steps))
     inset.tick_params(labelsize=7.5)
-    inset.xaxis.set_major_formatter(_percent if mixed else _thousands)
+    inset.xaxis.set_major_formatter(_percent if mixed else thousands)
     inset.locator_params(nbins=5)
     inset.patch.set_facecolor("#fafafa")
 
@@ -99,18 +81,18 @@ def _draw_heat_maps(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     columns = 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3
     rows = math.ceil(len(shown) / columns)
     grid = area.subplots(rows, columns, squeeze=False)
-    picture = None
+    image = None
     for axes, named in zip(grid.flat, shown, strict=False):
         schedule = named.schedule
         steps = evenly_spaced(schedule.total_steps, 600)
         table = list(zip(*(schedule.keep_probs(step) for step in steps), strict=True))
         extent = (0, 1.0 if _mixed(schedules) else schedule.total_steps, 0.5, schedule.num_blocks + 0.5)
-        picture = axes.imshow(
+        image = axes.imshow(
             table, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1, cmap="viridis", interpolation="nearest", rasterized=True
         )
         axes.grid(visible=False)
         axes.yaxis.set_major_locator(whole_numbers())
-        axes.xaxis.set_major_formatter(_percent if _mixed(schedules) else _thousands)
+        axes.xaxis.set_major_formatter(_percent if _mixed(schedules) else thousands)
         axes.locator_params(axis="x", nbins=5 if columns == 1 else 3)
         if len(shown) == 1:
             axes.set(title="Keep probability of each block", ylabel="block", xlabel="step")
@@ -123,8 +105,8 @@ def _draw_heat_maps(area: Any, schedules: Sequence[NamedSchedule]) -> None:
         more = f" (first {len(shown)})" if len(schedules) > len(shown) else ""
         area.suptitle(f"Keep probability of each block{more}", x=0.03, ha="left", fontsize=10.5, fontweight="bold")
         area.supylabel("block", fontsize=9.5)
-    assert picture is not None
-    area.colorbar(picture, ax=list(grid.flat), fraction=0.05, pad=0.02)
+    assert image is not None
+    area.colorbar(image, ax=list(grid.flat), fraction=0.05, pad=0.02)
 
 
 def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
@@ -135,12 +117,14 @@ def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     axes.set_ylim(0, deepest * 1.12)
     axes.yaxis.set_major_locator(whole_numbers())
     levels = []
-    for named, colour in zip(schedules, _endless_colours(), strict=False):
+    for number, named in enumerate(schedules):
         blocks, mean = named.schedule.num_blocks, named.schedule.mean_kept_fraction * named.schedule.num_blocks
-        axes.axhline(blocks, color=colour, linewidth=0.8, linestyle=":")
-        levels.append((mean, f"mean {mean:.2f} of {blocks}", colour))
+        axes.axhline(blocks, color=colour(number), linewidth=0.8, linestyle=":")
+        levels.append((mean, f"mean {mean:.2f} of {blocks}", colour(number)))
     if len(schedules) == 1:
-        axes.text(0.98, levels[0][0] - 0.045 * deepest, levels[0][1], color=levels[0][2], ha="right", va="top", transform=_mixed_axes(axes))
+        mean, text, shade = levels[0]
+        across = axes.get_yaxis_transform()  # x in parts of the axes, y in data
+        axes.text(0.98, mean - 0.045 * deepest, text, color=shade, ha="right", va="top", transform=across)
     else:
         labels = [f"{named.name}: {text}" for named, (_, text, _) in zip(schedules, levels, strict=True)]
         axes.legend(axes.get_lines()[: len(schedules)], labels, loc="best", fontsize=8.5)
@@ -148,7 +132,7 @@ def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
 
 def _draw_saving(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     axes = area.subplots()
-    _prepare(axes, schedules, "Operations saved so far, of all of the dense run's", y_label="saved")
+    _prepare(axes, schedules, "FLOPs saved so far, of all of the dense run's", y_label="saved")
     _overlay(axes, schedules, lambda named, step: named.saved_until(step + 1))
     axes.yaxis.set_major_formatter(_percent)
     finals = [named.saved_until(named.schedule.total_steps) for named in schedules]
@@ -162,14 +146,14 @@ def _draw_saving(area: Any, schedules: Sequence[NamedSchedule]) -> None:
 def _prepare(axes: Axes, schedules: Sequence[NamedSchedule], title: str, *, y_label: str) -> None:
     mixed = _mixed(schedules)
     axes.set(title=title, ylabel=y_label, xlabel="part of the run" if mixed else "step")
-    axes.xaxis.set_major_formatter(_percent if mixed else _thousands)
+    axes.xaxis.set_major_formatter(_percent if mixed else thousands)
     axes.set_xlim(0, 1.0 if mixed else schedules[0].schedule.total_steps)
     axes.locator_params(axis="x", nbins=5)
 
 
 def _overlay(axes: Axes, schedules: Sequence[NamedSchedule], value: Any, *, until: float = 1.0) -> None:
     """Draw one line per schedule, dense where schedules move fast: at the start."""
-    for number, (named, colour) in enumerate(zip(schedules, _endless_colours(), strict=False)):
+    for number, named in enumerate(schedules):
         total = named.schedule.total_steps
         last = max(1, math.ceil(until * total))
         steps = sorted({*evenly_spaced(last, 400), *(step for k in range(300) if (step := int(last ** (k / 299)) - 1) < total), total - 1})
@@ -177,18 +161,14 @@ def _overlay(axes: Axes, schedules: Sequence[NamedSchedule], value: Any, *, unti
         # Equal curves stay visible: later lines are thinner and dashed.
         dashes = "-" if number == 0 else (0, (5, 1 + number))
         marker = "o" if len(steps) == 1 else ""
-        axes.plot(x, [value(named, step) for step in steps], color=colour, linewidth=1.8, linestyle=dashes, marker=marker, label=named.name)
+        y = [value(named, step) for step in steps]
+        axes.plot(x, y, color=colour(number), linewidth=1.8, linestyle=dashes, marker=marker, label=named.name)
 
 
 def _mixed(schedules: Iterable[NamedSchedule]) -> bool:
-    """Say whether runs differ in length, so that time is drawn as a part of the run."""
+    """Return whether runs differ in length, so that time is drawn as a part of the run."""
     return len({named.schedule.total_steps for named in schedules}) > 1
 
 
 def _percent(value: float, _position: object = None) -> str:
     return f"{100 * value:g} %"
-
-
-def _mixed_axes(axes: Axes) -> Any:
-    """Measure x in parts of the axes and y in data."""
-    return axes.get_yaxis_transform()

@@ -26,7 +26,7 @@ class CheckResult:
 
     @property
     def ratio(self) -> float | None:
-        """Divide the difference by the deviation; None where it cannot be told yet."""
+        """Divide the difference by the deviation; None where that is not decided yet."""
         if self.difference is None or self.deviation is None:
             return None
         if self.deviation == 0.0:
@@ -35,12 +35,12 @@ class CheckResult:
 
     @property
     def passed(self) -> bool | None:
-        """Tell whether it holds; None where it cannot be told yet."""
+        """Return whether it holds; None where that is not decided yet."""
         return None if self.ratio is None else self.ratio > self.check.by_seed_deviations
 
 
 def judge(check: Check, better: Mapping[int, float], than: Mapping[int, float]) -> CheckResult:
-    """Hold two systems against each other, paired by seed.
+    """Compare two systems, paired by seed.
 
     Args:
         check: What is expected.

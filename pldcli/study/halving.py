@@ -1,4 +1,4 @@
-"""Successive halving: which candidates go on from one rung to the next."""
+"""Successive halving: which candidates advance from one rung to the next."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from pldcli.study.jobs import Outcome
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.spec import Rung
 
-__all__ = ["Outcome", "RungResult", "State", "climb", "rank"]
+__all__ = ["RungResult", "climb", "rank"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,15 @@ class RungResult:
     standing: tuple[tuple[str, float], ...]
     """Candidate and mean final validation loss (infinite where a run diverged), the best first; none until every run is settled."""
 
+    def place(self, name: str) -> int | None:
+        """Return the rank of a candidate, from 1; None where there is no standing, or it did not take part."""
+        return next((place for place, (one, _) in enumerate(self.standing, 1) if one == name), None)
+
 
 def climb(plan: Plan, outcome_of: Callable[[PlannedRun], Outcome]) -> list[RungResult]:
     """Follow the rungs as far as their candidates are known.
 
-    A candidate that diverged does not go on, even where fewer than wanted are left.
+    A candidate that diverged does not advance, even where fewer than wanted are left.
 
     Args:
         plan: The study.
@@ -54,32 +58,6 @@ def climb(plan: Plan, outcome_of: Callable[[PlannedRun], Outcome]) -> list[RungR
         if not standing:
             break
     return results
-
-
-State = Literal["finished", "diverged", "failed", "stopped", "running", "not started"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How far a run came."""
-
-    state: State
-    step: int = 0
-    loss: float | None = None
-    """Its final validation loss, of a finished run alone."""
-    note: str = ""
-    """Why it diverged or failed."""
-    exit_code: int = 0
-    """Of its process, where it failed."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Tell whether there is nothing left to do for it."""
-        return self.state in ("finished", "diverged")
-
-    def __str__(self) -> str:
-        """Say it in a few words."""
-        return f"diverged at step {self.step:,}" if self.state == "diverged" else self.state
 
 
 def rank(outcomes: Mapping[str, Sequence[Outcome]]) -> list[tuple[str, float]]:

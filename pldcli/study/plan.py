@@ -1,4 +1,8 @@
-"""From a study's file to its runs: how many steps each system gets, and what each run is called and told."""
+"""From a study's file to its runs: how many steps each system gets, and what each run is called and told.
+
+A system at equal time gets the steps that fit into its reference's seconds: steps x step time of the reference (`Plan.seconds`), from the
+step times that `calibration` measured, divided by the mean step of its own schedule (`StepTime.steps_within`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pldcli import presets
@@ -58,7 +63,7 @@ class PlannedRun:
 
     @property
     def tokens(self) -> int:
-        """Count the tokens of its rows."""
+        """Count the tokens of its sequences."""
         return self.config.train.total_steps * self.config.train.global_batch_size * self.config.data.seq_len
 
     def seconds_left(self, step: int) -> float:
@@ -73,15 +78,18 @@ class Plan:
     spec: Spec
     base: Mapping[str, Config]
     """Of every system, at the length that its preset says."""
-    configs: Mapping[str, Config]
-    """Of every system, at its whole length in this study."""
     times: Mapping[str, StepTime]
-    """Of every system."""
+    """Of every system, as calibrated."""
+
+    @cached_property
+    def configs(self) -> dict[str, Config]:
+        """Return every system at its whole length in this study."""
+        return {name: self._at_length(name) for name in self.spec.systems}
 
     def seconds(self, system: str) -> float:
         """Predict the training time of a system at its whole length."""
-        schedule = self.configs[system].pld_schedule
-        return self.times[system].seconds_until(schedule, schedule.total_steps)
+        config = self._at_length(system)
+        return self.times[system].seconds_until(config.pld_schedule, config.train.total_steps)
 
     def runs(self) -> list[PlannedRun]:
         """List the runs outside the halving: every system with its first seed, then every system with its second, ..."""
@@ -100,12 +108,29 @@ class Plan:
         rung, runs = self.spec.halving.rungs[number], []
         for seed in rung.seeds:
             for name in candidates:
-                system = self.spec.systems[name]
-                reference = system.length.equal_time
-                seconds = None if reference is None else self.seconds(reference)
-                steps = _steps(system, self.base[name], self.times[name], rung.fraction, seconds)
-                runs.append(self._run(system, f"{name}-rung{number + 1}", seed, number + 1, _with_steps(self.base[name], steps)))
+                config = self._at_length(name, rung.fraction)
+                runs.append(self._run(self.spec.systems[name], f"{name}-rung{number + 1}", seed, number + 1, config))
         return runs
+
+    def _at_length(self, name: str, scale: float = 1.0) -> Config:
+        """Give a system the steps of `scale` times its whole length: as many as fit into its time, or as the file says."""
+        system, base = self.spec.systems[name], self.base[name]
+        length, share = system.length, scale * system.length.fraction
+        if length.equal_time is not None:
+            steps = self._steps_within(system, share * self.seconds(length.equal_time), 0.5)
+        elif length.budget is not None:
+            steps = self._steps_within(system, share * length.budget, 0.0)  # a budget is not exceeded
+        else:
+            steps = max(1, round(share * (length.steps or base.train.total_steps)))
+        return base.replace(train={"total_steps": steps})
+
+    def _steps_within(self, system: SystemSpec, seconds: float, upwards: float) -> int:
+        time, schedule = self.times[system.name], self.base[system.name].pld_schedule
+        steps = math.floor(time.steps_within(seconds, schedule) + upwards)
+        if steps < 1:
+            what = f"not one step of {time.mean_seconds(schedule):.1f} s fits into {seconds:.1f} s"
+            raise UsageError(what, where=f"systems.{system.name}", hint="allow more time")
+        return steps
 
     def _run(self, system: SystemSpec, group: str, seed: int, rung: int, config: Config) -> PlannedRun:
         config = config.replace(train={"seed": seed})
@@ -151,23 +176,7 @@ def make_plan(spec: Spec, from_data: Mapping[str, Any], times: Mapping[str, Step
         UsageError: Not even one step fits into a system's time, or two runs would share a directory.
     """
     base = {system.name: presets.resolve(system.preset, system.overrides, from_data=from_data).config for system in spec.systems.values()}
-    own = {name: times[_shape_key(config)] for name, config in base.items()}
-    configs: dict[str, Config] = {}
-
-    def settle(name: str) -> None:
-        system = spec.systems[name]
-        reference = system.length.equal_time
-        if reference is not None and reference not in configs:
-            settle(reference)
-        seconds = None
-        if reference is not None:
-            schedule = configs[reference].pld_schedule
-            seconds = own[reference].seconds_until(schedule, schedule.total_steps)
-        configs[name] = _with_steps(base[name], _steps(system, base[name], own[name], 1.0, seconds))
-
-    for name in spec.systems:
-        settle(name)
-    plan = Plan(spec, base, configs, own)
+    plan = Plan(spec, base, {name: times[_shape_key(config)] for name, config in base.items()})
     names = [run.name for run in plan.runs()]
     if spec.halving is not None:
         for number in range(len(spec.halving.rungs)):
@@ -182,34 +191,6 @@ def changed_keys(planned: Config, stored: Config) -> list[str]:
     """List the keys in which a run that is there differs from what is planned, but for those that change no loss."""
     ours, theirs = flatten(planned), flatten(stored)
     return [key for key in ours if ours[key] != theirs[key] and key not in _MAY_CHANGE]
-
-
-def _steps(system: SystemSpec, base: Config, time: StepTime, scale: float, reference_seconds: float | None) -> int:
-    """Count the steps of `scale` times the whole length of a system.
-
-    Args:
-        system: What the file says of it.
-        base: Its configuration at the length that its preset says.
-        time: What its steps take.
-        scale: 1, or the fraction of a rung.
-        reference_seconds: Training time of the system that it takes as long as; None for none.
-    """
-    length, share = system.length, scale * system.length.fraction
-    if reference_seconds is not None:
-        seconds, upwards = share * reference_seconds, 0.5
-    elif length.budget is not None:
-        seconds, upwards = share * length.budget, 0.0  # a budget is not exceeded
-    else:
-        return max(1, round(share * (length.steps or base.train.total_steps)))
-    steps = math.floor(time.steps_within(seconds, base.pld_schedule) + upwards)
-    if steps < 1:
-        step = time.mean_seconds(base.pld_schedule)
-        raise UsageError(f"not one step of {step:.1f} s fits into {seconds:.1f} s", where=f"systems.{system.name}", hint="allow more time")
-    return steps
-
-
-def _with_steps(config: Config, steps: int) -> Config:
-    return config.replace(train={"total_steps": steps})
 
 
 def _shape_key(config: Config) -> str:

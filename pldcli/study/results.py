@@ -1,7 +1,8 @@
-"""What a study came to: its runs grouped by system, held against their baselines, and its checks."""
+"""What a study came to: its runs grouped by system, compared with their baselines, and its checks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,24 +14,22 @@ from pldcli.comparison.runs import Run, System
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.study.checks import CheckResult, judge
-from pldcli.study.halving import Outcome, RungResult
-from pldcli.study.plan import Plan, PlannedRun
-from pldcli.study.study import Study
+from pldcli.study.directory import Study
+from pldcli.study.finetuning import FINETUNED, PlannedFinetuning
+from pldcli.study.halving import RungResult
+from pldcli.study.jobs import Outcome, State
+from pldcli.study.plan import PlannedRun
+from pldcli.study.spec import Spec
 from pldcli.study.thinning import calibrated
-from pldcli.study.timings import Timings
-from pldcli.study.tunings import FINETUNED, PlannedTuning, TuningOutcome
 
 __all__ = ["Results", "read_results", "verdict"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """A study with what became of its runs so far."""
 
-    plan: Plan
-    timings: Timings
-    data: str
-    """The prepared directory."""
+    study: Study
     runs: tuple[PlannedRun, ...]
     """All that are known to be wanted, those of rungs among them."""
     outcomes: Mapping[str, Outcome]
@@ -40,20 +39,25 @@ class Results:
     diverged: Mapping[str, Run]
     """Runs that diverged after their first validation, likewise."""
     rungs: tuple[RungResult, ...]
-    tunings: Mapping[PlannedTuning, TuningOutcome]
+    finetunings: Mapping[PlannedFinetuning, Outcome]
     """Every fine-tuning of a finished run, and what became of it."""
+
+    @property
+    def spec(self) -> Spec:
+        """Return what the file says."""
+        return self.study.plan.spec
 
     @cached_property
     def groups(self) -> dict[str, list[PlannedRun]]:
-        """Put runs together that differ in their seed alone, in the order of the file; rungs follow."""
-        found: dict[str, list[PlannedRun]] = {name: [] for name in self.plan.spec.systems if name not in self.plan.spec.candidates}
+        """Group runs that differ in their seed alone, in the order of the file; rungs follow."""
+        found: dict[str, list[PlannedRun]] = {name: [] for name in self.spec.systems if name not in self.spec.candidates}
         for run in self.runs:
             found.setdefault(run.group, []).append(run)
         return found
 
     @cached_property
     def systems(self) -> dict[str, System]:
-        """Give the finished runs of each group; none where none has finished."""
+        """Return the finished runs of each group; none where none has finished."""
         found = {}
         for group, runs in self.groups.items():
             done = tuple(self.trained[run.name] for run in runs if run.name in self.trained)
@@ -63,7 +67,7 @@ class Results:
 
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
-        """Hold each group against its baseline, where both have a finished run; earlier rungs are too short to be held."""
+        """Compare each group with its baseline, where both have a finished run; earlier rungs are too short for that."""
         found = {}
         for baseline in dict.fromkeys(self._baseline(group) for group in self.groups):
             if baseline not in self.systems:
@@ -77,38 +81,38 @@ class Results:
     @cached_property
     def checks(self) -> list[CheckResult]:
         """Judge every check by the runs that finished."""
-        return [judge(check, self._losses(check.better), self._losses(check.than)) for check in self.plan.spec.checks]
+        return [judge(check, self._losses(check.better), self._losses(check.than)) for check in self.spec.checks]
 
     def contrast(self, group: str) -> Contrast | None:
-        """Give what a group came to beside its baseline."""
+        """Return what a group came to beside its baseline."""
         comparison = self.comparisons.get(self._baseline(group))
         if comparison is None:
             return None
         return next((contrast for contrast in comparison.contrasts if contrast.system.name == group), None)
 
     def baseline_of(self, group: str) -> str | None:
-        """Name what a group is held against; None for a baseline itself."""
+        """Return what a group is compared with; None for a baseline itself."""
         baseline = self._baseline(group)
         return None if baseline == group else baseline
 
-    def count(self, *states: str) -> int:
-        """Count the runs in some states."""
-        return sum(self.outcomes[run.name].state in states for run in self.runs)
+    def count(self, state: State) -> int:
+        """Count the runs in a state."""
+        return sum(self.outcomes[run.name].state == state for run in self.runs)
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether nothing is left to train or to fine-tune."""
-        halving = self.plan.spec.halving
-        settled = all(run.is_settled for run in self.outcomes.values()) and all(tuning.is_settled for tuning in self.tunings.values())
-        last = not halving or len(self.rungs) == len(halving.rungs) or not any(loss < float("inf") for _, loss in self.rungs[-1].standing)
+        """Return whether nothing is left to train or to fine-tune."""
+        halving = self.spec.halving
+        settled = all(outcome.is_settled for outcome in (*self.outcomes.values(), *self.finetunings.values()))
+        last = not halving or len(self.rungs) == len(halving.rungs) or not any(math.isfinite(loss) for _, loss in self.rungs[-1].standing)
         return settled and last
 
     def _baseline(self, group: str) -> str:
-        return self.plan.spec.systems[self.groups[group][0].system].baseline
+        return self.spec.systems[self.groups[group][0].system].baseline
 
     def _counts(self, group: str) -> bool:
-        """Tell whether a group is a system of its own, or of the last rung."""
-        halving, rung = self.plan.spec.halving, self.groups[group][0].rung
+        """Return whether a group is a system of its own, or of the last rung."""
+        halving, rung = self.spec.halving, self.groups[group][0].rung
         return rung == 0 or (halving is not None and rung == len(halving.rungs))
 
     def _losses(self, group: str) -> dict[int, float]:
@@ -117,7 +121,7 @@ class Results:
 
 
 def verdict(contrast: Contrast) -> str:
-    """Say in a few words what a difference is worth."""
+    """Return in a few words what a difference is worth."""
     difference = contrast.difference
     if difference is None:
         return "does not compare"
@@ -132,28 +136,33 @@ def verdict(contrast: Contrast) -> str:
     return f"{'worse' if interval.mean > 0 else 'better'} {at}"
 
 
-def read_results(study: Study, outcomes: Mapping[str, Outcome] | None = None, tuned: Mapping[str, TuningOutcome] | None = None) -> Results:
+def read_results(study: Study, ended: Mapping[str, Outcome]) -> Results:
     """Collect a study's finished runs.
 
     Args:
         study: The study.
-        outcomes: What became of its runs, as training told; read from the disk by default.
-        tuned: What became of its fine-tunings, likewise.
+        ended: What became of jobs, by name, as carrying them out told; the others are read from the disk.
 
     Raises:
         DataError: The metrics of a run are damaged.
     """
     runs = study.runs()
-    known = {run.name: (outcomes or {}).get(run.name) or study.outcome(run) for run in runs}
-    trained: dict[str, Run] = {}
-    diverged: dict[str, Run] = {}
+    outcomes = {run.name: ended.get(run.name) or study.outcome(run) for run in runs}
+    read: dict[State, dict[str, Run]] = {State.FINISHED: {}, State.DIVERGED: {}}
     for run in runs:
-        state, place = known[run.name].state, study.place(run)
-        if state == "finished" or (state == "diverged" and _was_validated(place)):
-            read = read_run(place, name=run.name, finetuned=study.out / FINETUNED)
-            (trained if state == "finished" else diverged)[run.name] = calibrated(read, study.plan.times[run.system])
-    tunings = {tuning: (tuned or {}).get(tuning.name) or outcome for tuning, outcome in study.tunings().items()}
-    return Results(study.plan, study.timings, str(study.data), tuple(runs), known, trained, diverged, tuple(study.rungs()), tunings)
+        state, place = outcomes[run.name].state, study.place(run)
+        if state == State.FINISHED or (state == State.DIVERGED and _was_validated(place)):
+            found = read_run(place, name=run.name, finetuned=study.out / FINETUNED)
+            read[state][run.name] = calibrated(found, study.plan.times[run.system])
+    return Results(
+        study=study,
+        runs=tuple(runs),
+        outcomes=outcomes,
+        trained=read[State.FINISHED],
+        diverged=read[State.DIVERGED],
+        rungs=tuple(study.rungs()),
+        finetunings={planned: ended.get(planned.name) or outcome for planned, outcome in study.finetunings().items()},
+    )
 
 
 def _was_validated(run: Path) -> bool:

@@ -8,62 +8,60 @@ from collections.abc import Sequence
 
 from pldcli.comparison import tables as comparison_tables
 from pldcli.console.section import Section
-from pldcli.console.units import duration, quantity
+from pldcli.console.units import MISSING, duration, quantity, with_spread
+from pldcli.study.calibration import QUIET
 from pldcli.study.checks import CheckResult
-from pldcli.study.halving import Outcome, RungResult
+from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.results import Results, verdict
 from pldcli.study.sensitivity import Line
-from pldcli.study.timings import QUIET
 
 __all__ = ["check_lines", "differences", "finetuned", "halving", "results_table", "run_table", "sensitivity", "step_times"]
 
-_MISSING = "-"
+_DIFFERENCE = ("difference", "95 % interval", "pairs", "against", "verdict")
+_DIFFERENCE_NOTE = "negative is better than what it is held against; the interval is Student's t over pairs of runs with the same seed"
 
 
-def results_table(results: Results) -> Section:
-    """Lay out what each system spent and where it ended."""
+def results_table(results: Results, *, differences: bool = False) -> Section:
+    """Lay out what each system spent and where it ended, and beside it, if wanted, its difference to its baseline."""
     rows = []
     for group, runs in results.groups.items():
         system, first = results.systems.get(group), runs[0]
-        spent = (_MISSING, _MISSING)
+        spent = (MISSING, MISSING)
         if system is not None:
             finals = [run.final for run in system.runs]
             spent = (quantity(statistics.fmean(f.tokens for f in finals)), quantity(statistics.fmean(f.executed_flops for f in finals)))
-        rows.append(
-            (
-                group,
-                ", ".join(str(run.seed) for run in runs),
-                f"{first.config.train.total_steps:,}",
-                *spent,
-                duration(first.seconds),
-                _losses([results.outcomes[run.name] for run in runs]),
-            )
-        )
-    headings = ("system", "seeds", "steps", "tokens", "FLOPs", "time", "final loss")
+        seeds, steps = ", ".join(str(run.seed) for run in runs), f"{first.config.train.total_steps:,}"
+        losses = _losses([results.outcomes[run.name] for run in runs])
+        row = (group, seeds, steps, *spent, duration(first.seconds), losses)
+        no_difference = ("", "", "", "", "" if results.baseline_of(group) else "baseline")
+        rows.append((*row, *(_difference(group, results) or no_difference)) if differences else row)
+    headings = ("system", "seeds", "steps", "tokens", "FLOPs", "time", "final loss", *(_DIFFERENCE if differences else ()))
     notes = (
         "final loss: last validation, at full depth, nats per masked token; ± is the standard deviation over seeds",
         "time: steps x step time, measured alone and in turn before the first run; FLOPs: as executed",
+        *([_DIFFERENCE_NOTE] if differences and results.comparisons else []),
     )
-    return Section("Results", headings, tuple(rows), notes=notes, words=("final loss",))
+    return Section("Results", headings, tuple(rows), notes=notes, words=("against", "verdict") if differences else ("final loss",))
 
 
 def differences(results: Results) -> Section | None:
     """Lay out the paired differences to each system's baseline."""
-    rows = []
-    for group in results.groups:
-        baseline, contrast = results.baseline_of(group), results.contrast(group)
-        if baseline is None or contrast is None:
-            continue
-        mean, ends, pairs = _MISSING, _MISSING, _MISSING
-        if contrast.difference is not None:
-            mean, ends, pairs = comparison_tables.interval_cells(contrast.difference.interval)
-        rows.append((group, baseline, verdict(contrast), mean, ends, pairs))
-    if not rows:
+    found = {group: cells for group in results.groups if (cells := _difference(group, results))}
+    if not found:
         return None
-    headings = ("system", "against", "verdict", "difference", "95 % interval", "pairs")
-    notes = ("negative is better than what it is held against; the interval is Student's t over pairs of runs with the same seed",)
-    return Section("Differences of final loss", headings, tuple(rows), left=3, notes=notes)
+    rows = tuple((group, against, verdict, *numbers) for group, (*numbers, against, verdict) in found.items())
+    headings = ("system", *_DIFFERENCE[3:], *_DIFFERENCE[:3])
+    return Section("Differences of final loss", headings, rows, left=3, notes=(_DIFFERENCE_NOTE,))
+
+
+def _difference(group: str, results: Results) -> tuple[str, ...] | None:
+    baseline, contrast = results.baseline_of(group), results.contrast(group)
+    if baseline is None or contrast is None:
+        return None
+    difference = contrast.difference
+    numbers = (MISSING,) * 3 if difference is None else comparison_tables.interval_cells(difference.interval)
+    return (*numbers, baseline, verdict(contrast))
 
 
 def finetuned(results: Results) -> dict[str, Section]:
@@ -73,7 +71,7 @@ def finetuned(results: Results) -> dict[str, Section]:
 
 
 def check_lines(results: Results) -> list[str]:
-    """Say whether the study can answer, a line per check."""
+    """Return whether the study can answer, a line per check."""
     return [_check_line(result) for result in results.checks]
 
 
@@ -86,14 +84,14 @@ def sensitivity(key: str, lines: Sequence[Line]) -> Section:
         cells = []
         for line in lines:
             point = next((point for point in line.points if point.value == value), None)
-            cells.append(_MISSING if point is None else _losses(point.outcomes))
+            cells.append(MISSING if point is None else _losses(point.outcomes))
         rows.append((labels[value], *cells))
     return Section(f"Final loss over {key}", (key.rpartition(".")[2], *(line.name for line in lines)), tuple(rows))
 
 
 def halving(results: Results) -> Section | None:
     """Lay out what was tried at each rung, and how it ranked."""
-    spec = results.plan.spec.halving
+    spec = results.spec.halving
     if spec is None:
         return None
     headings = ["candidate"]
@@ -109,7 +107,7 @@ def halving(results: Results) -> Section | None:
 def step_times(results: Results) -> Section:
     """Lay out what the steps of each shape take."""
     rows = []
-    for shape in results.timings.shapes.values():
+    for shape in results.study.timings.shapes.values():
         dense, block = shape.time.dense_seconds, shape.time.block_seconds
         rows.append(
             (
@@ -122,7 +120,7 @@ def step_times(results: Results) -> Section:
         )
     headings = ("shape", "ms/step", "of rounds", "ms less per dropped block", "steps")
     notes = ["medians; measured with all blocks and with half of them, before the first run, nothing else of the study running"]
-    worst = max(shape.spread for shape in results.timings.shapes.values())
+    worst = max(shape.spread for shape in results.study.timings.shapes.values())
     if worst > QUIET:
         notes.append(f"rounds differ by {worst:.0%}: THE MACHINE WAS NOT QUIET, and times are no more certain than that")
     return Section("Step times", headings, tuple(rows), notes=tuple(notes))
@@ -131,7 +129,7 @@ def step_times(results: Results) -> Section:
 def run_table(plan: Plan, runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> Section:
     """Lay out every run: how long it is and how far."""
     rows = [
-        (run.group, str(run.seed), f"{run.config.train.total_steps:,}", quantity(run.tokens), duration(run.seconds), _state(run, outcome))
+        (run.group, str(run.seed), f"{run.config.train.total_steps:,}", quantity(run.tokens), duration(run.seconds), str(outcome))
         for run, outcome in zip(runs, outcomes, strict=True)
     ]
     halving = plan.spec.halving
@@ -162,13 +160,13 @@ def _check_line(result: CheckResult) -> str:
 
 def _standing(name: str, results: Results, number: int) -> str:
     if number >= len(results.rungs):
-        return _MISSING
+        return MISSING
     rung = results.rungs[number]
     runs = [run for run in rung.runs if run.system == name]
     if not runs:
         return ""
     outcomes = _losses([results.outcomes[run.name] for run in runs])
-    place = next((place for place, (one, _) in enumerate(rung.standing, 1) if one == name), None)
+    place = rung.place(name)
     return outcomes if place is None else f"{place}. {outcomes}"
 
 
@@ -178,33 +176,18 @@ def _best_first(candidates: Sequence[str], results: Results) -> list[str]:
     def standing(name: str) -> tuple[int, int]:
         for rung in reversed(results.rungs):
             if any(run.system == name for run in rung.runs):
-                return -rung.number, _place(rung, name)
+                return -rung.number, rung.place(name) or 0
         return 0, 0
 
     return sorted(candidates, key=standing)
 
 
-def _place(rung: RungResult, name: str) -> int:
-    return next((place for place, (one, _) in enumerate(rung.standing) if one == name), 0)
-
-
 def _losses(outcomes: Sequence[Outcome]) -> str:
-    """Give mean and spread of the runs that finished, and say what became of the others."""
+    """Return mean and spread of the runs that finished, and what became of the others."""
     losses = [outcome.loss for outcome in outcomes if outcome.loss is not None and math.isfinite(outcome.loss)]
-    parts = []
-    if losses:
-        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        parts.append(f"{statistics.fmean(losses):.4f}{spread}")
-    diverged = [f"{outcome.step:,}" for outcome in outcomes if outcome.state == "diverged"]
+    parts = [with_spread(losses)] if losses else []
+    diverged = [f"{outcome.step:,}" for outcome in outcomes if outcome.state == State.DIVERGED]
     parts += [f"diverged at step {', '.join(diverged)}"] if diverged else []
     left = len(outcomes) - len(losses) - len(diverged)
     parts += [f"{left} of {len(outcomes)} left" if left < len(outcomes) else "to do"] if left else []
     return "; ".join(parts)
-
-
-def _state(run: PlannedRun, outcome: Outcome) -> str:
-    if outcome.state == "finished":
-        return "finished" if outcome.loss is None else f"finished, loss {outcome.loss:.4f}"
-    if outcome.state in ("stopped", "running", "failed"):
-        return f"{outcome.state} at step {outcome.step:,}"
-    return str(outcome)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pldcli.bench.step_time import StepTime
-from pldcli.comparison.runs import Run, run_from_rows
+from pldcli.comparison.runs import Run
 
 __all__ = ["calibrated"]
 
@@ -39,21 +40,15 @@ def calibrated(run: Run, time: StepTime, *, most: int = _MOST_ROWS) -> Run:
         seconds = time.seconds_until(schedule, min(row["step"], schedule.total_steps))
         return {**row, "progress/train_seconds": seconds, "progress/measured_seconds": row["progress/train_seconds"]}
 
-    return run_from_rows(
-        [{name: _rounded(name, value) for name, value in on_clock(row).items()} for row in thin],
-        name=run.name,
-        path=run.path,
-        config=run.config,
-        where=run.path,
+    return replace(
+        run,
+        rows=tuple({name: _rounded(name, value) for name, value in on_clock(row).items()} for row in thin),
         starts=tuple({key: value for key, value in start.items() if key != "started"} for start in run.starts[-1:]),
-        state=run.state,
-        unreadable_lines=run.unreadable_lines,
-        finetuned=run.finetuned,
     )
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stand at the last of some rows with the mean of their losses; what is not finite stays so."""
+    """Return the last of some rows with the mean of their losses; a loss that is not finite makes the mean so."""
     losses: dict[str, list[Any]] = {
         name: [row.get(name) for row in rows] for name in rows[-1] if name.startswith("train/") and name.endswith("loss")
     }

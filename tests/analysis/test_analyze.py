@@ -204,7 +204,7 @@ def test_a_run_without_checkpoints(copied: Path) -> None:
 def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such run; `pld runs` lists the runs here"):
         analyze([tmp_path / "nowhere"], settings=FEW)
-    with pytest.raises(CheckpointError, match=r"is no run: it has no config\.yaml; name a directory that `pld pretrain` wrote"):
+    with pytest.raises(CheckpointError, match=r"is not a run directory: it has no config\.yaml; name a directory"):
         analyze([tmp_path], settings=FEW)
     with pytest.raises(UsageError, match="the same run is named twice; name another run"):
         analyze([trained, trained / "model" / ".."], settings=FEW)
@@ -230,7 +230,7 @@ def test_runs_that_do_not_compare_are_noted(trained: Path, copied: Path) -> None
     config = presets.load(copied / "config.yaml")
     (copied / "config.yaml").write_text(presets.dump(config.replace(data={"seq_len": 16})))
     notes = analyze([trained, copied], settings=FEW).notes
-    assert notes == ("the runs have rows of different lengths: their gradient norms do not compare",)
+    assert notes == ("the runs have sequences of different lengths: their gradient norms do not compare",)
 
 
 def test_one_process_only(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

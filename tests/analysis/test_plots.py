@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pldcli.analysis import plots
 from pldcli.analysis.plots import plot_gradients, plot_removal, plot_similarity
 from pldcli.analysis.results import Analysis, BlockProbe, Probe, Removal, State
 from pldcli.errors import UsageError
+from pldcli.plots import canvas
 from tests.analysis.test_results import made_up_analysis, made_up_run
 
 DRAW = [plot_gradients, plot_similarity, plot_removal]
@@ -24,7 +24,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
     def draw(plot: Callable[..., None], analysis: Analysis, **options: Any) -> list[Any]:
         figures: list[Any] = []
-        monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+        monkeypatch.setattr(canvas, "save_figure", lambda figure, _: figures.append(figure))
         plot(analysis, Path("a.png"), **options)
         figures[0].draw_without_rendering()
         return list(figures[0].axes)

@@ -26,7 +26,9 @@ def made_up_run(name: str = "runs/a", *, norm: Any = "pre", steps: tuple[int, ..
         drawn = (made_up_probe(size=4 / number, gates=(True, True, False)), made_up_probe(size=8 / number, gates=(True, False, False)))
         states.append(State(step, f"step-{step}", made_up_probe(size=1 / number), drawn if draws else ()))
     removal = Removal(steps[-1], 5.0, (5.5, 5.25, 5.125), (9.0, 6.0, 5.125))
-    return AnalyzedRun(name, f"/x/{name}", norm, 128, 64, "data", tuple(states), removal)
+    return AnalyzedRun(
+        name=name, path=f"/x/{name}", norm=norm, seq_len=128, num_sequences=64, data="data", states=tuple(states), removal=removal
+    )
 
 
 def made_up_analysis(*runs: AnalyzedRun, gates: Any = 0.5, notes: tuple[str, ...] = ()) -> Analysis:

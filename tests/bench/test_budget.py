@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from pldcli.bench import budget as module
-from pldcli.bench.budget import calibrate
+from pldcli.bench.budget import calibrate, step_times_by_part
 from pldcli.bench.result import Bench, Mode
-from pldcli.bench.step_time import parse_seconds
+from pldcli.bench.step_time import StepTime, parse_seconds
 from pldcli.errors import UsageError
 from tests.conftest import tiny_config
 
@@ -116,3 +116,19 @@ def test_the_number_of_steps_belongs_to_the_run(prepared, tmp_path, pld, on):
     again = pld(*line)
     assert again.code == 0 and "7 steps, as the run that is there" in again.err and "is finished" in again.out
     assert pld(*line[:-1], "--budget", "soon").code == 2
+
+
+def by_part(name, seconds, kept):
+    return replace(mode(name, 0.0, 0.1, 0.0), step_seconds=seconds, kept_blocks_by_part=kept)
+
+
+def test_each_part_counts_with_the_blocks_that_ran_in_it():
+    """Part 2 was disturbed, dense and dropped alike; of three blocks one or two ran; a step has four forward passes of the measured one."""
+    modes = by_part("dense", (0.5, 0.9, 0.5), (3.0,) * 3), by_part("dropped", (0.3, 0.7, 0.4), (1.0, 1.0, 2.0))
+    approximately = [StepTime(pytest.approx(dense), pytest.approx(0.4)) for dense in (1.7, 3.3, 1.7)]
+    assert step_times_by_part(tiny_config(), measured(*modes, sequences=2)) == approximately
+
+
+def test_parts_in_which_nothing_was_dropped_say_nothing():
+    modes = by_part("dense", (0.5, 0.5), (3.0, 3.0)), by_part("dropped", (0.5, 0.3), (3.0, 1.0))
+    assert len(step_times_by_part(tiny_config(), measured(*modes, sequences=2))) == 1

@@ -51,7 +51,7 @@ def test_tables_have_columns_per_run(pld: Run, calls: list[Any]) -> None:
     outcome = pld("analyze", "a", "b", "--gates", "0.5")
     lines = squeezed(outcome.out)
     assert outcome.err == "note: mind this\n"
-    assert lines[0] == "post (Post-LN): 3 blocks, 3 moments from step 0 to 20, on 64 rows of 128 tokens of data"
+    assert lines[0] == "post (Post-LN): 3 blocks, 3 moments from step 0 to 20, on 64 sequences of 128 tokens of data"
     assert "20 5.3333 0.333 1.00 0.0333 0.100 0.00667 13.3° 7.0000" in lines
     whole = lines.index("Norms of gradients of the trained models, every block running")
     assert lines[whole + 1 : whole + 6] == [
@@ -127,7 +127,7 @@ def test_out_has_numbers_and_two_files_per_figure(gates: list[str], pld: Run, ca
     [
         ([], 2, "Missing argument 'RUN'"),
         (["nowhere"], 4, "nowhere: no such run; `pld runs` lists the runs here"),
-        (["empty"], 4, "empty: is no run: it has no config.yaml"),
+        (["empty"], 4, "empty: is not a run directory: it has no config.yaml"),
         (["empty", "--gates", "half"], 2, "--gates: 'half' is neither `schedule` nor a keep probability between 0 and 1"),
         (["empty", "--draws", "3"], 2, "--draws does nothing without --gates; leave it out"),
         (["empty", "--gates", "0.5", "--draws", "0"], 2, "--draws: must be at least 1, not 0"),
@@ -159,7 +159,7 @@ def test_the_whole_command_on_real_runs(pld: Run, prepared: Path, tmp_path: Path
     runs = [train(tmp_path / name, prepared, *half, f"model.norm={name}") for name in ("post", "pre")]
     outcome = pld("analyze", *runs, "--data", prepared, "--gates", "0.5", "--draws", "2", "--sequences", "6", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
-    assert "post (Post-LN): 3 blocks, 3 moments from step 0 to 8, on 6 rows of 32 tokens" in outcome.out
+    assert "post (Post-LN): 3 blocks, 3 moments from step 0 to 8, on 6 sequences of 32 tokens" in outcome.out
     rows = list(csv.DictReader((tmp_path / "out" / "blocks.csv").read_text().splitlines()))
     assert len(rows) == 2 * 3 * 3 * 3
     running = [row for row in rows if row["runs"] == "1"]

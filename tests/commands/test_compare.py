@@ -91,7 +91,7 @@ def test_not_reached(pld: Run) -> None:
 def test_seeds_of_one_system_alone(pld: Run) -> None:
     outcome = pld("compare", *PLD)
     assert outcome.code == 0
-    assert lines_of(outcome.out)[0] == ("All 3 runs are one system, pld: there is nothing to hold it against, standard deviation 0.0229.")
+    assert lines_of(outcome.out)[0] == ("All 3 runs are one system, pld: there is nothing to compare it with, standard deviation 0.0229.")
     assert "To the final validation loss" not in outcome.out
 
 
@@ -198,7 +198,7 @@ def test_names_with_brackets_are_not_markup(pld: Run) -> None:
         (["pld-seed0"], 2, "a comparison needs two runs, there is only pld-seed0; name the run to compare with"),
         ([], 2, "Missing argument 'RUN'"),
         (["pld-seed0", "nowhere"], 4, "nowhere: no such run; `pld runs` lists the runs here"),
-        (["pld-seed0", "empty"], 4, "empty: is no run: it has no config.yaml"),
+        (["pld-seed0", "empty"], 4, "empty: is not a run directory: it has no config.yaml"),
         (["pld-seed0", "pld-seed0"], 2, "pld-seed0: the same run is named twice"),
         (["pld-seed0", "preln-seed0", "--baseline", "x"], 2, "--baseline: no run called x is among those to compare"),
         (["pld-seed0", "preln-seed0", "--plot", "a.pdf"], 2, "a.pdf: a picture's name must end in .png or .svg"),

@@ -15,10 +15,10 @@ from pldcli.bench.step_time import StepTime
 from pldcli.comparison.metrics_table import read_table
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.study import jobs as study_commands
+from pldcli.study.calibration import ShapeTime, Timings, write_plan
+from pldcli.study.jobs import last_step
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
-from pldcli.study.runs import last_step
-from pldcli.study.timings import ShapeTime, Timings, write_plan
 from tests.comparison.test_read import write_run
 from tests.conftest import Outcome, Processes, wait_for
 from tests.study.conftest import SMALL
@@ -278,11 +278,11 @@ def test_a_killed_study_goes_on(folder: Path, prepared: Path, processes: Process
     study.kill(number)
     assert study.wait() == code
     if number != signal.SIGKILL:
-        assert ", 0 of 1 runs done, the others saved; run the same command again to go on" in study.err
+        assert ", 0 of 1 runs done, the others saved; run the same command again to resume" in study.err
     wait_for(lambda: not RunDirectory(metrics.parent).is_locked, seconds=600)
     assert any((metrics.parent / "checkpoints").iterdir())
     again = processes.pld("study", path, "--out", out)
     assert again.wait() == 0, again.err
-    assert "going on" in again.err and len(read_starts(environment)) == 2
+    assert "resumes after step" in again.err and len(read_starts(environment)) == 2
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "train/loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 400

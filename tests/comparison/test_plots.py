@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pldcli.comparison import plots as comparison_plots
 from pldcli.comparison.comparison import Comparison, compare_runs
 from pldcli.comparison.plots import draw_curves, plot_comparison
 from pldcli.errors import UsageError
+from pldcli.plots import canvas
 from tests.comparison.test_runs import made_up_run
 
 
@@ -21,7 +21,7 @@ def comparison() -> Comparison:
 def panels(monkeypatch: pytest.MonkeyPatch, path: Path, drawn: Comparison | None = None) -> list[Any]:
     """Draw, and keep the figure instead of the file."""
     figures: list[Any] = []
-    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, _: figures.append(figure))
     plot_comparison(drawn or comparison(), path)
     return list(figures[0].axes)
 

@@ -143,7 +143,7 @@ def test_a_run_without_validations(tmp_path: Path) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such run; `pld runs` lists the runs here"):
         read_runs([tmp_path / "nowhere"], finetuned=tmp_path)
-    with pytest.raises(CheckpointError, match=r"is no run: it has no config\.yaml"):
+    with pytest.raises(CheckpointError, match=r"is not a run directory: it has no config\.yaml"):
         read_runs([tmp_path], finetuned=tmp_path)
     (tmp_path / "config.yaml").write_text("model: [")
     with pytest.raises(UsageError, match="cannot be read as YAML"):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pldcli.comparison.runs import Measurement, Run, group_runs, run_from_rows
+from pldcli.comparison.runs import Run, group_runs
 from tests.conftest import tiny_config
 
 START: Mapping[str, Any] = {
@@ -46,7 +47,7 @@ def made_up_run(
         if step % 10 == 0:
             rows.append({"step": step, "eval/mlm_loss": loss, **noticed, **spent, "progress/wall_seconds": 10.0})
     known = {"state": "finished", "starts": tuple([START] if starts is None else starts), **more}
-    return run_from_rows(rows, name=name, path=f"runs/{name}", config=config, where=f"runs/{name}/metrics.jsonl", **known)
+    return Run(rows=tuple(rows), name=name, path=f"runs/{name}", config=config, source=f"runs/{name}/metrics.jsonl", **known)
 
 
 def test_what_a_run_comes_to() -> None:
@@ -68,15 +69,11 @@ def test_packed_documents_are_predicted_by_what_they_attend_to() -> None:
 
 def test_time_per_step_is_the_median_so_one_slow_stretch_does_not_count() -> None:
     run = made_up_run()
-    slow = tuple(
-        Measurement(row.step, row.tokens, row.executed_flops, row.train_seconds + 1000 * (row.step > 20), row.loss) for row in run.training
-    )
-    disturbed = made_up_run()
-    object.__setattr__(disturbed, "training", slow)
-    assert disturbed.seconds_per_step == 2.0
-    object.__setattr__(disturbed, "training", slow[:1])
-    assert disturbed.seconds_per_step is None
-    assert disturbed.step_seconds_per_token is None
+    seconds = "progress/train_seconds"
+    slow = tuple({**row, seconds: row[seconds] + 1000 * (row["step"] > 20)} for row in run.rows)
+    assert replace(run, rows=slow).seconds_per_step == 2.0
+    once = replace(run, rows=tuple(row for row in slow if row["step"] in (5, 40) and ("train/loss" in row) == (row["step"] == 5)))
+    assert once.seconds_per_step is None and once.step_seconds_per_token is None
 
 
 def test_smoothing_averages_the_last_twentieth_of_the_run() -> None:

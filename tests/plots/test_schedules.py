@@ -12,8 +12,9 @@ from pldcli.errors import OutputError, UsageError
 from pldcli.evaluation.plots import plot_depths
 from pldcli.flops import Flops
 from pldcli.pld import Schedule
+from pldcli.plots.canvas import evenly_spaced
 from pldcli.plots.curves import Curve, plot_curves
-from pldcli.plots.schedules import NamedSchedule, evenly_spaced, plot_schedules
+from pldcli.plots.schedules import NamedSchedule, plot_schedules
 from pldcli.plots.terminal import block_chart, sparkline
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,7 +67,7 @@ def test_a_picture_has_the_same_bytes_every_time(kind: str, tmp_path: Path) -> N
     assert content.startswith(PNG) if kind.lower() == ".png" else b"<svg" in content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", first.name]
     if kind == ".svg":
-        for text in (b"Keep probability of each block", b"Expected number of blocks that run", b"Operations saved so far"):
+        for text in (b"Keep probability of each block", b"Expected number of blocks that run", b"FLOPs saved so far"):
             assert text in content
 
 

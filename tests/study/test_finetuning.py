@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pldcli.study import jobs
+from pldcli.study.finetuning import PlannedFinetuning, finetuning_job, plan_finetunings, read_finetuning
+from pldcli.study.jobs import Outcome, Slot, State, run_jobs
 from pldcli.study.spec import Spec
-from pldcli.study.tunings import TuningOutcome, plan_tunings
-from tests.study.conftest import plan_of
+from pldcli.system.signals import StopRequest
+from tests.study.conftest import plan_of, spec_of
+
+__all__ = ["spec_of"]
+
 
 PRELN, PLD = {"preset": "bert-tiny-preln"}, {"preset": "bert-tiny-pld"}
 
@@ -17,11 +27,11 @@ def test_every_run_on_every_task(spec_of: Callable[..., Spec], tmp_path: Path) -
     own.touch()
     finetune = {"tasks": ["glue/RTE", str(own)], "data_dir": "glue", "systems": ["preln"], "seeds": [0, 1]}
     spec = spec_of(seeds=[0, 1], finetune=finetune)
-    tunings = plan_tunings(spec, plan_of(spec).runs())
-    assert [tuning.name for tuning in tunings] == ["preln-seed0/rte", "preln-seed0/reviews", "preln-seed1/rte", "preln-seed1/reviews"]
+    finetunings = plan_finetunings(spec, plan_of(spec).runs())
+    assert [planned.name for planned in finetunings] == ["preln-seed0/rte", "preln-seed0/reviews", "preln-seed1/rte", "preln-seed1/reviews"]
     # Files of one's own do not lie in the directory of the tasks with names.
-    assert [(tuning.task, tuning.data_dir) for tuning in tunings[:2]] == [("glue/RTE", "glue"), (str(own), None)]
-    assert {tuning.settings for tuning in tunings} == {("seed=0,1",)}
+    assert [(planned.task, planned.data_dir) for planned in finetunings[:2]] == [("glue/RTE", "glue"), (str(own), None)]
+    assert {planned.settings for planned in finetunings} == {("seed=0,1",)}
 
 
 def test_of_a_halving_the_last_rung_alone(spec_of: Callable[..., Spec]) -> None:
@@ -29,22 +39,75 @@ def test_of_a_halving_the_last_rung_alone(spec_of: Callable[..., Spec]) -> None:
     spec = spec_of({"preln": PRELN, "a": PLD, "b": PLD}, halving=halving, finetune={"tasks": ["glue/rte"]})
     plan = plan_of(spec)
     runs = [*plan.runs(), *plan.rung(0, ("a", "b")), *plan.rung(1, ("b",))]
-    assert [tuning.run.name for tuning in plan_tunings(spec, runs)] == ["preln-seed0", "b-rung2-seed0", "b-rung2-seed1"]
+    assert [planned.run.name for planned in plan_finetunings(spec, runs)] == ["preln-seed0", "b-rung2-seed0", "b-rung2-seed1"]
 
 
 def test_without_tasks_there_is_nothing_to_do(spec_of: Callable[..., Spec]) -> None:
     spec = spec_of()
-    assert plan_tunings(spec, plan_of(spec).runs()) == []
+    assert plan_finetunings(spec, plan_of(spec).runs()) == []
 
 
-@pytest.mark.parametrize(
-    ("outcome", "text", "settled"),
-    [
-        (TuningOutcome("finished", 0.5512), "score 55.12", True),
-        (TuningOutcome("finished"), "diverged", True),
-        (TuningOutcome("failed", note="error: no such file", exit_code=3), "failed: error: no such file", False),
-        (TuningOutcome("not started"), "not started", False),
-    ],
-)
-def test_outcomes_in_words(outcome: TuningOutcome, text: str, settled: bool) -> None:
-    assert (str(outcome), outcome.is_settled) == (text, settled)
+@pytest.fixture
+def finetunings(spec_of: Callable[..., Any]) -> list[PlannedFinetuning]:
+    """Two systems, two tasks."""
+    finetune = {"tasks": ["glue/rte", "glue/mrpc"], "data_dir": "glue", "seeds": [0, 1], "set": {"epochs": 1}}
+    spec = spec_of(finetune=finetune)
+    return plan_finetunings(spec, plan_of(spec).runs())
+
+
+def write_results(place: Path, *scores: float, cells: tuple[str, ...] = ("epochs=1.0,seed=0", "epochs=1.0,seed=1")) -> None:
+    """Write what `pld finetune` writes, as far as a study reads it; no scores for runs that diverged."""
+    score = {"mean": sum(scores) / len(scores), "values": scores} if scores else None
+    content = {"task": place.name, "start": "gone", "groups": [{"score": score}], "cells": {name: {} for name in cells}}
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(content))
+
+
+def test_what_counts_as_done(finetunings: list[PlannedFinetuning], tmp_path: Path) -> None:
+    first, second, third, fourth = finetunings
+    write_results(tmp_path / "finetuned/preln-seed0/rte", 0.5, 0.6)
+    write_results(tmp_path / "finetuned/preln-seed0/mrpc")
+    write_results(tmp_path / "finetuned/pld-seed0/rte", 0.5, cells=("epochs=1.0,seed=0",))
+    (tmp_path / "finetuned/pld-seed0/mrpc").mkdir()
+    (tmp_path / "finetuned/pld-seed0/mrpc/results.json").write_text("{")
+    assert read_finetuning(first, tmp_path) == Outcome(State.FINISHED, score=pytest.approx(0.55))
+    assert read_finetuning(second, tmp_path) == Outcome(State.FINISHED)
+    # A seed more is wanted now; a file that was cut short.
+    assert read_finetuning(third, tmp_path) == read_finetuning(fourth, tmp_path) == Outcome(State.NOT_STARTED)
+
+
+def test_each_is_the_ordinary_command(finetunings: list[PlannedFinetuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One does well, one diverges on every seed, one fails, and one is stopped."""
+    begun: list[list[str]] = []
+    codes = {"preln-seed0/rte": "0", "preln-seed0/mrpc": "6", "pld-seed0/rte": "print('error: glue: no such directory'); exit(3)",
+             "pld-seed0/mrpc": "print('error: interrupted'); exit(130)"}  # fmt: skip
+
+    def start(arguments: list[str], *, log: Any, threads: int | None, environment: dict[str, str]) -> Any:
+        begun.append(list(arguments))
+        place = Path(arguments[arguments.index("--out") + 1])
+        name = f"{place.parent.name}/{place.name}"
+        if codes[name] in ("0", "6"):
+            write_results(place, *[0.75, 0.25][: 2 if codes[name] == "0" else 0])
+        code = codes[name] if "exit" in codes[name] else f"exit({codes[name]})"
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+    monkeypatch.setattr(jobs, "start_command", start)
+    told: list[str] = []
+    outcomes = run_jobs(
+        [finetuning_job(planned, out=tmp_path) for planned in finetunings],
+        slots=[Slot({}, 1)],
+        stop=StopRequest(),
+        tell=lambda name, end: told.append(f"{name} {end or 'begins'}"),
+    )
+    assert begun[0] == [
+        "finetune", "glue/rte", "--model", str(tmp_path / "runs/preln-seed0"), "--data-dir", "glue",
+        "--out", str(tmp_path / "finetuned/preln-seed0/rte"), "--jobs", "1", "epochs=1", "seed=0,1",
+    ]  # fmt: skip
+    assert (tmp_path / "logs/preln-seed0-rte.log").read_text().startswith("$ pld finetune glue/rte --model ")
+    assert list(outcomes.values()) == [
+        Outcome(State.FINISHED, score=0.5),
+        Outcome(State.FINISHED),
+        Outcome(State.FAILED, note="error: glue: no such directory", exit_code=3),
+        Outcome(State.STOPPED, note="error: interrupted", exit_code=130),
+    ]
+    assert told[:4] == ["preln-seed0/rte begins", "preln-seed0/rte score 50.00", "preln-seed0/mrpc begins", "preln-seed0/mrpc diverged"]

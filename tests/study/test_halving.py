@@ -5,17 +5,18 @@ from collections.abc import Callable
 
 import pytest
 
-from pldcli.study.halving import Outcome, climb, rank
+from pldcli.study.halving import climb, rank
+from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import Plan, PlannedRun
 from pldcli.study.spec import Spec
 from tests.study.conftest import plan_of
 
 
 def finished(loss: float) -> Outcome:
-    return Outcome("finished", 40, loss)
+    return Outcome(State.FINISHED, 40, loss)
 
 
-DIVERGED, WAITING = Outcome("diverged", 3), Outcome("not started")
+DIVERGED, WAITING = Outcome(State.DIVERGED, 3), Outcome(State.NOT_STARTED)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_nobody_is_left(plan: Plan) -> None:
 
 
 def test_a_run_that_failed_keeps_its_rung_open(plan: Plan) -> None:
-    [only] = climb(plan, outcomes(a_1=3.0, b_1=1.0, c_1=4.0, d_1=Outcome("failed", 2)))
+    [only] = climb(plan, outcomes(a_1=3.0, b_1=1.0, c_1=4.0, d_1=Outcome(State.FAILED, 2)))
     assert only.standing == ()
 
 

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pldcli.comparison.runs import Measurement, Run
-from pldcli.study.halving import Outcome, climb
+from pldcli.comparison.runs import Run
+from pldcli.study.calibration import Timings
+from pldcli.study.directory import Study
+from pldcli.study.finetuning import PlannedFinetuning
+from pldcli.study.halving import climb
+from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import PlannedRun
 from pldcli.study.results import Results, verdict
 from pldcli.study.spec import Spec
-from pldcli.study.timings import Timings
-from pldcli.study.tunings import PlannedTuning, TuningOutcome
 from tests.comparison.test_runs import made_up_run
 from tests.study.conftest import plan_of
 
@@ -25,18 +28,27 @@ def results_of(spec: Spec, losses: Mapping[str, float], **others: Outcome) -> Re
 
     def outcome(run: PlannedRun) -> Outcome:
         if run.name in losses:
-            return Outcome("finished", run.config.train.total_steps, losses[run.name])
-        return others.get(run.name.replace("-", "_"), Outcome("not started"))
+            return Outcome(State.FINISHED, run.config.train.total_steps, losses[run.name])
+        return others.get(run.name.replace("-", "_"), Outcome(State.NOT_STARTED))
 
     def trained(run: PlannedRun) -> Run:
         steps = run.config.train.total_steps
-        point = Measurement(steps, 256.0 * steps, 256e3 * steps, run.seconds, losses[run.name])
-        return replace(made_up_run(run.name), config=run.config, validation=(point,))
+        spent = {"progress/tokens": 256 * steps, "progress/executed_flops": 256e3 * steps, "progress/train_seconds": run.seconds}
+        row = {"step": steps, "eval/mlm_loss": losses[run.name], **spent}
+        return replace(made_up_run(run.name), config=run.config, rows=(row,))
 
     rungs = climb(plan, outcome)
     runs = (*plan.runs(), *(run for rung in rungs for run in rung.runs))
     done = {run.name: trained(run) for run in runs if run.name in losses}
-    return Results(plan, Timings("d", {}), "data", runs, {run.name: outcome(run) for run in runs}, done, {}, tuple(rungs), {})
+    return Results(
+        study=Study(plan=plan, timings=Timings("d", {}), out=Path("out"), data=Path("data")),
+        runs=runs,
+        outcomes={run.name: outcome(run) for run in runs},
+        trained=done,
+        diverged={},
+        rungs=tuple(rungs),
+        finetunings={},
+    )
 
 
 def test_seeds_are_paired_and_the_verdict_names_what_is_equal(spec_of: Callable[..., Spec]) -> None:
@@ -54,15 +66,15 @@ def test_seeds_are_paired_and_the_verdict_names_what_is_equal(spec_of: Callable[
         "time": "no difference seen at equal time",
         "short": "no verdict: neither equal tokens nor equal time",
     }
-    assert results.is_complete and results.count("finished") == 8
+    assert results.is_complete and results.count(State.FINISHED) == 8
 
 
 def test_a_study_is_complete_when_its_fine_tunings_are(spec_of: Callable[..., Spec]) -> None:
     results = results_of(spec_of(), {"preln-seed0": 3.0, "pld-seed0": 2.0})
-    tuning = PlannedTuning(results.runs[0], "glue/rte", None, ())
+    planned = PlannedFinetuning(results.runs[0], "glue/rte", None, ())
     assert results.is_complete
-    assert replace(results, tunings={tuning: TuningOutcome("finished", None)}).is_complete
-    assert not replace(results, tunings={tuning: TuningOutcome("failed", note="no luck")}).is_complete
+    assert replace(results, finetunings={planned: Outcome(State.FINISHED)}).is_complete
+    assert not replace(results, finetunings={planned: Outcome(State.FAILED, note="no luck")}).is_complete
 
 
 def test_one_pair_may_be_chance(spec_of: Callable[..., Spec]) -> None:
@@ -88,7 +100,7 @@ def test_each_baseline_has_its_own_comparison(spec_of: Callable[..., Spec]) -> N
 
 
 def test_without_the_baseline_nothing_is_held_against_it(spec_of: Callable[..., Spec]) -> None:
-    results = results_of(spec_of(), {"pld-seed0": 3.0}, preln_seed0=Outcome("diverged", 4))
+    results = results_of(spec_of(), {"pld-seed0": 3.0}, preln_seed0=Outcome(State.DIVERGED, 4))
     assert results.comparisons == {} and list(results.groups) == ["preln", "pld"] and results.is_complete
 
 

@@ -12,10 +12,9 @@ import pytest
 
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.study import jobs as module
-from pldcli.study.halving import Outcome
-from pldcli.study.jobs import Slot
+from pldcli.study.jobs import Outcome, Slot, State, last_step, run_jobs
 from pldcli.study.plan import PlannedRun
-from pldcli.study.runs import last_step, read_outcome, train_runs
+from pldcli.study.runs import pretraining_job, read_outcome
 from pldcli.system.signals import StopRequest
 from tests.comparison.test_read import write_run
 from tests.study.conftest import plan_of, spec_of
@@ -49,10 +48,13 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
         monkeypatch.setattr(module, "_LOOK_EVERY_SECONDS", 0.01)
         places = [Slot({"CUDA_VISIBLE_DEVICES": str(number)}, 1) for number in range(slots)]
         ends: list[str] = []
-        outcomes = train_runs(
-            runs, out=tmp_path, data=Path("data"), slots=places, stop=stop or StopRequest(), watch=watch or (lambda active: None),
-            tell=lambda run, outcome: ends.append(f"{run.name} {outcome or 'begins'}"),
-        )  # fmt: skip
+        outcomes = run_jobs(
+            [pretraining_job(run, out=tmp_path, data=Path("data")) for run in runs],
+            slots=places,
+            stop=stop or StopRequest(),
+            watch=watch or (lambda active: None),
+            tell=lambda name, outcome: ends.append(f"{name} {outcome or 'begins'}"),
+        )
         return outcomes, started, ends
 
     return call
@@ -85,13 +87,13 @@ write_run(Path(place), "pld.theta_bar=1", losses=(4.0, 3.0, 2.0, 1.5))
 
     outcomes, started, told = train(runs, code)
     assert [one["name"] for one in started] == [run.name for run in runs]
-    assert outcomes["preln-seed0"] == Outcome("finished", 40, 1.5)
-    assert outcomes["pld-seed0"] == Outcome("diverged", 8, note="step 8: training diverged: the loss is not finite; lower it")
-    assert outcomes["preln-seed1"] == Outcome("failed", note="error: model.norm: too odd; use another", exit_code=2)
-    assert outcomes["pld-seed1"] == Outcome("failed", note="ended by signal 9, perhaps out of memory", exit_code=-9)
-    assert outcomes["preln-seed2"] == Outcome("failed", note="ended with exit code 1", exit_code=1)
+    assert outcomes["preln-seed0"] == Outcome(State.FINISHED, 40, 1.5)
+    assert outcomes["pld-seed0"] == Outcome(State.DIVERGED, 8, note="step 8: training diverged: the loss is not finite; lower it")
+    assert outcomes["preln-seed1"] == Outcome(State.FAILED, note="error: model.norm: too odd; use another", exit_code=2)
+    assert outcomes["pld-seed1"] == Outcome(State.FAILED, note="ended by signal 9, perhaps out of memory", exit_code=-9)
+    assert outcomes["preln-seed2"] == Outcome(State.FAILED, note="ended with exit code 1", exit_code=1)
     assert outcomes["pld-seed2"].state == "failed"  # it left no model
-    assert told[:4] == ["preln-seed0 begins", "preln-seed0 finished", "pld-seed0 begins", "pld-seed0 diverged at step 8"]
+    assert told[:4] == ["preln-seed0 begins", "preln-seed0 finished, loss 1.5000", "pld-seed0 begins", "pld-seed0 diverged at step 8"]
     write_run(tmp_path / "other", losses=(4.0,))
     (tmp_path / "runs" / "pld-seed0" / "config.yaml").write_text((tmp_path / "other" / "config.yaml").read_text())
     assert read_outcome(tmp_path / "runs" / "pld-seed0") == outcomes["pld-seed0"]  # remembered
@@ -116,8 +118,8 @@ time.sleep(60)
 """
     stop = StopRequest()
 
-    def watch(active: list[PlannedRun]) -> None:
-        if active and all((tmp_path / "runs" / run.name / "ready").exists() for run in active):
+    def watch(active: list[str]) -> None:
+        if active and all((tmp_path / "runs" / name / "ready").exists() for name in active):
             stop.signal_number = number
 
     outcomes, started, _ = train(runs, lambda name: program, slots=2, stop=stop, watch=watch)
@@ -127,7 +129,7 @@ time.sleep(60)
 def test_a_run_that_is_stopped_before_it_can_save_has_not_failed(runs: list[PlannedRun], train: Any) -> None:
     stop = StopRequest()
 
-    def watch(active: list[PlannedRun]) -> None:
+    def watch(active: list[str]) -> None:
         stop.signal_number = signal.SIGTERM
 
     outcomes, _, _ = train(runs, lambda name: "import time; time.sleep(60)", slots=2, stop=stop, watch=watch)
@@ -135,13 +137,13 @@ def test_a_run_that_is_stopped_before_it_can_save_has_not_failed(runs: list[Plan
 
 
 def test_outcomes_on_the_disk(tmp_path: Path) -> None:
-    assert read_outcome(tmp_path / "nothing") == Outcome("not started")
-    assert read_outcome(write_run(tmp_path / "a", losses=(4.0, 3.0, 2.0, 1.0))) == Outcome("finished", 40, 1.0)
-    assert read_outcome(write_run(tmp_path / "b", losses=(4.0, 3.0), until=20, finished=False)) == Outcome("stopped", 20)
+    assert read_outcome(tmp_path / "nothing") == Outcome(State.NOT_STARTED)
+    assert read_outcome(write_run(tmp_path / "a", losses=(4.0, 3.0, 2.0, 1.0))) == Outcome(State.FINISHED, 40, 1.0)
+    assert read_outcome(write_run(tmp_path / "b", losses=(4.0, 3.0), until=20, finished=False)) == Outcome(State.STOPPED, 20)
     assert read_outcome(write_run(tmp_path / "c", losses=(4.0, 3.0, 2.0, None))).state == "diverged"
     diverged = write_run(tmp_path / "d", losses=(4.0, 3.0), until=20, finished=False)
     (diverged / "diverged.json").write_text(json.dumps({"step": 23, "reason": "the loss"}))
-    assert read_outcome(diverged) == Outcome("diverged", 23, note="the loss")
+    assert read_outcome(diverged) == Outcome(State.DIVERGED, 23, note="the loss")
     with RunDirectory(diverged).lock():
         assert read_outcome(diverged).state == "running"
 

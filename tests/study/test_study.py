@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,23 +13,24 @@ from pldcli import presets
 from pldcli.bench.step_time import StepTime
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DataError, OutputError, PldError, PreemptedError, StoppedError, UsageError
+from pldcli.study import calibration
 from pldcli.study import study as module
-from pldcli.study.calibration import Measured
+from pldcli.study.calibration import ShapeTime
+from pldcli.study.directory import Study
 from pldcli.study.display import StudyDisplay
-from pldcli.study.halving import Outcome
-from pldcli.study.jobs import Slot
+from pldcli.study.jobs import Job, Outcome, Slot, State
 from pldcli.study.plan import PlannedRun, Shape
 from pldcli.study.results import read_results
 from pldcli.study.spec import Spec
-from pldcli.study.study import Study, make_slots, open_study, train_study, tune_study
-from pldcli.study.timings import ShapeTime
-from pldcli.study.tunings import PlannedTuning, TuningOutcome
+from pldcli.study.study import carry_out, open_study
 from pldcli.system.signals import StopRequest
 from tests.comparison.test_read import write_run
 from tests.study.conftest import spec_of
-from tests.study.test_tunings import write_results
+from tests.study.test_finetuning import write_results
 
 __all__ = ["spec_of"]
+
+Measured = tuple[dict[str, ShapeTime], dict[str, Any]]
 
 PRELN, PLD = {"preset": "bert-tiny-preln"}, {"preset": "bert-tiny-pld"}
 SHALLOW = PRELN | {"set": {"model.num_hidden_layers": 2}}
@@ -49,9 +49,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             dense = slow * 0.1 * shape.config.model.num_hidden_layers
             return ShapeTime(shape.label, StepTime(dense, 0.1 * slow), dense, dense, 15)
 
-        return Measured({shape.key: time(shape) for shape in shapes}, {"hardware": f"machine {len(asked)}", "device": "cpu"})
+        return {shape.key: time(shape) for shape in shapes}, {"hardware": f"machine {len(asked)}", "device": "cpu"}
 
-    monkeypatch.setattr(module, "measure_shapes", measure)
+    monkeypatch.setattr(calibration, "measure_shapes", measure)
     return asked
 
 
@@ -63,7 +63,7 @@ def opened(tmp_path: Path, prepared: Path, measured: object) -> Callable[..., St
         given = {
             "out": tmp_path / "out",
             "data": prepared,
-            "slots": [Slot({}, None)],
+            "slot": Slot({}, None),
             "measure": True,
             "keep": True,
             "report": lambda line: None,
@@ -97,9 +97,9 @@ def test_measured_once_and_written_down(opened: Any, measured: list[list[str]], 
 
 def test_a_machine_that_is_not_quiet_is_warned_of(opened: Any, spec_of: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch) -> None:
     def disturbed(shapes: Sequence[Shape], **_: Any) -> Measured:
-        return Measured({shape.key: ShapeTime(shape.label, StepTime(0.3, 0.1), 0.2, 0.3, 15) for shape in shapes}, {})
+        return {shape.key: ShapeTime(shape.label, StepTime(0.3, 0.1), 0.2, 0.3, 15) for shape in shapes}, {}
 
-    monkeypatch.setattr(module, "measure_shapes", disturbed)
+    monkeypatch.setattr(calibration, "measure_shapes", disturbed)
     told: list[str] = []
     opened(spec_of(), report=told.append)
     assert told[-1].startswith("warning: this machine is not quiet, rounds differ by 50%: times, and steps at equal time, are no more")
@@ -154,13 +154,13 @@ def test_a_stop_says_how_to_go_on(
     study = opened(spec_of())
     finish(study, study.runs()[0])
 
-    def stopped(runs: Sequence[PlannedRun], *, stop: StopRequest, **_: Any) -> dict[str, Outcome]:
+    def stopped(jobs: Sequence[Job], *, stop: StopRequest, **_: Any) -> dict[str, Outcome]:
         stop.signal_number = number
         return {}
 
-    monkeypatch.setattr(module, "train_runs", stopped)
-    with pytest.raises(kind, match=f"out: {word}, 1 of 2 runs done, the others saved; run the same command again to go on"):
-        train_study(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))
+    monkeypatch.setattr(module, "run_jobs", stopped)
+    with pytest.raises(kind, match=f"out: {word}, 1 of 2 runs done, the others saved; run the same command again to resume"):
+        carried_out(study)
 
 
 def test_one_study_at_a_time(opened: Any, spec_of: Callable[..., Spec], tmp_path: Path) -> None:
@@ -168,25 +168,8 @@ def test_one_study_at_a_time(opened: Any, spec_of: Callable[..., Spec], tmp_path
         opened(spec_of())
 
 
-def test_where_runs_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    cores = len(os.sched_getaffinity(0))
-    assert make_slots(jobs=1, gpus=[]) == [Slot({}, None)]
-    assert make_slots(jobs=2, gpus=[]) == [Slot({}, max(1, cores // 2))] * 2
-    assert make_slots(jobs=99, gpus=[])[0].threads == 1
-    assert make_slots(jobs=1, gpus=["0", "3"]) == [Slot({"CUDA_VISIBLE_DEVICES": "0"}, None), Slot({"CUDA_VISIBLE_DEVICES": "3"}, None)]
-    first, second = ({"CUDA_VISIBLE_DEVICES": gpu} for gpu in "03")
-    assert make_slots(jobs=2, gpus=["0", "3"]) == [Slot(gpu, max(1, cores // 4)) for gpu in (first, second, first, second)]
-
-
-def test_gpus_that_are_not_left_to_the_program_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-1a")
-    assert [slot.environment for slot in make_slots(jobs=1, gpus=["GPU-1a", "4"])] == [
-        {"CUDA_VISIBLE_DEVICES": "GPU-1a"},
-        {"CUDA_VISIBLE_DEVICES": "4"},
-    ]
-    with pytest.raises(UsageError, match=r"--gpus: CUDA_VISIBLE_DEVICES does not name 0, 1; choose from 4,GPU-1a"):
-        make_slots(jobs=1, gpus=["0", "4", "1"])
+def carried_out(study: Study) -> dict[str, Outcome]:
+    return carry_out(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))
 
 
 def train(
@@ -195,18 +178,18 @@ def train(
     """Train without training: a run ends with the loss given to its name, or fails. List what was begun together."""
     begun: list[list[str]] = []
 
-    def train_runs(runs: Sequence[PlannedRun], **_: Any) -> dict[str, Outcome]:
-        begun.append([run.name for run in runs])
-        ended = {}
-        for run in runs:
-            loss = losses(run.name)
+    def run_jobs(jobs: Sequence[Job], **_: Any) -> dict[str, Outcome]:
+        begun.append([job.name for job in jobs])
+        runs, ended = {run.name: run for run in study.runs()}, {}
+        for name in begun[-1]:
+            loss = losses(name)
             if loss is not None:
-                finish(study, run, *[loss] * (run.config.train.total_steps // 10))
-            ended[run.name] = study.outcome(run) if loss is not None else Outcome("failed", 3, note="out of luck", exit_code=5)
+                finish(study, runs[name], *[loss] * (runs[name].config.train.total_steps // 10))
+            ended[name] = study.outcome(runs[name]) if loss is not None else Outcome(State.FAILED, 3, note="out of luck", exit_code=5)
         return ended
 
-    monkeypatch.setattr(module, "train_runs", train_runs)
-    return begun, train_study(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
+    return begun, carried_out(study)
 
 
 def test_what_is_finished_is_not_begun_again(opened: Any, spec_of: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +198,7 @@ def test_what_is_finished_is_not_begun_again(opened: Any, spec_of: Callable[...,
     begun, outcomes = train(study, monkeypatch, lambda name: None if name == "pld-seed0" else 2.0)
     assert begun == [["pld-seed0", "preln-seed1", "pld-seed1"]]
     assert {name: outcome.state for name, outcome in outcomes.items()} == {
-        "preln-seed0": "finished", "pld-seed0": "failed", "preln-seed1": "finished", "pld-seed1": "finished"
+        "pld-seed0": "failed", "preln-seed1": "finished", "pld-seed1": "finished"
     }  # fmt: skip
     begun, outcomes = train(study, monkeypatch, lambda name: 2.0)
     assert begun == [["pld-seed0"]] and all(outcome.state == "finished" for outcome in outcomes.values())
@@ -232,7 +215,7 @@ def test_seconds_in_the_results_are_measured_alone(opened: Any, spec_of: Callabl
     study = opened(spec_of())
     for run in study.runs():
         finish(study, run, 4.0, 3.0, 2.0, 1.0 if run.system == "pld" else 1.5)
-    results = read_results(study)
+    results = read_results(study, {})
     assert results.trained["preln-seed0"].final.train_seconds == pytest.approx(40 * 0.3)  # its own clock says 2,000 s
     contrast = results.contrast("pld")
     assert contrast is not None and contrast.difference is not None and contrast.difference.interval.mean == pytest.approx(-0.5)
@@ -247,25 +230,25 @@ def test_finished_runs_are_fine_tuned_as_far_as_that_is_left(
     study = opened(spec_of(finetune={"tasks": ["glue/rte", "glue/mrpc"]}))
     begun: list[list[str]] = []
 
-    def tune_runs(tunings: Sequence[PlannedTuning], *, out: Path, **_: Any) -> dict[str, TuningOutcome]:
-        begun.append([tuning.name for tuning in tunings])
-        if tunings[0].task == "glue/rte":
-            write_results(out / "finetuned" / tunings[0].name, 0.5, cells=("seed=0",))
-        return {tuning.name: TuningOutcome("failed", note="no luck", exit_code=3) for tuning in tunings if tuning.task == "glue/mrpc"}
+    def run_jobs(jobs: Sequence[Job], **_: Any) -> dict[str, Outcome]:
+        begun.append([job.name for job in jobs])
+        if begun[-1] == ["pld-seed0/rte", "pld-seed0/mrpc"]:
+            write_results(tmp_path / "out/finetuned/pld-seed0/rte", 0.5, cells=("seed=0",))
+        return {name: Outcome(State.FAILED, note="no luck", exit_code=3) for name in begun[-1] if not name.endswith("/rte")}
 
-    monkeypatch.setattr(module, "tune_runs", tune_runs)
-    display = StudyDisplay(study.out, at_once=1, console=Console(quiet=True))
-    assert tune_study(study, slots=[Slot({}, None)], display=display) == {} and begun == []  # nothing has finished yet
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
+    carried_out(study)
+    assert begun == [["preln-seed0", "pld-seed0"]]  # nothing has finished yet
     finish(study, study.runs()[1])
-    tuned = tune_study(study, slots=[Slot({}, None)], display=display)
-    assert begun == [["pld-seed0/rte", "pld-seed0/mrpc"]]
-    states = {tuning.name: outcome.state for tuning, outcome in read_results(study, None, tuned).tunings.items()}
+    ended = carried_out(study)
+    assert begun[1:] == [["preln-seed0"], ["pld-seed0/rte", "pld-seed0/mrpc"]]
+    states = {planned.name: outcome.state for planned, outcome in read_results(study, ended).finetunings.items()}
     assert states == {"pld-seed0/rte": "finished", "pld-seed0/mrpc": "failed"}
-    assert {tuning.name: str(outcome) for tuning, outcome in study.tunings().items()} == {
+    assert {planned.name: str(outcome) for planned, outcome in study.finetunings().items()} == {
         "pld-seed0/rte": "score 50.00", "pld-seed0/mrpc": "not started"
     }  # fmt: skip
-    tune_study(study, slots=[Slot({}, None)], display=display)
-    assert begun[1:] == [["pld-seed0/mrpc"]]
+    carried_out(study)
+    assert begun[3:] == [["preln-seed0"], ["pld-seed0/mrpc"]]
 
 
 def test_a_stop_while_fine_tuning(opened: Any, spec_of: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,11 +256,11 @@ def test_a_stop_while_fine_tuning(opened: Any, spec_of: Callable[..., Spec], mon
     for run in study.runs():
         finish(study, run)
 
-    def tune_runs(tunings: Sequence[PlannedTuning], *, out: Path, stop: StopRequest, **_: Any) -> dict[str, TuningOutcome]:
-        write_results(out / "finetuned" / tunings[0].name, 0.5, cells=("seed=0",))
+    def run_jobs(jobs: Sequence[Job], *, stop: StopRequest, **_: Any) -> dict[str, Outcome]:
+        write_results(jobs[0].directory, 0.5, cells=("seed=0",))
         stop.signal_number = signal.SIGTERM
         return {}
 
-    monkeypatch.setattr(module, "tune_runs", tune_runs)
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
     with pytest.raises(PreemptedError, match="out: terminated, 1 of 2 fine-tunings done, the others saved; run the same command again"):
-        tune_study(study, slots=[Slot({}, None)], display=StudyDisplay(study.out, at_once=1, console=Console(quiet=True)))
+        carried_out(study)
