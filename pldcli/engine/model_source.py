@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli.data.shards import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
+from pldcli.data.prepared import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts

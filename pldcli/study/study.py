@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import presets
-from pldcli.data.shards import data_fingerprint, read_manifest, read_vocab_size
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DataError, PldError, UsageError
 from pldcli.study.calibration import measure_shapes
@@ -102,8 +102,8 @@ def open_study(spec: Spec, *, out: Path, data: Path, slots: Sequence[Slot], meas
         UsageError: The file changed in a way that alters runs that are there, or nothing was measured and nothing shall be.
         DataError: The prepared data is not that of the runs.
     """
-    manifest = read_manifest(data)
-    from_data, fingerprint = {"model.vocab_size": read_vocab_size(data)}, data_fingerprint(manifest)
+    prepared = open_prepared(data, verify=False)
+    from_data, fingerprint = {"model.vocab_size": prepared.vocab_size}, prepared.data_fingerprint
     place = out / "plan.json"
     stored = read_timings(place)
     if stored is not None and stored.data_fingerprint != fingerprint:
