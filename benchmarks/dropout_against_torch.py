@@ -20,7 +20,7 @@ from measuring import documentation, packaged_model, rotated, say, steps_in_turn
 from pldcli import dropout as dropout_module
 from pldcli import model as model_module
 from pldcli import presets
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.finetuning import assembly
 from pldcli.finetuning.config import FinetuneConfig

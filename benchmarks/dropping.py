@@ -30,7 +30,7 @@ import torch
 from dropping_counts import ask_calls, ask_communication
 from dropping_steps import DRAWS, PHASES, WARM_UP_STEPS, Bench, is_compiled, timed_step
 from measuring import prepared_documentation, say, steps_in_turn, timed
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.optim import build_optimizer, clip_gradients
 from pldcli.engine.runtime import launch
 from pldcli.pretraining.assembly import build_trainer

@@ -11,7 +11,7 @@ from typing import Any
 from measuring import timed
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
 from pldcli.engine.optim import clip_gradients
 from pldcli.engine.runtime import Runtime
 from pldcli.pld import Plan

@@ -29,7 +29,7 @@ from measuring import documentation, json_from_process, say, sized_text
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.plots.canvas import check_picture_path

@@ -36,7 +36,7 @@ from pldcli.config import Config
 from pldcli.data.loader import StepBatches, count_tokens
 from pldcli.data.masking import Masking
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.phases import PhaseTimer
 from pldcli.engine.runtime import launch
 from pldcli.pretraining.assembly import build_trainer, cut_rows

@@ -25,7 +25,7 @@ import torch
 from measuring import say
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.engine.validation import fixed_batches, score_masked_lm

@@ -19,7 +19,7 @@ import torch
 from measuring import prepared_documentation, steps_in_turn
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.runtime import launch
 from pldcli.pretraining.assembly import build_trainer
 from reporting import command, hardware, publish, row, software

@@ -17,18 +17,19 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics, reads_context
 from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, unigram_baseline
-from pldcli.errors import OutputError, PreemptedError, StoppedError
+from pldcli.errors import PreemptedError, StoppedError
 from pldcli.evaluation.fill_mask import fill_mask
 from pldcli.evaluation.subject import open_subject
 from pldcli.plots.curves import Curve, plot_curves
 from pldcli.pretraining.recorder import PretrainResult
 from pldcli.pretraining.twins import train_in_turn
 from pldcli.system import atomic
+from pldcli.system.output_place import check_new
 
 __all__ = ["Demo", "DemoRun", "FilledMask", "demo"]
 
@@ -131,8 +132,7 @@ def demo(out: Path, *, steps: int | None = None, console: Console | None = None)
         StoppedError, PreemptedError: A signal arrived; both runs are saved.
     """
     console, began = console or Console(), time.monotonic()
-    if out.exists():
-        raise OutputError("is already there", where=str(out), hint="remove it, or choose another place with --out")
+    check_new(out, hint="remove it, or choose another place with --out")
     say = _speaker(console)
     data = _prepare(out, say)
     prepared = open_prepared(data)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
-from pldcli.errors import CheckpointError, OutputError
+from pldcli.errors import CheckpointError
 from pldcli.evaluation.depth import Gates, check_depth, keep_probs_of, kept_blocks
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
 from pldcli.system import atomic
+from pldcli.system.output_place import check_new, check_output
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.task import Task
 
@@ -62,7 +63,8 @@ def export(
         UsageError: The model does not have so many blocks.
         OutputError: `out` is there, or cannot be written.
     """
-    _check_place(out, overwrite=overwrite)
+    check_new(out, overwrite=overwrite)
+    check_output(out, "a model directory", mark="config.json")
     loaded = open_model(target, data=data, allow_bin=allow_bin)
     num_blocks = loaded.settings.num_hidden_layers
     gates, reason = (True,) * num_blocks, ""
@@ -107,13 +109,3 @@ def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:
         what = "has the head of a task that `pld finetune` did not write down"
         raise CheckpointError(what, where=loaded.where, hint="give the pre-trained model, or fine-tune it with `pld finetune` first")
     return loaded.masked_lm().eval(), None
-
-
-def _check_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place that cannot be written before any work is done; only a model is ever replaced."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
-    if not (out / "config.json").is_file():
-        raise OutputError("is not a model directory", where=str(out), hint="choose another place with --out")

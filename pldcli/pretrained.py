@@ -15,7 +15,7 @@ from pldcli.model import StBert, TaskHead
 __all__ = ["Pretrained"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """What a run, a checkpoint or a Hugging Face directory holds."""
 

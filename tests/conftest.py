@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ import pytest
 
 from pldcli.cli import run
 from pldcli.config import Config
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.data.prepared import write_manifest
+from pldcli.data.shards import ShardWriter
+from pldcli.data.stream import TokenStream
+from pldcli.data.tokenizer import SpecialTokens, Tokenizer
 from pldcli.presets import resolve
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +86,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     prepare([place / "corpus.txt"], place / "data", document_per="line", vocab_size=512, processes=1, quiet=True)
     return place / "data"
+
+
+def write_prepared(directory: Path, documents: Sequence[Sequence[int]] = ((5, 6), (7,)), *, vocab_size: int = 100, **sizes: int) -> Path:
+    """Write documents of token ids as both splits of prepared data, whose tokenizer nobody can read."""
+    special = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
+    tokenizer = Tokenizer(
+        json_text="{}", sentencepiece=None, special=special, vocab_size=vocab_size, fingerprint="f", model_type="bpe", normaliser="none"
+    )
+    directory.mkdir()
+    tokenizer.save(directory)
+    shards = {}
+    for split in ("train", "validation"):
+        with ShardWriter(directory, split, vocab_size=vocab_size, end_id=special.sep_id, **sizes) as writer:
+            for document in documents:
+                for part in np.array_split(np.array(document, np.uint32), 2):
+                    writer.add(part)
+                writer.end_document()
+        shards |= writer.shards
+    write_manifest(directory, tokenizer, sources=[], counts={}, document_per="line", shards=shards, skipped={}, replaced_bytes=0)
+    return directory
 
 
 class Process:
@@ -199,30 +222,19 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     server.close()
 
 
-class MadeUpStream:
-    """A stream of made-up documents over ids 5..63 in which each id hints at the next; the same on every machine."""
-
-    def __init__(self, *, seed: int = 0, documents: int = 120) -> None:
-        draw = random.Random(seed)
-        ids: list[int] = []
-        ends = []
-        for _ in range(documents):
-            token = 5 + int(draw.random() * 59)
-            for _ in range(5 + int(draw.random() * 50)):
-                ids.append(token)
-                token = 5 + (token * 3 + int(draw.random() * 4)) % 59
-            ids.append(3)
-            ends.append(len(ids))
-        self.ids, self.document_ends, self.num_tokens = np.array(ids, np.int64), np.array(ends, np.int64), len(ids)
-
-    def slice(self, start: int, stop: int) -> np.ndarray:
-        return self.ids[start:stop].copy()
-
-    def gather(self, positions: np.ndarray) -> np.ndarray:
-        return self.ids[positions]
-
-    def take(self, starts: np.ndarray, length: int) -> np.ndarray:
-        return np.stack([self.ids[start : start + length] for start in starts.tolist()])
+def made_up_stream(*, seed: int = 0, documents: int = 120) -> TokenStream:
+    """Make up documents over ids 5..63 in which each id hints at the next; the same on every machine."""
+    draw = random.Random(seed)
+    ids: list[int] = []
+    ends = []
+    for _ in range(documents):
+        token = 5 + int(draw.random() * 59)
+        for _ in range(5 + int(draw.random() * 50)):
+            ids.append(token)
+            token = 5 + (token * 3 + int(draw.random() * 4)) % 59
+        ids.append(3)
+        ends.append(len(ids))
+    return TokenStream([(np.array(ids, np.int64), np.array(ends, np.int64))], end_id=3)
 
 
 class MadeUpData:
@@ -231,8 +243,8 @@ class MadeUpData:
     path, vocab_size, data_fingerprint, fingerprint = Path("made-up"), 64, "data", "tokenizer"
     special = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 
-    def stream(self, split: str) -> MadeUpStream:
-        return MadeUpStream(seed=split == "validation")
+    def stream(self, split: str) -> TokenStream:
+        return made_up_stream(seed=split == "validation")
 
 
 def tiny_config(*changes: str, preset: str = "bert-tiny-pld") -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.pretraining.assembly import build_trainer

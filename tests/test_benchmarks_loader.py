@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.data.tokenizer import load_tokenizer
 from pldcli.engine.runtime import launch
 from pldcli.presets import resolve

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pldcli import demo as engine
 from pldcli import presets
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.demo import demo
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, StoppedError

@@ -130,7 +130,7 @@ def test_nothing_is_replaced_by_accident(save, tmp_path):
     assert open_model(tmp_path / "out").settings.num_hidden_layers == 2
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
-    with pytest.raises(OutputError, match="is not a model directory; choose another place"):
+    with pytest.raises(OutputError, match="is not a model directory, and is left alone; choose another place"):
         export(source, tmp_path / "run", overwrite=True)
 
 

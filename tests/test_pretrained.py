@@ -36,7 +36,7 @@ def pretrained(words: Tokenizer, *, heads: tuple[str, ...] = ("mlm",), seed: int
     shape = settings(words, **changes)
     model = StBert(**vars(shape), masked_lm="mlm" in heads, next_sentence="nsp" in heads, seed=seed)
     reason = "" if "mlm" in heads else "has no masked-LM head"
-    return Pretrained("some/where", shape, model.state_dict(), 12, words, without_masked_lm=reason)
+    return Pretrained(where="some/where", settings=shape, weights=model.state_dict(), seq_len=12, tokenizer=words, without_masked_lm=reason)
 
 
 def same(one: StBert, other: StBert) -> set[str]:
@@ -104,7 +104,7 @@ def test_an_old_task_head_is_forgotten_unless_it_is_asked_for(words: Tokenizer) 
     """The model fine-tuned on MNLI begins another task: its encoder is taken, its head is not."""
     shape = settings(words)
     model = StBert(**vars(shape), masked_lm=False, task_head=TaskHead("sequence", 3), seed=1)
-    loaded = Pretrained("some/where", shape, model.state_dict(), 12, words)
+    loaded = Pretrained(where="some/where", settings=shape, weights=model.state_dict(), seq_len=12, tokenizer=words)
     again = loaded.with_head(TaskHead("sequence", 3), trained=True)
     assert same(model, again) == {*ENCODER, "task_head"}
     assert same(model, loaded.with_head(TaskHead("sequence", 3), seed=2)) == ENCODER

@@ -13,7 +13,7 @@ from pldcli.comparison.read import name_runs, read_config
 from pldcli.config import Config
 from pldcli.console.progress import Progress
 from pldcli.data.loader import Batch
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine import checkpoint
 from pldcli.engine.model_source import check_tokenizer, open_model, recorded_data
 from pldcli.engine.run_directory import RunDirectory

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pldcli.bench.result import Bench, MicroBatch, Mode
 from pldcli.config import Config
-from pldcli.data.loader import Samples, SpanSamples, StepBatches
+from pldcli.data.loader import Samples, StepBatches
 from pldcli.data.masking import Masking
-from pldcli.data.shards import PreparedData, open_prepared
+from pldcli.data.prepared import PreparedData, open_prepared
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
@@ -52,23 +51,10 @@ _PRODUCT_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 _PRODUCTS = 8
 
 
-class RandomStream:
-    """Random ordinary tokens, for where there is no text: the FLOPs of a step do not depend on what it reads."""
-
-    num_tokens = _RANDOM_TOKENS
-
-    def __init__(self, vocab_size: int) -> None:
-        first = len(_SPECIAL.ids)
-        self._tokens = np.random.default_rng(0).integers(first, vocab_size, self.num_tokens, dtype=np.int64)
-
-    def slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Copy the tokens from `start` to `stop`, clipped to the stream."""
-        return self._tokens[max(0, start) : stop].copy()
-
-    def take(self, starts: npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int64]:
-        """Gather spans of `length` tokens, [B, length]."""
-        spans: npt.NDArray[np.int64] = np.lib.stride_tricks.sliding_window_view(self._tokens, length)[starts]
-        return spans
+def random_stream(vocab_size: int) -> TokenStream:
+    """Return random ordinary tokens, for where there is no text: the FLOPs of a step do not depend on what it reads."""
+    tokens = np.random.default_rng(0).integers(len(_SPECIAL.ids), vocab_size, _RANDOM_TOKENS, dtype=np.int64)
+    return TokenStream([(tokens, np.empty(0, np.int64))], end_id=_SPECIAL.sep_id)
 
 
 def bench(
@@ -133,12 +119,10 @@ class Source:
         self.special = prepared.special if prepared else _SPECIAL
         self.vocab_size = prepared.vocab_size if prepared else config.model.vocab_size
         self.name = str(prepared.path) if prepared else "random tokens"
-        self._stream = prepared.stream("train") if prepared else RandomStream(self.vocab_size)
+        self._stream = prepared.stream("train") if prepared else random_stream(self.vocab_size)
 
     def samples(self, config: Config) -> Samples:
         """Return the sequences, cut as the run cuts them."""
-        if isinstance(self._stream, RandomStream):
-            return SpanSamples(self._stream, self.special, config.data.seq_len, seed=config.train.seed)
         return cut_rows(config, self._stream, self.special)
 
     def masking(self, config: Config) -> Masking:

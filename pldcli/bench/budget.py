@@ -12,7 +12,7 @@ from pldcli.bench.bench import bench
 from pldcli.bench.result import Bench, Mode
 from pldcli.bench.step_time import StepTime, half_dropped
 from pldcli.config import Config
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
 from pldcli.errors import UsageError
 
 __all__ = ["Calibration", "calibrate", "step_time", "step_times_by_part"]

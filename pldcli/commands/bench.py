@@ -34,9 +34,9 @@ def bench(
     wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
     vocabulary = {}
     if data is not None:
-        from pldcli.data.shards import read_vocab_size
+        from pldcli.data.prepared import open_prepared
 
-        vocabulary = {"model.vocab_size": read_vocab_size(data)}
+        vocabulary = {"model.vocab_size": open_prepared(data, verify=False).vocab_size}
     config = resolve(preset, wanted, from_data=vocabulary).config
     from pldcli.bench import bench as engine
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pldcli.errors import OutputError, UsageError
+from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pldcli.presets import Resolved
@@ -99,11 +99,12 @@ def import_deepspeed(
     """
     from pldcli import deepspeed
     from pldcli.system import atomic
+    from pldcli.system.output_place import check_new
 
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise UsageError("must end in .yaml, as presets do", where=f"--out {out}")
-    if out is not None and out.exists() and not overwrite:
-        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
+    if out is not None:
+        check_new(out, overwrite=overwrite)
     text, not_imported = deepspeed.import_deepspeed(file, base=base)
     if out is None:
         typer.echo(text, nl=False)

@@ -15,7 +15,7 @@ def verify(
 ) -> None:
     """Read every byte of prepared data and compare it with the checksums that were taken when it was made."""
     from pldcli.console.progress import Progress
-    from pldcli.data.shards import verify_prepared
+    from pldcli.data.prepared import verify_prepared
 
     with Progress("Verifying", unit="bytes") as bar:
 

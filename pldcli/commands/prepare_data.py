@@ -64,7 +64,7 @@ def _show(prepared: Prepared) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pldcli.data.shards import unknown_shares
+    from pldcli.data.prepared import unknown_shares
 
     manifest, console = prepared.manifest, Console(soft_wrap=True, highlight=False, markup=False)
     train, validation, tokenizer = manifest["counts"]["train"], manifest["counts"]["validation"], manifest["tokenizer"]

@@ -14,7 +14,7 @@ from pldcli.commands.config import Overrides, complete_preset
 
 if TYPE_CHECKING:
     from pldcli.config import Config
-    from pldcli.data.shards import PreparedData
+    from pldcli.data.prepared import PreparedData
     from pldcli.pretrained import Pretrained
     from pldcli.pretraining.estimate import Estimate
     from pldcli.pretraining.recorder import PretrainResult
@@ -61,7 +61,7 @@ def pretrain(
         from pldcli.bench.step_time import parse_seconds
 
         seconds = parse_seconds(budget, "--budget")
-    from pldcli.data.shards import open_prepared
+    from pldcli.data.prepared import open_prepared
     from pldcli.engine.run_directory import RunDirectory
 
     place = out or Path("runs") / Path(preset).stem

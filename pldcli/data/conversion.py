@@ -14,7 +14,7 @@ from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["SPACE", "normaliser_name", "to_tokenizer"]
+__all__ = ["SPACE", "load", "normaliser_name", "to_tokenizer"]
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -31,21 +31,22 @@ def normaliser_name(model: bytes) -> str:
     return bytes(_message(model, _NORMALISER).get(_NAME, b"")).decode() or "custom"
 
 
-def to_tokenizer(model: bytes, processor: Any) -> tuple[Any, str]:
-    """Build the equivalent of a SentencePiece model, without special tokens and post-processor.
+def load(model: bytes) -> Any:
+    """Load a serialised SentencePiece model."""
+    import sentencepiece
 
-    Args:
-        model: The serialised model.
-        processor: The model, loaded.
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
 
-    Returns:
-        A `tokenizers.Tokenizer`, and the model type, `bpe` or `unigram`.
+
+def to_tokenizer(model: bytes) -> Any:
+    """Build the `tokenizers.Tokenizer` that equals a serialised SentencePiece model, without special tokens and post-processor.
 
     Raises:
         DataError: The model is neither BPE nor unigram.
     """
     from tokenizers import Tokenizer, decoders
 
+    processor = load(model)
     trainer = _message(model, _TRAINER)
     kind = trainer.get(_MODEL_TYPE, _UNIGRAM)
     if kind not in (_UNIGRAM, _BPE) or trainer.get(_SUFFIX_SPACES):
@@ -57,7 +58,7 @@ def to_tokenizer(model: bytes, processor: Any) -> tuple[Any, str]:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return tokenizer, "bpe" if kind == _BPE else "unigram"
+    return tokenizer
 
 
 def _normaliser(spec: dict[int, Any]) -> Any:

@@ -137,17 +137,17 @@ class Reader:
 
     @property
     def raw_bytes(self) -> int:
-        """Count the bytes of the file read so far."""
+        """Bytes of the file read so far."""
         return self._raw.num_bytes
 
     @property
     def sha256(self) -> str:
-        """Give the hash of the bytes read so far: of the file, after the last piece."""
+        """Hash of the bytes read so far: of the file, after the last piece."""
         return self._raw.hash.hexdigest()
 
     @property
     def replaced_bytes(self) -> int:
-        """Count the bytes that were not UTF-8 so far."""
+        """Bytes that were not UTF-8 so far."""
         return self._decoder.replaced_bytes
 
     def pieces(self) -> Iterator[Piece]:
@@ -344,7 +344,7 @@ class _Decoder:
 
 
 def cut_at_whitespace(text: str, size: int) -> Iterator[Piece]:
-    """Cut a document into pieces of at most `size` characters, behind white space where there is some."""
+    """Cut a document into pieces of at most `size` characters, after white space where there is some."""
     start = 0
     while len(text) - start > size:
         end = max(text.rfind("\n", start, start + size), text.rfind(" ", start, start + size)) + 1
@@ -355,7 +355,7 @@ def cut_at_whitespace(text: str, size: int) -> Iterator[Piece]:
 
 
 def _whole_lines(chunks: Iterator[str]) -> Iterator[str]:
-    """Cut behind line ends, which become those of Unix; a line longer than a chunk comes in parts."""
+    """Cut after line ends, which become those of Unix; a line longer than a chunk comes in parts."""
     rest = ""
     for chunk in chunks:
         block = rest + chunk

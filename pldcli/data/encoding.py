@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,6 @@ from pldcli.system.workers import close_pipe, own_stdout, start_worker
 
 __all__ = ["Encoded", "Encoder", "Part"]
 
-Part = tuple[str, bool]
-"""A text, and whether it goes on with the document of the text before it."""
-
 _TASKS_IN_FLIGHT_PER_WORKER = 2
 _COUNT = np.dtype("<u8")
 _TOKEN = np.dtype("<u4")
@@ -35,13 +32,18 @@ _NEW, _CONTINUED = b"n", b"c"
 """What stands before a text that is sent to a worker."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What came out of a list of texts: ids one after the other, and how many of them and of words each text has."""
+class Part(NamedTuple):
+    """A text to encode."""
 
-    ids: npt.NDArray[np.uint32]
-    num_tokens: npt.NDArray[np.uint64]
-    num_words: npt.NDArray[np.uint64]
+    text: str
+    continued: bool
+    """It continues the document of the text before it."""
+    last: bool
+    """It ends its document."""
+
+
+Encoded = tuple[Part, npt.NDArray[np.uint32], int]
+"""A part, its ids, and how many words it has."""
 
 
 class Encoder:
@@ -76,42 +78,39 @@ class Encoder:
             close_pipe(worker.stdin)
             close_pipe(worker.stdout)
 
-    def encode(self, tasks: Iterable[list[Part]]) -> Iterator[Encoded]:
-        """Encode each list of texts; at most a few lists are read ahead.
+    def encode(self, tasks: Iterable[list[Part]]) -> Generator[Encoded, None, None]:
+        """Encode the parts of each task, in order; at most a few tasks are read ahead.
 
         Raises:
             DeviceError: A worker died.
         """
         if self._threads is None:
             tokenizer = load_prepared_tokenizer(self._directory)
-            yield from (_encode(tokenizer, parts) for parts in tasks)
+            for part in chain.from_iterable(tasks):
+                yield part, _ids(tokenizer, part.text, part.continued), _num_words(part.text)
             return
-        futures: deque[Future[Encoded]] = deque()
+        flying: deque[tuple[list[Part], Future[list[bytes]]]] = deque()
         for parts in tasks:
-            futures.append(self._threads.submit(self._ask, parts))
-            if len(futures) > _TASKS_IN_FLIGHT_PER_WORKER * self._processes:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
+            flying.append((parts, self._threads.submit(self._ask, parts)))
+            if len(flying) > _TASKS_IN_FLIGHT_PER_WORKER * self._processes:
+                yield from _answer(*flying.popleft())
+        while flying:
+            yield from _answer(*flying.popleft())
 
-    def _ask(self, parts: list[Part]) -> Encoded:
+    def _ask(self, parts: list[Part]) -> list[bytes]:
         worker: subprocess.Popen[bytes] = self._local.worker
         assert worker.stdin is not None and worker.stdout is not None
         try:
-            _write(worker.stdin, [(_CONTINUED if continued else _NEW) + text.encode() for text, continued in parts])
-            counts, words, ids = _read(worker.stdout)
+            _write(worker.stdin, [(_CONTINUED if part.continued else _NEW) + part.text.encode() for part in parts])
+            return _read(worker.stdout)
         except (OSError, EOFError, ValueError) as error:
             raise DeviceError("a process that encodes text died", hint="if memory ran out, try fewer --processes") from error
-        return Encoded(np.frombuffer(ids, _TOKEN), np.frombuffer(counts, _COUNT), np.frombuffer(words, _COUNT))
 
 
-def _encode(tokenizer: Tokenizer, parts: list[Part]) -> Encoded:
-    encoded = [np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), dtype=_TOKEN) for text, continued in parts]
-    return Encoded(
-        ids=np.concatenate(encoded) if encoded else np.empty(0, _TOKEN),
-        num_tokens=np.array([len(ids) for ids in encoded], dtype=_COUNT),
-        num_words=np.array([len(text.split()) for text, _ in parts], dtype=_COUNT),
-    )
+def _answer(parts: list[Part], answer: Future[list[bytes]]) -> Iterator[Encoded]:
+    num_words, *ids = answer.result()
+    for part, own, words in zip(parts, ids, np.frombuffer(num_words, _COUNT).tolist(), strict=True):
+        yield part, np.frombuffer(own, _TOKEN), words
 
 
 def serve() -> None:
@@ -120,10 +119,19 @@ def serve() -> None:
     tokenizer = load_prepared_tokenizer(Path(sys.argv[1]))
     while True:
         try:
-            encoded = _encode(tokenizer, [(part[1:].decode(), part[:1] == _CONTINUED) for part in _read(sys.stdin.buffer)])
-            _write(out, [encoded.num_tokens.tobytes(), encoded.num_words.tobytes(), encoded.ids.tobytes()])
+            parts = [(part[1:].decode(), part[:1] == _CONTINUED) for part in _read(sys.stdin.buffer)]
+            num_words = np.array([_num_words(text) for text, _ in parts], _COUNT)
+            _write(out, [num_words.tobytes(), *(_ids(tokenizer, *part).tobytes() for part in parts)])
         except (EOFError, BrokenPipeError):
             os._exit(0)
+
+
+def _ids(tokenizer: Tokenizer, text: str, continued: bool) -> npt.NDArray[np.uint32]:
+    return np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), _TOKEN)
+
+
+def _num_words(text: str) -> int:
+    return len(text.split())
 
 
 def _write(pipe: IO[bytes], parts: list[bytes]) -> None:

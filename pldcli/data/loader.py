@@ -1,7 +1,7 @@
-"""Cut training sequences from the token stream, mask them, and serve the batches of each step.
+"""Cut training sequences from the token stream, mask them, and build the batches of each step.
 
-A sample is a function of (seed, epoch, index); a step's batches are a function of (step, rank, number of ranks), and the
-union over ranks does not depend on their number.
+A sample is a function of (seed, epoch, index in the epoch); a step's batches are a function of (step, rank, world size), and their union
+over the ranks does not depend on the world size. There is no other state: a position in a run is one integer.
 
 Shapes: B batch, T tokens, M masked positions of the batch.
 """
@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pldcli.data.masking import Masked, Masking
+from pldcli.data.masking import Masking
 from pldcli.data.order import UInt64s, hashes, key, permute_near
-from pldcli.data.shards import TokenStream
+from pldcli.data.stream import TokenStream, document_pieces, ranges
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
 
@@ -33,12 +33,11 @@ __all__ = [
     "Samples",
     "SpanSamples",
     "StepBatches",
-    "Stream",
     "built_ahead",
     "count_tokens",
+    "drawn",
     "moved_to",
     "pinned",
-    "ranges",
     "to_batch",
     "validation_batches",
 ]
@@ -73,28 +72,29 @@ class Inputs(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one forward pass reads, as tensors."""
 
     input_ids: Tensor
     """[B, T], after masking."""
-    token_type_ids: Tensor | None
+    token_type_ids: Tensor | None = None
     """[B, T]; None when every token has type 0."""
-    attention_mask: Tensor | None
+    attention_mask: Tensor | None = None
     """[B, T], True at real tokens; None when there is no padding."""
     positions: Tensor
     """[M], targets as indices into the flattened [B x T]."""
     target_ids: Tensor
-    """[M], what stood there; NO_TARGET where the batch was filled up to a fixed number."""
-    next_sentence_labels: Tensor | None
+    """[M], what stood there; NO_TARGET where targets were padded to a fixed number."""
+    next_sentence_labels: Tensor | None = None
     """[B], 0 where the second segment continues the first."""
     segments: Tensor | None = None
     """[B, T], which document of its row a token belongs to, 0 for padding; None where a row is one text."""
     position_ids: Tensor | None = None
     """[B, T], places within the documents; None for places within the row."""
     boundaries: Tensor | None = None
-    """[N + 1] int32, where each document, and padding, begins in the flattened [B x T], and its end, repeated to a fixed number."""
+    """[N + 1] int32, where each document, and padding, begins in the flattened [B x T], and its end; padded with the end to a fixed number,
+    so that its shape is static too."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
@@ -110,11 +110,13 @@ def moved_to(batch: BatchT, device: torch.device) -> BatchT:
     """Copy a dataclass of tensors to a device; asynchronously from pinned memory."""
     if device.type == "cpu":
         return batch
+    # Without waiting: the copy runs beside the kernels of the step before, and what uses a tensor is queued behind its copy.
     return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def pinned(groups: list[list[BatchT]]) -> list[list[BatchT]]:
-    """Move the batches of a step into memory that a CUDA device reads by itself."""
+    """Copy the batches of a step into pinned memory."""
+    # From pageable memory the driver copies through a buffer of its own, and a copy is not asynchronous whatever is asked for.
     return [[_each(batch, Tensor.pin_memory) for batch in micro_batches] for micro_batches in groups]
 
 
@@ -124,7 +126,16 @@ def _each(batch: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
 
 
 def built_ahead(build: Callable[[int], StepT], first: int, stop: int, *, ahead: int = 2) -> Iterator[StepT]:
-    """Yield what `build` makes of steps first..stop-1, built ahead in a thread."""
+    """Yield what `build` makes of steps first..stop-1, in order, built ahead in a thread.
+
+    Args:
+        build: Builds the batches of a step, as a function of the step alone.
+        first: The first step.
+        stop: The step behind the last one.
+        ahead: Steps that are built or wait at most.
+    """
+    # One thread: numpy and torch release the lock of the interpreter where it takes time, and a process would have to send its tensors.
+    # What is built ahead and never used is lost without harm, since a step's batches do not depend on what was built before.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as builder:
         pending = [builder.submit(build, step) for step in range(first, min(first + ahead, stop))]
         for step in range(first, stop):
@@ -134,33 +145,19 @@ def built_ahead(build: Callable[[int], StepT], first: int, stop: int, *, ahead: 
             yield batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Sequences before masking, as arrays."""
+    """Sequences before masking, as arrays; the fields of `Batch` that masking leaves alone mean the same here."""
 
     input_ids: npt.NDArray[np.int64]
-    token_type_ids: npt.NDArray[np.int64] | None
-    attention_mask: npt.NDArray[np.bool_] | None
-    next_sentence_labels: npt.NDArray[np.int64] | None
     keys: UInt64s
     """[B], one key per sample for everything drawn later."""
+    token_type_ids: npt.NDArray[np.int64] | None = None
+    attention_mask: npt.NDArray[np.bool_] | None = None
+    next_sentence_labels: npt.NDArray[np.int64] | None = None
     segments: npt.NDArray[np.int64] | None = None
     position_ids: npt.NDArray[np.int64] | None = None
     boundaries: npt.NDArray[np.int32] | None = None
-
-
-class Stream(Protocol):
-    """Tokens of documents end to end, a mark behind each."""
-
-    num_tokens: int
-
-    def slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Copy the tokens from `start` to `stop`, clipped to the stream."""
-        ...
-
-    def take(self, starts: npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int64]:
-        """Gather spans of `length` tokens, [B, length]."""
-        ...
 
 
 class Samples(Protocol):
@@ -168,22 +165,37 @@ class Samples(Protocol):
 
     @property
     def num_sequences(self) -> int:
-        """Count the sequences of one epoch."""
+        """Sequences of one epoch."""
         ...
 
     @property
     def efficiency(self) -> float:
-        """Compute the share of an epoch's rows that is not padding."""
+        """The share of an epoch's tokens that is not padding."""
         ...
 
     @property
     def attended_tokens(self) -> float:
-        """Compute how many tokens a token attends to, on average over an epoch: its row's, padding included, or its document's."""
+        """How many tokens a token attends to, on average over an epoch: its sequence's, padding included, or its document's."""
         ...
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
         ...
+
+
+def drawn(indices: npt.NDArray[np.int64], num_sequences: int, seed: int) -> tuple[UInt64s, npt.NDArray[np.int64]]:
+    """Return the key of each sample with these running indices, [B], and its place in the order of its epoch, [B].
+
+    Both depend on (seed, epoch, index in the epoch) and on nothing else, such as what was drawn before: a run resumes at any index, and
+    any number of processes and threads sees the same samples.
+    """
+    epochs, within = np.divmod(indices, num_sequences)
+    keys, places = np.empty(len(indices), np.uint64), np.empty(len(indices), np.int64)
+    for epoch in np.unique(epochs).tolist():
+        chosen = epochs == epoch
+        keys[chosen] = hashes(key(seed, "sample", epoch), within[chosen])
+        places[chosen] = permute_near(within[chosen], num_sequences, key(seed, "order", epoch))
+    return keys, places
 
 
 class SpanSamples:
@@ -203,7 +215,7 @@ class SpanSamples:
         DataError: The stream is shorter than one row.
     """
 
-    def __init__(self, stream: Stream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int, shuffle: bool = True) -> None:
         self._stream, self._special, self._seed, self._shuffle = stream, special, seed, shuffle
         self._span, self.attended_tokens = seq_len - 2, float(seq_len)
         if shuffle and stream.num_tokens < self._span:
@@ -216,46 +228,38 @@ class SpanSamples:
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
-        epochs, within = np.divmod(indices, self.num_sequences)
+        keys, places = drawn(indices, self.num_sequences, self._seed)
         ids = np.full((len(indices), self._span + 2), self._special.pad_id, np.int64)
         ids[:, 0] = self._special.cls_id
-        keys = np.empty(len(indices), np.uint64)
-        mask = None
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            keys[chosen] = hashes(key(self._seed, "sample", int(epoch)), within[chosen])
-            if self._shuffle:
-                ids[chosen, 1:-1] = self._ring(within[chosen], int(epoch))
-                ids[chosen, -1] = self._special.sep_id
-            else:
-                mask = self._in_order(ids, np.flatnonzero(chosen), within[chosen])
-        return Rows(ids, None, mask, None, keys)
+        if self._shuffle:
+            ids[:, 1:-1] = self._ring(places, indices // self.num_sequences)
+            ids[:, -1] = self._special.sep_id
+            return Rows(input_ids=ids, keys=keys)
+        positions = (indices % self.num_sequences)[:, None] * self._span + np.arange(self._span)
+        real = positions < self._stream.num_tokens
+        ids[:, 1:-1][real] = self._stream.gather(positions[real])
+        lengths = real.sum(1)
+        ids[np.arange(len(indices)), lengths + 1] = self._special.sep_id
+        mask = np.arange(self._span + 2) < lengths[:, None] + 2
+        return Rows(input_ids=ids, keys=keys, attention_mask=None if mask.all() else mask)
 
-    def _ring(self, within: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
-        """Cut shuffled spans from the stream closed to a ring."""
+    def _ring(self, places: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Cut spans from the stream closed to a ring, [B, span].
+
+        Every epoch has the same number of sequences, and the tokens behind the last whole span are not lost for good: the next epoch
+        begins to cut elsewhere.
+        """
         total = self._stream.num_tokens
-        offset = int(hashes(key(self._seed, "offset", epoch), np.zeros(1, np.int64))[0] % np.uint64(total)) if epoch else 0
-        starts = (permute_near(within, self.num_sequences, key(self._seed, "order", epoch)) * self._span + offset) % total
+        different, which = np.unique(epochs, return_inverse=True)
+        starts = (places * self._span + np.array([self._offset(epoch) for epoch in different.tolist()])[which]) % total
         inside = starts + self._span <= total
         spans = np.empty((len(starts), self._span), np.int64)
         spans[inside] = self._stream.take(starts[inside], self._span)
-        for row in np.flatnonzero(~inside):
-            start = int(starts[row])
-            head = self._stream.slice(start, total)
-            spans[row] = np.concatenate([head, self._stream.slice(0, self._span - len(head))])
+        spans[~inside] = self._stream.gather((starts[~inside, None] + np.arange(self._span)) % total)
         return spans
 
-    def _in_order(
-        self, ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], within: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_] | None:
-        """Fill rows from the start of the stream; return a mask when the last one is short."""
-        mask = np.ones(ids.shape, bool)
-        for row, place in zip(rows, within, strict=True):
-            span = self._stream.slice(int(place) * self._span, min(int(place + 1) * self._span, self._stream.num_tokens))
-            ids[row, 1 : len(span) + 1] = span
-            ids[row, len(span) + 1] = self._special.sep_id
-            mask[row, len(span) + 2 :] = False
-        return None if mask.all() else mask
+    def _offset(self, epoch: int) -> int:
+        return int(hashes(key(self._seed, "offset", epoch), np.zeros(1, np.int64))[0] % np.uint64(self._stream.num_tokens)) if epoch else 0
 
 
 class PairSamples:
@@ -276,18 +280,9 @@ class PairSamples:
     def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int) -> None:
         self._stream, self._special, self._seed, self._seq_len = stream, special, seed, seq_len
         self.attended_tokens = float(seq_len)
-        ends = np.asarray(stream.document_ends, np.int64)
-        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-        texts = ends - starts - 1  # without the mark at the document's end
-        span = seq_len - 3
-        chunks = -(-texts // span)
-        self._documents = np.repeat(np.arange(len(ends)), chunks)
-        first = np.repeat(np.cumsum(chunks) - chunks, chunks)
-        begin = (np.arange(len(self._documents)) - first) * span
-        self._starts = starts[self._documents] + begin
-        self._lengths = np.minimum(texts[self._documents] - begin, span)
-        usable = self._lengths >= 2
-        self._documents, self._starts, self._lengths = (array[usable] for array in (self._documents, self._starts, self._lengths))
+        documents, starts, lengths = document_pieces(stream.document_ends, seq_len - 3)
+        usable = lengths >= 2
+        self._documents, self._starts, self._lengths = documents[usable], starts[usable], lengths[usable]
         self.num_sequences = len(self._starts)
         if self.num_sequences == 0:
             raise DataError("no document has the two tokens that a pair needs", hint="use data.layout=spans")
@@ -296,12 +291,7 @@ class PairSamples:
 
     def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
         """Build the sequences with these running indices."""
-        epochs, within = np.divmod(indices, self.num_sequences)
-        keys, chunks = np.empty(len(indices), np.uint64), np.empty_like(within)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            keys[chosen] = hashes(key(self._seed, "sample", epoch), within[chosen])
-            chunks[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
+        keys, chunks = drawn(indices, self.num_sequences, self._seed)
         starts, lengths, labels = self._pairs(chunks, keys)
 
         shape = (len(indices), self._seq_len)
@@ -314,7 +304,9 @@ class PairSamples:
         ids.reshape(-1)[places] = self._stream.gather(ranges(starts.ravel(), lengths.ravel()))
         types.reshape(-1)[ranges(ends + 1, lengths[:, 1] + 1)] = 1
         mask = np.arange(self._seq_len) < (3 + lengths.sum(1))[:, None]
-        return Rows(ids, types, None if mask.all() else mask, labels, keys)
+        return Rows(
+            input_ids=ids, keys=keys, token_type_ids=types, attention_mask=None if mask.all() else mask, next_sentence_labels=labels
+        )
 
     def _pairs(
         self, chunks: npt.NDArray[np.int64], keys: UInt64s
@@ -334,38 +326,37 @@ class PairSamples:
         return np.stack([start, second], 1), np.stack([cut, np.where(random, size, length - cut)], 1), random.astype(np.int64)
 
 
-def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Concatenate range(start, start + length) for each pair."""
-    before = np.cumsum(lengths) - lengths
-    every: npt.NDArray[np.int64] = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-    return every
-
-
 def to_batch(rows: Rows, masking: Masking, *, fixed_targets: bool = False) -> Batch:
     """Mask rows and make tensors of them.
 
     Args:
         rows: The rows.
         masking: Chooses targets.
-        fixed_targets: Fill up with targets that teach nothing, so that their number depends on the shape of the rows alone: then
-            nothing that follows changes its shape.
+        fixed_targets: Pad to a fixed number of targets with `NO_TARGET`. How many tokens of a row are masked depends on its special
+            tokens and padding; a number that depends on the shape [B, T] alone keeps all shapes static, so that compiled graphs are not
+            compiled again and memory stays what it was in the first step.
     """
     masked = masking(rows.input_ids, rows.keys)
+    positions, targets = masked.positions, masked.target_ids
     if fixed_targets:
-        masked = _filled(masked, len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1]))
-    optional: tuple[npt.NDArray[Any] | None, ...] = (rows.token_type_ids, rows.attention_mask, rows.next_sentence_labels)
-    types, mask, labels = (None if array is None else torch.from_numpy(array) for array in optional)
-    packing: tuple[npt.NDArray[Any] | None, ...] = (rows.segments, rows.position_ids, rows.boundaries)
-    ids, positions, targets = (torch.from_numpy(array) for array in (masked.input_ids, masked.positions, masked.target_ids))
-    documents = (None if array is None else torch.from_numpy(array) for array in packing)
-    return Batch(ids, types, mask, positions, targets, labels, *documents)
+        missing = len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1]) - len(positions)
+        # Position 0 stands for the missing ones: its logits are computed and left out of the loss and its mean, as any NO_TARGET.
+        positions, targets = np.pad(positions, (0, missing)), np.pad(targets, (0, missing), constant_values=NO_TARGET)
 
+    def tensor(array: npt.NDArray[Any] | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array)
 
-def _filled(masked: Masked, num_targets: int) -> Masked:
-    missing = num_targets - len(masked.positions)
-    assert missing >= 0
-    targets = np.pad(masked.target_ids, (0, missing), constant_values=NO_TARGET)
-    return Masked(masked.input_ids, np.pad(masked.positions, (0, missing)), targets)
+    return Batch(
+        input_ids=torch.from_numpy(masked.input_ids),
+        token_type_ids=tensor(rows.token_type_ids),
+        attention_mask=tensor(rows.attention_mask),
+        positions=torch.from_numpy(positions),
+        target_ids=torch.from_numpy(targets),
+        next_sentence_labels=tensor(rows.next_sentence_labels),
+        segments=tensor(rows.segments),
+        position_ids=tensor(rows.position_ids),
+        boundaries=tensor(rows.boundaries),
+    )
 
 
 @dataclass(frozen=True)
@@ -382,10 +373,12 @@ class StepBatches:
     rank: int = 0
     world_size: int = 1
     pin_memory: bool = False
-    """Hand batches over in memory that a CUDA device reads by itself."""
+    """Return batches in pinned memory, for CUDA."""
 
     def step(self, step: int) -> list[list[Batch]]:
         """Build the batches of a step: per gate group, per micro-step."""
+        # A step's sequences are consecutive indices; its gate groups part them, then the processes part each group, then micro-steps part
+        # a share. So a sequence is in the same group, under the same gates, with any number of processes and any micro-batch.
         group_size = self.global_batch_size // self.num_groups
         share = group_size // self.world_size
         groups = []
@@ -396,7 +389,7 @@ class StepBatches:
         return pinned(groups) if self.pin_memory else groups
 
     def num_sequences(self, step: int) -> int:
-        """Count the rows of a step, over all processes."""
+        """Return the sequences of a step, over all processes."""
         return self.global_batch_size
 
     def from_step(self, first: int, stop: int) -> Iterator[list[list[Batch]]]:
@@ -408,7 +401,7 @@ class StepBatches:
 
 
 def validation_batches(samples: Samples, masking: Masking, *, batch_size: int, max_sequences: int | None = None) -> Iterator[Batch]:
-    """Yield the validation split in order, under masks that never change."""
+    """Yield the validation split in order, under masks that never change: losses of any two evaluations compare target by target."""
     total = samples.num_sequences if max_sequences is None else min(max_sequences, samples.num_sequences)
     for start in range(0, total, batch_size):
         yield to_batch(samples.rows(np.arange(start, min(start + batch_size, total))), masking)

@@ -5,32 +5,16 @@ Shapes: B batch, T tokens, N documents.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.loader import Rows, ranges
-from pldcli.data.order import hashes, key, permute, permute_near
+from pldcli.data.loader import Rows, drawn
+from pldcli.data.order import key, permute
+from pldcli.data.stream import Int64s, TokenStream, document_pieces, ranges
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
 
-__all__ = ["DocumentStream", "PackedSamples", "pack"]
-
-Int64s = npt.NDArray[np.int64]
-
-
-class DocumentStream(Protocol):
-    """Tokens of documents end to end, a mark behind each."""
-
-    @property
-    def document_ends(self) -> Int64s:
-        """Positions just behind each document's mark, ascending."""
-        ...
-
-    def gather(self, positions: Int64s) -> Int64s:
-        """Copy the tokens at these positions."""
-        ...
+__all__ = ["PackedSamples", "pack"]
 
 
 class PackedSamples:
@@ -49,9 +33,9 @@ class PackedSamples:
         DataError: No document has a token.
     """
 
-    def __init__(self, stream: DocumentStream, special: SpecialTokens, seq_len: int, *, seed: int) -> None:
+    def __init__(self, stream: TokenStream, special: SpecialTokens, seq_len: int, *, seed: int) -> None:
         self._stream, self._special, self._seed, self._seq_len = stream, special, seed, seq_len
-        starts, lengths = _pieces(stream.document_ends, seq_len - 2)
+        _, starts, lengths = document_pieces(stream.document_ends, seq_len - 2)
         if not len(starts):
             raise DataError("no document has a token", hint="add text")
         shuffled = permute(np.arange(len(starts)), len(starts), key(seed, "packing"))
@@ -69,12 +53,7 @@ class PackedSamples:
 
     def rows(self, indices: Int64s) -> Rows:
         """Build the sequences with these running indices."""
-        epochs, within = np.divmod(indices, self.num_sequences)
-        places, keys = np.empty(len(indices), np.int64), np.empty(len(indices), np.uint64)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            keys[chosen] = hashes(key(self._seed, "sample", epoch), within[chosen])
-            places[chosen] = permute_near(within[chosen], self.num_sequences, key(self._seed, "order", epoch))
+        keys, places = drawn(indices, self.num_sequences, self._seed)
         first = self._first_piece[places]
         counts = self._first_piece[places + 1] - first
         pieces = ranges(first, counts)
@@ -91,7 +70,14 @@ class PackedSamples:
         ids.reshape(-1)[ranges(begins + 1, lengths)] = self._stream.gather(ranges(self._starts[pieces], lengths))
         segments.reshape(-1)[filled] = np.repeat(ranges(np.ones_like(counts), counts), lengths + 2)
         positions.reshape(-1)[filled] = ranges(np.zeros_like(lengths), lengths + 2)
-        return Rows(ids, None, segments > 0, None, keys, segments, positions, self._boundaries(segments))
+        return Rows(
+            input_ids=ids,
+            keys=keys,
+            attention_mask=segments > 0,
+            segments=segments,
+            position_ids=positions,
+            boundaries=self._boundaries(segments),
+        )
 
     def _boundaries(self, segments: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """List where the documents begin in the flattened rows, and the padding behind them; in a fixed number, the last one repeated."""
@@ -147,13 +133,3 @@ def _take(rows: list[Int64s], most: int) -> Int64s:
     if len(group) > most:
         rows.append(group[most:])
     return group[:most]
-
-
-def _pieces(document_ends: Int64s, span: int) -> tuple[Int64s, Int64s]:
-    """Cut documents into pieces of at most `span` tokens: first positions and lengths; the mark behind a document belongs to none."""
-    starts = np.concatenate([[0], document_ends[:-1]]).astype(np.int64)[: len(document_ends)]
-    texts = document_ends - starts - 1
-    counts = -(-texts // span)
-    document = np.repeat(np.arange(len(texts)), counts)
-    begins = ranges(np.zeros_like(counts), counts) * span
-    return starts[document] + begins, np.minimum(texts[document] - begins, span)

@@ -7,11 +7,10 @@ of the result depends on the number of processes, and the split does not depend 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +19,19 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from pldcli import __version__
 from pldcli.choices import DocumentPer, ModelType
 from pldcli.console.progress import Progress
-from pldcli.data.corpus import Reader, Source, cut_at_whitespace, find_sources
-from pldcli.data.encoding import Encoded, Encoder, Part
-from pldcli.data.shards import MANIFEST_VERSION, ShardWriter, file_sha256, sealed, unknown_shares, verify_tokenizer
-from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE, check_frame
+from pldcli.data.corpus import Piece, Reader, Source, find_sources
+from pldcli.data.encoding import Encoder, Part
+from pldcli.data.notes import check_something_is_known, notes_on_data, notes_on_training
+from pldcli.data.prepared import verify_tokenizer, write_manifest
+from pldcli.data.sampling import Sampler
+from pldcli.data.shards import ShardWriter
+from pldcli.data.special_tokens import check_frame
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.system import atomic
+from pldcli.system.output_place import check_new, check_output
 from pldcli.system.signals import first_signal, stop_error
 from pldcli.system.workers import available_cores
 
@@ -43,28 +45,21 @@ _LAST = 2**64 - 1
 SAMPLE_BYTES = 32 << 20
 """Text for training the tokenizer, at most; above half of it for any larger corpus."""
 
-_ONE_DOCUMENT_TOKENS = 20_000
-"""More in a single document is likelier a file without blank lines."""
-_SOUND_VALIDATION_TOKENS = 10_000
-"""Fewer give a loss whose noise hides what runs differ by."""
-_MUCH_UPPER_CASE = 0.1
-_CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
-_SAMPLE_CHARACTERS = 4000
-_TASK_CHARACTERS = 1 << 20
-_CHECKED_LINES = 2000
+TASK_CHARACTERS = 1 << 20
 _SMALL_CORPUS_BYTES = 4 << 20
 _MIN_VOCAB_SIZE = 6
+_COUNTED = ("unknown", "words", "bytes")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preparing came to."""
+    """A directory that was prepared."""
 
     path: Path
     manifest: dict[str, Any]
     seconds: float
     notes: tuple[str, ...]
-    """Lines that the user should read."""
+    """What the user should read about it, a line each."""
 
     @property
     def num_bytes(self) -> int:
@@ -117,14 +112,10 @@ def prepare(
         raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
     if processes is not None and processes < 1:
         raise UsageError("must be at least 1", where="--processes")
-    # What a process that a second signal killed has left is a temporary, which the next one removes.
+    # A second signal kills at once: what is left then is a temporary directory, which the next run removes.
     with first_signal(_stop, second_kills=True):
         _check_place(out, [*inputs, *validation], overwrite=overwrite)
-        if tokenizer and any(tokenizer.glob("train-*.arrow")):
-            verify_tokenizer(tokenizer)  # prepared data
-        existing = load_tokenizer(tokenizer, cased=cased) if tokenizer else None
-        if existing is not None:
-            check_frame(existing.fast, existing.special, where=str(tokenizer))
+        existing = _existing(tokenizer, cased=cased) if tokenizer else None
         sources, skipped = find_sources(inputs, exclude=out)
         held_out, more_skipped = find_sources(validation, exclude=out) if validation else ([], Counter[str]())
         skipped += more_skipped
@@ -134,37 +125,31 @@ def prepare(
             scan = _scan(corpus, sample_bytes=0 if existing else SAMPLE_BYTES)
             chosen, notes = existing, []
             if chosen is None:
-                chosen = _train(scan.sample, vocab_size=vocab_size, model_type=model_type, cased=cased, quiet=quiet)
-                notes = _training_notes(chosen, scan.sample, vocab_size)
+                with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
+                    chosen = train_tokenizer(scan.sample, vocab_size=vocab_size, model_type=model_type, cased=cased)
+                notes = notes_on_training(chosen, scan.sample, vocab_size)
             scan.sample.clear()
             chosen.save(directory)
             if processes is None:
                 processes = available_cores() if corpus.num_bytes > _SMALL_CORPUS_BYTES else 1
             with Encoder(directory, processes=processes) as encoder:
                 counts, shards = _encode(corpus, scan, chosen, encoder, directory)
-            manifest = sealed(
-                {
-                    "version": MANIFEST_VERSION,
-                    "pldcli_version": __version__,
-                    "sources": scan.sources,
-                    "counts": counts,
-                    "tokenizer": _describe(chosen, directory),
-                    "document_end": "[SEP]",
-                    "document_per": document_per,
-                    "shards": shards,
-                    "skipped": dict(sorted((skipped + scan.skipped).items())),
-                    "replaced_bytes": scan.replaced_bytes,
-                }
+            manifest = write_manifest(
+                directory,
+                chosen,
+                sources=scan.sources,
+                counts=counts,
+                document_per=document_per,
+                shards=shards,
+                skipped=dict(sorted((skipped + scan.skipped).items())),
+                replaced_bytes=scan.replaced_bytes,
             )
-            (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    notes += _unknown_notes(counts, was_trained=existing is None)
-    if _has_upper_case_in_vain(chosen):
-        notes.append(f"Text is lower-cased, and the vocabulary has many entries in upper case: {_CASED_HINT}.")
-    return Prepared(out, manifest, time.monotonic() - began, (*notes, *_split_notes(counts, chosen_by_user=corpus.has_validation)))
+    notes += notes_on_data(counts, chosen, was_trained=existing is None, chosen_by_user=corpus.has_validation)
+    return Prepared(out, manifest, time.monotonic() - began, tuple(notes))
 
 
 def validation_limit(hashes: Sequence[int]) -> int | None:
-    """Give the hash below which documents are for validation.
+    """Return the hash below which documents are for validation.
 
     Args:
         hashes: The 64-bit hashes of all documents' texts.
@@ -179,12 +164,21 @@ def validation_limit(hashes: Sequence[int]) -> int | None:
 
 
 def validation_tail(num_tokens: int) -> int:
-    """Give the tokens at the end of a single document that are for validation."""
+    """Return how many tokens at the end of a single document are for validation."""
     return max(1, num_tokens // VALIDATION_PARTS, min(128, num_tokens // 10))
 
 
+def _existing(path: Path, *, cased: bool) -> Tokenizer:
+    """Load a tokenizer that shall be used as it is."""
+    if any(path.glob("train-*.arrow")):
+        verify_tokenizer(path)  # prepared data
+    tokenizer = load_tokenizer(path, cased=cased)
+    check_frame(tokenizer.fast, tokenizer.special, where=str(path))
+    return tokenizer
+
+
 def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str]) -> list[Source]:
-    """Leave out of the training text what is for validation.
+    """Remove what is for validation from the training text.
 
     Raises:
         DataError: Nothing is left.
@@ -216,8 +210,8 @@ class _Corpus:
     def has_validation(self) -> bool:
         return self.num_train_sources < len(self.sources)
 
-    def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[tuple[str, bool], None, None]:
-        """Read everything once, and call `done` behind each source."""
+    def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[Piece, None, None]:
+        """Read everything once, and call `done` at the end of each source."""
         earlier = 0
         with Progress(description, total=self.num_bytes, unit="bytes", quiet=self.quiet) as progress:
             for source in self.sources:
@@ -231,60 +225,18 @@ class _Corpus:
 
 @dataclass
 class _Scan:
-    """What the first pass found."""
+    """Results of the first pass."""
 
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    """Of each document's text, the lowest for validation; where validation has text of its own, the lowest and the highest number."""
+    """Of each document's text; where validation has text of its own, 0 for its documents and the highest number for all others."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     replaced_bytes: int = 0
     sample: list[str] = field(default_factory=list)
 
 
-class _Sampler:
-    """A sample of the corpus that does not depend on the order of its documents: the parts with the lowest hashes.
-
-    Args:
-        limit_bytes: Half of what is kept goes when it exceeds this.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._threshold = 1 << 64
-        self._kept: list[tuple[int, str]] = []
-        self._kept_bytes = 0
-        self._rest = ""
-
-    def add(self, text: str, *, last: bool) -> None:
-        text = self._rest + text
-        start = 0
-        while len(text) - start > _SAMPLE_CHARACTERS or (last and start < len(text)):
-            window = text[start : start + _SAMPLE_CHARACTERS]
-            size = len(window) if window.isascii() else _SAMPLE_CHARACTERS // 4
-            window, _ = next(cut_at_whitespace(window, size)) if len(text) - start > size else (window, True)
-            start += len(window)
-            self._offer(window)
-        self._rest = "" if last else text[start:]
-
-    def sample(self) -> list[str]:
-        """List what was kept, in an order of its own."""
-        return [text for _, text in sorted(self._kept)]
-
-    def _offer(self, text: str) -> None:
-        content = text.encode()
-        digest = _hash64(hashlib.blake2b(content, digest_size=8))
-        if digest >= self._threshold:
-            return
-        self._kept.append((digest, text.replace("\n", " ")))
-        self._kept_bytes += len(content)
-        while self._kept_bytes > self._limit_bytes:
-            self._threshold //= 2
-            self._kept = [one for one in self._kept if one[0] < self._threshold]
-            self._kept_bytes = sum(len(text.encode()) for _, text in self._kept)
-
-
 def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
-    scan, sampler = _Scan(), _Sampler(sample_bytes)
+    scan, sampler = _Scan(), Sampler(sample_bytes)
     documents_before = 0
 
     def done(source: Source, reader: Reader) -> None:
@@ -316,178 +268,72 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
     return scan
 
 
-def _train(sample: list[str], *, vocab_size: int, model_type: ModelType, cased: bool, quiet: bool) -> Tokenizer:
-    with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
-        return train_tokenizer(sample, vocab_size=vocab_size, model_type=model_type, cased=cased)
-
-
-def _training_notes(tokenizer: Tokenizer, sample: list[str], vocab_size: int) -> list[str]:
-    notes = []
-    if tokenizer.vocab_size < vocab_size:
-        notes.append(f"The corpus supports a vocabulary of {tokenizer.vocab_size:,} only; {vocab_size:,} were asked for.")
-    lines = sample[:: len(sample) // _CHECKED_LINES + 1]
-    if different := tokenizer.count_conversion_differences(lines):
-        notes.append(f"tokenizer.json and sentencepiece.model differ on {different} of {len(lines):,} pieces of text.")
-    return notes
-
-
 def _encode(
     corpus: _Corpus, scan: _Scan, tokenizer: Tokenizer, encoder: Encoder, directory: Path
 ) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
-    """Make the second pass."""
-    sizes = {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.special.sep_id}
-    limit = validation_limit(scan.hashes)
-    words, num_bytes, unknown = Counter[str](), Counter[str](), Counter[str]()
-    document = num_tokens = open_tokens = 0
-    with (
-        ShardWriter(directory, "train", **sizes) as train,
-        ShardWriter(directory, "validation", **sizes) as validation,
-        closing(_encoded(corpus, scan, encoder)) as batches,
-    ):
-        for (texts, ends), encoded in batches:
-            start = 0
-            for text, last, count, num_words in zip(texts, ends, encoded.num_tokens.tolist(), encoded.num_words.tolist(), strict=True):
-                if document >= len(scan.hashes):
-                    raise _changed(corpus.sources[-1])
-                is_validation = limit is not None and scan.hashes[document] < limit
-                writer, name = (validation, "validation") if is_validation else (train, "train")
-                ids = encoded.ids[start : start + count]
-                writer.add(ids)
-                unknown[name] += _count_unknown(ids, tokenizer)
-                start += count
-                open_tokens += count
-                words[name] += num_words
-                num_bytes[name] += len(text.encode())
-                if last:
-                    document += 1
-                    if limit is None and document == len(scan.hashes):
-                        tail = train.take_back(validation_tail(open_tokens))
-                        validation.add(tail)
-                        validation.end_document()
-                        unknown["validation"] = _count_unknown(tail, tokenizer)
-                        unknown["train"] -= unknown["validation"]
-                    writer.end_document()
-                    num_tokens += open_tokens
-                    open_tokens = 0
-        if num_tokens < 2:
-            raise DataError("holds less than two tokens of text", where=str(corpus.sources[0].path), hint="add text")
-        if document != len(scan.hashes):
-            raise _changed(corpus.sources[-1])
-    counts = {
-        name: {
-            "documents": writer.num_documents,
-            "tokens": writer.num_tokens,
-            "unknown": unknown[name],
-            "words": words[name],
-            "bytes": num_bytes[name],
-        }
-        for name, writer in (("train", train), ("validation", validation))
-    }
-    _check_something_is_known(counts, tokenizer)
-    return counts, {**train.shards, **validation.shards}
-
-
-def _count_unknown(ids: npt.NDArray[np.unsignedinteger[Any]], tokenizer: Tokenizer) -> int:
-    return int(np.count_nonzero(ids == tokenizer.special.unk_id))
-
-
-def _check_something_is_known(counts: dict[str, dict[str, int]], tokenizer: Tokenizer) -> None:
-    """Refuse a split without a token that masked-LM training could ask for: unknown and special tokens are never targets.
-
-    Raises:
-        DataError: There is such a split.
-    """
-    for split, count in counts.items():
-        if count["unknown"] >= count["tokens"] - count["documents"]:
-            what = "every token is unknown to the tokenizer, so that nothing could be masked"
-            if (longest := getattr(tokenizer.fast.model, "max_input_chars_per_word", None)) is not None:
-                what += f" (WordPiece knows no word of more than {longest} characters)"
-            hint = "name a tokenizer made for such text with --tokenizer, or train one on it"
-            if _has_upper_case_in_vain(tokenizer):
-                hint = f"{_CASED_HINT}; else {hint}"
-            raise DataError(what, where=f"{split} text", hint=hint)
-
-
-def _has_upper_case_in_vain(tokenizer: Tokenizer) -> bool:
-    """Return whether a vocabulary has many entries that lower-cased text never meets."""
-    if tokenizer.normaliser != "bert-uncased":
-        return False
-    words: list[str] = [token for token in tokenizer.fast.get_vocab(with_added_tokens=False) if not token.startswith("[")]
-    return sum(token != token.lower() for token in words) > _MUCH_UPPER_CASE * len(words)
-
-
-def _encoded(corpus: _Corpus, scan: _Scan, encoder: Encoder) -> Generator[tuple[tuple[list[str], list[bool]], Encoded], None, None]:
-    """Pair each batch of pieces with its ids, holding only the batches that are in flight."""
+    """Make the second pass: write the shards, and return their counts by split and their entries in the manifest."""
     hashes = {source["name"]: source["sha256"] for source in scan.sources}
-    flying: list[tuple[list[str], list[bool]]] = []
 
     def done(source: Source, reader: Reader) -> None:
         if reader.sha256 != hashes[str(source.path)]:
             raise _changed(source)
 
-    def tasks() -> Iterator[list[Part]]:
-        parts: list[Part] = []
-        ends: list[bool] = []
-        characters, continued = 0, False
-        for text, last in corpus.pieces("Encoding", done=done):
-            parts.append((text, continued))
-            ends.append(last)
-            characters, continued = characters + len(text), not last
-            if characters >= _TASK_CHARACTERS:
-                flying.append(([text for text, _ in parts], ends))
-                yield parts
-                parts, ends, characters = [], [], 0
-        if parts:
-            flying.append(([text for text, _ in parts], ends))
-            yield parts
-
-    for encoded in encoder.encode(tasks()):
-        yield flying.pop(0), encoded
-
-
-def _describe(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
-    special, model = tokenizer.special, directory / "sentencepiece.model"
-    return {
-        "fingerprint": tokenizer.fingerprint,
-        "sha256": file_sha256(directory / "tokenizer.json"),
-        **({"sentencepiece_sha256": file_sha256(model)} if model.is_file() else {}),
-        "vocab_size": tokenizer.vocab_size,
-        "model_type": tokenizer.model_type,
-        "normaliser": tokenizer.normaliser,
-        "special_tokens": {
-            "pad_id": special.pad_id,
-            "unk_id": special.unk_id,
-            "cls_id": special.cls_id,
-            "sep_id": special.sep_id,
-            "mask_id": special.mask_id,
-            "other_ids": list(special.other_ids),
-        },
+    unk_id, sizes = tokenizer.special.unk_id, {"vocab_size": tokenizer.vocab_size, "end_id": tokenizer.special.sep_id}
+    limit = validation_limit(scan.hashes)
+    found = {"train": Counter[str](), "validation": Counter[str]()}
+    document = num_tokens = open_tokens = 0
+    with (
+        ShardWriter(directory, "train", **sizes) as train,
+        ShardWriter(directory, "validation", **sizes) as validation,
+        closing(encoder.encode(_tasks(corpus.pieces("Encoding", done=done)))) as batches,
+    ):
+        for part, ids, num_words in batches:
+            if document >= len(scan.hashes):
+                raise _changed(corpus.sources[-1])
+            is_validation = limit is not None and scan.hashes[document] < limit
+            writer, count = (validation, found["validation"]) if is_validation else (train, found["train"])
+            writer.add(ids)
+            open_tokens += len(ids)
+            count.update(unknown=_count(ids, unk_id), words=num_words, bytes=len(part.text.encode()))
+            if part.last:
+                document += 1
+                if limit is None and document == len(scan.hashes):
+                    tail = train.take_back(validation_tail(open_tokens))
+                    validation.add(tail)
+                    validation.end_document()
+                    found["validation"]["unknown"] = _count(tail, unk_id)
+                    found["train"]["unknown"] -= _count(tail, unk_id)
+                writer.end_document()
+                num_tokens += open_tokens
+                open_tokens = 0
+        if num_tokens < 2:
+            raise DataError("holds less than two tokens of text", where=str(corpus.sources[0].path), hint="add text")
+        if document != len(scan.hashes):
+            raise _changed(corpus.sources[-1])
+    counts = {
+        name: {"documents": writer.num_documents, "tokens": writer.num_tokens, **{key: found[name][key] for key in _COUNTED}}
+        for name, writer in (("train", train), ("validation", validation))
     }
+    check_something_is_known(counts, tokenizer)
+    return counts, {**train.shards, **validation.shards}
 
 
-def _unknown_notes(counts: dict[str, dict[str, int]], *, was_trained: bool) -> list[str]:
-    hint = "a larger --vocab-size holds more characters" if was_trained else "without --tokenizer one is trained on this text"
-    return [
-        f"{share:.1%} of the {split} tokens are unknown ([UNK]): the vocabulary cannot spell them; {hint}."
-        for split, share in unknown_shares(counts).items()
-        if share > NOTED_UNKNOWN_SHARE
-    ]
+def _tasks(pieces: Iterable[Piece]) -> Iterator[list[Part]]:
+    """Group pieces into what is sent to a worker at once."""
+    parts: list[Part] = []
+    characters, continued = 0, False
+    for text, last in pieces:
+        parts.append(Part(text, continued, last))
+        characters, continued = characters + len(text), not last
+        if characters >= TASK_CHARACTERS:
+            yield parts
+            parts, characters = [], 0
+    if parts:
+        yield parts
 
 
-def _split_notes(counts: dict[str, dict[str, int]], *, chosen_by_user: bool) -> list[str]:
-    validation, train = counts["validation"]["tokens"], counts["train"]["tokens"]
-    documents = counts["validation"]["documents"] + counts["train"]["documents"]
-    notes = []
-    if validation > 0.2 * (validation + train) and train + validation > 1000 and not chosen_by_user:
-        share = 100 * validation / (validation + train)
-        hint = "--document-per line would split more finely"
-        notes.append(f"Validation holds {share:.0f} % of the tokens: there are few different documents; {hint}.")
-    if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
-        notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
-    if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
-        hint = "" if chosen_by_user else "; --validation takes a file of its own"
-        notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough{hint}.")
-    return notes
+def _count(ids: npt.NDArray[np.unsignedinteger[Any]], token_id: int) -> int:
+    return int(np.count_nonzero(ids == token_id))
 
 
 def _changed(source: Source) -> DataError:
@@ -499,13 +345,8 @@ def _hash64(digest: Any) -> int:
 
 
 def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse a place that could not be taken in the end, before any work is done."""
-    if out.exists() and not overwrite:
-        raise OutputError("is already there", where=str(out), hint="add --overwrite, or choose another place with --out")
-    if out.exists() and not out.is_dir():
-        raise OutputError("is a file, not a directory", where=str(out), hint="choose another place with --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise OutputError("is not prepared data, so --overwrite leaves it alone", where=str(out), hint="choose another place with --out")
+    check_new(out, overwrite=overwrite)
+    check_output(out, "prepared data", mark="manifest.json")
     for given in inputs:
         if out.resolve() == given.resolve() or out.resolve() in given.resolve().parents:
             raise OutputError("holds the corpus itself", where=str(out), hint="choose another place with --out")

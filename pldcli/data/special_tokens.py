@@ -8,7 +8,7 @@ from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["NOTED_UNKNOWN_SHARE", "SPECIAL_NAMES", "SpecialTokens", "check_frame", "check_vocabulary", "complete_special", "find_special"]
+__all__ = ["NOTED_UNKNOWN_SHARE", "SPECIAL_NAMES", "SpecialTokens", "check_frame", "complete", "mark_special"]
 
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -45,66 +45,68 @@ class SpecialTokens:
         return tuple(sorted({self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, *self.other_ids}))
 
 
-def check_vocabulary(fast: Any, vocabulary: dict[str, int], *, where: str) -> None:
-    """Check that ids can be those of a model's rows, and that text comes through whole.
+def complete(fast: Any, names: dict[str, str], *, where: str) -> tuple[SpecialTokens, bool]:
+    """Find the special tokens of a tokenizer, mark them as such, and check that training and export can use its vocabulary.
 
     Args:
-        fast: A `tokenizers.Tokenizer`.
-        vocabulary: Its tokens with their ids.
+        fast: A `tokenizers.Tokenizer`, which is changed.
+        names: Special tokens by role (`mask_token`), as far as they are known; else they have the names of BERT or RoBERTa.
         where: The file to name in an error.
 
+    Returns:
+        The special tokens, and whether anything was changed.
+
     Raises:
-        DataError: It is not so.
+        DataError: A special token is missing or has two roles, ids cannot be those of a model's rows, or text would get lost.
     """
-    by_id: dict[int, str] = {}
-    for token, i in vocabulary.items():
-        if i in by_id:
-            raise DataError(f"gives id {i} to two tokens, {by_id[i]!r} and {token!r}", where=where)
-        by_id[i] = token
-    if max(by_id) >= 2 * len(by_id) + _MOST_UNUSED:
-        what = f"has an id of {max(by_id):,} but {len(by_id):,} tokens only: the model would have a row for every id below"
-        raise DataError(what, where=where, hint="number the tokens from 0")
+    vocabulary, parsed = fast.get_vocab(with_added_tokens=True), json.loads(fast.to_str())
+    special = _find(fast, vocabulary, parsed["model"], names, where)
+    _check_ids(vocabulary, where)
     try:
         fast.encode(_STRANGE, add_special_tokens=False)
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"cannot encode text that its vocabulary lacks ({error})", where=where, hint="name its unknown token") from error
-    if _drops_text(fast, vocabulary):
+    if _drops_text(parsed, vocabulary):
         what = "drops characters that its vocabulary lacks: its BPE has neither an unk_token nor a token for each byte"
         raise DataError(what, where=where, hint="set model.unk_token")
+    changed = fast.truncation is not None or fast.padding is not None
+    fast.no_truncation()
+    fast.no_padding()
+    return special, mark_special(fast, special) or changed
 
 
-def _drops_text(fast: Any, vocabulary: dict[str, int]) -> bool:
-    from tokenizers import models, pre_tokenizers
-
-    if not isinstance(fast.model, models.BPE) or fast.model.unk_token is not None:
-        return False
-    parsed = json.loads(fast.to_str())
-    if parsed["model"].get("byte_fallback") and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
-        return False
-    splits_bytes = "ByteLevel" in json.dumps([parsed.get("pre_tokenizer"), parsed.get("normalizer")])
-    return not (splits_bytes and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet()))
-
-
-def find_special(fast: Any, vocabulary: dict[str, int], names: dict[str, str], *, where: str) -> SpecialTokens:
-    """Find the special tokens of a tokenizer.
+def mark_special(fast: Any, special: SpecialTokens) -> bool:
+    """Mark special tokens as such, so that export finds them, and wrap sequences as BERT does where nothing else does.
 
     Args:
-        fast: A `tokenizers.Tokenizer`.
-        vocabulary: Its tokens with their ids.
-        names: Special tokens by role (`mask_token`), as far as they are known; else they have the names of BERT or RoBERTa.
-        where: The file to name in an error.
+        fast: A `tokenizers.Tokenizer`, which is changed.
+        special: Its special tokens.
 
-    Raises:
-        DataError: One is missing, or one token has two roles.
+    Returns:
+        Whether anything was changed.
     """
+    from tokenizers import AddedToken
+
+    added = fast.get_added_tokens_decoder()
+    unmarked = [i for i in special.ids if i not in added or not added[i].special]
+    if unmarked:
+        fast.add_special_tokens([AddedToken(fast.id_to_token(i), special=True, normalized=False) for i in unmarked])
+    wraps = any(text is None for text in fast.encode(_STRANGE).sequence_ids)
+    if not wraps:
+        _add_template(fast, special)
+    return bool(unmarked) or not wraps
+
+
+def _find(fast: Any, vocabulary: dict[str, int], model: dict[str, Any], names: dict[str, str], where: str) -> SpecialTokens:
     families = list(zip(*SPECIAL_NAMES.values(), strict=True))
     whole = next((number for number, family in enumerate(families) if all(name in vocabulary for name in family)), 0)
     ids: dict[str, int] = {}
     for role, usual in SPECIAL_NAMES.items():
         candidates = (names.get(f"{role}_token"), usual[whole], *usual)
         found = next((vocabulary[name] for name in candidates if name in vocabulary), None)
-        if role == "unk":
-            found = _model_unknown(fast, vocabulary, found)
+        if role == "unk":  # the id that comes out of text which the vocabulary cannot spell goes before one that is only called so
+            unknown = model["unk_id"] if model.get("unk_id") is not None else vocabulary.get(model.get("unk_token", ""))
+            found = found if unknown is None else int(unknown)
         if found is None:
             what = f"has no special token {usual[0]} (or {usual[1]})"
             raise DataError(what, where=where, hint="a BERT or RoBERTa vocabulary is needed; without --tokenizer one is trained")
@@ -116,43 +118,33 @@ def find_special(fast: Any, vocabulary: dict[str, int], names: dict[str, str], *
     return SpecialTokens(**{f"{role}_id": i for role, i in ids.items()}, other_ids=tuple(sorted(others - set(ids.values()))))
 
 
-def _model_unknown(fast: Any, vocabulary: dict[str, int], named: int | None) -> int | None:
-    """Prefer the id that comes out of text which the vocabulary cannot spell to one that is only called so."""
-    model = json.loads(fast.to_str())["model"]
-    unknown = model["unk_id"] if model.get("unk_id") is not None else vocabulary.get(model.get("unk_token"))
-    return named if unknown is None else int(unknown)
+def _check_ids(vocabulary: dict[str, int], where: str) -> None:
+    by_id: dict[int, str] = {}
+    for token, i in vocabulary.items():
+        if i in by_id:
+            raise DataError(f"gives id {i} to two tokens, {by_id[i]!r} and {token!r}", where=where)
+        by_id[i] = token
+    if max(by_id) >= 2 * len(by_id) + _MOST_UNUSED:
+        what = f"has an id of {max(by_id):,} but {len(by_id):,} tokens only: the model would have a row for every id below"
+        raise DataError(what, where=where, hint="number the tokens from 0")
 
 
-def complete_special(fast: Any, vocabulary: dict[str, int], special: SpecialTokens) -> bool:
-    """Mark the special tokens as such, so that export finds them, and wrap sequences as BERT does where nothing else does.
+def _drops_text(parsed: dict[str, Any], vocabulary: dict[str, int]) -> bool:
+    from tokenizers import pre_tokenizers
 
-    Args:
-        fast: A `tokenizers.Tokenizer`, which is changed.
-        vocabulary: Its tokens with their ids.
-        special: Its special tokens.
-
-    Returns:
-        Whether anything was changed.
-    """
-    from tokenizers import AddedToken
-
-    changed = fast.truncation is not None or fast.padding is not None
-    fast.no_truncation()
-    fast.no_padding()
-    names, added = {i: token for token, i in vocabulary.items()}, fast.get_added_tokens_decoder()
-    unmarked = [i for i in special.ids if i not in added or not added[i].special]
-    if unmarked:
-        fast.add_special_tokens([AddedToken(names[i], special=True, normalized=False) for i in unmarked])
-    wraps = any(text is None for text in fast.encode(_STRANGE).sequence_ids)
-    if not wraps:
-        _add_template(fast, names, special)
-    return changed or bool(unmarked) or not wraps
+    model = parsed["model"]
+    if model["type"] != "BPE" or model.get("unk_token") is not None:
+        return False
+    if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
+        return False
+    splits_bytes = "ByteLevel" in json.dumps([parsed.get("pre_tokenizer"), parsed.get("normalizer")])
+    return not (splits_bytes and all(letter in vocabulary for letter in pre_tokenizers.ByteLevel.alphabet()))
 
 
-def _add_template(fast: Any, names: dict[int, str], special: SpecialTokens) -> None:
+def _add_template(fast: Any, special: SpecialTokens) -> None:
     from tokenizers import processors
 
-    cls, sep = names[special.cls_id], names[special.sep_id]
+    cls, sep = fast.id_to_token(special.cls_id), fast.id_to_token(special.sep_id)
     template = processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",

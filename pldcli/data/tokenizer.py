@@ -19,36 +19,20 @@ from typing import Any
 
 from pldcli.choices import ModelType
 from pldcli.data import conversion
+from pldcli.data.corpus import cut_at_whitespace
 from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
-from pldcli.data.special_tokens import SpecialTokens, check_vocabulary, complete_special, find_special
-from pldcli.data.tokenizer_directory import (
-    JSON,
-    FoundTokenizer,
-    find_place,
-    library_errors,
-    parse_tokenizer,
-    read_directory,
-    read_vocabulary,
-    sentencepiece_alone,
-)
+from pldcli.data.special_tokens import SpecialTokens, complete
+from pldcli.data.tokenizer_files import JSON, SENTENCEPIECE, FoundTokenizer, parse_sentencepiece, read_file, read_prepared
 from pldcli.errors import DataError, UsageError
 
-__all__ = [
-    "SpecialTokens",
-    "Tokenizer",
-    "fingerprint",
-    "from_sentencepiece",
-    "load_prepared_tokenizer",
-    "load_tokenizer",
-    "train_tokenizer",
-]
+__all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
 
 MAX_LINE_CHARACTERS = 8192
 """Longer lines are cut before encoding: the time and memory of BPE grow with the line."""
 
-_PART_CHARACTERS = 1 << 16
+PART_CHARACTERS = 1 << 16
 """Text whose lines cannot be encoded apart is cut at white space into parts of this size."""
-_MAX_KNOWN_WORDS, _MAX_KNOWN_CHARACTERS = 1 << 17, 64
+MAX_KNOWN_WORDS, MAX_KNOWN_CHARACTERS = 1 << 17, 64
 
 _CHARACTER_COVERAGE = 0.9995
 """The share of the text whose characters always have entries, however many they are."""
@@ -61,9 +45,9 @@ _TOO_LARGE = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a 
 _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A vocabulary and the way from text to ids."""
+    """A vocabulary, and how text becomes its ids."""
 
     json_text: str
     """The content of `tokenizer.json`."""
@@ -82,13 +66,13 @@ class Tokenizer:
     normaliser: str
 
     def encode_document_lines(self, lines: Sequence[str], *, continued: bool = False) -> list[int]:
-        """Encode a text, given as its lines, without adding special tokens: the ids of `fast.encode` on the whole text.
+        """Tokenize a text, given as its lines, without adding special tokens: the ids of `fast.encode` on the whole text.
 
-        The strings of special tokens are text here; where the tokenizer makes a special id of text nevertheless, the id of
-        the unknown token takes its place.
+        The strings of special tokens are text here; where the tokenizer makes a special token of text nevertheless, the unknown token
+        takes its place.
 
         Args:
-            lines: The text, parted at its line ends.
+            lines: The text, split at its line ends.
             continued: The text is a later part of a document, cut before white space where there is some.
         """
         ids = self._encode_lines(lines) if self._lines_are_independent else self._encode_whole("\n".join(lines), continued)
@@ -108,7 +92,7 @@ class Tokenizer:
         """Write `tokenizer.json`, and `sentencepiece.model` when there is one, into a directory that is being written."""
         (directory / JSON).write_bytes(self.json_text.encode())
         if self.sentencepiece is not None:
-            (directory / "sentencepiece.model").write_bytes(self.sentencepiece)
+            (directory / SENTENCEPIECE).write_bytes(self.sentencepiece)
 
     @cached_property
     def fast(self) -> Any:
@@ -121,10 +105,10 @@ class Tokenizer:
 
     @cached_property
     def _processor(self) -> Any:
-        return None if self.sentencepiece is None else _processor(self.sentencepiece)
+        return None if self.sentencepiece is None else conversion.load(self.sentencepiece)
 
     def _encode_lines(self, lines: Sequence[str]) -> list[int]:
-        short = list(chain.from_iterable(_short_lines(line) for line in lines if line))
+        short = [part for line in lines if line for part, _ in cut_at_whitespace(line, MAX_LINE_CHARACTERS)]
         if self._processor is None:
             return list(chain.from_iterable(encode_plainly(self.fast, short)))
         return self._encode_words(short) if self._words_are_independent else list(chain.from_iterable(self._processor.encode(short)))
@@ -133,7 +117,7 @@ class Tokenizer:
         """Encode a text in parts that give the same ids, as far as there are such parts."""
         if not self._parting_spaces:
             return encode_plainly(self.fast, [text])[0]
-        first, *others = cut_before(text, self._parting_spaces, _PART_CHARACTERS)
+        first, *others = cut_before(text, self._parting_spaces, PART_CHARACTERS)
         behind_text = [first, *others] if continued else others
         (context,), ids = encode_plainly(self.fast, [CONTEXT]), [] if continued else encode_plainly(self.fast, [first])[0]
         for part, encoded in zip(behind_text, encode_plainly(self.fast, [CONTEXT + part for part in behind_text]), strict=True):
@@ -152,28 +136,26 @@ class Tokenizer:
     def _encode_words(self, lines: Sequence[str]) -> list[int]:
         """Encode each distinct word once: several times as fast as whole lines."""
         words = list(chain.from_iterable(line.split(" ") for line in lines))
-        known = self._ids_of_words
+        known = self.ids_of_words
         new = [word for word in dict.fromkeys(words) if word not in known]
         if new:
             known.update(zip(new, self._processor.encode(new), strict=True))
         ids = list(chain.from_iterable(map(known.__getitem__, words)))
         for word in new:
-            if len(word) > _MAX_KNOWN_CHARACTERS:  # a line without spaces, which does not come again
+            if len(word) > MAX_KNOWN_CHARACTERS:  # a line without spaces, which does not come again
                 del known[word]
-        if len(known) > _MAX_KNOWN_WORDS:
+        if len(known) > MAX_KNOWN_WORDS:
             known.clear()
         return ids
 
     @cached_property
-    def _ids_of_words(self) -> dict[str, list[int]]:
+    def ids_of_words(self) -> dict[str, list[int]]:
+        """Words that were met, where a word's ids do not depend on its context."""
         return {}
 
     @cached_property
     def _words_are_independent(self) -> bool:
-        """Tell whether no piece reaches over a space, and spaces are no more than the marks between words.
-
-        Only for BPE: where segmentations tie, unigram may choose another one in another context.
-        """
+        """Whether no piece crosses a space, and spaces only separate words; BPE alone, since unigram may break ties by the context."""
         if self.model_type != "bpe":
             return False
         processor = self._processor
@@ -240,7 +222,7 @@ def train_tokenizer(
                 ) from error
             size = int(found[1])
         else:
-            return from_sentencepiece(model.getvalue(), where="the trained tokenizer")
+            return _complete(parse_sentencepiece(model.getvalue(), where="the trained tokenizer"))
 
 
 def _character_coverage(texts: Sequence[str], rule: str, most: int) -> float:
@@ -273,124 +255,33 @@ def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
     Raises:
         DataError: There is no such file, it is not a tokenizer, or it lacks something that training or export needs.
     """
-    if path.is_dir():
-        return _from_directory(path, cased=cased)
-    content = _read(path)
-    if path.suffix == ".json":
-        text = _text(content, path)
-        return _complete(parse_tokenizer(text, where=str(path)), text, where=str(path))
-    if path.suffix == ".txt":
-        return _from_found(read_vocabulary(path, cased=cased))
-    if path.suffix == ".model":
-        return from_sentencepiece(content, where=str(path))
-    raise DataError("is not a tokenizer known here", where=str(path), hint="name a vocab.txt, a tokenizer.json or a SentencePiece .model")
+    return _complete(read_file(path, cased=cased))
 
 
 def load_prepared_tokenizer(directory: Path) -> Tokenizer:
     """Load what `Tokenizer.save` wrote."""
-    path, model = directory / JSON, directory / "sentencepiece.model"
-    text = _text(_read(path), path)
-    return _complete(parse_tokenizer(text, where=str(path)), text, where=str(path), sentencepiece=_read(model) if model.is_file() else None)
+    return _complete(read_prepared(directory))
 
 
-def fingerprint(path: Path) -> str:
-    """Fingerprint the vocabulary of a `tokenizer.json`, as `Tokenizer.fingerprint` does."""
-    return _fingerprint(parse_tokenizer(_text(_read(path), path), where=str(path)).get_vocab(with_added_tokens=True))
-
-
-def from_sentencepiece(model: bytes, *, where: str) -> Tokenizer:
-    """Make a tokenizer of a SentencePiece model.
-
-    Args:
-        model: The serialised model.
-        where: What to name in an error.
-
-    Raises:
-        DataError: It is no such model, or lacks a special token.
-    """
-    with library_errors("is not a SentencePiece model", where=where):
-        fast, _ = conversion.to_tokenizer(model, _processor(model))
-    return _complete(fast, None, where=where, sentencepiece=model)
-
-
-def _from_directory(directory: Path, *, cased: bool) -> Tokenizer:
-    place = find_place(directory)
-    if place is None:
-        what = "has no tokenizer.json and no vocab.txt, vocab.json with merges.txt, or sentencepiece.model"
-        raise DataError(what, where=str(directory), hint="put the model's tokenizer there, or name another place")
-    if (model := sentencepiece_alone(place)) is not None:
-        return from_sentencepiece(_read(model), where=str(model))
-    return _from_found(read_directory(place, cased=cased))
-
-
-def _from_found(found: FoundTokenizer) -> Tokenizer:
-    return _complete(found.fast, found.json_text, where=str(found.path), names=found.names)
-
-
-def _complete(
-    fast: Any, text: str | None, *, where: str, names: dict[str, str] | None = None, sentencepiece: bytes | None = None
-) -> Tokenizer:
-    """Check that a tokenizer has what training and export need of it, and mark its special tokens as such where it does not.
-
-    Args:
-        fast: A `tokenizers.Tokenizer`, which is changed.
-        text: What it was parsed from; it is kept where nothing has to be changed.
-        where: The file to name in an error.
-        names: Special tokens by role, as far as they are known.
-        sentencepiece: The model that it was converted from.
-    """
+def _complete(found: FoundTokenizer) -> Tokenizer:
+    """Check that a tokenizer has what training and export need of it, and mark its special tokens as such where it does not."""
+    fast = found.fast
+    special, changed = complete(fast, found.names, where=found.where)
+    text = fast.to_str() if changed or found.json_text is None else found.json_text
     vocabulary = fast.get_vocab(with_added_tokens=True)
-    special = find_special(fast, vocabulary, names or {}, where=where)
-    check_vocabulary(fast, vocabulary, where=where)
-    if complete_special(fast, vocabulary, special) or text is None:
-        text = fast.to_str()
-    model_type = type(fast.model).__name__.lower()
     normaliser = json.loads(text).get("normalizer") or {}
     name = normaliser.get("type", "none")
-    if sentencepiece is not None:
-        name = conversion.normaliser_name(sentencepiece)
+    if found.sentencepiece is not None:
+        name = conversion.normaliser_name(found.sentencepiece)
     elif name == "BertNormalizer":
         name = "bert-uncased" if normaliser.get("lowercase", True) else "bert-cased"
+    pairs = json.dumps(sorted(vocabulary.items()), ensure_ascii=True, separators=(",", ":"))
     return Tokenizer(
         json_text=text,
-        sentencepiece=sentencepiece,
+        sentencepiece=found.sentencepiece,
         special=special,
         vocab_size=max(vocabulary.values()) + 1,
-        fingerprint=_fingerprint(vocabulary),
-        model_type=model_type,
+        fingerprint=hashlib.sha256(pairs.encode()).hexdigest(),
+        model_type=type(fast.model).__name__.lower(),
         normaliser=name,
     )
-
-
-def _processor(model: bytes) -> Any:
-    import sentencepiece
-
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
-
-
-def _fingerprint(vocabulary: dict[str, int]) -> str:
-    pairs = json.dumps(sorted(vocabulary.items()), ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(pairs.encode()).hexdigest()
-
-
-def _short_lines(line: str) -> Iterable[str]:
-    if len(line) <= MAX_LINE_CHARACTERS:
-        return (line,)
-    from pldcli.data.corpus import cut_at_whitespace
-
-    return (part for part, _ in cut_at_whitespace(line, MAX_LINE_CHARACTERS))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(what, where=str(path)) from error
-
-
-def _text(content: bytes, path: Path) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8 text", where=str(path)) from error

@@ -7,7 +7,6 @@ written to a temporary sibling, flushed, renamed, and only then are older ones r
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from pldcli import presets
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import CheckpointError, PldError
 from pldcli.system import atomic
+from pldcli.system.seal import check_sealed_directory, seal_directory
 
 __all__ = [
     "Position",
@@ -40,7 +40,6 @@ __all__ = [
     "write_sealed",
 ]
 
-_SUMS = "SHA256SUMS"
 _VERSION = 1
 _FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"})
 
@@ -135,8 +134,7 @@ def write_sealed(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts:
                 raise OSError(_errno_of(error), str(error), str(file)) from error
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
-        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(place.iterdir()))
-        (place / _SUMS).write_text(sums, encoding="utf-8")
+        seal_directory(place)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -154,15 +152,7 @@ def verify(path: Path, *, needed: frozenset[str] = _FILES) -> None:
     Raises:
         CheckpointError: A file is missing or changed.
     """
-    try:
-        lines = (path / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        damaged = [name for name, digest in expected.items() if _sha256(path / name) != digest]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"incomplete checkpoint ({error})", where=str(path)) from error
-    if damaged or not needed <= expected.keys():
-        names = ", ".join(damaged or sorted(needed - expected.keys()))
-        raise CheckpointError(f"is damaged: {names} differs from its checksum", where=str(path), hint="use an older one")
+    check_sealed_directory(path, needed=needed, error=CheckpointError, hint="use an older one")
 
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
@@ -258,11 +248,6 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """Name the state of each parameter `<entry>/<parameter>`, by parameter and not by its number as torch does."""
     named = model.named_parameters()
     return {f"{entry}/{name}": tensor for name, parameter in named for entry, tensor in optimizer.state.get(parameter, {}).items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _errno_of(error: SafetensorError) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pldcli.data.shards import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
+from pldcli.data.prepared import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts
@@ -144,9 +144,8 @@ def _weights_of(target: Path) -> Path:
 def _from_checkpoint(path: Path, data: Path) -> Pretrained:
     snapshot = checkpoint.read(path)
     config = snapshot.config
-    return Pretrained(
-        str(path), config.model, snapshot.weights, config.data.seq_len, _tokenizer_of(path, data, snapshot.tokenizer_fingerprint)
-    )
+    tokenizer = _tokenizer_of(path, data, snapshot.tokenizer_fingerprint)
+    return Pretrained(where=str(path), settings=config.model, weights=snapshot.weights, seq_len=config.data.seq_len, tokenizer=tokenizer)
 
 
 def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:

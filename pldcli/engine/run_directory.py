@@ -17,6 +17,7 @@ from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, PldError
 from pldcli.system import atomic
+from pldcli.system.output_place import check_output
 
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
 
@@ -45,14 +46,10 @@ class RunDirectory:
         Raises:
             OutputError: It is a file, or a non-empty directory that is not a run's.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError("is a file", where=str(self.path), hint="choose another place with --out")
-        ours = (".lock", f".{self.config.name}.")  # all that there is when a process was killed before it wrote config.yaml
-        if self.path.is_dir() and not self.config.is_file() and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
-            if saved := sorted(self.checkpoints.glob("step-*/config.yaml")):
-                hint = f"copy {saved[-1]} there, or choose another place with --out"
-                raise OutputError("holds checkpoints, but its config.yaml is missing", where=str(self.path), hint=hint)
-            raise OutputError("is not a run directory, and not empty", where=str(self.path), hint="choose another place with --out")
+        if not self.config.is_file() and (saved := sorted(self.checkpoints.glob("step-*/config.yaml"))):
+            hint = f"copy {saved[-1]} there, or choose another place with --out"
+            raise OutputError("holds checkpoints, but its config.yaml is missing", where=str(self.path), hint=hint)
+        check_output(self.path, "a run directory", mark=self.config.name)
 
     def set_aside(self) -> Path | None:
         """Rename an earlier run to NAME.1, NAME.2, ...; return its new path, or None where there was none.

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from pldcli.data.loader import NO_TARGET, Batch, Inputs, SpanSamples, Stream, count_tokens, validation_batches
+from pldcli.data.loader import NO_TARGET, Batch, Inputs, SpanSamples, count_tokens, validation_batches
 from pldcli.data.masking import KEPT_SHARE, RANDOM_SHARE, Masking
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.objectives import encode, masked_logits
 from pldcli.engine.precision import Precision
@@ -75,7 +76,7 @@ def fixed_batches(
 
 
 def stream_batches(
-    stream: Stream,
+    stream: TokenStream,
     special: SpecialTokens,
     seq_len: int,
     *,
@@ -157,7 +158,7 @@ def unigram_baseline(prepared: PreparedData, batches: Iterable[Batch]) -> float:
     return unigram_loss(token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special), batches, prepared.special)
 
 
-def token_shares(stream: Stream, vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.float64]:
+def token_shares(stream: TokenStream, vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.float64]:
     """Estimate token frequencies, special tokens left out, from five million tokens in evenly spaced pieces.
 
     Args:

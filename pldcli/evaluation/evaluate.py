@@ -12,8 +12,9 @@ from typing import Any, Generic, Literal, TypeVar, Unpack
 from pldcli.choices import BlockChoice
 from pldcli.console.progress import Progress
 from pldcli.data.loader import Batch, count_tokens
-from pldcli.data.shards import PreparedData, open_prepared
-from pldcli.data.text_stream import TextStream, tokenise
+from pldcli.data.prepared import PreparedData, open_prepared
+from pldcli.data.stream import TokenStream
+from pldcli.data.text_stream import tokenise
 from pldcli.engine.model_source import check_tokenizer, recorded_data
 from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, stream_batches, unigram_baseline
 from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
@@ -192,7 +193,7 @@ def _copies(subject: Subject, texts: Sequence[Sequence[int]]) -> Batch:
     return batch
 
 
-def _sequences(subject: Subject, stream: TextStream) -> Iterator[Batch]:
+def _sequences(subject: Subject, stream: TokenStream) -> Iterator[Batch]:
     tokenizer = subject.loaded.tokenizer
     batches = stream_batches(stream, tokenizer.special, subject.loaded.seq_len, vocab_size=tokenizer.vocab_size)
     with Progress("Scoring", total=stream.num_tokens, unit="tokens") as progress:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pldcli.data.loader import Batch
-from pldcli.data.special_tokens import SPECIAL_NAMES, complete_special
+from pldcli.data.special_tokens import SPECIAL_NAMES, mark_special
 from pldcli.errors import UsageError
 from pldcli.evaluation.subject import Subject
 from pldcli.tasks.reading import reader_of
@@ -50,7 +50,7 @@ def fill_mask(subject: Subject, text: str, *, top: int = 5) -> list[list[Candida
     if not 1 <= top <= tokenizer.vocab_size:
         raise UsageError(f"must be between 1 and the {tokenizer.vocab_size:,} entries of the vocabulary, not {top}", where="--top")
     fast = reader_of(tokenizer)
-    complete_special(fast, fast.get_vocab(), special)  # else the spelling of a mask that the tokenizer does not declare is text
+    mark_special(fast, special)  # else the spelling of a mask that the tokenizer does not declare is text
     mask = fast.id_to_token(special.mask_id)
     for spelling in SPECIAL_NAMES["mask"]:
         text = text.replace(spelling, mask)
@@ -61,7 +61,8 @@ def fill_mask(subject: Subject, text: str, *, top: int = 5) -> list[list[Candida
     if len(ids) > settings.max_position_embeddings:
         what = f"the text has {len(ids):,} tokens, this model reads {settings.max_position_embeddings:,} at most"
         raise UsageError(what, where=_WHERE, hint="shorten it")
-    batch = Batch(torch.tensor([ids]), None, None, torch.tensor(places), torch.tensor([special.mask_id] * len(places)), None)
+    masks = torch.full((len(places),), special.mask_id)
+    batch = Batch(input_ids=torch.tensor([ids]), positions=torch.tensor(places), target_ids=masks)
     best = subject.logits(batch).softmax(-1)[:, : tokenizer.vocab_size].topk(top)
     return [
         [_candidate(fast, ids, place, token_id, probability) for token_id, probability in zip(*pair, strict=True)]

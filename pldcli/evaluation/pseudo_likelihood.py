@@ -89,4 +89,6 @@ def _batch(copies: Sequence[tuple[int, Sequence[int], int]], special: SpecialTok
     positions = np.arange(len(copies)) * width + np.array([place + 1 for _, _, place in copies])
     optional_mask = None if mask.all() else torch.from_numpy(mask)
     input_ids, places, target_ids = (torch.from_numpy(array) for array in (rows, positions, targets))
-    return Batch(input_ids, None, optional_mask, places, target_ids, None), np.array([number for number, _, _ in copies])
+    return Batch(input_ids=input_ids, attention_mask=optional_mask, positions=places, target_ids=target_ids), np.array(
+        [number for number, _, _ in copies]
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pldcli.console.progress import Progress
-from pldcli.data.text_stream import TextStream
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import DataError
 from pldcli.evaluation.pseudo_likelihood import pseudo_log_likelihoods
@@ -127,7 +127,7 @@ class MinimalPairs:
         return {"accuracy": self.accuracy}
 
 
-def score_texts(subject: Subject, stream: TextStream, *, gates: Sequence[bool] | None = None, quiet: bool = False) -> PseudoPerplexity:
+def score_texts(subject: Subject, stream: TokenStream, *, gates: Sequence[bool] | None = None, quiet: bool = False) -> PseudoPerplexity:
     """Compute the pseudo-log-likelihood of every document of a stream; `gates` says which blocks run, None for all."""
     found: list[TextScore] = []
     total = stream.num_tokens - len(stream.document_ends)

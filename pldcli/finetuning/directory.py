@@ -19,6 +19,7 @@ from pldcli.errors import OutputError
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.results import best_cell
 from pldcli.system import atomic
+from pldcli.system.output_place import check_output
 
 __all__ = ["check_usable", "claim", "has_model", "is_predicted", "keep_the_best", "mark_best"]
 
@@ -32,11 +33,7 @@ def check_usable(out: Path) -> None:
     Raises:
         OutputError: It is a file, or a directory without our mark.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError("is a file", where=str(out), hint="choose another place with --out")
-    ours = (".lock", f".{_MARK}.")  # all that there is when a process was killed before it wrote the mark
-    if out.is_dir() and not (out / _MARK).is_file() and any(not entry.name.startswith(ours) for entry in out.iterdir()):
-        raise OutputError("holds something that is no fine-tuning", where=str(out), hint="choose another place with --out")
+    check_output(out, "a fine-tuning directory", mark=_MARK)
 
 
 def claim(out: Path, experiment: Experiment, fingerprints: Mapping[str, str], *, overwrite: bool) -> None:

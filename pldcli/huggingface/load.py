@@ -67,14 +67,14 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
             raise CheckpointError(f"has a weight {name!r} that config.json has no place for", where=where)
     task = config.get(TASK)
     return Pretrained(
-        where,
-        settings,
-        {name: tensor.float() for name, tensor in weights.items()},
-        seq_len,
-        _load_tokenizer(directory, settings.vocab_size),
-        task if isinstance(task, dict) else None,
-        _labels(config, weights),
-        without_masked_lm,
+        where=where,
+        settings=settings,
+        weights={name: tensor.float() for name, tensor in weights.items()},
+        seq_len=seq_len,
+        tokenizer=_load_tokenizer(directory, settings.vocab_size),
+        task=task if isinstance(task, dict) else None,
+        labels=_labels(config, weights),
+        without_masked_lm=without_masked_lm,
     )
 
 

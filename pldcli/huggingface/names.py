@@ -46,7 +46,7 @@ _BERT_HEADS: dict[HeadName, dict[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Models of one `model_type`."""
 
@@ -92,9 +92,11 @@ class Family:
 
 
 FAMILIES = {
-    "roberta-prelayernorm": Family("pre", "roberta_prelayernorm.", True, _ROBERTA_HEADS, "RobertaPreLayerNorm"),
-    "bert": Family("post", "bert.", False, _BERT_HEADS, "Bert"),
-    "roberta": Family("post", "roberta.", True, _ROBERTA_HEADS, "Roberta"),
+    "roberta-prelayernorm": Family(
+        norm="pre", base="roberta_prelayernorm.", positions_after_padding=True, heads=_ROBERTA_HEADS, class_name="RobertaPreLayerNorm"
+    ),
+    "bert": Family(norm="post", base="bert.", positions_after_padding=False, heads=_BERT_HEADS, class_name="Bert"),
+    "roberta": Family(norm="post", base="roberta.", positions_after_padding=True, heads=_ROBERTA_HEADS, class_name="Roberta"),
 }
 """By `model_type`. What is read as `roberta` is written as `bert`: the same encoder with shorter positions."""
 

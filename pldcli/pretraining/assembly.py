@@ -9,7 +9,8 @@ from pldcli.config import Config
 from pldcli.data.loader import PairSamples, Samples, SpanSamples, StepBatches
 from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples
-from pldcli.data.shards import PreparedData, TokenStream
+from pldcli.data.prepared import PreparedData
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.model_source import check_tokenizer
 from pldcli.engine.objectives import MaskedLm

@@ -8,7 +8,7 @@ from typing import Any
 from pldcli import __version__
 from pldcli.config import Config, describe_dropping
 from pldcli.console.units import duration, quantity
-from pldcli.data.shards import PreparedData, unknown_shares
+from pldcli.data.prepared import PreparedData, unknown_shares
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts

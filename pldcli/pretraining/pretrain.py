@@ -12,7 +12,7 @@ from rich.console import Console
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.loader import StepBatches
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Trainer

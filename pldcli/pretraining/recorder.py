@@ -18,7 +18,7 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.console.units import duration
 from pldcli.data.loader import Batch, StepBatches
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position

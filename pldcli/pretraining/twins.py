@@ -14,7 +14,7 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.console.progress import Progress
 from pldcli.console.units import duration
-from pldcli.data.shards import PreparedData
+from pldcli.data.prepared import PreparedData
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch

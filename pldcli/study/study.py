@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import presets
-from pldcli.data.shards import data_fingerprint, read_manifest, vocab_size_of
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DataError, PldError, UsageError
 from pldcli.study.calibration import calibrate, read_timings, write_plan
@@ -47,8 +47,8 @@ def open_study(spec: Spec, *, out: Path, data: Path, slot: Slot, measure: bool, 
         UsageError: The file changed in a way that alters runs that are there, or nothing was measured and nothing shall be.
         DataError: The prepared data is not that of the runs.
     """
-    manifest = read_manifest(data)
-    from_data, fingerprint = {"model.vocab_size": vocab_size_of(manifest, data)}, data_fingerprint(manifest)
+    prepared = open_prepared(data, verify=False)
+    from_data, fingerprint = {"model.vocab_size": prepared.vocab_size}, prepared.data_fingerprint
     place = out / "plan.json"
     stored = read_timings(place)
     if stored is not None and stored.data_fingerprint != fingerprint:

@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all.
+"""Files and directories that are written completely or not at all.
 
 Everything goes to a temporary sibling first, is flushed to the disk, and takes its name by a rename. Names of siblings:
 
@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from pldcli.errors import OutputError
+from pldcli.system.output_place import check_new
 
 __all__ = [
     "directory",
@@ -106,7 +107,7 @@ def write_text(path: Path, content: str) -> None:
 
 @contextmanager
 def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary directory that becomes `path` when the block ends well and vanishes when it does not.
+    """Yield a temporary directory that becomes `path` when the block ends well and is removed when it does not.
 
     An OSError of the block about a file elsewhere, an input for example, passes unchanged.
 
@@ -121,8 +122,7 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         with output_errors(path):
             remove_leftovers(path)  # first: it may put back what was at `path`
-            if path.exists() and not overwrite:
-                raise OutputError("is already there", where=str(path), hint="add --overwrite, or choose another place with --out")
+            check_new(path, overwrite=overwrite)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
         try:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 __all__ = ["memory_counters", "processor_fields", "processor_flags", "share_cores"]
 
-_CPUINFO = Path("/proc/cpuinfo")
-_LOADAVG = Path("/proc/loadavg")
+CPUINFO = Path("/proc/cpuinfo")
+LOADAVG = Path("/proc/loadavg")
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _LOOKS, _BETWEEN_LOOKS_SECONDS = 3, 0.003
 
@@ -19,7 +19,7 @@ _LOOKS, _BETWEEN_LOOKS_SECONDS = 3, 0.003
 def processor_fields() -> dict[str, str]:
     """Read the fields of the first core in Linux's /proc/cpuinfo, by their names there; none where that file is missing."""
     try:
-        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
@@ -55,7 +55,7 @@ def _cores_are_crowded() -> bool:
         if look:
             time.sleep(_BETWEEN_LOOKS_SECONDS)
         try:
-            running = _LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0]
+            running = LOADAVG.read_text(encoding="ascii").split()[3].partition("/")[0]
             if int(running) - 1 + threads <= cores:
                 return False
         except (OSError, ValueError, IndexError):

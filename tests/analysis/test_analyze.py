@@ -17,7 +17,7 @@ from pldcli.analysis import analyze as engine
 from pldcli.analysis.analyze import Settings, analyze, plans
 from pldcli.analysis.results import AnalyzedRun, State
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.validation import fixed_batches, score_masked_lm
@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(copied: Path) -> None:
     assert [state.step for state in run.states] == [0, 4, 8]
     assert run.removal.step == 8
     [note] = analysis.notes
-    assert note.startswith(f"left out: {copied}/checkpoints/step-00000012: is damaged: model.safetensors differs")
+    assert note.startswith(f"left out: {copied}/checkpoints/step-00000012/model.safetensors: is damaged")
     for step in (4, 8):
         (copied / "checkpoints" / f"step-{step:08d}" / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=r"run: no checkpoint of this run can be read; left out: .*step-00000004"):

@@ -43,7 +43,8 @@ def make_batch(lengths: tuple[int, ...], *, seed: int = 0, padded: int = T) -> B
     mask = torch.arange(padded) < torch.tensor(lengths)[:, None]
     targets = mask & (torch.arange(padded) % 2 == 1)
     positions = targets.flatten().nonzero()[:, 0]
-    return Batch(ids * mask, None, None if mask.all() else mask, positions, ids.flatten()[positions] % 7, None)
+    optional_mask = None if mask.all() else mask
+    return Batch(input_ids=ids * mask, attention_mask=optional_mask, positions=positions, target_ids=ids.flatten()[positions] % 7)
 
 
 def rows_of(batch: Batch) -> list[Batch]:
@@ -52,7 +53,7 @@ def rows_of(batch: Batch) -> list[Batch]:
     for row, ids in enumerate(batch.input_ids):
         length = T if batch.attention_mask is None else int(batch.attention_mask[row].sum())
         here = batch.positions // T == row
-        found.append(Batch(ids[None, :length], None, None, batch.positions[here] % T, batch.target_ids[here], None))
+        found.append(Batch(input_ids=ids[None, :length], positions=batch.positions[here] % T, target_ids=batch.target_ids[here]))
     return found
 
 

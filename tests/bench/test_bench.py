@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pldcli.bench import bench as module
-from pldcli.bench.bench import RandomStream, bench
-from pldcli.data.shards import open_prepared
+from pldcli.bench.bench import bench, random_stream
+from pldcli.data.prepared import open_prepared
 from pldcli.errors import DeviceError, UsageError
 from tests.conftest import tiny_config
 
@@ -126,7 +126,7 @@ def test_refusals():
 
 
 def test_random_tokens_are_ordinary_and_the_same_each_time():
-    one, other = RandomStream(50), RandomStream(50)
+    one, other = random_stream(50), random_stream(50)
     assert one.slice(10, 20).tolist() == one.take(torch.tensor([10]).numpy(), 10)[0].tolist() == other.slice(10, 20).tolist()
     tokens = one.slice(0, one.num_tokens)
     assert (tokens.min(), tokens.max()) == (5, 49)

@@ -31,8 +31,8 @@ def test_data_that_is_not_there(tmp_path: Path, pld: Callable[..., Outcome]) -> 
     assert pld("data", "verify", tmp_path / "none").code == 3
 
 
-def test_a_manifest_without_a_tokenizer_is_a_users_error(data: Path, pld: Callable[..., Outcome]) -> None:
+def test_a_damaged_manifest_is_a_users_error(data: Path, pld: Callable[..., Outcome]) -> None:
     (data / "manifest.json").write_text('{"version": 1}')
     for command in (("pretrain", "--preset", "bert-tiny-pld"), ("bench", "--preset", "bert-tiny-pld")):
         outcome = pld(*command, "--data", data)
-        assert outcome.code == 3 and "manifest.json: is damaged: " in outcome.err
+        assert outcome.code == 3 and "do not have its checksum" in outcome.err

@@ -43,15 +43,15 @@ def write_spec(data: Path, systems: dict[str, Any], *, small: list[str] = SMALL,
 def begin(path: Path, data: Path) -> Plan:
     """Write the plan of a study whose steps take 0.1 s for each block, so that nothing has to be measured."""
     spec = read_spec(path)
-    manifest = json.loads((data / "manifest.json").read_text())
-    from pldcli.data.shards import data_fingerprint
+    from pldcli.data.prepared import open_prepared
 
-    from_data = {"model.vocab_size": manifest["tokenizer"]["vocab_size"]}
+    prepared = open_prepared(data)
+    from_data = {"model.vocab_size": prepared.vocab_size}
     found = {
         shape.key: ShapeTime(shape.label, StepTime(0.1 * shape.config.model.num_hidden_layers, 0.1), 0.25, 0.35, 15)
         for shape in shapes(spec, from_data)
     }
-    timings = Timings(data_fingerprint(manifest), {"hardware": "a machine", "device": "cpu", "packages": {"torch": "2.13"}}, found)
+    timings = Timings(prepared.data_fingerprint, {"hardware": "a machine", "device": "cpu", "packages": {"torch": "2.13"}}, found)
     write_plan(Path("studies/try/plan.json"), timings, {})
     return make_plan(spec, from_data, timings.times)
 

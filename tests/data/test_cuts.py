@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from pldcli.data import corpus
 from pldcli.data import tokenizer as module
-from pldcli.data.cuts import cut_before
+from pldcli.data.cuts import cut_before, lines_are_independent, parting_spaces
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.data.text_stream import tokenise
 from pldcli.data.tokenizer import load_prepared_tokenizer, load_tokenizer, train_tokenizer
 
@@ -85,7 +86,7 @@ def test_prepared_text_has_the_ids_of_whole_documents(
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
     if "mark" not in kind:  # there a line end is a letter like others, which pieces of a megabyte are cut at all the same
         monkeypatch.setattr(corpus, "CHUNK_BYTES", 300)
-    monkeypatch.setattr(module, "_PART_CHARACTERS", 70)
+    monkeypatch.setattr(module, "PART_CHARACTERS", 70)
     monkeypatch.setattr(module, "MAX_LINE_CHARACTERS", 50)
     prepared = prepare([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=tmp_path / "given.json", quiet=True, processes=processes)
     tokenizer, data = load_prepared_tokenizer(prepared.path), open_prepared(prepared.path)
@@ -134,18 +135,18 @@ def test_no_text_is_glued_at_line_ends(tmp_path: Path, documents: list[str]) -> 
 def test_the_fast_way_is_taken_where_it_changes_nothing(tmp_path: Path, documents: list[str], kind: str, lines: bool, spaces: str) -> None:
     KINDS[kind](documents).save(str(tmp_path / "given.json"))
     tokenizer = load_tokenizer(tmp_path / "given.json")
-    assert (tokenizer._lines_are_independent, tokenizer._parting_spaces) == (lines, spaces)
+    assert (lines_are_independent(tokenizer.fast), parting_spaces(tokenizer.fast)) == (lines, spaces)
 
 
 def test_pieces_over_line_ends_keep_lines_together() -> None:
     pieces = train_tokenizer(["ba ke lo mi " * 20] * 5, vocab_size=60)
-    assert pieces._lines_are_independent
+    assert lines_are_independent(pieces.fast)
     parsed = json.loads(pieces.json_text)
     vocabulary = parsed["model"]["vocab"]
     vocabulary["o\u2581m"] = len(vocabulary)
     parsed["model"]["merges"].append(["o", "\u2581m"])
-    crossing = module.Tokenizer(json.dumps(parsed), None, pieces.special, pieces.vocab_size + 1, "", "bpe", "")
-    assert not crossing._lines_are_independent
+    crossing = replace(pieces, json_text=json.dumps(parsed), sentencepiece=None, vocab_size=pieces.vocab_size + 1)
+    assert not lines_are_independent(crossing.fast)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_pieces_over_line_ends_keep_lines_together() -> None:
 def test_added_tokens_that_hold_white_space_are_kept_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[str], kind: str, given: AddedToken, text: str
 ) -> None:
-    monkeypatch.setattr(module, "_PART_CHARACTERS", 7)
+    monkeypatch.setattr(module, "PART_CHARACTERS", 7)
     monkeypatch.setattr(module, "MAX_LINE_CHARACTERS", 7)
     made = KINDS[kind](documents)
     made.add_tokens([given])
@@ -183,5 +184,5 @@ def test_lines_without_spaces_are_not_kept_in_memory() -> None:
     tokenizer = train_tokenizer(["ba ke lo mi nu " * 20] * 5, vocab_size=60)
     lines = ["".join(random.Random(number).choices("bakelominu", k=2000)) for number in range(50)]
     ids = tokenizer.encode_document_lines(lines)
-    assert sum(map(len, tokenizer._ids_of_words)) < 100
+    assert sum(map(len, tokenizer.ids_of_words)) < 100
     assert ids == [i for line in lines for i in tokenizer.fast.encode(line, add_special_tokens=False).ids]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ import torch
 
 from pldcli.data.loader import NO_TARGET, Batch, PairSamples, Rows, SpanSamples, StepBatches, built_ahead, to_batch, validation_batches
 from pldcli.data.masking import Masking
-from pldcli.data.shards import ShardWriter, TokenStream
+from pldcli.data.packing import PackedSamples
+from pldcli.data.shards import ShardWriter, segments
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
+from tests.conftest import made_up_stream
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 PAD, CLS, SEP = 0, 2, 3
@@ -33,8 +38,7 @@ def make_stream(directory: Path, lengths: Sequence[int], **sizes: int) -> TokenS
             writer.add(np.arange(place, place + length, dtype=np.uint32))
             writer.end_document()
             place += length + 1
-    paths = [directory / name for name in sorted(writer.shards)]
-    return TokenStream(paths, end_id=SEP, num_documents=len(lengths))
+    return TokenStream(chain.from_iterable(segments(directory / name) for name in sorted(writer.shards)), end_id=SEP)
 
 
 def places_of(span: np.ndarray, stream: TokenStream) -> list[int]:
@@ -318,7 +322,7 @@ class Broken:
         if indices[0] >= 8:
             raise DataError("shard is gone", where="train-00000.arrow")
         ids = np.full((len(indices), 8), 20)
-        return Rows(ids, None, None, None, indices.astype(np.uint64))
+        return Rows(input_ids=ids, keys=indices.astype(np.uint64))
 
 
 def test_an_error_in_the_thread_reaches_the_loop() -> None:
@@ -440,3 +444,15 @@ def test_neither_length_nor_start_tells_which_pairs_continue(tmp_path: Path) -> 
         assert abs(float(rows.next_sentence_labels[chosen].mean()) - 0.5) < 0.1
     starts = {taken_apart(rows, row)[1][0] for row in np.flatnonzero(rows.next_sentence_labels)[:300].tolist()}
     assert len(starts) > 200
+
+
+@pytest.mark.parametrize(
+    ("cut", "digest"),
+    [(SpanSamples, "bdd78189f69436ac"), (PairSamples, "6b814334ea565e5f"), (PackedSamples, "2c6d529b9418e445")],
+)
+def test_the_order_and_the_content_of_samples_are_what_they_always_were(cut: Any, digest: str) -> None:
+    samples = cut(made_up_stream(), SPECIAL, 24, seed=3)
+    number = samples.num_sequences
+    rows = samples.rows(np.array([0, 1, number - 1, number, 5 * number + 7]))
+    content = b"".join(np.ascontiguousarray(array).astype("<i8").tobytes() for _, array in sorted(vars(rows).items()) if array is not None)
+    assert hashlib.sha256(content).hexdigest()[:16] == digest

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from pldcli.data.loader import Rows, StepBatches, to_batch
 from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples, pack
-from pldcli.data.shards import ShardWriter, TokenStream
+from pldcli.data.shards import ShardWriter, segments
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
 
@@ -18,21 +20,14 @@ SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 MASKING = Masking(0.15, 4, SPECIAL.ids, 5000)
 
 
-class Documents:
+class Documents(TokenStream):
     """Documents of consecutive ids from 5 on, so that a token says where it comes from."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        ids: list[int] = []
-        self.texts, ends, token = [], [], 5
-        for length in lengths:
-            self.texts.append(list(range(token, token + length)))
-            ids += [*self.texts[-1], SPECIAL.sep_id]
-            ends.append(len(ids))
-            token += length
-        self.ids, self.document_ends = np.array(ids, np.int64), np.array(ends, np.int64)
-
-    def gather(self, positions: np.ndarray) -> np.ndarray:
-        return self.ids[positions]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        self.texts = [list(range(5 + end - length, 5 + end)) for end, length in zip(ends.tolist(), lengths, strict=True)]
+        ids = np.array([i for text in self.texts for i in [*text, SPECIAL.sep_id]], np.int64)
+        super().__init__([(ids, ends + np.arange(1, len(ends) + 1))], end_id=SPECIAL.sep_id)
 
 
 def lengths_like_text(count: int, most: int, seed: int = 0) -> list[int]:
@@ -176,11 +171,10 @@ def test_tokens_are_gathered_from_the_shards(tmp_path: Path) -> None:
         for text in documents.texts:
             writer.add(np.array(text, np.uint32))
             writer.end_document()
-    paths = [tmp_path / name for name in sorted(writer.shards)]
-    stream = TokenStream(paths, end_id=SPECIAL.sep_id, num_documents=80)
-    assert len(paths) > 1
+    stream = TokenStream(chain.from_iterable(segments(tmp_path / name) for name in sorted(writer.shards)), end_id=SPECIAL.sep_id)
+    assert len(writer.shards) > 1
     positions = np.random.default_rng(0).integers(0, stream.num_tokens, 500)
-    assert np.array_equal(stream.gather(positions), documents.ids[positions])
+    assert np.array_equal(stream.gather(positions), documents.gather(positions))
     ours, theirs = (PackedSamples(each, SPECIAL, 32, seed=0) for each in (stream, documents))
     everything = np.arange(ours.num_sequences)
     assert np.array_equal(ours.rows(everything).input_ids, theirs.rows(everything).input_ids)

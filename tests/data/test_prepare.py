@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import random
@@ -14,7 +15,8 @@ import pytest
 from pldcli.data import prepare as module
 from pldcli.data.corpus import Reader
 from pldcli.data.prepare import prepare, validation_limit, validation_tail
-from pldcli.data.shards import open_prepared, unknown_shares
+from pldcli.data.prepared import open_prepared, unknown_shares
+from pldcli.data.sampling import Sampler
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.system import signals
@@ -64,7 +66,6 @@ def test_every_document_arrives_in_order(tmp_path):
 
 
 def test_the_manifest_says_where_it_came_from(tmp_path):
-    import hashlib
 
     prepared = run(tmp_path, ["one two\nthree", "four"])
     (source,) = prepared.manifest["sources"]
@@ -86,7 +87,7 @@ def test_a_sample_does_not_depend_on_the_order_and_keeps_its_limit():
     documents = made_up_documents(300)
 
     def sample(documents, cut):
-        sampler = module._Sampler(20_000)
+        sampler = Sampler(20_000)
         for document in documents:
             sampler.add(document[:cut], last=False)
             sampler.add(document[cut:], last=True)
@@ -97,7 +98,7 @@ def test_a_sample_does_not_depend_on_the_order_and_keeps_its_limit():
 
 
 def test_sampled_text_is_never_too_long_for_sentencepiece():
-    sampler = module._Sampler(10**9)
+    sampler = Sampler(10**9)
     text = "é東🤖 " * 5000 + "x" * 9000
     for start in range(0, len(text), 700):
         sampler.add(text[start : start + 700], last=False)
@@ -139,7 +140,7 @@ def test_a_corpus_of_one_text_gives_its_end_to_validation(tmp_path, copies):
 
 
 def test_processes_do_not_change_a_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_TASK_CHARACTERS", 3000)
+    monkeypatch.setattr(module, "TASK_CHARACTERS", 3000)
     documents = made_up_documents()
     alone, two = run(tmp_path, documents, name="alone", processes=1), run(tmp_path, documents, name="two", processes=2)
     assert alone.manifest["shards"] == two.manifest["shards"]
@@ -304,7 +305,7 @@ def test_overwrite_replaces_prepared_data_and_nothing_else(tmp_path):
     assert run(tmp_path, made_up_documents(20), overwrite=True).manifest["sources"][0]["documents"] == 20
     assert names(tmp_path) == ["out", "out.txt"]
     (tmp_path / "out" / "manifest.json").unlink()
-    with pytest.raises(OutputError, match="is not prepared data, so --overwrite leaves it alone"):
+    with pytest.raises(OutputError, match="is not prepared data, and is left alone"):
         run(tmp_path, ["a"], overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
         prepare([tmp_path / "out.txt"], tmp_path / "out.txt", overwrite=True)
@@ -521,5 +522,26 @@ def test_text_that_the_vocabulary_cannot_spell_is_refused(tmp_path: Path, latin:
         run(tmp_path, made_up_documents(10), tokenizer=latin, validation=[tmp_path / "validation.txt"])
 
 
-def test_shares_of_a_manifest_that_does_not_count_them() -> None:
-    assert unknown_shares({"train": {"documents": 1, "tokens": 10}, "validation": {"documents": 1, "tokens": 2}}) == {}
+GOLDEN_SHARDS = {
+    "train-00000.arrow": "957e6eefb0405485846ebf62869d8285c5eba4a6741d6cbad7a561ddd9e75769",
+    "validation-00000.arrow": "540861a5ebde27b404f7781bd129b1fcc8f9e7bf5cc345c9a8affd1d43e3c980",
+}
+GOLDEN_MANIFEST = "4efc6d31812481d3489db96176be2e3531b288a0a7b56e73768edbcae114edbd"
+
+
+def test_the_same_input_gives_the_same_bytes_as_ever(tmp_path: Path, latin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What depends on versions is left out: that of this program, and the way in which tokenizers writes its file."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_bytes("\n\n".join(made_up_documents(400)).encode() + b"\r\n\r\n\xff caf\xc3\xa9 \n \n")
+    Path("b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*made_up_documents(50)[::-1], "", "тон"]))
+    manifest = prepare([Path("a.txt"), Path("b.jsonl")], Path("out"), tokenizer=latin, processes=1, quiet=True).manifest
+    assert {name: sha256(Path("out", name).read_bytes()) for name in manifest["shards"]} == GOLDEN_SHARDS
+    text = Path("out/manifest.json").read_text()
+    for varying in (manifest["sha256"], manifest["tokenizer"]["sha256"], f'"{manifest["pldcli_version"]}"'):
+        assert varying in text
+        text = text.replace(varying, "-")
+    assert sha256(text.encode()) == GOLDEN_MANIFEST
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

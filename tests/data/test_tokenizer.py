@@ -2,13 +2,14 @@ import json
 import os
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from pldcli.data.tokenizer import (
     Tokenizer,
-    fingerprint,
     load_prepared_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -67,16 +68,17 @@ def test_json_equals_sentencepiece_on_real_and_odd_text(real_lines, model_type, 
     tokenizer = train_tokenizer(pieces, vocab_size=2000, model_type=model_type, cased=cased, seed_sentencepiece_size=20_000)
     assert tokenizer.count_conversion_differences(real_lines) <= (0 if model_type == "bpe" else len(real_lines) // 1000)
     assert tokenizer.count_conversion_differences(ODD) == 0
-    assert tokenizer._words_are_independent == (model_type == "bpe")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.sentencepiece)
     for lines in (real_lines, ODD):
-        whole = [tokenizer._processor.encode(line) for line in lines]
+        whole = [processor.encode(line) for line in lines]
         assert [tokenizer.encode_document_lines([line]) for line in lines] == whole
+    assert bool(tokenizer.ids_of_words) == (model_type == "bpe"), "the fast way is right for BPE alone"
 
 
 def test_the_comparison_sees_a_difference(small):
     broken = json.loads(small.json_text)
     broken["normalizer"]["normalizers"].pop()
-    changed = Tokenizer(json.dumps(broken), small.sentencepiece, small.special, small.vocab_size, "", "bpe", "")
+    changed = replace(small, json_text=json.dumps(broken))
     assert changed.count_conversion_differences(["ba ke lo"]) == 1
 
 
@@ -109,7 +111,7 @@ def test_a_special_id_that_comes_out_of_text_becomes_unknown(small):
     parsed = json.loads(small.json_text)
     for token in parsed["added_tokens"]:
         token["special"] = False
-    stubborn = Tokenizer(json.dumps(parsed), None, small.special, small.vocab_size, "", "bpe", "")
+    stubborn = replace(small, json_text=json.dumps(parsed), sentencepiece=None)
     assert 4 in stubborn.fast.encode("ba [MASK] ke", add_special_tokens=False).ids
     ids = stubborn.encode_document_lines(["ba [MASK] ke"])
     assert 4 not in ids and 1 in ids
@@ -135,7 +137,6 @@ def test_too_little_text_and_too_small_a_vocabulary():
 def test_saving_and_loading(tmp_path, small):
     small.save(tmp_path)
     assert load_prepared_tokenizer(tmp_path) == small
-    assert fingerprint(tmp_path / "tokenizer.json") == small.fingerprint
     from_model = load_tokenizer(tmp_path / "sentencepiece.model")
     assert (from_model.fingerprint, from_model.special) == (small.fingerprint, small.special)
     from_json = load_tokenizer(tmp_path)
@@ -168,7 +169,7 @@ def test_wordpiece(tmp_path, vocab):
     assert (uncased.normaliser, cased.normaliser, uncased.vocab_size) == ("bert-uncased", "bert-cased", 12)
     (tmp_path / "made").mkdir()
     uncased.save(tmp_path / "made")
-    assert uncased.fingerprint == fingerprint(tmp_path / "made" / "tokenizer.json")
+    assert uncased.fingerprint == load_tokenizer(tmp_path / "made" / "tokenizer.json").fingerprint
     assert load_tokenizer(tmp_path / "made").normaliser == "bert-uncased"
 
 
@@ -177,9 +178,9 @@ def test_words_are_forgotten_when_there_are_too_many(small, monkeypatch):
 
     lines = made_up_lines()
     expected = small.encode_document_lines(lines)
-    monkeypatch.setattr(module, "_MAX_KNOWN_WORDS", 5)
+    monkeypatch.setattr(module, "MAX_KNOWN_WORDS", 5)
     assert [i for line in lines for i in small.encode_document_lines([line])] == expected
-    assert len(small._ids_of_words) <= 5
+    assert len(small.ids_of_words) <= 5
 
 
 def test_fingerprints_tell_vocabularies_apart(vocab):

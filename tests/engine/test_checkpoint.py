@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,11 +161,13 @@ def test_the_newest_that_verifies(tmp_path, trainer):
     (tmp_path / "step-00000100" / "state.json").write_text("{}")
     path, complaints = newest_valid(tmp_path)
     assert path == tmp_path / "step-00000010"
-    assert len(complaints) == 1 and "step-00000100: is damaged: state.json" in complaints[0]
+    assert len(complaints) == 1 and "step-00000100/state.json: is damaged" in complaints[0]
     for step in (9, 10):
         (tmp_path / f"step-{step:08d}" / "model.safetensors").unlink()
     path, complaints = newest_valid(tmp_path)
-    assert path is None and [complaint.split(":")[0][-3:] for complaint in complaints] == ["100", "010", "009"]
+    assert path is None and [Path(complaint.split(":")[0]).parent.name for complaint in complaints] == [
+        f"step-{step:08d}" for step in (100, 10, 9)
+    ]
 
 
 def test_only_the_newest_stay(tmp_path, trainer):

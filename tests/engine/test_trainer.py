@@ -247,7 +247,7 @@ def test_pairs_count_as_whole_rows():
 
 
 def all_unknown(trainer):
-    trainer.batches.samples._stream.ids[:] = MadeUpData.special.unk_id
+    trainer.batches.samples._stream.segments[0][0][:] = MadeUpData.special.unk_id
     return trainer
 
 

@@ -10,7 +10,8 @@ import torch
 
 from pldcli.data.loader import Batch, SpanSamples, count_tokens, validation_batches
 from pldcli.data.masking import Masking
-from pldcli.data.shards import PreparedData, ShardWriter
+from pldcli.data.prepared import PreparedData
+from pldcli.data.shards import ShardWriter
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -31,7 +32,9 @@ def prepared(tmp_path: Path) -> PreparedData:
         for length in (100, 1, 60, 232):
             writer.add(rng.integers(5, V, length).astype(np.uint32))
             writer.end_document()
-    return PreparedData(tmp_path, {"shards": writer.shards}, V, SPECIAL, "f", "d", tmp_path / "tokenizer.json")
+    return PreparedData(
+        path=tmp_path, manifest={"shards": writer.shards}, vocab_size=V, special=SPECIAL, fingerprint="f", data_fingerprint="d"
+    )
 
 
 def make_model(**changes: Any) -> StBert:
@@ -184,9 +187,9 @@ def test_the_perplexity_of_a_diverged_model_is_a_number() -> None:
 def test_count_tokens() -> None:
     ids = torch.zeros(2, 5, dtype=torch.int64)
     empty = torch.zeros(0, dtype=torch.int64)
-    assert count_tokens(Batch(ids, None, None, empty, empty, None)) == 10
+    assert count_tokens(Batch(input_ids=ids, positions=empty, target_ids=empty)) == 10
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    assert count_tokens(Batch(ids, None, mask, empty, empty, None)) == 7
+    assert count_tokens(Batch(input_ids=ids, attention_mask=mask, positions=empty, target_ids=empty)) == 7
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -195,6 +198,8 @@ def test_a_validation_split_without_targets_is_scored(tmp_path: Path, precision:
     with ShardWriter(tmp_path, "validation", vocab_size=V, end_id=SPECIAL.sep_id, batch_bytes=64) as writer:
         writer.add(np.full(200, SPECIAL.unk_id, np.uint32))
         writer.end_document()
-    unknown = PreparedData(tmp_path, {"shards": writer.shards}, V, SPECIAL, "f", "d", tmp_path / "tokenizer.json")
+    unknown = PreparedData(
+        path=tmp_path, manifest={"shards": writer.shards}, vocab_size=V, special=SPECIAL, fingerprint="f", data_fingerprint="d"
+    )
     found = score(make_model(), fixed_batches(unknown, SEQ_LEN), Precision(precision, CPU))
     assert (found.mlm_loss, found.mlm_accuracy, found.num_targets) == (0.0, 0.0, 0) and found.num_tokens > 200

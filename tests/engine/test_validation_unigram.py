@@ -6,6 +6,7 @@ import torch
 
 from pldcli.data.loader import NO_TARGET, Batch, SpanSamples, validation_batches
 from pldcli.data.masking import Masking
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine import validation as module
 from pldcli.engine.validation import token_shares, unigram_loss
@@ -15,24 +16,18 @@ V = 12
 """Seven ordinary tokens, 5 to 11."""
 
 
-class Text:
-    """Tokens of a made-up stream, the later ones more frequent."""
+class Text(TokenStream):
+    """A made-up stream without documents, the later tokens more frequent."""
 
     def __init__(self, num_tokens: int, seed: int = 0) -> None:
         self.shares = np.arange(1, 8) / 28
         self.tokens = np.random.default_rng(seed).choice(np.arange(5, V), num_tokens, p=self.shares)
-        self.num_tokens = num_tokens
-
-    def slice(self, start: int, stop: int) -> np.ndarray:
-        return self.tokens[start:stop].astype(np.int64)
-
-    def take(self, starts: np.ndarray, length: int) -> np.ndarray:
-        return np.stack([self.slice(start, start + length) for start in starts.tolist()])
+        super().__init__([(self.tokens, np.empty(0, np.int64))], end_id=3)
 
 
 def batch(shown: list[int], targets: list[int]) -> Batch:
     ids = torch.tensor([[2, *shown, 3]])
-    return Batch(ids, None, None, torch.arange(1, len(shown) + 1), torch.tensor(targets), None)
+    return Batch(input_ids=ids, positions=torch.arange(1, len(shown) + 1), target_ids=torch.tensor(targets))
 
 
 def test_shares_are_those_of_the_text_and_special_tokens_have_none() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pldcli import cli
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.checkpoint import list_checkpoints
 from pldcli.engine.model_source import latest_run
 from pldcli.engine.validation import fixed_batches
@@ -90,7 +90,7 @@ def test_a_run_without_a_model_is_scored_by_its_newest_whole_checkpoint(pld, run
     (result.source / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="this run has no model and no complete checkpoint yet"):
         evaluate(tmp_path / "run", data=prepared)
-    with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
         evaluate(result.source, data=prepared)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.data.text_stream import tokenise
 from pldcli.data.tokenizer import SpecialTokens, load_prepared_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError

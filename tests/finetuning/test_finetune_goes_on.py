@@ -328,7 +328,7 @@ def test_places_that_hold_something_else(learn, river_experiment, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    for name, what in (("file", "is a file"), ("full", "holds something that is no fine-tuning"), ("file/below", "cannot be written")):
+    for name, what in (("file", "is a file"), ("full", "is not a fine-tuning directory"), ("file/below", "cannot be written")):
         for overwrite in (False, True):
             with pytest.raises(OutputError, match=what):
                 learn(river_experiment(), tmp_path / name, overwrite=overwrite)

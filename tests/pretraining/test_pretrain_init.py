@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from pldcli import presets
 from pldcli.config import ModelConfig
 from pldcli.data.prepare import prepare
-from pldcli.data.shards import open_prepared
+from pldcli.data.prepared import open_prepared
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine.checkpoint import list_checkpoints
 from pldcli.engine.metrics import read_metrics

@@ -1,7 +1,7 @@
-"""Read the tokenizer of a directory as `AutoTokenizer` of transformers does, without that package.
+"""Read tokenizer files, and those of a directory as `AutoTokenizer` of transformers does, without that package.
 
 What `tokenizer_config.json` says goes before what stands in `tokenizer.json`: the classes for BERT and RoBERTa take the vocabulary from
-there and build the rest anew from their settings. A directory that is read by another class is refused, not read by half.
+there and build the rest from their settings. A directory that is read by another class is refused, not read by half.
 
 Source: transformers 5.23, `tokenization_auto.py`, `tokenization_utils_base.py`, `tokenization_utils_tokenizers.py`.
 """
@@ -12,29 +12,21 @@ import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pldcli.data import conversion
 from pldcli.errors import DataError, PldError
 
-__all__ = [
-    "JSON",
-    "FoundTokenizer",
-    "find_place",
-    "library_errors",
-    "parse_tokenizer",
-    "read_directory",
-    "read_vocabulary",
-    "read_wordpiece",
-    "sentencepiece_alone",
-]
+__all__ = ["JSON", "SENTENCEPIECE", "FoundTokenizer", "parse_sentencepiece", "parse_tokenizer", "read_file", "read_prepared"]
 
 JSON = "tokenizer.json"
 _VOCABULARY = "vocab.txt"
 _CONFIG, _MODEL_CONFIG, _MAP, _ADDED = "tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json"
 _PIECES, _MERGES = "vocab.json", "merges.txt"
-_SENTENCEPIECE = ("sentencepiece.model", "spiece.model")
+SENTENCEPIECE = "sentencepiece.model"
+_SENTENCEPIECES = (SENTENCEPIECE, "spiece.model")
 
 Family = Literal["bert", "roberta", "generic"]
 _CLASSES: dict[str, Family] = {
@@ -73,56 +65,96 @@ _WHITE_SPACE = (
 _AS_JSON = f"save it as {JSON} with `AutoTokenizer.from_pretrained(...).backend_tokenizer.save(...)`, and name that file"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FoundTokenizer:
-    """What a directory holds."""
+    """What files say of a tokenizer."""
 
     fast: Any
     """A `tokenizers.Tokenizer`."""
-    path: Path
-    """The file of its vocabulary."""
-    names: dict[str, str]
+    where: str
+    """The file of its vocabulary, for messages."""
+    names: dict[str, str] = field(default_factory=dict)
     """Special tokens by role (`mask_token`), as far as files or the class name them."""
-    json_text: str | None
+    json_text: str | None = None
     """The content of `tokenizer.json`, where it is the whole tokenizer."""
+    sentencepiece: bytes | None = None
+    """The SentencePiece model that it was converted from."""
 
 
-def find_place(directory: Path) -> Path | None:
-    """Find the directory that holds a tokenizer: this one, or the `model` in a run."""
-    return next((place for place in (directory, directory / "model") if _has_tokenizer(place)), None)
-
-
-def sentencepiece_alone(place: Path) -> Path | None:
-    """Return the SentencePiece model of a directory that has no other kind of vocabulary.
-
-    Raises:
-        DataError: Its class in transformers makes something else of the model than it is.
-    """
-    if any((place / name).is_file() for name in (JSON, _VOCABULARY, _PIECES)):
-        return None
-    _family(place, _read_config(place))
-    return next(place / name for name in _SENTENCEPIECE if (place / name).is_file())
-
-
-def read_directory(directory: Path, *, cased: bool = False) -> FoundTokenizer:
-    """Read a directory with a `tokenizer.json`, a `vocab.txt`, or a `vocab.json` and `merges.txt`.
+def read_file(path: Path, *, cased: bool = False) -> FoundTokenizer:
+    """Read a `tokenizer.json`, a `vocab.txt`, a SentencePiece model, or a directory or run that holds one.
 
     Args:
-        directory: The directory; what else transformers reads there counts.
-        cased: Keep upper and lower case apart, for BERT's kind only.
+        path: The file or directory; what else transformers reads in a directory, or beside a `vocab.txt`, counts.
+        cased: Keep upper and lower case apart, for BERT's WordPiece only.
 
     Raises:
-        DataError: A file is damaged, or says something that is not known here.
+        DataError: There is no such file, it is damaged, or says something that is not known here.
     """
-    config, path = _read_config(directory), directory / JSON
-    family, where = _family(directory, config), str(directory / _CONFIG)
-    if not path.is_file() and (directory / _VOCABULARY).is_file():
-        return _read_vocabulary(directory / _VOCABULARY, family, config, cased=cased)
+    if path.is_dir():
+        return _read_directory(path, cased=cased)
+    content = _read_bytes(path)
+    if path.suffix == ".json":
+        return parse_tokenizer(_decoded(content, path), where=str(path))
+    if path.suffix == ".txt":
+        return _read_vocabulary(path, "generic", _read_config(path.parent), cased=cased)
+    if path.suffix == ".model":
+        return parse_sentencepiece(content, where=str(path))
+    raise DataError("is not a tokenizer known here", where=str(path), hint="name a vocab.txt, a tokenizer.json or a SentencePiece .model")
+
+
+def read_prepared(directory: Path) -> FoundTokenizer:
+    """Read what `Tokenizer.save` wrote: `tokenizer.json` as it stands, with the SentencePiece model beside it."""
+    found, model = read_file(directory / JSON), directory / SENTENCEPIECE
+    return replace(found, sentencepiece=_read_bytes(model)) if model.is_file() else found
+
+
+def parse_sentencepiece(model: bytes, *, where: str) -> FoundTokenizer:
+    """Convert a serialised SentencePiece model.
+
+    Raises:
+        DataError: It is no such model.
+    """
+    with _library_errors("is not a SentencePiece model", where=where):
+        return FoundTokenizer(fast=conversion.to_tokenizer(model), where=where, sentencepiece=model)
+
+
+def parse_tokenizer(text: str, *, where: str) -> FoundTokenizer:
+    """Parse the content of a `tokenizer.json`.
+
+    Raises:
+        DataError: It is not one, or gives other ids each time.
+    """
+    import tokenizers
+
+    with _library_errors("is not a tokenizer.json", where=where):
+        fast = tokenizers.Tokenizer.from_str(text)
+    if getattr(fast.model, "dropout", None):
+        raise DataError("its model has dropout, so that text has other ids each time", where=where, hint="set model.dropout to null")
+    return FoundTokenizer(fast=fast, where=where, json_text=text)
+
+
+def _read_directory(directory: Path, *, cased: bool) -> FoundTokenizer:
+    place = next((place for place in (directory, directory / "model") if _has_tokenizer(place)), None)
+    if place is None:
+        what = f"has no {JSON} and no {_VOCABULARY}, {_PIECES} with {_MERGES}, or {SENTENCEPIECE}"
+        raise DataError(what, where=str(directory), hint="put the model's tokenizer there, or name another place")
+    config = _read_config(place)
+    family = _family(place, config)
+    if (place / JSON).is_file() or (not (place / _VOCABULARY).is_file() and (place / _PIECES).is_file()):
+        return _read_json_or_pieces(place, family, config, cased=cased)
+    if (place / _VOCABULARY).is_file():
+        return _read_vocabulary(place / _VOCABULARY, family, config, cased=cased)
+    return read_file(next(place / name for name in _SENTENCEPIECES if (place / name).is_file()))
+
+
+def _read_json_or_pieces(directory: Path, family: Family, config: dict[str, Any], *, cased: bool) -> FoundTokenizer:
+    path, where, text = directory / JSON, str(directory / _CONFIG), None
     settings, listed = _settings(directory, config)
     try:
         if path.is_file():
             text = _read(path)
-            fast, parsed = parse_tokenizer(text, where=str(path)), json.loads(text)
+            fast, parsed = parse_tokenizer(text, where=str(path)).fast, json.loads(text)
             if not _is_of(family, parsed):
                 _refuse_another_kind(directory, family)
                 family = "generic"
@@ -130,7 +162,7 @@ def read_directory(directory: Path, *, cased: bool = False) -> FoundTokenizer:
             if family != "generic":
                 fast = _rebuilt(parsed, family, settings, named, cased=cased, where=where)
         else:
-            path, text, family = directory / _PIECES, "", "roberta"
+            path, family = directory / _PIECES, "roberta"
             named = _NAMES[family] | _named(settings)
             fast = _byte_level(*_read_merges(path, directory / _MERGES), settings, where=where)
         before = fast.to_str()
@@ -140,39 +172,28 @@ def read_directory(directory: Path, *, cased: bool = False) -> FoundTokenizer:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"is damaged: an entry is missing or wrong ({error})", where=str(path)) from error
     as_it_stands = family == "generic" and fast.to_str() == before
-    return FoundTokenizer(fast, path, named, text if as_it_stands else None)
-
-
-def read_vocabulary(path: Path, *, cased: bool = False) -> FoundTokenizer:
-    """Read a `vocab.txt` with the settings that stand beside it.
-
-    Args:
-        path: The file.
-        cased: Keep upper and lower case apart.
-
-    Raises:
-        DataError: A file is damaged, or says something that is not known here.
-    """
-    return _read_vocabulary(path, "generic", _read_config(path.parent), cased=cased)
+    return FoundTokenizer(fast=fast, where=str(path), names=named, json_text=text if as_it_stands else None)
 
 
 def _read_vocabulary(path: Path, family: Family, config: dict[str, Any], *, cased: bool) -> FoundTokenizer:
     settings, listed = _settings(path.parent, config)
-    vocabulary = read_wordpiece(_read(path))
+    lines = _read(path).split("\n")
+    # A token per line, without the white space behind it; of equal ones the last counts.
+    vocabulary = {line.rstrip(_WHITE_SPACE): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
     named = _named(settings)
     if family == "bert":
         named = _NAMES["bert"] | named
     usual = next((name for name in ("[UNK]", "<unk>") if name in vocabulary), "[UNK]")
-    fast = bert_tokenizer(vocabulary, named.get("unk_token", usual), settings, cased=cased, where=str(path.parent / _CONFIG))
+    fast = _bert(vocabulary, named.get("unk_token", usual), settings, cased=cased, where=str(path.parent / _CONFIG))
     _add_tokens(fast, listed, named, settings)
-    return FoundTokenizer(fast, path, named, None)
+    return FoundTokenizer(fast=fast, where=str(path), names=named)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     config = _object(directory / _CONFIG)
-    for field in _UNREAD:
-        if field in config:
-            raise DataError(f"has {field!r}, which is not read here", where=str(directory / _CONFIG), hint=_AS_JSON)
+    for name in _UNREAD:
+        if name in config:
+            raise DataError(f"has {name!r}, which is not read here", where=str(directory / _CONFIG), hint=_AS_JSON)
     return config
 
 
@@ -180,19 +201,8 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
     return {role: _content(settings[role]) for role in _ROLES if settings.get(role) is not None}
 
 
-def bert_tokenizer(vocabulary: dict[str, int], unknown: str, settings: dict[str, Any], *, cased: bool, where: str) -> Any:
-    """Build BERT's tokenizer.
-
-    Args:
-        vocabulary: WordPiece entries.
-        unknown: The token for words that they cannot spell.
-        settings: `do_lower_case`, `strip_accents` and `tokenize_chinese_chars`, as `tokenizer_config.json` has them.
-        cased: Do not lower-case whatever the settings say.
-        where: The file of the settings, for errors.
-
-    Raises:
-        DataError: A setting is impossible.
-    """
+def _bert(vocabulary: dict[str, int], unknown: str, settings: dict[str, Any], *, cased: bool, where: str) -> Any:
+    """Build BERT's tokenizer of WordPiece entries; `unknown` stands for words that they cannot spell."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -208,23 +218,9 @@ def bert_tokenizer(vocabulary: dict[str, int], unknown: str, settings: dict[str,
     return fast
 
 
-def read_wordpiece(text: str) -> dict[str, int]:
-    """Read a `vocab.txt`: a token per line, without the white space behind it; of equal ones the last counts."""
-    lines = text.split("\n")
-    return {line.rstrip(_WHITE_SPACE): i for i, line in enumerate(lines if lines[-1] else lines[:-1])}
-
-
 @contextmanager
-def library_errors(what: str, *, where: str) -> Iterator[None]:
-    """Turn whatever the libraries of tokenizers raise about a file into a DataError.
-
-    Args:
-        what: What is wrong with the file.
-        where: The file.
-
-    Raises:
-        DataError: They raised something, or panicked, which is no Exception.
-    """
+def _library_errors(what: str, *, where: str) -> Iterator[None]:
+    """Turn whatever the libraries of tokenizers raise about a file into a DataError; a panic of theirs is no Exception."""
     try:
         yield
     except (PldError, KeyboardInterrupt, SystemExit):  # a signal
@@ -233,23 +229,8 @@ def library_errors(what: str, *, where: str) -> Iterator[None]:
         raise DataError(f"{what} ({textwrap.shorten(str(error), 200)})", where=where) from error
 
 
-def parse_tokenizer(text: str, *, where: str) -> Any:
-    """Parse the content of a `tokenizer.json`.
-
-    Raises:
-        DataError: It is not one, or gives other ids each time.
-    """
-    import tokenizers
-
-    with library_errors("is not a tokenizer.json", where=where):
-        fast = tokenizers.Tokenizer.from_str(text)
-    if getattr(fast.model, "dropout", None):
-        raise DataError("its model has dropout, so that text has other ids each time", where=where, hint="set model.dropout to null")
-    return fast
-
-
 def _has_tokenizer(place: Path) -> bool:
-    names = (JSON, _VOCABULARY, _PIECES, *_SENTENCEPIECE)
+    names = (JSON, _VOCABULARY, _PIECES, *_SENTENCEPIECES)
     return any((place / name).is_file() and (name != _PIECES or (place / _MERGES).is_file()) for name in names)
 
 
@@ -359,7 +340,7 @@ def _rebuilt(parsed: dict[str, Any], family: Family, settings: dict[str, Any], n
     """Build what a class makes of a `tokenizer.json`: its vocabulary counts, the rest comes from the settings."""
     model = parsed["model"]
     if family == "bert":
-        return bert_tokenizer(model["vocab"], named["unk_token"], settings, cased=cased, where=where)
+        return _bert(model["vocab"], named["unk_token"], settings, cased=cased, where=where)
     merges = [cast(tuple[str, str], tuple(merge.split(" ") if isinstance(merge, str) else merge)) for merge in model["merges"]]
     return _byte_level(model["vocab"], merges, settings, where=where)
 
@@ -386,7 +367,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], setti
 def _read_merges(pieces: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers import models
 
-    with library_errors(f"with {merges.name} is no BPE vocabulary", where=str(pieces)):
+    with _library_errors(f"with {merges.name} is no BPE vocabulary", where=str(pieces)):
         return models.BPE.read_file(str(pieces), str(merges))
 
 
@@ -415,9 +396,19 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> str:
+    return _decoded(_read_bytes(path), path)
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(what, where=str(path)) from error
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    try:
+        return content.decode()
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(path)) from error

@@ -1,0 +1,90 @@
+"""What a user should know about prepared data before training on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pldcli.data.prepared import unknown_shares
+from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE
+from pldcli.data.tokenizer import Tokenizer
+from pldcli.errors import DataError
+
+__all__ = ["check_something_is_known", "notes_on_data", "notes_on_training"]
+
+Counts = dict[str, dict[str, int]]
+
+_CHECKED_LINES = 2000
+_ONE_DOCUMENT_TOKENS = 20_000
+"""More in a single document is likelier a file without blank lines."""
+_SOUND_VALIDATION_TOKENS = 10_000
+"""Fewer give a loss whose noise hides what runs differ by."""
+_LARGE_VALIDATION_SHARE, _FEWEST_TOKENS = 0.2, 1000
+_MUCH_UPPER_CASE = 0.1
+_CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
+
+
+def notes_on_training(tokenizer: Tokenizer, sample: Sequence[str], vocab_size: int) -> list[str]:
+    """Compare a trained tokenizer with what was asked for, and its two files with each other."""
+    notes = []
+    if tokenizer.vocab_size < vocab_size:
+        notes.append(f"The corpus supports a vocabulary of {tokenizer.vocab_size:,} only; {vocab_size:,} were asked for.")
+    lines = sample[:: len(sample) // _CHECKED_LINES + 1]
+    if different := tokenizer.count_conversion_differences(lines):
+        notes.append(f"tokenizer.json and sentencepiece.model differ on {different} of {len(lines):,} pieces of text.")
+    return notes
+
+
+def notes_on_data(counts: Counts, tokenizer: Tokenizer, *, was_trained: bool, chosen_by_user: bool) -> list[str]:
+    """Look for text that the tokenizer does not fit, and for a split that measures little.
+
+    Args:
+        counts: The `counts` of the manifest.
+        tokenizer: What the text was encoded with.
+        was_trained: It was trained on this text.
+        chosen_by_user: Validation has text of its own.
+    """
+    hint = "a larger --vocab-size holds more characters" if was_trained else "without --tokenizer one is trained on this text"
+    notes = [
+        f"{share:.1%} of the {split} tokens are unknown ([UNK]): the vocabulary cannot spell them; {hint}."
+        for split, share in unknown_shares(counts).items()
+        if share > NOTED_UNKNOWN_SHARE
+    ]
+    if _has_upper_case_in_vain(tokenizer):
+        notes.append(f"Text is lower-cased, and the vocabulary has many entries in upper case: {_CASED_HINT}.")
+    train, validation = counts["train"]["tokens"], counts["validation"]["tokens"]
+    share = validation / (train + validation)
+    if share > _LARGE_VALIDATION_SHARE and train + validation > _FEWEST_TOKENS and not chosen_by_user:
+        hint = "--document-per line would split more finely"
+        notes.append(f"Validation holds {100 * share:.0f} % of the tokens: there are few different documents; {hint}.")
+    if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
+        notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
+    if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
+        documents = counts["validation"]["documents"] + counts["train"]["documents"]
+        hint = "" if chosen_by_user else "; --validation takes a file of its own"
+        notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough{hint}.")
+    return notes
+
+
+def check_something_is_known(counts: Counts, tokenizer: Tokenizer) -> None:
+    """Refuse a split without a token that masked-LM training could ask for: unknown and special tokens are never targets.
+
+    Raises:
+        DataError: There is such a split.
+    """
+    for split, count in counts.items():
+        if count["unknown"] >= count["tokens"] - count["documents"]:
+            what = "every token is unknown to the tokenizer, so that nothing could be masked"
+            if (longest := getattr(tokenizer.fast.model, "max_input_chars_per_word", None)) is not None:
+                what += f" (WordPiece knows no word of more than {longest} characters)"
+            hint = "name a tokenizer made for such text with --tokenizer, or train one on it"
+            if _has_upper_case_in_vain(tokenizer):
+                hint = f"{_CASED_HINT}; else {hint}"
+            raise DataError(what, where=f"{split} text", hint=hint)
+
+
+def _has_upper_case_in_vain(tokenizer: Tokenizer) -> bool:
+    """Return whether a vocabulary has many entries that lower-cased text never meets."""
+    if tokenizer.normaliser != "bert-uncased":
+        return False
+    words: list[str] = [token for token in tokenizer.fast.get_vocab(with_added_tokens=False) if not token.startswith("[")]
+    return sum(token != token.lower() for token in words) > _MUCH_UPPER_CASE * len(words)
