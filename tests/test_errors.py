@@ -24,7 +24,7 @@ CODES = {
 def test_exit_codes_are_the_documented_ones() -> None:
     classes = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls) and issubclass(cls, PldError)}
     assert {name: cls.exit_code for name, cls in classes.items()} == CODES
-    assert sorted(CODES) == sorted(errors.__all__)
+    assert CODES.keys() <= set(errors.__all__)
     for name, code in CODES.items():
         assert any(name in line and str(code) in line for line in (errors.__doc__ or "").splitlines())
 

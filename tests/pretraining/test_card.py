@@ -15,7 +15,7 @@ TRAINING = {
 class Data(MadeUpData):
     manifest = {  # noqa: RUF012
         "sources": [{"name": f"/home/somebody/text-{n}.txt"} for n in range(10)],
-        "counts": {"train": {"documents": 1234, "tokens": 56789}},
+        "counts": {"train": {"documents": 1234, "tokens": 56789, "unknown": 111}},
     }
 
 
@@ -69,6 +69,6 @@ def test_it_tells_how_much_of_the_text_is_unknown(tmp_path):
             },
         }
 
-    assert "| vocabulary | 64 entries |" in card(tmp_path, [])
+    assert "| vocabulary | 64 entries, 0.20% of the train tokens unknown |" in card(tmp_path, [])
     line = "| vocabulary | 64 entries, 12.50% of the train tokens unknown, 0.00% of the validation tokens unknown |"
     assert line in card(tmp_path, [], data=Counted)

@@ -6,7 +6,7 @@ import torch
 
 from pldcli.pretraining import estimate as module
 from pldcli.pretraining.estimate import estimate, fitting_micro_batch, measure_step_seconds
-from tests.conftest import MadeUpStream, tiny_config, tiny_trainer
+from tests.conftest import made_up_stream, tiny_config, tiny_trainer
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def test_the_numbers_of_a_run():
     # keep probabilities 0.8, 0.6, 0.4
     assert found.flops_per_token_scheduled == pytest.approx(1.8 * per_block + head)
     assert (found.num_tokens, found.num_sequences, found.seconds) == (12 * 8 * 32, 96, 3.0)
-    assert found.epochs == 96 / (MadeUpStream().num_tokens // 30)
+    assert found.epochs == 96 / (made_up_stream().num_tokens // 30)
     assert found.checkpoint_bytes == 12 * parameters and found.disk_bytes == 3 * 12 * parameters + 4 * parameters
     assert found.memory_bytes > 16 * parameters
 

@@ -410,7 +410,7 @@ def test_a_damaged_checkpoint(pld, prepared, stopped, whole):
     newest.write_bytes(content)
     outcome = pld(*arguments(prepared, stopped))
     assert outcome.code == 0
-    assert "warning: " in outcome.out and "step-00000007: is damaged: optimizer.safetensors" in outcome.out
+    assert "warning: " in outcome.out and "step-00000007/optimizer.safetensors: is damaged: " in outcome.out
     assert "resuming after step 5" in outcome.out
     assert weights(stopped) == weights(whole)
     assert [row["step"] for row in rows(stopped)] == [2, 4, 6, 8, 10, 12]
