@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pldcli.errors import UsageError
-from pldcli.plots.canvas import check_picture_path
 
 if TYPE_CHECKING:
     from pldcli.comparison.comparison import Comparison
@@ -44,6 +43,8 @@ def compare(
 
     Runs that differ in their seed alone are one system; systems are paired by seed.
     """
+    from pldcli.plots.canvas import check_picture_path
+
     if plot is not None:
         check_picture_path(plot)
     if finetuned is not None and not finetuned.is_dir():

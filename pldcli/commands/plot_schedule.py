@@ -6,15 +6,15 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
-from pldcli.plots.canvas import check_picture_path, evenly_spaced
-from pldcli.plots.schedules import NamedSchedule, plot_schedules
-from pldcli.plots.terminal import block_chart, sparkline
+
+if TYPE_CHECKING:
+    from pldcli.plots.schedules import NamedSchedule
 
 __all__ = ["plot_schedule"]
 
@@ -40,6 +40,9 @@ def plot_schedule(
     ] = None,
 ) -> None:
     """Draw theta, keep probabilities, expected kept blocks and the saving of a schedule."""
+    from pldcli.plots.canvas import check_picture_path
+    from pldcli.plots.schedules import plot_schedules
+
     if out is not None:
         check_picture_path(out)
     if points is not None and points < 2:
@@ -56,6 +59,7 @@ def plot_schedule(
 
 
 def _named(preset: str, overrides: list[str]) -> NamedSchedule:
+    from pldcli.plots.schedules import NamedSchedule
     from pldcli.presets import resolve
 
     config = resolve(preset, overrides).config
@@ -79,6 +83,8 @@ def _summary(named: NamedSchedule) -> dict[str, Any]:
 
 
 def _rows(named: NamedSchedule, points: int) -> list[dict[str, Any]]:
+    from pldcli.plots.canvas import evenly_spaced
+
     schedule = named.schedule
     return [
         {
@@ -132,6 +138,8 @@ def _print_table(schedules: list[NamedSchedule], points: int) -> None:
 def _print_picture(schedules: list[NamedSchedule]) -> None:
     """Draw in the terminal: two charts for one schedule, a row each for several."""
     from pldcli.console.screen import PICTURE_COLUMNS, screen
+    from pldcli.plots.canvas import evenly_spaced
+    from pldcli.plots.terminal import block_chart, sparkline
 
     width = min(screen().width, PICTURE_COLUMNS)
     for named in schedules:

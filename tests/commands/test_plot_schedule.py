@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.commands import plot_schedule as command
+from pldcli.plots import schedules as pictures
 
 Run = Callable[..., Any]
 
@@ -43,7 +43,7 @@ def test_as_typed_it_draws_the_default_preset_here(pld: Run, folder: Path) -> No
 @pytest.mark.parametrize("names", [["bert-base-pld"], ["bert-base-pld-paper", "bert-large-pld", "bert-tiny-preln"]])
 def test_the_terminal_picture_fits(columns: str, names: list[str], pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setattr(command, "plot_schedules", lambda schedules, path: None)
+    monkeypatch.setattr(pictures, "plot_schedules", lambda schedules, path: None)
     outcome = pld("plot-schedule", *(word for name in names for word in ("--preset", name)))
     assert max(map(len, outcome.out.splitlines())) <= int(columns)
     for name in names:
