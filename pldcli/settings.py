@@ -202,6 +202,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
         lines = list(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+    except FileNotFoundError as error:
+        raise UsageError("no such file", where=str(path)) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"cannot be read as YAML ({error})", where=str(path)) from error
     if not isinstance(content, dict):

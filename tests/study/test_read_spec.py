@@ -142,6 +142,11 @@ def test_a_name_that_stands_there_twice_is_not_dropped_without_a_word(tmp_path: 
         read_spec(path)
 
 
+def test_a_study_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml: no such file$"):
+        read_spec(tmp_path / "none.yaml")
+
+
 @pytest.mark.parametrize("text", ["", "systems: [", "- a"])
 def test_what_is_no_study(tmp_path: Path, text: str) -> None:
     path = tmp_path / "spec.yaml"
