@@ -79,8 +79,11 @@ class TokenStream:
     def slice(self, start: int, stop: int) -> Int64s:
         """Copy the tokens from `start` to `stop`, clipped to the stream."""
         parts = [np.empty(0, np.int64)]
-        for base, (values, _) in zip(self._starts.tolist(), self.segments, strict=False):
-            parts.append(values[max(0, start - base) : max(0, stop - base)].astype(np.int64))
+        # Only the segments that it lies in: a large corpus has many thousands.
+        first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
+        behind = int(np.searchsorted(self._starts[:-1], stop, side="left"))
+        for base, (values, _) in zip(self._starts[first:behind].tolist(), self.segments[first:behind], strict=True):
+            parts.append(values[max(0, start - base) : stop - base].astype(np.int64))
         return np.concatenate(parts)
 
     def documents(self) -> Iterator[Int64s]:
