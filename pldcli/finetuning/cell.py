@@ -140,7 +140,7 @@ class _Cell:
             self.trainer.model.load_state_dict(saved.best_weights)
             splits, score = self.evaluate()
             saved.course.best = Best(saved.best_step, score, splits, saved.best_weights)
-        checkpoint.restore(saved, self.trainer)
+        self.trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(self.place))
         return saved.course
 
     def save(self, course: Course) -> None:

@@ -130,13 +130,6 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
         return None  # the run begins anew
 
 
-def restore(saved: Unfinished, trainer: Trainer[TaskBatches]) -> None:
-    """Put weights, optimizer state and loss scale back."""
-    trainer.model.load_state_dict(saved.weights, strict=True)
-    checkpoint.restore_optimizer(saved.optimizer, trainer.model, trainer.optimizer)
-    trainer.scaler.load_state_dict(saved.scaler)
-
-
 def forget(place: Path) -> None:
     """Remove what was saved of a run that is done."""
     shutil.rmtree(_beside(place), ignore_errors=True)
