@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -142,9 +142,7 @@ def _command(entry: Entry) -> str:
     usage = f"pld {entry.name} [OPTIONS] {arguments}".rstrip()
     lines = [f"### pld {entry.name}\n", f"{text}\n", f"```text\n{usage}\n```\n"]
     if rows:
-        lines += ["<!-- claims: none, defaults -->", "", "| parameter | value | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{name}` | {value} | {default} | {_cell(meaning)} |" for name, _, value, default, meaning in rows]
-        lines.append("")
+        lines.append(_table("parameter", ((name, value, default, meaning) for name, _, value, default, meaning in rows)))
     lines.append(f"Example: `{entry.example}`\n")
     return "\n".join(lines)
 
@@ -184,8 +182,12 @@ def _default(info: OptionInfo | ArgumentInfo) -> str:
 
 
 def _key_table(rows: list[Key]) -> str:
-    lines = ["<!-- claims: none, defaults -->", "", "| key | value | default | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{key.name}` | {key.type} | {key.default} | {_cell(key.description)} |" for key in rows]
+    return _table("key", ((key.name, key.type, key.default, key.description) for key in rows))
+
+
+def _table(what: str, rows: Iterable[tuple[str, str, str, str]]) -> str:
+    lines = ["<!-- claims: none, defaults -->", "", f"| {what} | value | default | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{name}` | {value} | {default} | {_cell(meaning)} |" for name, value, default, meaning in rows]
     return "\n".join([*lines, ""])
 
 
