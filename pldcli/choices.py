@@ -5,7 +5,19 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-__all__ = ["AttentionInit", "BlockChoice", "Device", "DocumentPer", "ModelType", "Norm", "PrecisionChoice", "TaskKind"]
+__all__ = [
+    "AttentionInit",
+    "BlockChoice",
+    "Device",
+    "DocumentPer",
+    "FeedForward",
+    "LmHead",
+    "ModelType",
+    "Norm",
+    "PositionEmbedding",
+    "PrecisionChoice",
+    "TaskKind",
+]
 
 AttentionInit = Literal["normal", "local"]
 """Initial attention weights: as BERT's, or with heads that begin by looking at near tokens."""
@@ -19,11 +31,20 @@ Device = Literal["auto", "cpu", "cuda"]
 DocumentPer = Literal["blank-line", "line", "file"]
 """What ends a document in a text file."""
 
+FeedForward = Literal["gelu", "geglu", "swiglu"]
+"""The feed-forward layer: one matrix and GELU, or two whose product is taken, one of them behind GELU or SiLU."""
+
+LmHead = Literal["transform", "plain"]
+"""Before the tied decoder: a dense layer, GELU and a norm, as BERT, or nothing, as GPT-2."""
+
 ModelType = Literal["bpe", "unigram"]
 """What tokenizer to train."""
 
 Norm = Literal["pre", "post"]
 """Where LayerNorm stands: before each sublayer, or after its residual."""
+
+PositionEmbedding = Literal["learned", "rotary"]
+"""Positions: a learned table that is added, or rotations of queries and keys."""
 
 PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 """Number formats; `auto` takes what is fast on the device."""

@@ -5,8 +5,9 @@ Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D x 
 blocks never are.
 
 A token attends to the T of its row, padding included; where rows are packed documents that do not see each other, to those of
-its document. That is what attention needs: on a CPU and wherever else torch has no kernel for packed documents, all T x T
-scores are computed and masked, and the excess is not counted.
+its document; in local blocks to those of its window at most. A block that runs counts as the mean of global and local ones. That is
+what attention needs: on a CPU and wherever else torch has no kernel for packed documents, all T x T scores are computed and masked,
+and the excess is not counted.
 """
 
 from __future__ import annotations
@@ -28,15 +29,30 @@ class Flops:
     """Mean number of tokens that a token attends to."""
     head: float
     num_blocks: int
+    num_local: int = 0
+    """Blocks with local attention."""
+    window: int = 0
+    """The most tokens that one of those attends to."""
 
     @classmethod
     def of_encoder(
-        cls, *, num_blocks: int, hidden_size: int, intermediate_size: int, vocab_size: int, seq_len: int, mask_rate: float
+        cls,
+        *,
+        num_blocks: int,
+        hidden_size: int,
+        intermediate_size: int,
+        vocab_size: int,
+        seq_len: int,
+        mask_rate: float,
+        gated: bool = False,
+        head_transform: bool = True,
+        num_local: int = 0,
+        window: int = 0,
     ) -> Flops:
         """Count for an encoder with a tied masked-LM head on sequences of `seq_len` tokens that all attend to each other."""
-        matrices = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
-        head = 6.0 * (hidden_size**2 + vocab_size * hidden_size) * mask_rate
-        return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks)
+        matrices = 4 * hidden_size**2 + (3 if gated else 2) * hidden_size * intermediate_size
+        head = 6.0 * (head_transform * hidden_size**2 + vocab_size * hidden_size) * mask_rate
+        return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks, num_local, window)
 
     def attending_to(self, tokens: float) -> Flops:
         """Count for tokens that attend to this many on average."""
@@ -44,8 +60,10 @@ class Flops:
 
     @property
     def per_block(self) -> float:
-        """FLOPs per token of one block."""
-        return self.matrices + self.attention * self.attended_tokens
+        """FLOPs per token of one block, the mean of global and local ones."""
+        local = self.num_local / self.num_blocks
+        attended = (1.0 - local) * self.attended_tokens + local * min(self.window, self.attended_tokens)
+        return self.matrices + self.attention * attended
 
     @property
     def dense(self) -> float:
@@ -69,16 +87,23 @@ def count_parameters(
     vocab_size: int,
     num_positions: int,
     num_token_types: int,
-    final_norm: bool,
+    num_norms: int,
     next_sentence: bool,
+    gated: bool = False,
+    attention_bias: bool = True,
+    mlp_bias: bool = True,
+    norm_bias: bool = True,
+    head_transform: bool = True,
 ) -> int:
     """Count the parameters of an encoder with its masked-LM head; the tied decoder counts once.
 
-    `final_norm` is Pre-LN's LayerNorm after the last block; `next_sentence` adds a pooler with a two-way classifier.
+    `num_norms` are the LayerNorms outside of the head; `next_sentence` adds a pooler with a two-way classifier.
     """
-    width, norm = hidden_size, 2 * hidden_size
-    embeddings = (vocab_size + num_positions + num_token_types) * width + norm
-    block = 4 * (width + 1) * width + (width + 1) * intermediate_size + (intermediate_size + 1) * width + 2 * norm
-    masked_head = (width + 1) * width + norm + vocab_size
+    width, inner = hidden_size, (2 if gated else 1) * intermediate_size
+    norm = (1 + norm_bias) * width
+    embeddings = (vocab_size + num_positions + num_token_types) * width
+    attention = 4 * (width + attention_bias) * width
+    feed_forward = (width + mlp_bias) * inner + (intermediate_size + mlp_bias) * width
+    masked_head = head_transform * ((width + mlp_bias) * width + norm + vocab_size)
     sentence_head = (width + 1) * width + 2 * (width + 1)
-    return embeddings + num_blocks * block + final_norm * norm + masked_head + next_sentence * sentence_head
+    return embeddings + num_norms * norm + num_blocks * (attention + feed_forward) + masked_head + next_sentence * sentence_head

@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from pldcli.choices import AttentionInit, Norm
-from pldcli.dropout import Dropout, dropout
+from pldcli.attention import Attention, Rows, attend, attention_of, kernel_fits, rope_frequencies, rotation
+from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, PositionEmbedding
+from pldcli.dropout import Dropout
 
 __all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
 
@@ -31,8 +31,8 @@ _NEARBY_SCORE = 12.0
 _PERIODS = 4.0, 256.0
 """`local` initialisation: shortest and longest period of the sinusoids, in tokens."""
 
-_LEAST_CAPABILITY, _MOST_HEAD_SIZE = (8, 0), 256
-"""Requirements of FlashAttention 2, torch's kernel for sequences of unequal length: Ampere or later; 16 bits only."""
+_ROTARY_PERIODS = 256.0
+"""`local` initialisation with rotary positions: longest period of the pairs of dimensions that a head begins with, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,38 @@ class TaskHead:
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token-type embeddings, normalised."""
+    """Sum of word embeddings and, where there are any, of learned positions and token types, normalised."""
 
     def __init__(
         self,
         *,
         vocab_size: int,
         hidden_size: int,
-        max_position_embeddings: int,
+        num_positions: int,
         type_vocab_size: int,
         dropout: float,
-        layer_norm_eps: float,
+        norm: nn.Module,
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, hidden_size)
-        self.position = nn.Embedding(max_position_embeddings, hidden_size)
-        self.token_type = nn.Embedding(type_vocab_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.position = nn.Embedding(num_positions, hidden_size) if num_positions else None
+        self.token_type = nn.Embedding(type_vocab_size, hidden_size) if type_vocab_size else None
+        self.norm = norm
         self.dropout = Dropout(dropout)
 
     def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None = None, position_ids_BT: Tensor | None = None) -> Tensor:
         """Embed, [B, T, D]; by default all token types are 0, and positions count from 0."""
-        no_types = token_type_ids_BT is None or self.token_type.num_embeddings == 1
-        types = self.token_type.weight[0] if no_types else self.token_type(token_type_ids_BT)
-        positions = self.position.weight[: input_ids_BT.shape[1]] if position_ids_BT is None else self.position(position_ids_BT)
-        x_BTD = self.word(input_ids_BT) + (positions + types)  # these two are mostly [T, D]: one addition of [B, T, D] instead of two
-        x_BTD = self.dropout(self.norm(x_BTD))
-        return x_BTD  # type: ignore[no-any-return]
+        added = []
+        if self.position is not None:
+            no_positions = position_ids_BT is None
+            added.append(self.position.weight[: input_ids_BT.shape[1]] if no_positions else self.position(position_ids_BT))
+        if self.token_type is not None:
+            no_types = token_type_ids_BT is None or self.token_type.num_embeddings == 1
+            added.append(self.token_type.weight[0] if no_types else self.token_type(token_type_ids_BT))
+        x_BTD = self.word(input_ids_BT)
+        if added:
+            x_BTD = x_BTD + sum(added[1:], added[0])  # these are mostly [T, D]: one addition of [B, T, D] instead of two
+        return self.dropout(self.norm(x_BTD))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -82,7 +87,13 @@ class Block(nn.Module):
 
     Pre-LN is the paper's ST block; Post-LN is its failing control. A block knows no gate: `StBert.forward` skips it.
 
-    Source: Zhang & He 2020, section 4.1, equations 4 and 5.
+    Args:
+        is_global: Attend to all tokens, not only to a window.
+        bare_attention: Without the norm before attention, for a first block behind normalised embeddings.
+
+    The other arguments are those of `ModelConfig`.
+
+    Source: Zhang & He 2020, section 4.1, equations 4 and 5; Shazeer 2020 (arXiv 2002.05202) for gated feed-forward layers.
     """
 
     def __init__(
@@ -92,41 +103,53 @@ class Block(nn.Module):
         num_attention_heads: int,
         intermediate_size: int,
         norm: Norm,
+        feed_forward: FeedForward,
+        attention_bias: bool,
+        mlp_bias: bool,
+        norm_bias: bool,
         dropout: float,
         layer_norm_eps: float,
+        is_global: bool = True,
+        bare_attention: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_attention_heads
-        self.pre_norm = norm == "pre"
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.attention_output = nn.Linear(hidden_size, hidden_size)
-        self.ffn_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.ffn_input = nn.Linear(hidden_size, intermediate_size)
-        self.ffn_output = nn.Linear(intermediate_size, hidden_size)
+        self.pre_norm, self.is_global = norm == "pre", is_global
+        self.activation = functional.silu if feed_forward == "swiglu" else functional.gelu
+        self.is_gated = feed_forward != "gelu"
+        self.attention_norm = nn.Identity() if bare_attention else nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=attention_bias)
+        self.attention_output = nn.Linear(hidden_size, hidden_size, bias=attention_bias)
+        self.ffn_norm = nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias)
+        self.ffn_input = nn.Linear(hidden_size, intermediate_size * (2 if self.is_gated else 1), bias=mlp_bias)
+        self.ffn_output = nn.Linear(intermediate_size, hidden_size, bias=mlp_bias)
         self.dropout = Dropout(dropout)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        attention_mask: Tensor | None = None,
-        residual_scale: Tensor | None = None,
-        boundaries_N: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, attention: Attention | None = None, residual_scale: Tensor | None = None) -> Tensor:
         """Run both sublayers.
 
         Args:
             x_BTD: The residual stream.
-            attention_mask: True where attention may look, [B, 1, 1, T] or [B, 1, T, T]; None for everywhere.
+            attention: Who looks at whom, and rotary positions; None for everyone at everyone, without positions.
             residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a compiled block would recompile for every number); None for 1.
-            boundaries_N: Instead of a mask, for documents that do not attend to each other: where each begins in the flattened sequences,
-                and where the last one ends.
         """
+        attention = attention or Attention()
         if self.pre_norm:
-            h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention_mask, boundaries_N), residual_scale)
+            h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention), residual_scale)
             return h_BTD + _scaled(self._ffn(self.ffn_norm(h_BTD)), residual_scale)
-        h_BTD = self.attention_norm(x_BTD + _scaled(self._attention(x_BTD, attention_mask, boundaries_N), residual_scale))
+        h_BTD = self.attention_norm(x_BTD + _scaled(self._attention(x_BTD, attention), residual_scale))
         return self.ffn_norm(h_BTD + _scaled(self._ffn(h_BTD), residual_scale))  # type: ignore[no-any-return]
+
+    def _attention(self, x_BTD: Tensor, attention: Attention) -> Tensor:
+        qkv_BT3HK = self.qkv(x_BTD).view(*x_BTD.shape[:2], 3, self.num_heads, -1)
+        mixed_BTHK = attend(qkv_BT3HK, attention, self.dropout.p if self.training else 0.0)
+        return self.dropout(self.attention_output(mixed_BTHK.reshape(x_BTD.shape)))  # type: ignore[no-any-return]
+
+    def _ffn(self, x_BTD: Tensor) -> Tensor:
+        if self.is_gated:
+            activated_BTF, gate_BTF = self.ffn_input(x_BTD).chunk(2, -1)
+            return self.dropout(self.ffn_output(self.activation(activated_BTF) * gate_BTF))  # type: ignore[no-any-return]
+        return self.dropout(self.ffn_output(self.activation(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def look_nearby(self) -> None:
@@ -155,22 +178,22 @@ class Block(nn.Module):
             key_HKD[head, len(pairs) + pairs, cosine] += scale * turn.cos()
             key_HKD[head, len(pairs) + pairs, sine] += scale * turn.sin()
 
-    def _attention(self, x_BTD: Tensor, attention_mask: Tensor | None, boundaries_N: Tensor | None = None) -> Tensor:
-        B, T, D = x_BTD.shape
-        qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
-        if boundaries_N is not None:
-            q, k, v = qkv_BT3HK.flatten(0, 1).unbind(1)  # the kernel wants one long sequence, cut at the boundaries
-            mixed = varlen_attn(q, k, v, boundaries_N, boundaries_N, T, T)
-            assert isinstance(mixed, Tensor)
-            mixed_BTD = mixed.reshape(B, T, D)
-        else:
-            q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4).unbind(0)
-            dropped = self.dropout.p if self.training else 0.0
-            mixed_BTD = _attend(q_BHTK, k_BHTK, v_BHTK, attention_mask, dropped).transpose(1, 2).reshape(B, T, D)
-        return self.dropout(self.attention_output(mixed_BTD))  # type: ignore[no-any-return]
+    @torch.no_grad()
+    def look_nearby_rotary(self, theta: float) -> None:
+        """Initialise each head to attend one, two, ... tokens back or ahead, given rotary positions of this `theta`.
 
-    def _ffn(self, x_BTD: Tensor) -> Tensor:
-        return self.dropout(self.ffn_output(functional.gelu(self.ffn_input(x_BTD))))  # type: ignore[no-any-return]
+        The biases of queries and keys do it, since rotations act on them too: a query's pair points along the first axis, and a key's is
+        turned back by the head's distance. Pairs of long periods stay as they are: nearby they tell nothing apart.
+        """
+        head_size = self.qkv.in_features // self.num_heads
+        frequencies = rope_frequencies(head_size, theta)
+        used = frequencies >= 2.0 * math.pi / _ROTARY_PERIODS
+        size = torch.where(used, (_NEARBY_SCORE * head_size**0.5 / used.sum()) ** 0.5, 0.0)
+        query_HK, key_HK, _ = self.qkv.bias.view(3, self.num_heads, head_size)
+        for head in range(self.num_heads):
+            turn = frequencies * (head // 2 + 1) * (1 if head % 2 else -1)
+            query_HK[head] = torch.cat([size, torch.zeros_like(size)])
+            key_HK[head] = torch.cat([size * turn.cos(), -size * turn.sin()])
 
 
 def _frequencies(number: int) -> Tensor:
@@ -191,29 +214,20 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale * x
 
 
-def _attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
-    """Attend, [B, H, T, K]: with torch's kernels, or on a CPU in bf16 or with dropout with scores and softmax in float32."""
-    # On a CPU torch rounds bf16 scores to bf16, with three times the error, or computes everything in float32, which takes longer;
-    # and it has no fused kernel with dropout there.
-    if q_BHTK.device.type != "cpu" or (q_BHTK.dtype != torch.bfloat16 and (p_drop == 0.0 or q_BHTK.dtype == torch.float64)):
-        return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, mask, p_drop)
-    with torch.autocast("cpu", enabled=False):
-        scores_BHTT = (q_BHTK.float() * q_BHTK.shape[-1] ** -0.5) @ k_BHTK.float().transpose(-1, -2)
-    if mask is not None:
-        scores_BHTT = scores_BHTT.masked_fill(~mask, -torch.inf)
-    weights_BHTT = dropout(scores_BHTT.softmax(-1).to(v_BHTK.dtype), p_drop)
-    mixed_BHTK: Tensor = weights_BHTT @ v_BHTK
-    return mixed_BHTK
-
-
 class MaskedLmHead(nn.Module):
-    """BERT's masked-LM head; its decoder is tied to the word embeddings, which are an argument of the call."""
+    """BERT's language-model head, or GPT-2's; the decoder is tied to the word embeddings, which are an argument of the call.
 
-    def __init__(self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float) -> None:
+    Args:
+        transform: With a dense layer, GELU and a norm before the decoder, and a bias in it.
+    """
+
+    def __init__(
+        self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float, transform: bool, dense_bias: bool, norm_bias: bool
+    ) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.dense = nn.Linear(hidden_size, hidden_size, bias=dense_bias) if transform else None
+        self.norm = nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias) if transform else None
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if transform else None
 
     def forward(self, hidden_MD: Tensor, word_embeddings_VD: Tensor, multiple: int = 1) -> Tensor:
         """Return the logits of the vocabulary at each masked position, [M, V].
@@ -223,11 +237,14 @@ class MaskedLmHead(nn.Module):
             word_embeddings_VD: The decoder's weight.
             multiple: Pad V to a multiple of this with logits of minus infinity: tensor cores need a multiple of 8 at least.
         """
-        bias_V: Tensor = self.bias
-        if missing := -len(bias_V) % multiple:
+        bias_V: Tensor | None = self.bias
+        if missing := -len(word_embeddings_VD) % multiple:
+            bias_V = word_embeddings_VD.new_zeros(len(word_embeddings_VD)) if bias_V is None else bias_V
             word_embeddings_VD = functional.pad(word_embeddings_VD, (0, 0, 0, missing))
             bias_V = functional.pad(bias_V, (0, missing), value=-torch.inf)
-        return functional.linear(self.norm(functional.gelu(self.dense(hidden_MD))), word_embeddings_VD, bias_V)
+        if self.dense is not None and self.norm is not None:
+            hidden_MD = self.norm(functional.gelu(self.dense(hidden_MD)))
+        return functional.linear(hidden_MD, word_embeddings_VD, bias_V)
 
 
 class NextSentenceHead(nn.Module):
@@ -303,6 +320,18 @@ class StBert(nn.Module):
         max_position_embeddings: int,
         type_vocab_size: int = 2,
         norm: Norm = "pre",
+        position_embedding: PositionEmbedding = "learned",
+        global_rope_theta: float = 10_000.0,
+        local_rope_theta: float = 10_000.0,
+        feed_forward: FeedForward = "gelu",
+        attention_bias: bool = True,
+        mlp_bias: bool = True,
+        norm_bias: bool = True,
+        embedding_norm: bool = True,
+        first_attention_norm: bool = True,
+        global_layers: int | Sequence[int] = 1,
+        local_attention: int = 128,
+        lm_head: LmHead = "transform",
         dropout: float = 0.1,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
@@ -313,13 +342,14 @@ class StBert(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.is_rotary = position_embedding == "rotary"
         self.embeddings = Embeddings(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
-            max_position_embeddings=max_position_embeddings,
+            num_positions=0 if self.is_rotary else max_position_embeddings,
             type_vocab_size=type_vocab_size,
             dropout=dropout,
-            layer_norm_eps=layer_norm_eps,
+            norm=nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias) if embedding_norm else nn.Identity(),
         )
         self.blocks = nn.ModuleList(
             Block(
@@ -327,16 +357,27 @@ class StBert(nn.Module):
                 num_attention_heads=num_attention_heads,
                 intermediate_size=intermediate_size,
                 norm=norm,
+                feed_forward=feed_forward,
+                attention_bias=attention_bias,
+                mlp_bias=mlp_bias,
+                norm_bias=norm_bias,
                 dropout=dropout,
                 layer_norm_eps=layer_norm_eps,
+                is_global=index % global_layers == 0 if isinstance(global_layers, int) else index in global_layers,
+                bare_attention=index == 0 and not first_attention_norm,
             )
-            for _ in range(num_hidden_layers)
+            for index in range(num_hidden_layers)
         )
-        self.final_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps) if norm == "pre" else nn.Identity()
-        self.mlm_head = MaskedLmHead(vocab_size=vocab_size, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps) if masked_lm else None
+        self.final_norm = nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias) if norm == "pre" else nn.Identity()
+        head: dict[str, Any] = {"transform": lm_head == "transform", "dense_bias": mlp_bias, "norm_bias": norm_bias}
+        sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layer_norm_eps": layer_norm_eps}
+        self.mlm_head = MaskedLmHead(**sizes, **head) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
         self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
+        self.max_position_embeddings, self.reach = max_position_embeddings, local_attention // 2
+        self.global_rope_theta, self.local_rope_theta = global_rope_theta, local_rope_theta
+        """May be raised between steps, for longer sequences; rotary positions have no parameters."""
         self.checkpoint_activations = False
         """In training, store a block's input only, and recompute the block in its backward pass."""
         self.initialize(initializer_range, attention=attention_init, seed=seed)
@@ -351,7 +392,7 @@ class StBert(nn.Module):
     def initialize(self, initializer_range: float, *, attention: AttentionInit = "normal", seed: int) -> None:
         """Initialise every weight.
 
-        With `local` attention, positions are sinusoids, and the heads of every block attend 1, 2, ... tokens back and ahead.
+        With `local` attention the heads of every block attend 1, 2, ... tokens back and ahead; learned positions are then sinusoids.
 
         Source: Devlin et al. 2019 (normal weights, zero biases, unit norms); for `local` Vaswani et al. 2017, section 3.5 (sinusoids, of
         which a fixed distance is a rotation), and You et al. 2020 (arXiv 2005.00742), whose heads look at fixed distances throughout.
@@ -364,12 +405,18 @@ class StBert(nn.Module):
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, initializer_range, generator=generator)
-        if attention == "local":
+        if attention == "normal":
+            return
+        if self.embeddings.position is not None:
             places = self.embeddings.position.weight
             known = _sinusoids(*places.shape) * _LOUD_POSITIONS * initializer_range
             places[:, : known.shape[1]] = known
-            for block in self.blocks:
-                block.look_nearby()  # type: ignore[operator]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            if self.is_rotary:
+                block.look_nearby_rotary(self.global_rope_theta if block.is_global else self.local_rope_theta)
+            else:
+                block.look_nearby()
 
     def forward(
         self,
@@ -380,6 +427,8 @@ class StBert(nn.Module):
         segments_BT: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         boundaries_N: Tensor | None = None,
+        causal: bool = False,
+        prefix_lengths_B: Tensor | None = None,
         gates: Sequence[bool] | None = None,
         residual_scales_L: Tensor | None = None,
     ) -> Tensor:
@@ -391,34 +440,52 @@ class StBert(nn.Module):
             attention_mask_BT: True at real tokens; None when there is no padding.
             segments_BT: The document of its sequence that a token belongs to; documents do not attend to each other. None for one document.
             position_ids_BT: Positions within the documents; None for those within the sequence.
-            boundaries_N: The same documents as `Block` reads them, used where torch has a kernel for that.
+            boundaries_N: Where the same documents begin in the flattened sequences, and where the last one ends; used where torch has a
+                kernel for that.
+            causal: No token attends to a later one.
+            prefix_lengths_B: With `causal`: so many first tokens of a sequence that all its tokens attend to.
             gates: Which blocks run, [L]; None for all.
             residual_scales_L: Per block, the factor of its sublayers' outputs; None for 1.
 
         Returns:
             Hidden states, [B, T, D].
         """
-        mask = None if attention_mask_BT is None else attention_mask_BT.bool()[:, None, None, :]
         x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT, position_ids_BT)
-        if segments_BT is not None:
-            boundaries_N = boundaries_N if self.has_varlen_kernel(x_BTD) else None
-            mask = None if boundaries_N is not None else segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
+        rows = Rows(
+            num_tokens=input_ids_BT.shape[1],
+            real=attention_mask_BT if segments_BT is None else None,
+            segments=segments_BT,
+            boundaries=None if segments_BT is None else boundaries_N,
+            causal=causal,
+            prefix_lengths=prefix_lengths_B,
+        )
+        attention = self._attention_by_kind(x_BTD, rows, position_ids_BT)
         recomputes = self.checkpoint_activations and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
             # Layer dropping: a block whose gate is off is not called, so it costs nothing and its gradients stay None. This is a branch
             # of the host outside of the compiled blocks, so gates that change never recompile anything.
             if gates is None or gates[index]:
-                inputs = (x_BTD, mask, None if residual_scales_L is None else residual_scales_L[index], boundaries_N)
+                inputs = (x_BTD, attention[bool(block.is_global)], None if residual_scales_L is None else residual_scales_L[index])
                 x_BTD = checkpoint(block, *inputs, use_reentrant=False) if recomputes else block(*inputs)
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]
 
+    def _attention_by_kind(self, x_BTD: Tensor, rows: Rows, position_ids_BT: Tensor | None) -> dict[bool, Attention]:
+        """Prepare what all global blocks share, and all local ones."""
+        kernel, shared = self.has_varlen_kernel(x_BTD), {}
+        for is_global in {bool(block.is_global) for block in self.blocks}:
+            reach = None if is_global else self.reach
+            how = attention_of(rows, reach, kernel=kernel, device=x_BTD.device, batch_size=len(x_BTD))
+            if self.is_rotary:
+                positions = torch.arange(rows.num_tokens, device=x_BTD.device) if position_ids_BT is None else position_ids_BT
+                frequencies = rope_frequencies(self.head_size, self.global_rope_theta if is_global else self.local_rope_theta)
+                how = how._replace(rotation=rotation(positions, frequencies))
+            shared[is_global] = how
+        return shared
+
     def has_varlen_kernel(self, x_BTD: Tensor) -> bool:
-        """Return whether torch has a kernel for documents of unequal length here; elsewhere all T x T scores are computed and masked."""
-        if not x_BTD.is_cuda or not torch.is_autocast_enabled("cuda") or (self.training and self.dropout > 0.0):
-            return False
-        fits = self.head_size % 8 == 0 and self.head_size <= _MOST_HEAD_SIZE
-        return fits and torch.cuda.get_device_capability(x_BTD.device) >= _LEAST_CAPABILITY
+        """Return whether torch has a kernel for documents of unequal length and for windows here; elsewhere scores are masked."""
+        return kernel_fits(x_BTD, self.head_size) and not (self.training and self.dropout > 0.0)
 
     def mlm_logits(self, hidden_MD: Tensor) -> Tensor:
         """Return the logits of the vocabulary at these hidden states, [M, V]."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pldcli import model as model_module
-from pldcli.model import Block, StBert, _attend
+from pldcli import attention as attention_module
+from pldcli.attention import Attention, scaled_dot_product
+from pldcli.model import Block, StBert
 
 Norm = Literal["pre", "post"]
 NORMS: list[Norm] = ["pre", "post"]
@@ -136,14 +137,20 @@ def packed() -> dict[str, Tensor]:
     return {"segments_BT": segments, "position_ids_BT": positions, "boundaries_N": torch.tensor(boundaries, dtype=torch.int32)}
 
 
-def attend_text_by_text(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
+def attend_text_by_text(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, window_size: tuple[int, int] = (-1, -1)
+) -> Tensor:
     """Do what torch's kernel for texts of unequal length does, with a loop."""
-    assert torch.equal(cu_q, cu_k) and max_q == max_k == 12
+    assert torch.equal(cu_q, cu_k) and max_q == max_k
+    back, ahead = (max_q if size < 0 else size for size in window_size)
     parts = []
     for start, stop in zip(cu_q.tolist(), cu_q[1:].tolist(), strict=False):
         if stop > start:
+            places = torch.arange(stop - start)
+            distances = places - places[:, None]
             one = [tensor[start:stop].transpose(0, 1)[None] for tensor in (q, k, v)]
-            parts.append(functional.scaled_dot_product_attention(*one)[0].transpose(0, 1))
+            mixed = functional.scaled_dot_product_attention(*one, (distances >= -back) & (distances <= ahead))
+            parts.append(mixed[0].transpose(0, 1))
     return torch.cat(parts)
 
 
@@ -152,7 +159,7 @@ def attend_text_by_text(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Ten
 def test_texts_in_a_row_do_not_see_each_other(norm: Norm, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a mask, or by a kernel for texts of unequal length: hidden states and gradients are those of each text alone."""
     if kernel:
-        monkeypatch.setattr(model_module, "varlen_attn", attend_text_by_text)
+        monkeypatch.setattr(attention_module, "varlen_attn", attend_text_by_text)
         monkeypatch.setattr(StBert, "has_varlen_kernel", lambda *_: True)
     model, input_ids, documents = shaken(make_model(norm)).double(), random_input(3, 12), packed()
     hidden = model(input_ids, **documents)
@@ -205,8 +212,9 @@ def test_gpus_before_ampere_attend_under_a_mask(
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: dtype)
     monkeypatch.setattr(StBert, "has_varlen_kernel", lambda model, x_BTD: choose(model, on_cuda()))
-    monkeypatch.setattr(model_module, "varlen_attn", lambda *inputs: calls.append("kernel") or attend(*inputs))
-    monkeypatch.setattr(model_module, "_attend", lambda *inputs, inner=_attend: calls.append("mask") or inner(*inputs))
+    monkeypatch.setattr(attention_module, "varlen_attn", lambda *inputs, **more: calls.append("kernel") or attend(*inputs, **more))
+    inner = scaled_dot_product
+    monkeypatch.setattr(attention_module, "scaled_dot_product", lambda *inputs: calls.append("mask") or inner(*inputs))
     model = make_model(num_attention_heads=2)
     hidden = model(random_input(3, 12), **packed())
     assert calls == ["kernel" if has else "mask"] * 3
@@ -362,11 +370,11 @@ def test_dropout_acts_on_embeddings_attention_and_both_sublayers() -> None:
     embedded = model.embeddings(random_input(4, 12))
     assert 0.4 < float((embedded == 0).float().mean()) < 0.6
     block = model.blocks[0]
-    for sublayer in (lambda x: block._attention(x, None), block._ffn):
+    for sublayer in (lambda x: block._attention(x, Attention()), block._ffn):
         assert 0.35 < float((sublayer(torch.randn(4, 12, D)) == 0).float().mean()) < 0.65
     block.dropout.eval()  # leaves attention's own
     block.attention_output = nn.Identity()
-    first, second = (block._attention(torch.ones(4, 12, D), None) for _ in range(2))
+    first, second = (block._attention(torch.ones(4, 12, D), Attention()) for _ in range(2))
     assert not torch.equal(first, second)
 
 
@@ -604,7 +612,7 @@ def test_attention_in_bf16_on_a_cpu_keeps_its_scores_exact(masked: bool) -> None
     weights = torch.randn(4, 2, 48, 16, generator=generator)
     expected = functional.scaled_dot_product_attention(*exact, mask)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = _attend(*rough, mask, 0.0)
+        ours = scaled_dot_product(*rough, mask, 0.0)
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
@@ -621,7 +629,7 @@ def test_attention_in_bf16_on_a_cpu_keeps_its_scores_exact(masked: bool) -> None
     for one, other, reference in zip(rough, rounded, exact, strict=True):
         assert float((one.grad - reference.grad).abs().mean()) < 0.6 * float((other.grad - reference.grad).abs().mean())
     torch.manual_seed(0)
-    dropped = torch.stack([_attend(*rough, mask, 0.5).detach().float() for _ in range(300)])
+    dropped = torch.stack([scaled_dot_product(*rough, mask, 0.5).detach().float() for _ in range(300)])
     assert not torch.equal(dropped[0], dropped[1])
     assert float((dropped.mean(0) - expected).abs().mean()) < 0.1
 

@@ -12,7 +12,6 @@ from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.inputs import RunInputs
-from pldcli.flops import Flops
 from pldcli.pld import Schedule
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.kinds import head_of
@@ -57,14 +56,7 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
         max_grad_norm=settings.max_grad_norm,
         precision=resolve_precision(settings.precision, runtime.device),
         runtime=runtime,
-        flops=Flops.of_encoder(
-            num_blocks=shape.num_hidden_layers,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            vocab_size=shape.vocab_size,
-            seq_len=round(float(train.lengths.mean())),
-            mask_rate=0.0,
-        ),
+        flops=shape.flops(round(float(train.lengths.mean())), mask_rate=0.0),
         seed=settings.seed,
     )
 

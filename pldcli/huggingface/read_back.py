@@ -53,7 +53,7 @@ def read_back(directory: Path, model: StBert, special: SpecialTokens) -> ReadBac
     try:
         ids = torch.arange(model.embeddings.word.num_embeddings)
         ordinary = ids[~torch.isin(ids, torch.tensor(special.ids))]
-        shape = 2, min(_MOST_TOKENS, model.embeddings.position.num_embeddings)
+        shape = 2, min(_MOST_TOKENS, model.max_position_embeddings)
         places = torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(0))
         difference = largest_difference(directory, model, ordinary[places])
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken or newer transformers can raise anything

@@ -180,6 +180,7 @@ def compiles(config: Config, runtime: Runtime) -> bool:
 def _set_unigram_bias(model: StBert, prepared: PreparedData) -> None:
     """Set the masked-LM head's bias to the log frequencies of the training text's tokens; rows without a token get the lowest."""
     assert model.mlm_head is not None
+    assert model.mlm_head.bias is not None
     shares_V = token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special)
     logs_V = np.log(np.maximum(shares_V, shares_V[shares_V > 0].min()))
     model.mlm_head.bias.fill_(float(logs_V.min()))
