@@ -96,7 +96,7 @@ def attention_of(rows: Rows, reach: int | None, *, kernel: bool, device: torch.d
     T, prefix = rows.num_tokens, rows.prefix_lengths is not None
     # Causal windows hold `reach` tokens, the query's own among them, as those of `modernbert-decoder`.
     back = T if reach is None else reach - rows.causal
-    window = (back, 0 if rows.causal else back) if back < T - 1 else _EVERYWHERE
+    window = (back, 0 if rows.causal and not prefix else back) if back < T - 1 else _EVERYWHERE
     is_local, plain = window != _EVERYWHERE, rows.real is None and rows.segments is None and not prefix
     if kernel and not prefix and (rows.boundaries is not None or (plain and is_local)):
         ends = rows.boundaries

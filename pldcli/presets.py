@@ -1,8 +1,9 @@
 """From a preset's name to a configuration: find, extend, override, check, dump.
 
 A shipped preset is a size with a system (`bert-base-pld`: `presets/sizes/bert-base.yaml` with `presets/systems/pld.yaml`), or a file of its
-own where it is more than that. Layers, later ones win: defaults < presets named by `extends` < the preset < what it says of this size
-(`sizes`) < the prepared data's vocabulary < the model that a run begins with < KEY=VALUE.
+own where it is more than that; a size names the systems that make no sense for it (`without`). Layers, later ones win: defaults < presets
+named by `extends` < the preset < what it says of this size (`sizes`) < the prepared data's vocabulary < the model that a run begins with <
+KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _REMOVED = {"pld.scaling_error": False}
 
 _FIELDS = ("Purpose", "System", "Size", "Source", "Differs from the paper", "Hardware", "Time and score", "Command")
 """What the comment at the top of a preset says, in this order; `PRESET` in a text stands for the preset's name."""
+
+_NO_SETTINGS = ("extends", "sizes", "without")
+"""What a preset's file holds beside settings."""
 
 _FOLDERS = {"preset": ".", "size": "sizes", "system": "systems"}
 """Where the shipped files of a kind lie in the folder of presets."""
@@ -149,7 +153,7 @@ def _layers(preset: str) -> list[Layer]:
             raise UsageError(f"must hold values for {', '.join(known)}", where=f"{part.places['sizes']}: sizes")
         inside = f"sizes.{size}."
         of_size = {key.removeprefix(inside): place for key, place in part.places.items() if key.startswith(inside)}
-        values = {key: value for key, value in part.content.items() if key not in ("extends", "sizes")}
+        values = {key: value for key, value in part.content.items() if key not in _NO_SETTINGS}
         layers += [_layer(part.name, values, part.places), _layer(part.name, sizes.get(size, {}), of_size)]
     return layers
 
@@ -180,8 +184,9 @@ def _stems(kind: str) -> list[str]:
 
 
 def _products() -> dict[str, tuple[str, str]]:
-    """Map the name of every size with every system to both."""
-    return {"-".join(pair): pair for pair in product(_stems("size"), _stems("system"))}
+    """Map the name of every size, with every system that makes sense for it, to both."""
+    pairs = product(_stems("size"), _stems("system"))
+    return {"-".join(pair): pair for pair in pairs if pair[1] not in _find(pair[0]).content.get("without", ())}
 
 
 def _find(preset: str) -> Part:
@@ -217,5 +222,6 @@ def schema() -> dict[str, Any]:
     extends = {"description": "Presets that this one changes.", "anyOf": [name, {"type": "array", "items": name}]}
     sizes = {"description": "What differs for a size.", "type": "object", "additionalProperties": {"$ref": "#"}}
     dotted = {r"^[a-z]+\.[a-z0-9_]+$": {"description": "A key of a section, written in one line."}}
-    properties = {"extends": extends, "sizes": sizes, **whole["properties"]}
+    without = {"description": "Of a size: systems that make no sense for it.", "type": "array", "items": name}
+    properties = {"extends": extends, "sizes": sizes, "without": without, **whole["properties"]}
     return whole | {"title": "Preset", "properties": properties, "patternProperties": dotted}

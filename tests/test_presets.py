@@ -23,13 +23,21 @@ SYSTEMS = [
     "growing",
     "fixed-depth",
 ]
-SHIPPED = [*(f"bert-{size}-{system}" for size in ("tiny", "small", "base", "large") for system in SYSTEMS), "bert-base-pld-paper"]
 SIZES = {
-    "tiny": (8, 128, 4, 512, 2048),
-    "small": (12, 256, 4, 1024, 8192),
-    "base": (12, 768, 12, 3072, 30528),
-    "large": (24, 1024, 16, 4096, 30528),
+    "bert-tiny": (8, 128, 4, 512, 2048),
+    "bert-small": (12, 256, 4, 1024, 8192),
+    "bert-base": (12, 768, 12, 3072, 30528),
+    "bert-large": (24, 1024, 16, 4096, 30528),
+    "modern-tiny": (8, 128, 4, 256, 2048),
+    "modern-small": (12, 384, 12, 768, 16384),
+    "modern-base": (22, 768, 12, 1152, 50368),
+    "modern-large": (28, 1024, 16, 2624, 50368),
 }
+BERT = [size for size in SIZES if size.startswith("bert")]
+SHIPPED = [
+    "bert-base-pld-paper",
+    *(f"{size}-{system}" for size in SIZES for system in SYSTEMS if (size.startswith("bert") or system != "postln")),
+]
 
 
 def refused(*overrides: str, preset: str = "bert-tiny-pld") -> str:
@@ -87,7 +95,8 @@ def test_a_run_made_when_there_was_a_scaling_error_is_read_unless_it_had_one(tmp
     stored.write_text(stored.read_text(encoding="utf-8").replace("scaling_error: false", "scaling_error: true"), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         presets.load(stored)
-    line = f"{stored}:25: pld.scaling_error: was removed; only its default False is still accepted, not True"
+    number = next(i for i, line in enumerate(stored.read_text(encoding="utf-8").splitlines(), 1) if "scaling_error" in line)
+    line = f"{stored}:{number}: pld.scaling_error: was removed; only its default False is still accepted, not True"
     assert str(caught.value) == refused(preset=str(stored)) == line
 
 
@@ -104,19 +113,20 @@ def test_a_preset_is_headed(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("system", ["pld", "preln", "postln"])
+@pytest.mark.parametrize("system", ["pld", "preln", "shallow"])
 def test_sizes(size: str, system: str) -> None:
-    config = presets.resolve(f"bert-{size}-{system}").config
+    config = presets.resolve(f"{size}-{system}").config
     model = config.model
     shape = (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.intermediate_size, model.vocab_size)
-    assert shape == SIZES[size]
-    assert config.pld.draws_per_step == (1 if size in ("tiny", "small") else 4)
+    assert shape[1:] == SIZES[size][1:] and (shape[0] == SIZES[size][0] or system == "shallow")
+    assert config.pld.draws_per_step == (1 if size.endswith(("tiny", "small")) else 4)
+    assert (model.position_embedding == "learned") == (model.feed_forward == "gelu") == (size in BERT)
     assert (config.objective.next_sentence, config.data.layout) == (False, "spans")
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", BERT)
 def test_the_control_differs_by_the_dropping_only(size: str) -> None:
-    pld, preln, postln = (flatten(presets.resolve(f"bert-{size}-{system}").config) for system in ("pld", "preln", "postln"))
+    pld, preln, postln = (flatten(presets.resolve(f"{size}-{system}").config) for system in ("pld", "preln", "postln"))
     assert {key: (pld[key], preln[key]) for key in pld if pld[key] != preln[key]} == {"pld.theta_bar": (0.5, 1.0)}
     assert {key: (preln[key], postln[key]) for key in preln if preln[key] != postln[key]} == {
         "model.norm": ("pre", "post"),
@@ -130,30 +140,42 @@ def differences(name: str, other: str) -> dict[str, object]:
     return {key: changed[key] for key in changed if changed[key] != control[key]}
 
 
-SHALLOW = {"tiny": 6, "small": 9, "base": 9, "large": 18}
-RAND = {"tiny": 0.7216, "small": 0.7320, "base": 0.7319, "large": 0.7422}
-TIME_ONLY = {"tiny": 0.71875, "small": 0.72917, "base": 0.72917, "large": 0.73958}
-LAMB = {"tiny": (512, 550, 2.83e-3), "small": (256, 200, 2.83e-3), "base": (32768, 25_000, 5e-3), "large": (32768, 25_000, 5e-3)}
+SHALLOW = {"bert-tiny": 6, "bert-small": 9, "bert-base": 9, "bert-large": 18}
+SHALLOW |= {"modern-tiny": 6, "modern-small": 9, "modern-base": 16, "modern-large": 21}
+RAND = {"bert-tiny": 0.7216, "bert-small": 0.7320, "bert-base": 0.7319, "bert-large": 0.7422}
+RAND |= {"modern-tiny": 0.7216, "modern-small": 0.7319, "modern-base": 0.7413, "modern-large": 0.7437}
+TIME_ONLY = {"bert-tiny": 0.71875, "bert-small": 0.72917, "bert-base": 0.72917, "bert-large": 0.73958}
+TIME_ONLY |= {"modern-tiny": 0.71875, "modern-small": 0.72917, "modern-base": 0.73864, "modern-large": 0.74107}
+LAMB = {
+    "bert-tiny": (512, 550, 2.83e-3),
+    "bert-small": (256, 200, 2.83e-3),
+    **dict.fromkeys(("bert-base", "bert-large"), (32768, 25_000, 5e-3)),
+    "modern-tiny": (512, 550, 2.83e-3),
+    "modern-small": (2048, 1000, 2.83e-3),
+    **dict.fromkeys(("modern-base", "modern-large"), (4096, 12_500, 2.83e-3)),
+}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_makes_each_system_what_it_is(size: str) -> None:
-    pld, preln = f"bert-{size}-pld", f"bert-{size}-preln"
-    assert differences(f"bert-{size}-preln-low-lr", preln) == {"optim.learning_rate": 1e-4}
-    assert differences(f"bert-{size}-shallow", preln) == {"model.num_hidden_layers": SHALLOW[size]}
-    assert SHALLOW[size] * 4 == SIZES[size][0] * 3
+    pld, preln = f"{size}-pld", f"{size}-preln"
+    assert differences(f"{size}-preln-low-lr", preln) == {"optim.learning_rate": 1e-4}
+    assert differences(f"{size}-shallow", preln) == {"model.num_hidden_layers": SHALLOW[size]}
+    assert SHALLOW[size] == SIZES[size][0] * 3 // 4
     rand = {"pld.schedule": "constant", "pld.depth_rule": "uniform", "pld.theta_bar": RAND[size]}
-    assert differences(f"bert-{size}-rand", pld) == rand
-    assert differences(f"bert-{size}-time-only", pld) == {"pld.depth_rule": "uniform", "pld.theta_bar": TIME_ONLY[size]}
-    assert differences(f"bert-{size}-depth-only", pld) == {"pld.schedule": "constant"}
-    assert differences(f"bert-{size}-growing", pld) == {"pld.schedule": "growing", "pld.recovery_fraction": 0.1}
-    assert presets.resolve(f"bert-{size}-growing").config.pld.recovery_fraction == 0.1
-    assert differences(f"bert-{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
+    assert differences(f"{size}-rand", pld) == rand
+    assert differences(f"{size}-time-only", pld) == {"pld.depth_rule": "uniform", "pld.theta_bar": TIME_ONLY[size]}
+    assert differences(f"{size}-depth-only", pld) == {"pld.schedule": "constant"}
+    assert differences(f"{size}-growing", pld) == {"pld.schedule": "growing", "pld.recovery_fraction": 0.1}
+    assert presets.resolve(f"{size}-growing").config.pld.recovery_fraction == 0.1
+    assert differences(f"{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
 
 
-@pytest.mark.parametrize(("size", "kept"), [("tiny", 5.773), ("small", 8.784), ("base", 8.783), ("large", 17.813)])
+@pytest.mark.parametrize(
+    ("size", "kept"), [("bert-tiny", 5.773), ("bert-small", 8.784), ("bert-base", 8.783), ("bert-large", 17.813), ("modern-base", 16.308)]
+)
 def test_controls_keep_as_many_blocks_as_pld(size: str, kept: float) -> None:
-    schedules = {system: presets.resolve(f"bert-{size}-{system}").config.pld_schedule for system in SYSTEMS}
+    schedules = {system: presets.resolve(f"{size}-{system}").config.pld_schedule for system in SYSTEMS if f"{size}-{system}" in SHIPPED}
     blocks = SIZES[size][0]
     assert schedules["pld"].mean_kept_fraction * blocks == pytest.approx(kept, abs=1e-3)
     for system in ("rand", "time-only", "fixed-depth"):
@@ -161,18 +183,18 @@ def test_controls_keep_as_many_blocks_as_pld(size: str, kept: float) -> None:
     assert schedules["rand"].theta(0) < 0.75 and schedules["time-only"].theta(0) == 1.0
     last = schedules["growing"].total_steps - 1
     assert (schedules["growing"].theta(0), schedules["growing"].theta(last)) == (0.5, 1.0)
-    for system in ("preln", "postln", "preln-low-lr", "shallow", "lamb"):
+    for system in schedules.keys() & {"preln", "postln", "preln-low-lr", "shallow", "lamb"}:
         assert schedules[system].mean_kept_fraction == 1.0
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_lamb_sees_the_controls_tokens_in_an_eighth_of_the_steps(size: str) -> None:
-    control, lamb = (presets.resolve(f"bert-{size}-{system}").config for system in ("preln", "lamb"))
+    control, lamb = (presets.resolve(f"{size}-{system}").config for system in ("preln", "lamb"))
     assert (lamb.train.global_batch_size, lamb.train.total_steps, lamb.optim.learning_rate) == LAMB[size]
     assert lamb.train.global_batch_size == 8 * control.train.global_batch_size
     assert lamb.train.total_steps * 8 == control.train.total_steps
     assert (lamb.optim.name, lamb.model, lamb.pld.theta_bar) == ("lamb", control.model, 1.0)
-    assert lamb.optim.warmup_fraction == (0.05 if size in ("tiny", "small") else 0.2)
+    assert lamb.optim.warmup_fraction == (0.05 if size.endswith(("tiny", "small")) else 0.2 if size in BERT else 0.02)
     changed = {
         "optim.name",
         "optim.learning_rate",
@@ -181,7 +203,7 @@ def test_lamb_sees_the_controls_tokens_in_an_eighth_of_the_steps(size: str) -> N
         "checkpoint.every_steps",
         "eval.every_steps",
     }
-    assert set(differences(f"bert-{size}-lamb", f"bert-{size}-preln")) - {"optim.warmup_fraction"} == changed
+    assert set(differences(f"{size}-lamb", f"{size}-preln")) - {"optim.warmup_fraction"} == changed
 
 
 def test_the_paper_preset_has_the_papers_values() -> None:
@@ -286,12 +308,12 @@ def test_an_unknown_preset_is_refused() -> None:
         ("extends: 3\n", ": `extends` must be a list of preset names"),
         ("extends: gpt\n", "unknown preset 'gpt'; `pld config list` shows them"),
         ("extends: mine.yaml\n", ": extends itself"),
-        ("sizes: 3\n", "mine.yaml:1: sizes: must hold values for bert-base, bert-large, bert-small, bert-tiny"),
+        ("sizes: 3\n", f"mine.yaml:1: sizes: must hold values for {', '.join(sorted(SIZES))}"),
         (
             "sizes: {bert-tyni: {pld.theta_bar: 0.5}}\n",
-            "mine.yaml:1: sizes: must hold values for bert-base, bert-large, bert-small, bert-tiny",
+            f"mine.yaml:1: sizes: must hold values for {', '.join(sorted(SIZES))}",
         ),
-        ("sizes: {bert-tiny: 0.5}\n", "mine.yaml:1: sizes: must hold values for bert-base, bert-large, bert-small, bert-tiny"),
+        ("sizes: {bert-tiny: 0.5}\n", f"mine.yaml:1: sizes: must hold values for {', '.join(sorted(SIZES))}"),
         ("extends: bert-tiny-pld\nsizes: {bert-tiny: {pld.theta: 0.5}}\n", ": pld.theta: unknown key; did you mean pld.theta_bar?"),
         ("pld: {theta_bar: [\n", ""),
     ],
