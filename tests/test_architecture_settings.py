@@ -299,18 +299,10 @@ def test_compiled_blocks_are_the_same_and_compile_once_a_kind(name: str) -> None
 
 @pytest.mark.parametrize(("theta", "local"), [(10_000.0, False), (10_000.0, True), (1_000.0, False)])
 def test_rotary_heads_begin_at_nearby_tokens(theta: float, local: bool) -> None:
-    settings = ModelConfig(
-        num_hidden_layers=3,
-        hidden_size=128,
-        num_attention_heads=4,
-        intermediate_size=64,
-        vocab_size=300,
-        **{**MODERN, "attention_bias": True, "attention_init": "local", "global_rope_theta": theta, "local_rope_theta": theta},
-        global_layers=3 if local else 1,
-        local_attention=64,
-        max_position_embeddings=128,
-        dropout=0.0,
-    )
+    shape = {"num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 300}
+    nearby = {"attention_bias": True, "attention_init": "local", "global_rope_theta": theta, "local_rope_theta": theta, "dropout": 0.0}
+    window = {"global_layers": 3 if local else 1, "local_attention": 64, "max_position_embeddings": 128}
+    settings = ModelConfig(**shape | MODERN | nearby | window)
     model = StBert(**dict(settings))
     words = torch.randint(5, 300, (8, 96), generator=torch.Generator().manual_seed(0))
     turn = rotation(torch.arange(96), rope_frequencies(32, theta))
