@@ -117,7 +117,7 @@ class Ours:
             schedule=config.pld_schedule,
             optimizer=build_optimizer(model, config.optim),
             batches=FixedBatches(batches if name == "full-head" else [masked_batch(batch) for batch in batches]),
-            learning_rate=lambda step: learning_rate(step, case.total_steps, config.optim),
+            learning_rate=lambda step: learning_rate(step, case.total_steps, config.optim, warmup_steps=config.warmup_steps),
             max_grad_norm=config.optim.max_grad_norm,
             precision=resolve_precision(case.precision, runtime.device),  # type: ignore[arg-type]
             runtime=runtime,

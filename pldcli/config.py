@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
@@ -221,16 +222,26 @@ class ObjectiveConfig(Settings):
 class OptimConfig(Settings):
     """Optimizer and learning rate."""
 
-    name: Literal["adamw", "lamb"] = "adamw"
-    """`adamw`, or `lamb` for large batches."""
+    name: Literal["adamw", "lamb", "muon", "stable-adamw"] = "adamw"
+    """`adamw`; `lamb` for large batches; `muon` for the blocks' matrices and AdamW for the rest; `stable-adamw`, which clips updates."""
     learning_rate: Positive = 1e-3
     """Peak learning rate. The paper: 1e-4 for Post-LN, 1e-3 for PLD."""
+    muon_learning_rate: Positive = 0.02
+    """Used by `muon` only: peak learning rate of the blocks' matrices, in Jordan's scale, which does not change with the width."""
+    muon_momentum: Share = 0.95
+    """Used by `muon` only: decay of its Nesterov momentum."""
     schedule: Literal["linear", "cosine", "wsd", "paper-exponential", "constant"] = "linear"
-    """After warm-up: `linear` or `cosine` to zero, `wsd` (flat, then linear to zero), `paper-exponential` (x0.99 every T/200 steps)."""
+    """After warm-up: `linear` or `cosine` to zero, `wsd` (flat, then a decay to zero), `paper-exponential` (x0.99 every T/200 steps)."""
     warmup_fraction: Share = 0.02
     """Linear warm-up, as a fraction of total_steps."""
+    warmup_steps: Natural | None = None
+    """Linear warm-up in steps, whatever total_steps is; takes the place of `warmup_fraction`."""
+    warmup_tokens: Natural | None = None
+    """Linear warm-up in tokens, rounded up to whole steps; takes the place of `warmup_fraction`."""
     decay_fraction: Share = 0.2
     """Used by `wsd` only: the last part of the run in which the rate falls, as a fraction."""
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    """Used by `wsd` only: how the rate falls; `1-sqrt` ends somewhat lower in long runs (Haegele et al. 2024)."""
     beta1: Share = 0.9
     """Decay of the first moment."""
     beta2: Share = 0.999
@@ -243,6 +254,16 @@ class OptimConfig(Settings):
     """Correct the moments for their start at zero; the paper's Adam did not."""
     max_grad_norm: NonNegative = 1.0
     """Clip the global gradient norm to this; 0 clips nothing."""
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_tokens is not None:
+            what = f"{self.warmup_tokens} tokens and optim.warmup_steps {self.warmup_steps} are two lengths of one warm-up"
+            raise UsageError(what, where="optim.warmup_tokens", hint="set one of them to null")
+        if self.name == "muon" and not self.bias_correction:
+            what = "muon's AdamW always corrects the moments"
+            raise UsageError(what, where="optim.bias_correction", hint="set it to true, or choose another optim.name")
+        return self
 
 
 class TrainConfig(Settings):
@@ -334,6 +355,27 @@ class Config(Settings):
         if self.train.unigram_bias and model.lm_head == "plain":
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
         return self
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        given = "warmup_tokens" if self.optim.warmup_tokens is not None else "warmup_steps"
+        if getattr(self.optim, given) is not None and self.warmup_steps >= self.train.total_steps:
+            what = f"{self.warmup_steps} steps of warm-up do not fit a run of {self.train.total_steps}"
+            raise UsageError(what, where=f"optim.{given}", hint="shorten the warm-up or raise train.total_steps")
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Count the steps of warm-up, however it is given."""
+        if self.optim.warmup_tokens is not None:
+            return self.steps_for(self.optim.warmup_tokens)
+        if self.optim.warmup_steps is not None:
+            return self.optim.warmup_steps
+        return round(self.optim.warmup_fraction * self.train.total_steps)
+
+    def steps_for(self, tokens: int) -> int:
+        """Count the first steps of a run that together have at least so many tokens."""
+        return math.ceil(tokens / (self.train.global_batch_size * self.data.seq_len))
 
     @property
     def pld_schedule(self) -> Schedule:

@@ -135,11 +135,11 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     total = per_part * (_PARTS + 1)  # the first part warms up
     config = given
     model = place(random_model(config), config, runtime)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, resolve_precision(config.runtime.precision, runtime.device).name)
     fitting = fitting_micro_batch(config, config.num_parameters, runtime.device)
     _, size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     config = _with_micro_batch(config, size, runtime.world_size)
-    config = config.replace(train={"total_steps": total})
+    config = _of_length(config, total)
     configs = {"dense": _dense(config)}
     if (theta := _lowest_theta(given)) < 1.0:
         # Without the recovery of the end, which of so few steps is a large part.
@@ -232,13 +232,18 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
     try:
         with out_of_memory(size, device, key="", otherwise=""):
             model = place(random_model(config), config, runtime)
-            config = config.replace(train={"total_steps": 1 + _TRIAL_STEPS})
+            config = _of_length(config, 1 + _TRIAL_STEPS)
             trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
             first, last = trainer.steps(Position(), observe=lambda step: step == 1, stop=StopRequest())
     except DeviceError:
         return MicroBatch(size, None, _peak_memory_bytes(device))
     seconds = last.position.train_seconds - first.position.train_seconds
     return MicroBatch(size, (last.position.tokens - first.position.tokens) / seconds, _peak_memory_bytes(device))
+
+
+def _of_length(config: Config, total_steps: int) -> Config:
+    """Shorten a run to measure its steps; a warm-up in steps or tokens need not fit into them, and changes nothing that is measured."""
+    return config.replace(train={"total_steps": total_steps}, optim={"warmup_steps": None, "warmup_tokens": None})
 
 
 def _dense(config: Config) -> Config:

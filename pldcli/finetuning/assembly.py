@@ -52,7 +52,7 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
             multiple=_CUDA_LENGTH_MULTIPLE if on_cuda else 1,
             pin_memory=on_cuda,
         ),
-        learning_rate=lambda step: learning_rate(step, total, settings.optim),
+        learning_rate=lambda step: learning_rate(step, total, settings.optim, warmup_steps=round(settings.warmup_fraction * total)),
         max_grad_norm=settings.max_grad_norm,
         precision=resolve_precision(settings.precision, runtime.device),
         runtime=runtime,

@@ -87,15 +87,16 @@ def assemble(
         world_size=runtime.world_size,
         pin_memory=on_cuda,
     )
+    precision = resolve_precision(config.runtime.precision, runtime.device)
     return Trainer(
         model,
         objective=MaskedLm(config.objective.next_sentence, compiles(config, runtime), _CUDA_VOCAB_MULTIPLE if on_cuda else 1),
         schedule=config.pld_schedule,
-        optimizer=optimizer or build_optimizer(model, config.optim),
+        optimizer=optimizer or build_optimizer(model, config.optim, precision.name),
         batches=batches,
-        learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim),
+        learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim, warmup_steps=config.warmup_steps),
         max_grad_norm=config.optim.max_grad_norm,
-        precision=resolve_precision(config.runtime.precision, runtime.device),
+        precision=precision,
         runtime=runtime,
         flops=config.flops,
         seed=train.seed,

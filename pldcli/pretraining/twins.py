@@ -42,11 +42,7 @@ def shortened(config: Config, total_steps: int) -> Config:
         total_steps: The new length; what was done is over with the warm-up and not yet in the new decay.
     """
     assert config.optim.schedule == "wsd" and config.pld.gamma != "auto" and not config.pld.recovery_fraction
-    return config.replace(train={"total_steps": total_steps}, optim={"warmup_fraction": _warmup_steps(config) / total_steps})
-
-
-def _warmup_steps(config: Config) -> int:
-    return round(config.optim.warmup_fraction * config.train.total_steps)
+    return config.replace(train={"total_steps": total_steps}, optim={"warmup_steps": config.warmup_steps, "warmup_tokens": None})
 
 
 def train_in_turn(
@@ -95,7 +91,7 @@ def train_in_turn(
                     progress.total = expected
                     if step == _MEASURED_STEPS:
                         console.print(f"    about {expected:,} steps of each in {duration(pace.seconds_left)}", highlight=False)
-                    if step >= max(_MEASURED_STEPS, _warmup_steps(first.recorder.config), (1 - decay_fraction) * expected):
+                    if step >= max(_MEASURED_STEPS, first.recorder.config.warmup_steps, (1 - decay_fraction) * expected):
                         is_fixed = True
                         _fix_length(twins, min(first.total_steps, round(step / (1 - decay_fraction))), command)
                         progress.total = first.total_steps

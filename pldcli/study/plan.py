@@ -18,6 +18,7 @@ from pldcli import presets
 from pldcli.bench.step_time import StepTime, half_dropped
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import UsageError
+from pldcli.settings import located
 from pldcli.study.spec import Spec, SystemSpec
 
 __all__ = ["Plan", "PlannedRun", "Shape", "changed_keys", "make_plan", "shapes"]
@@ -122,7 +123,8 @@ class Plan:
             steps = self._steps_within(system, share * length.budget, 0.0)  # a budget is not exceeded
         else:
             steps = max(1, round(share * (length.steps or base.train.total_steps)))
-        return base.replace(train={"total_steps": steps})
+        with located({"": system.entry}):
+            return base.replace(train={"total_steps": steps})
 
     def _steps_within(self, system: SystemSpec, seconds: float, upwards: float) -> int:
         time, schedule = self.times[system.name], self.base[system.name].pld_schedule

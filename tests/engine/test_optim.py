@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pldcli.config import OptimConfig
-from pldcli.engine.optim import Lamb, build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from pldcli.engine.adam import Adam
+from pldcli.engine.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 PEAK = 1e-3
 
 
-def rate(step: int, total_steps: int, schedule: str, **changes: Any) -> float:
+def rate(step: int, total_steps: int, schedule: str, warmup_fraction: float = 0.02, **changes: Any) -> float:
     """Give a learning rate as a fraction of its peak."""
-    return learning_rate(step, total_steps, OptimConfig(learning_rate=PEAK, schedule=schedule, **changes)) / PEAK  # type: ignore[arg-type]
+    optim = OptimConfig(learning_rate=PEAK, schedule=schedule, **changes)  # type: ignore[arg-type]
+    return learning_rate(step, total_steps, optim, warmup_steps=round(warmup_fraction * total_steps)) / PEAK
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd", "paper-exponential", "constant"])
@@ -75,6 +77,23 @@ def test_wsd_falls_over_its_decay_fraction() -> None:
     assert rate(999, 1000, "wsd", decay_fraction=0.0) == 1.0
 
 
+@pytest.mark.parametrize(("step", "expected"), [(799, 1.0), (800, 1.0), (802, 0.9), (850, 0.5), (872, 0.4), (962, 0.1), (999, 0.0025032)])
+def test_a_decay_of_1_minus_the_root_falls_steeply_at_first(step: int, expected: float) -> None:
+    """Of the 200 last of 1000 steps: 2 of them cost a tenth of the peak, half of it is gone after a quarter."""
+    assert rate(step, 1000, "wsd", decay_shape="1-sqrt") == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_decay_of_1_minus_the_root_of_one_step_or_none() -> None:
+    assert rate(999, 1000, "wsd", decay_shape="1-sqrt", decay_fraction=0.0) == 1.0
+    assert rate(0, 1, "wsd", decay_shape="1-sqrt") == 1.0
+
+
+def test_warm_up_of_given_steps() -> None:
+    optim = OptimConfig(learning_rate=PEAK, warmup_fraction=0.9)
+    assert [learning_rate(step, 10, optim, warmup_steps=2) / PEAK for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert learning_rate(0, 10, optim, warmup_steps=0) == PEAK
+
+
 def test_set_learning_rate_reaches_every_group() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig())
     set_learning_rate(optimizer, 0.125)
@@ -91,7 +110,8 @@ def reference(
     lr: float,
     weight_decay: float,
     bias_correction: bool,
-    trust_ratio: bool,
+    trust_ratio: bool = False,
+    clipped: bool = False,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-6,
@@ -113,6 +133,10 @@ def reference(
         if trust_ratio:
             weight_norm, update_norm = math.hypot(*x), math.hypot(*update)
             ratio = weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+        if clipped:
+            second = [v[i] / (1 - beta2**count) if bias_correction else v[i] for i in range(len(v))]
+            mean_square = sum(g * g / max(second[i], eps * eps) for i, g in enumerate(gradient)) / len(gradient)
+            ratio = 1 / max(1.0, math.sqrt(mean_square))
         x = [x[i] - lr * ratio * update[i] for i in range(len(x))]
     return x
 
@@ -145,7 +169,7 @@ def gradients_of(model: nn.Module, steps: int) -> list[dict[str, Tensor | None]]
 
 @pytest.mark.parametrize(
     ("name", "bias_correction"),
-    [("adamw", True), ("adamw", False), ("lamb", True), ("lamb", False)],
+    [("adamw", True), ("adamw", False), ("lamb", True), ("lamb", False), ("stable-adamw", True), ("stable-adamw", False)],
 )
 def test_updates_equal_a_plain_loop(name: str, bias_correction: bool) -> None:
     model = Tiny()
@@ -167,8 +191,27 @@ def test_updates_equal_a_plain_loop(name: str, bias_correction: bool) -> None:
             weight_decay=0.1 if matrix else 0.0,
             bias_correction=bias_correction,
             trust_ratio=name == "lamb" and matrix,
+            clipped=name == "stable-adamw",
         )
         assert parameter.detach().flatten().tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12), key
+
+
+def test_a_gradient_far_above_its_moments_moves_a_tensor_no_further_than_a_usual_one() -> None:
+    """After 200 gradients of 1, one of 1000: AdamW's step is some 3.2 learning rates; the RMS of what it expects is exceeded 30 times."""
+    moved = {}
+    for name in ("adamw", "stable-adamw"):
+        model = nn.Linear(4, 4, bias=False)
+        optimizer = build_optimizer(model, OptimConfig(name=name, weight_decay=0.0, learning_rate=1e-3))  # type: ignore[arg-type]
+        for size in (*[1.0] * 200, 1000.0):
+            before = model.weight.detach().clone()
+            model.weight.grad = torch.full((4, 4), size)
+            optimizer.step()
+        moved[name] = float((before - model.weight.detach()).mean())
+    second = (0.999 * (1 - 0.999**200) + 0.001 * 1e6) / (1 - 0.999**201)
+    adamw = 1e-3 * (0.9 * (1 - 0.9**200) + 100) / (1 - 0.9**201) / math.sqrt(second)
+    assert moved["adamw"] == pytest.approx(adamw, rel=1e-3)
+    assert moved["stable-adamw"] == pytest.approx(adamw / (1000 / math.sqrt(second)), rel=1e-3)
+    assert moved["stable-adamw"] < 2e-4 < 1e-3 < moved["adamw"]
 
 
 def test_bias_correction_changes_the_first_step_by_the_known_factor() -> None:
@@ -198,14 +241,25 @@ def test_lamb_survives_zeros() -> None:
     """Weights of zero move (ratio 1); a zero update moves nothing; nothing becomes NaN."""
     zeros, still = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2, 2))
     zeros.grad, still.grad = torch.ones(2, 2), torch.zeros(2, 2)
-    optimizer = Lamb([{"params": [zeros, still]}], lr=0.01)
+    optimizer = Adam([{"params": [zeros, still]}], lr=0.01, scaling="trust-ratio")
     for _ in range(2):
         optimizer.step()
     assert zeros.detach().flatten().tolist() == pytest.approx([-0.01 - 0.01 * 0.01] * 4, rel=1e-3)
     assert torch.equal(still, torch.ones(2, 2))
 
 
-@pytest.mark.parametrize(("name", "bias_correction"), [("adamw", True), ("adamw", False), ("lamb", True)])
+@pytest.mark.filterwarnings("error")
+def test_stable_adamw_survives_zeros() -> None:
+    zeros, still = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2, 2))
+    zeros.grad, still.grad = torch.ones(2, 2), torch.zeros(2, 2)
+    optimizer = Adam([{"params": [zeros, still]}], lr=0.01, scaling="clipped")
+    for _ in range(2):
+        optimizer.step()
+    assert zeros.detach().flatten().tolist() == pytest.approx([-0.02] * 4, rel=1e-3)
+    assert torch.equal(still, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("name", "bias_correction"), [("adamw", True), ("adamw", False), ("lamb", True), ("stable-adamw", True)])
 def test_without_a_gradient_nothing_of_a_parameter_moves(name: str, bias_correction: bool) -> None:
     model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
     optimizer = build_optimizer(model, OptimConfig(name=name, bias_correction=bias_correction, weight_decay=0.5))  # type: ignore[arg-type]
@@ -237,14 +291,16 @@ def test_without_a_gradient_nothing_of_a_parameter_moves(name: str, bias_correct
 
 
 def test_a_step_in_which_nothing_has_a_gradient() -> None:
-    for name in ("adamw", "lamb"):
+    for name in ("adamw", "lamb", "stable-adamw"):
         model = nn.Linear(2, 2)
         before = model.weight.detach().clone()
         build_optimizer(model, OptimConfig(name=name)).step()  # type: ignore[arg-type]
         assert torch.equal(model.weight, before)
 
 
-@pytest.mark.parametrize(("name", "bias_correction"), [("adamw", True), ("adamw", False), ("lamb", True), ("lamb", False)])
+@pytest.mark.parametrize(
+    ("name", "bias_correction"), [("adamw", True), ("adamw", False), ("lamb", True), ("lamb", False), ("stable-adamw", True)]
+)
 def test_the_state_survives_saving(name: str, bias_correction: bool) -> None:
     """Two steps, saved, two more: the same bits as four."""
     settings = OptimConfig(name=name, bias_correction=bias_correction, learning_rate=0.1)  # type: ignore[arg-type]
@@ -271,12 +327,13 @@ def test_groups() -> None:
     assert {id(parameter) for parameter in matrices["params"]} == {id(model[0].weight), id(model[2].weight)}
     assert {id(parameter) for parameter in vectors["params"]} == {id(model[1].weight), id(model[1].bias), id(model[2].bias)}
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.02, 0.0)
-    assert (matrices["trust_ratio"], vectors["trust_ratio"]) == (True, False)
+    assert (matrices["scaling"], vectors["scaling"]) == ("trust-ratio", "none")
     assert (matrices["betas"], matrices["eps"]) == ((0.8, 0.95), 1e-4)
     plain = build_optimizer(model, OptimConfig())
     assert isinstance(plain, torch.optim.AdamW)
     assert plain.param_groups[0]["fused"]
-    assert not any(group["trust_ratio"] for group in build_optimizer(model, OptimConfig(bias_correction=False)).param_groups)
+    assert [group["scaling"] for group in build_optimizer(model, OptimConfig(bias_correction=False)).param_groups] == ["none"] * 2
+    assert [group["scaling"] for group in build_optimizer(model, OptimConfig(name="stable-adamw")).param_groups] == ["clipped"] * 2
 
 
 # Clipping

@@ -45,7 +45,7 @@ def test_losses_are_those_of_a_plain_loop(start: str, tmp_path: Path, request: p
     for step in range(total):
         [[batch]] = trainer.batches.step(step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, settings.optim)
+            group["lr"] = learning_rate(step, total, settings.optim, warmup_steps=round(0.2 * total))
         mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask.long()
         loss = theirs(input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels).loss
         loss.backward()

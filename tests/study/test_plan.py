@@ -55,6 +55,19 @@ def test_given_steps_budgets_and_fractions(spec_of: Callable[..., Spec]) -> None
     assert steps_of(spec_of(systems)) == {"preln": 40, "steps": 5600, "half": 16, "budget": 60, "part": 42}
 
 
+def test_a_warm_up_in_steps_stays_however_short_the_run(spec_of: Callable[..., Spec]) -> None:
+    warm_up = {"set": {"optim.warmup_steps": 7}}
+    systems = {"whole": PRELN | warm_up, "part": PRELN | warm_up | {"fraction": 0.5}, "share": PRELN | {"fraction": 0.5}}
+    configs = plan_of(spec_of(systems)).configs
+    assert [(config.warmup_steps, config.train.total_steps) for config in configs.values()] == [(7, 40), (7, 20), (1, 20)]
+
+
+def test_a_warm_up_longer_than_a_run_of_the_study_names_the_system(spec_of: Callable[..., Spec]) -> None:
+    what = r"systems\.b: optim\.warmup_steps: 7 steps of warm-up do not fit a run of 4; shorten the warm-up or raise train\.total_steps"
+    with pytest.raises(UsageError, match=what):
+        plan_of(spec_of({"a": PRELN, "b": PRELN | {"set": {"optim.warmup_steps": 7}, "fraction": 0.1}}))
+
+
 def test_no_step_fits(spec_of: Callable[..., Spec]) -> None:
     with pytest.raises(UsageError, match=r"systems\.b: not one step of 5\.0 s fits into 3\.0 s; allow more time"):
         plan_of(spec_of({"b": PRELN | {"budget": "3s"}}), dense=5.0)

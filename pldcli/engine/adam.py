@@ -1,0 +1,97 @@
+"""Adam over lists of tensors, in the variants that torch lacks: LAMB, StableAdamW, and Adam without bias correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Adam", "Scaling"]
+
+Scaling = Literal["none", "trust-ratio", "clipped"]
+"""What the update of a whole tensor is multiplied by."""
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay, whose update of a tensor, decay included, may be scaled as a whole.
+
+    The option `scaling` of a group: `trust-ratio` is LAMB's, the norm of the weights over that of the update; `clipped` is StableAdamW's,
+    1 / max(1, RMS of gradient / root of the second moment), so that a gradient far above what the moments expect moves little.
+
+    Source: You et al., "Large Batch Optimization for Deep Learning", ICLR 2020, algorithm 2 (LAMB); Wortsman et al., "Stable and
+    low-precision training for large-scale vision-language models", NeurIPS 2023, algorithm 2 (StableAdamW).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        bias_correction: bool = True,
+        scaling: Scaling = "none",
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "scaling": scaling, "bias_correction": bias_correction}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        for state in states:
+            state["step"] += 1
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
+
+        steps = [int(state["step"]) for state in states] if group["bias_correction"] else []
+        denominators = torch._foreach_sqrt(second)
+        if steps:
+            torch._foreach_div_(denominators, [math.sqrt(1.0 - beta2**step) for step in steps])
+        factors = _clip_factors(gradients, denominators, group["eps"]) if group["scaling"] == "clipped" else None
+        torch._foreach_add_(denominators, group["eps"])
+        if steps:
+            torch._foreach_mul_(denominators, [1.0 - beta1**step for step in steps])
+        updates = torch._foreach_div(first, denominators)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        if group["scaling"] == "trust-ratio":
+            factors = _trust_ratios(parameters, updates)
+        if factors is not None:
+            torch._foreach_mul_(updates, factors)
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+def _trust_ratios(parameters: list[Tensor], updates: tuple[Tensor, ...]) -> list[Tensor]:
+    """Divide the norm of each tensor by that of its update; 1 where either is zero."""
+    weights, sizes = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(updates))
+    return list(torch.where((weights > 0) & (sizes > 0), weights / sizes, torch.ones_like(weights)).unbind())
+
+
+def _clip_factors(gradients: list[Tensor], roots: tuple[Tensor, ...], eps: float) -> list[Tensor]:
+    """Compute 1 / max(1, RMS) of each tensor, where RMS is that of its gradient over the root of the second moment (`roots`)."""
+    ratios = torch._foreach_div(gradients, torch._foreach_clamp_min(roots, eps))
+    norms = torch.stack(torch._foreach_norm(ratios))
+    sizes = norms.new_tensor([gradient.numel() for gradient in gradients])
+    return list((norms / sizes.sqrt()).clamp(min=1.0).reciprocal().unbind())

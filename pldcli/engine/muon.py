@@ -1,0 +1,118 @@
+"""Muon: momentum whose matrices are orthogonalised before they update the weights; AdamW for everything that is no hidden matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+__all__ = ["Muon", "orthogonalize"]
+
+_COEFFICIENTS = 3.4445, -4.7750, 2.0315
+"""Of the quintic polynomial: steep at zero, so that five iterations are enough; singular values end between about 0.7 and 1.2."""
+_ITERATIONS = 5
+_LEAST_NORM = 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for hidden matrices and AdamW for the rest: one optimizer, since one loss scaler and one learning-rate schedule serve both.
+
+    torch's own Muon is not used: it orthogonalises fused matrices as one, always rounds to bf16 (20 times slower on a CPU without
+    instructions for it), and takes one matrix at a time.
+
+    Args:
+        params: Groups. One with the option `pieces` is Muon's: parameters of one shape, each of so many equal matrices above one another
+            that are orthogonalised apart. The others are AdamW's.
+        lr: Of AdamW. Muon's groups bring their own, which is multiplied by sqrt(max(1, rows / columns)) of the matrix.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        momentum: Of Muon, after Nesterov.
+        dtype: In which Muon orthogonalises on CUDA; elsewhere it is always that of the parameter.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon/;
+    weight decay as Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv 2502.16982.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        # "fused" is what a restored checkpoint goes by: AdamW's step counters lie beside the parameter.
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "momentum": momentum, "pieces": 0, "fused": True}
+        super().__init__(params, defaults)
+        self._cuda_dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                (self._update_matrices if group["pieces"] else self._update_others)(parameters, group)
+
+    def _update_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
+        directions = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's: one step ahead
+        _, stacked_rows, columns = directions.shape
+        rows = stacked_rows // group["pieces"]
+        dtype = self._cuda_dtype if directions.is_cuda else directions.dtype
+        updates = orthogonalize(directions.view(-1, rows, columns).to(dtype)).to(directions.dtype).reshape(directions.shape)
+        torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+    def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Bring the singular values of each matrix of a batch, [..., rows, columns], close to 1, and leave its singular vectors.
+
+    Newton-Schulz iteration with a quintic polynomial; a matrix of zeros stays one.
+    """
+    a, b, c = _COEFFICIENTS
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices  # wide: products of rows are then the smaller ones
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST_NORM)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
