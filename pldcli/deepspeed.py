@@ -159,7 +159,7 @@ def _read_schedule(file: _File, start: Config) -> None:
         file.rename("scheduler.params.total_num_steps")
     if steps is not None and not 0 <= steps < run:
         raise file.error(_WARMUP, f"{steps} steps of warm-up do not fit a run of {run}", "another --base may be longer")
-    file.put("optim.warmup_fraction", None if steps is None else steps / run, _WARMUP)
+    file.put("optim.warmup_steps", steps, _WARMUP)
     if file.take("scheduler.params.warmup_type", "log") != "linear" and steps:
         file.unread.append("warm-up with the logarithm of the step (linear here)")
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from pldcli.config import RUN_CONTROL, Config, DataConfig, ModelConfig, PldConfig, TrainConfig, documentation, flatten
+from pldcli.config import RUN_CONTROL, Config, DataConfig, ModelConfig, OptimConfig, PldConfig, TrainConfig, documentation, flatten
 from pldcli.errors import UsageError
 from pldcli.presets import build, resolve
 
@@ -97,6 +99,19 @@ BAD = [
     ("objective.next_sentence", True, "objective.next_sentence: needs sentence pairs; add data.layout=nsp-pairs"),
     ("optim.learning_rate", 0, "optim.learning_rate: must be greater than 0, not 0"),
     ("optim.warmup_fraction", 1, "optim.warmup_fraction: must be less than 1, not 1"),
+    ("optim.warmup_steps", -1, "optim.warmup_steps: must be at least 0, not -1"),
+    (
+        "optim.warmup_steps",
+        200_000,
+        "optim.warmup_steps: 200000 steps of warm-up do not fit a run of 200000; shorten the warm-up or raise train.total_steps",
+    ),
+    (
+        "optim.warmup_tokens",
+        10**12,
+        "optim.warmup_tokens: 1907349 steps of warm-up do not fit a run of 200000; shorten the warm-up or raise train.total_steps",
+    ),
+    ("optim.muon_learning_rate", 0, "optim.muon_learning_rate: must be greater than 0, not 0"),
+    ("optim.muon_momentum", 1, "optim.muon_momentum: must be less than 1, not 1"),
     ("optim.beta2", 1, "optim.beta2: must be less than 1, not 1"),
     ("optim.eps", 0, "optim.eps: must be greater than 0, not 0"),
     ("optim.weight_decay", -1, "optim.weight_decay: must be at least 0, not -1"),
@@ -113,6 +128,29 @@ def test_a_value_that_cannot_be_is_refused(key: str, value: object, line: str) -
     with pytest.raises(UsageError) as caught:
         build({key: value})
     assert str(caught.value) == line
+
+
+def test_a_warm_up_is_given_in_steps_or_tokens_or_as_a_fraction() -> None:
+    def warmup(**optim: Any) -> int:
+        train = TrainConfig(total_steps=1000, global_batch_size=16)
+        return Config(train=train, data=DataConfig(seq_len=128), optim=OptimConfig(**optim)).warmup_steps
+
+    assert (warmup(), warmup(warmup_fraction=0.055), warmup(warmup_steps=7), warmup(warmup_steps=0)) == (20, 55, 7, 0)
+    assert [warmup(warmup_tokens=tokens) for tokens in (0, 1, 2048, 2049, 112_640)] == [0, 1, 1, 2, 55]
+    assert warmup(warmup_fraction=0.9, warmup_steps=7) == 7
+    with pytest.raises(UsageError) as caught:
+        warmup(warmup_steps=7, warmup_tokens=2048)
+    assert str(caught.value) == (
+        "optim.warmup_tokens: 2048 tokens and optim.warmup_steps 7 are two lengths of one warm-up; set one of them to null"
+    )
+
+
+def test_muons_adamw_corrects_its_moments() -> None:
+    with pytest.raises(UsageError) as caught:
+        build({"optim.name": "muon", "optim.bias_correction": False})
+    assert str(caught.value) == (
+        "optim.bias_correction: muon's AdamW always corrects the moments; set it to true, or choose another optim.name"
+    )
 
 
 def test_pairs_are_not_packed() -> None:

@@ -89,17 +89,17 @@ AUTO = {
         (AUTO, {}, []),
         (
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 440, "warmup_max_lr": 2e-3}}},
-            {"optim.schedule": "constant", "optim.warmup_fraction": 0.1, "optim.learning_rate": 2e-3},
+            {"optim.schedule": "constant", "optim.warmup_steps": 440, "optim.learning_rate": 2e-3},
             [LOGARITHM],
         ),
         (
             {"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 100, "total_num_steps": 1000, "warmup_type": "linear"}}},
-            {"train.total_steps": 1000, "optim.warmup_fraction": 0.1},
+            {"train.total_steps": 1000, "optim.warmup_steps": 100},
             [],
         ),
         (
             {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 0, "total_num_steps": 1000}}},
-            {"train.total_steps": 1000, "optim.schedule": "cosine", "optim.warmup_fraction": 0.0},
+            {"train.total_steps": 1000, "optim.schedule": "cosine", "optim.warmup_steps": 0},
             [],
         ),
         (

@@ -27,8 +27,14 @@ _LABELS = {
     "objective.mask_probability": "masked share",
     "optim.name": "optimizer",
     "optim.learning_rate": "peak learning rate",
+    "optim.muon_learning_rate": "peak learning rate of Muon",
+    "optim.muon_momentum": "momentum of Muon",
     "optim.schedule": "learning-rate schedule",
+    "optim.decay_fraction": "decay",
+    "optim.decay_shape": "shape of the decay",
     "optim.warmup_fraction": "warm-up",
+    "optim.warmup_steps": "steps of warm-up",
+    "optim.warmup_tokens": "tokens of warm-up",
     "optim.weight_decay": "weight decay",
     "train.total_steps": "steps",
     "train.global_batch_size": "batch",
@@ -38,7 +44,13 @@ _LABELS = {
 }
 """Keys with a name that people use; the others go by their dotted key."""
 
-_VALUES = {("model.norm", "pre"): "Pre-LN", ("model.norm", "post"): "Post-LN", ("train.init_from", None): "random"}
+_VALUES = {
+    ("model.norm", "pre"): "Pre-LN",
+    ("model.norm", "post"): "Post-LN",
+    ("optim.warmup_steps", None): "not given",
+    ("optim.warmup_tokens", None): "not given",
+    ("train.init_from", None): "random",
+}
 _QUIET = {key for key in RUN_CONTROL if not key.startswith("eval.")} | {"train.seed"}
 _STARTS = {
     "hardware": "hardware",

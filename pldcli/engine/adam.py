@@ -92,6 +92,8 @@ def _trust_ratios(parameters: list[Tensor], updates: tuple[Tensor, ...]) -> list
 def _clip_factors(gradients: list[Tensor], roots: tuple[Tensor, ...], eps: float) -> list[Tensor]:
     """Compute 1 / max(1, RMS) of each tensor, where RMS is that of its gradient over the root of the second moment (`roots`)."""
     ratios = torch._foreach_div(gradients, torch._foreach_clamp_min(roots, eps))
-    norms = torch.stack(torch._foreach_norm(ratios))
-    sizes = norms.new_tensor([gradient.numel() for gradient in gradients])
-    return list((norms / sizes.sqrt()).clamp(min=1.0).reciprocal().unbind())
+    factors = list(torch._foreach_norm(ratios))
+    torch._foreach_div_(factors, [math.sqrt(gradient.numel()) for gradient in gradients])  # 0-d tensors: a CUDA device is not waited for
+    torch._foreach_clamp_min_(factors, 1.0)
+    torch._foreach_reciprocal_(factors)
+    return factors

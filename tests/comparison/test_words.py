@@ -43,6 +43,15 @@ def test_runs_that_differ_in_dropping_alone() -> None:
     assert rest == "nothing else in the configuration differs"
 
 
+def test_another_optimizer_and_warm_up_are_named() -> None:
+    muon = made_up_run("b", "optim.name=muon", "optim.muon_learning_rate=0.01", "optim.warmup_steps=3")
+    assert differences(made_up_run("a"), muon) == (
+        "optimizer: muon (baseline: adamw)",
+        "peak learning rate of Muon: 0.01 (baseline: 0.02)",
+        "steps of warm-up: 3 (baseline: not given)",
+    )
+
+
 def test_each_other_difference_is_a_line() -> None:
     changes = ("model.norm=post", "optim.learning_rate=1e-4", "train.global_batch_size=16", "model.dropout=0.1", "optim.beta2=0.98")
     other = made_up_run(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 
-from pldcli.engine.checkpoint import Position
+from pldcli.engine.checkpoint import Position, optimizer_tensors
 from pldcli.engine.runtime import launch
 from pldcli.model import StBert
 from pldcli.system.signals import StopRequest
@@ -20,11 +23,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("packing", ["stream", "documents"])
-def test_the_host_waits_for_nothing_within_steps(precision: str, packing: str) -> None:
+@pytest.mark.parametrize("change", ["data.packing=stream", "data.packing=documents", "optim.name=muon", "optim.name=stable-adamw"])
+def test_the_host_waits_for_nothing_within_steps(precision: str, change: str) -> None:
     """torch raises where an operation makes the host wait; the loop is asked for nothing before its last step."""
     with launch("cuda") as runtime:
-        trainer = tiny_trainer(f"runtime.precision={precision}", "runtime.compile=off", f"data.packing={packing}", runtime=runtime)
+        trainer = tiny_trainer(f"runtime.precision={precision}", "runtime.compile=off", change, runtime=runtime)
         steps = trainer.steps(Position(), observe=lambda step: step == 4, stop=StopRequest())
         next(steps)  # what is set up once may wait
 
@@ -39,6 +42,18 @@ def test_the_host_waits_for_nothing_within_steps(precision: str, packing: str) -
             next(steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "stable-adamw"])
+def test_restored_state_lies_where_the_optimizer_reads_it(name: str) -> None:
+    with launch("cuda") as runtime:
+        trainer, resumed = (tiny_trainer(f"optim.name={name}", "runtime.compile=off", runtime=runtime) for _ in range(2))
+        [*_, last] = itertools.islice(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()), 3)
+        state = {key: tensor.cpu() for key, tensor in optimizer_tensors(trainer.model, trainer.optimizer).items()}
+        resumed.restore(trainer.model.state_dict(), state, trainer.scaler.state_dict(), where="")
+        [*_, end] = resumed.steps(last.position, observe=lambda step: True, stop=StopRequest())
+        assert end.position.step == resumed.schedule.total_steps
+        assert math.isfinite(end.losses["loss"])
 
 
 def test_compiled_steps_follow_the_plain_ones_and_compile_once() -> None:

@@ -23,18 +23,21 @@ SETTINGS = (
     "optim.weight_decay=0.1",
     "optim.max_grad_norm=0.5",
 )
+OPTIMIZERS = [("adamw", True), ("adamw", False), ("lamb", True), ("lamb", False), ("stable-adamw", True), ("stable-adamw", False)]
 
 
 class Reference:
     """One parameter in float64, by the formulas of the papers.
 
-    Source: Loshchilov & Hutter 2019 (AdamW), algorithm 2; You et al. 2020 (LAMB), algorithm 2.
+    Source: Loshchilov & Hutter 2019 (AdamW), algorithm 2; You et al. 2020 (LAMB), algorithm 2; Wortsman et al. 2023 (StableAdamW),
+    algorithm 2.
     """
 
-    def __init__(self, name: str, value: torch.Tensor, *, lamb: bool, corrected: bool) -> None:
+    def __init__(self, name: str, value: torch.Tensor, *, optimizer: str, corrected: bool) -> None:
         vector = name.endswith("bias") or "norm" in name
         self.weight = value.detach().double().numpy().copy()
-        self.decay, self.adapts, self.corrected = 0.0 if vector else 0.1, lamb and not vector, corrected
+        self.decay, self.adapts, self.corrected = 0.0 if vector else 0.1, optimizer == "lamb" and not vector, corrected
+        self.clips = optimizer == "stable-adamw"
         self.first, self.second, self.updates = np.zeros_like(self.weight), np.zeros_like(self.weight), 0
 
     def update(self, gradient: np.ndarray, rate: float) -> None:
@@ -45,7 +48,8 @@ class Reference:
         second = self.second / (1 - 0.999**self.updates) if self.corrected else self.second
         change = first / (np.sqrt(second) + 1e-6) + self.decay * self.weight
         trust = np.linalg.norm(self.weight) / np.linalg.norm(change) if self.adapts else 1.0
-        self.weight -= rate * trust * change
+        clipping = max(1.0, float(np.sqrt(np.mean(gradient**2 / np.maximum(second, 1e-12))))) if self.clips else 1.0
+        self.weight -= rate / clipping * trust * change
 
 
 def clipped(gradients: dict[str, np.ndarray], most: float) -> dict[str, np.ndarray]:
@@ -53,11 +57,11 @@ def clipped(gradients: dict[str, np.ndarray], most: float) -> dict[str, np.ndarr
     return {name: gradient * min(1.0, most / norm) for name, gradient in gradients.items()}
 
 
-@pytest.mark.parametrize(("optimizer", "corrected"), [("adamw", True), ("adamw", False), ("lamb", True), ("lamb", False)])
+@pytest.mark.parametrize(("optimizer", "corrected"), OPTIMIZERS)
 def test_training_steps_equal_float64(optimizer: str, corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(*SETTINGS, f"optim.name={optimizer}", f"optim.bias_correction={str(corrected).lower()}")
     names = dict(trainer.model.named_parameters())
-    followed = {name: Reference(name, value, lamb=optimizer == "lamb", corrected=corrected) for name, value in names.items()}
+    followed = {name: Reference(name, value, optimizer=optimizer, corrected=corrected) for name, value in names.items()}
     before = {name: value.detach().clone() for name, value in names.items()}
     seen: list[dict[str, np.ndarray]] = []
     unclipped = raw_gradients(trainer, names, seen)

@@ -22,6 +22,8 @@ DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.depth_rule=unifor
 SCENARIOS = {
     "two draws": (*DROPPING, "pld.draws_per_step=2"),
     "uneven targets": (*DROPPING, "data.layout=nsp-pairs", "objective.next_sentence=true", "train.micro_batch_size=2"),
+    "muon": (*DROPPING, "pld.draws_per_step=2", "optim.name=muon"),
+    "stable-adamw": (*DROPPING, "pld.draws_per_step=2", "optim.name=stable-adamw"),
 }
 
 
