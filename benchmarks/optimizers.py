@@ -1,12 +1,13 @@
-"""Train with LAMB at a multiple of the batch and with AdamW, on equally many tokens, and put the losses side by side.
+"""Train with LAMB at a multiple of the batch, with Muon, StableAdamW and AdamW, on equally many tokens, and put the losses side by side.
 
     python benchmarks/optimizers.py --data data --tokens 6553600 --results optimizers --threads 1 --out benchmarks/results/optimizers-cpu.md
     python benchmarks/optimizers.py --data data --tokens 6553600 --results optimizers --threads 1 --only adamw-1x    # one of the runs
     python benchmarks/optimizers.py --data data --tokens 6553600 --results optimizers --threads 1 --table
 
-Three kinds of runs, all with the preset's schedule, warm-up fraction, weight decay and seed: `adamw-1x` with the preset's learning rate,
-`adamw-Nx` at N times the batch, and `lamb-Nx` at N times the batch, once for each learning rate given. Every run sees the same rows in
-the same order; N times the batch is one Nth of the steps. A run leaves one JSON file in --results and is not done again.
+Kinds of runs, all with the preset's schedule, warm-up fraction, weight decay and seed: `adamw-1x` with the preset's learning rate,
+`adamw-Nx` at N times the batch, and `lamb-Nx` at N times the batch, once for each learning rate given. Where learning rates are given for
+them, `stable-adamw-1x`, and `muon-1x`, whose rates are those of the blocks' matrices. Every run sees the same rows in the same order; N
+times the batch is one Nth of the steps. A run leaves one JSON file in --results and is not done again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software
 
 CURVE_POINTS = 40
+NAMES = {"adamw": "AdamW", "lamb": "LAMB", "muon": "Muon", "stable-adamw": "StableAdamW"}
 COLUMNS = (
     "optimizer",
     "batch, sequences",
@@ -84,6 +86,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=8, help="the large batch, in multiples of the small one")
     parser.add_argument("--lamb-learning-rates", type=float, nargs="+", default=[2e-3, 6e-3, 2e-2])
     parser.add_argument("--adamw-learning-rates", type=float, nargs="+", help="at the large batch; default: the preset's")
+    parser.add_argument("--muon-learning-rates", type=float, nargs="+", default=[], help="of the blocks' matrices, at the small batch")
+    parser.add_argument("--stable-adamw-learning-rates", type=float, nargs="+", default=[], help="at the small batch")
     parser.add_argument("--only", nargs="+", help="kinds of runs, such as adamw-1x lamb-8x; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="auto")
@@ -98,6 +102,8 @@ def runs_of(options: argparse.Namespace) -> Iterator[Run]:
     every = [Run("adamw", 1, rate)]
     every += [Run("adamw", options.times, each) for each in options.adamw_learning_rates or [rate]]
     every += [Run("lamb", options.times, each) for each in options.lamb_learning_rates]
+    every += [Run("muon", 1, each) for each in options.muon_learning_rates]
+    every += [Run("stable-adamw", 1, each) for each in options.stable_adamw_learning_rates]
     for run in every:
         if not options.only or run.name in options.only:
             yield run
@@ -109,7 +115,7 @@ def configure(run: Run, prepared: PreparedData, options: argparse.Namespace) -> 
     changes = [
         *options.set,
         f"optim.name={run.optimizer}",
-        f"optim.learning_rate={run.learning_rate!r}",
+        f"optim.{'muon_' if run.optimizer == 'muon' else ''}learning_rate={run.learning_rate!r}",
         f"train.global_batch_size={batch}",
         f"train.total_steps={max(1, options.tokens // (batch * start.data.seq_len))}",
         f"train.seed={options.seed}",
@@ -185,7 +191,7 @@ def make_table(prepared: PreparedData, options: argparse.Namespace) -> str:
     for result in found:
         run = Run(**result["run"])
         cells = [
-            {"adamw": "AdamW", "lamb": "LAMB"}[run.optimizer],
+            NAMES[run.optimizer],
             f"{result['batch']:,}",
             f"{run.learning_rate:g}",
             f"{result['steps']:,}",
