@@ -237,7 +237,7 @@ def test_optimizers_compare_losses_at_equal_tokens(run: Run, prepared: Path, tmp
     out = tmp_path / "optimizers.md"
     words = ["--data", prepared, "--results", tmp_path / "runs", "--preset", "bert-tiny-preln", "--precision", "fp32", "--out", out]
     words += ["--set", *SHAPE, "eval.max_sequences=16", "--batch", 2, "--times", 4, "--tokens", 32 * 2 * 40]
-    words += ["--lamb-learning-rates", 0.002, 0.02]
+    words += ["--lamb-learning-rates", 0.002, 0.02, "--muon-learning-rates", 0.02]
     script, _ = run("optimizers", *words)
     rows = rows_of(out.read_text(encoding="utf-8"), "# Loss at equal tokens")
     assert [row[:5] for row in rows] == [
@@ -245,11 +245,12 @@ def test_optimizers_compare_losses_at_equal_tokens(run: Run, prepared: Path, tmp
         ["AdamW", "8", "0.001", "10", "2,560"],
         ["LAMB", "8", "0.002", "10", "2,560"],
         ["LAMB", "8", "0.02", "10", "2,560"],
+        ["Muon", "2", "0.02", "40", "2,560"],
     ]
     for row in rows:
         assert number(row[7]) == pytest.approx(number(row[6]) - number(rows[0][6]), abs=2e-4)
     results = [json.loads(place.read_text(encoding="utf-8")) for place in sorted((tmp_path / "runs").glob("*.json"))]
-    assert len({result["validation_loss"] for result in results}) == 4
+    assert len({result["validation_loss"] for result in results}) == 5
     small = next(result for result in results if result["run"]["times"] == 1)
     losses = [loss for _, loss in small["curve"]]
     assert [tokens for tokens, _ in small["curve"]] == [64 * (i + 1) for i in range(40)]
