@@ -282,14 +282,8 @@ class TrainConfig(Settings):
     init_from: str | None = None
     """Begin with the weights of this run, checkpoint or Hugging Face directory; its shape takes the place of the preset's."""
     unigram_bias: bool = False
-    """Begin the masked-LM head's bias at the log frequencies of the training tokens, which short runs then need not learn."""
-
-    @model_validator(mode="after")
-    def _check_start(self) -> Self:
-        if self.unigram_bias and self.init_from is not None:
-            what = "is for runs that begin at random, not with train.init_from"
-            raise UsageError(what, where="train.unigram_bias", hint="leave one of them out")
-        return self
+    """Begin the masked-LM head's bias at the log frequencies of the training tokens, which short runs then need not learn. With `init_from`
+    the bias is that model's."""
 
 
 class RuntimeConfig(Settings):

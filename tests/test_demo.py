@@ -46,7 +46,7 @@ def test_both_runs_see_equal_tokens_and_only_one_drops(small: None, tmp_path: Pa
         assert rows[-1]["step"] == 30
         assert (tmp_path / "demo" / "runs" / system / "model" / "model.safetensors").is_file()
         [start] = json.loads((tmp_path / "demo" / "runs" / system / "environment.json").read_text())["starts"]
-        assert f"--preset bert-tiny-{system} " in start["command"]
+        assert f"--preset modern-tiny-{system} " in start["command"]
         assert "train.total_steps=30 " in start["command"]
     for name in ("loss_by_tokens.png", "loss_by_train_seconds.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")

@@ -13,14 +13,14 @@ from pldcli.engine.checkpoint import Position
 from pldcli.engine.validation import MaskedLmScore
 
 DENSE = DemoRun(
-    "bert-tiny-preln",
+    "modern-tiny-preln",
     Position(250, tokens=1_000_000, train_seconds=50.0, executed_flops=2e12),
     MaskedLmScore(mlm_loss=5.5, mlm_accuracy=0.2, num_targets=1, num_tokens=1, seconds=1.0),
     kept_fraction=1.0,
     predicted_saving=0.0,
 )
 DROPPED = DemoRun(
-    "bert-tiny-pld",
+    "modern-tiny-pld",
     replace(DENSE.position, train_seconds=37.0, executed_flops=1.46e12),
     replace(DENSE.score, mlm_loss=5.6),
     kept_fraction=0.725,
@@ -65,9 +65,9 @@ def test_arguments_reach_the_engine_and_the_table_compares(pld: Callable[..., An
 
 def test_models_that_are_not_below_the_unigram_baseline_are_named(pld: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     out = show(pld, monkeypatch, replace(SHOWN, unigram_loss=5.65))
-    assert "note: bert-tiny-pld not clearly below the unigram baseline" in out
+    assert "note: modern-tiny-pld not clearly below the unigram baseline" in out
     out = show(pld, monkeypatch, replace(SHOWN, unigram_loss=5.3))
-    assert "note: bert-tiny-preln and bert-tiny-pld not clearly below" in out
+    assert "note: modern-tiny-preln and modern-tiny-pld not clearly below" in out
 
 
 def test_every_number_is_readable_in_80_columns(pld: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

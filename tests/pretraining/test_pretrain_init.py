@@ -249,9 +249,3 @@ def test_a_head_that_begins_at_the_frequencies_is_as_good_as_they_are(pld: Calla
     logs = np.log(token_shares(data.stream("train"), data.vocab_size, data.special) + 1e-12)
     targets = np.concatenate([batch.target_ids.numpy() for batch in fixed_batches(data, 32, max_sequences=64)])
     assert losses["true"] == pytest.approx(-logs[targets].mean(), abs=0.02)
-
-
-def test_a_head_begins_at_the_frequencies_or_with_another_model(pld: Callable[..., Outcome], source: Path, prepared: Path) -> None:
-    outcome = pld("pretrain", "--preset", "bert-tiny-pld", "--init-from", source, "train.unigram_bias=true", "--data", prepared)
-    assert outcome.code == 2
-    assert outcome.err.startswith("error: train.unigram_bias: ")
