@@ -34,12 +34,11 @@ from measuring import documentation, prepared_documentation, rotated, say, sized
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.loader import StepBatches, count_tokens
-from pldcli.data.masking import Masking
 from pldcli.data.prepare import prepare
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.phases import PhaseTimer
 from pldcli.engine.runtime import launch
-from pldcli.pretraining.assembly import build_trainer, cut_rows
+from pldcli.pretraining.assembly import build_trainer, choose_masking, cut_rows
 from pldcli.system.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 
@@ -154,7 +153,7 @@ class Feed:
         samples = cut_rows(config, prepared.stream("train"), prepared.special)
         self.set_up_seconds = time.perf_counter() - started
         special, rows = prepared.special, max(1, batch_tokens // seq_len)
-        masking = Masking.of(config.objective.mask_probability, special, prepared.vocab_size)
+        masking = choose_masking(config, special, prepared.vocab_size, data=prepared.path)
         self.name, self.seq_len, self.prepared, self.samples = name, seq_len, prepared, samples
         self.batches = StepBatches(samples, masking, global_batch_size=rows, num_groups=1, micro_steps=1, micro_batch_size=rows)
         self.built, self.tokens = 0, 0.0

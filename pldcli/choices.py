@@ -12,6 +12,7 @@ __all__ = [
     "DocumentPer",
     "FeedForward",
     "LmHead",
+    "MaskingUnit",
     "ModelType",
     "Norm",
     "PositionEmbedding",
@@ -36,6 +37,9 @@ FeedForward = Literal["gelu", "geglu", "swiglu"]
 
 LmHead = Literal["transform", "plain"]
 """Before the tied decoder: a dense layer, GELU and a norm, as BERT, or nothing, as GPT-2."""
+
+MaskingUnit = Literal["token", "whole-word", "span"]
+"""What becomes targets of the masked LM together."""
 
 ModelType = Literal["bpe", "unigram"]
 """What tokenizer to train."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pldcli.choices import AttentionInit, Device, FeedForward, LmHead, Norm, PositionEmbedding, PrecisionChoice
+from pldcli.choices import AttentionInit, Device, FeedForward, LmHead, MaskingUnit, Norm, PositionEmbedding, PrecisionChoice
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
 from pldcli.pld import DepthRule, Draw, Schedule, TimeSchedule
@@ -152,8 +152,8 @@ class ModelConfig(Settings):
         """Return whether a block attends to a window only."""
         return len(self.global_layer_numbers) < self.num_hidden_layers
 
-    def flops(self, seq_len: int, mask_rate: float) -> Flops:
-        """Count the FLOPs per token of rows of `seq_len` tokens, of which the head sees a share of `mask_rate`."""
+    def flops(self, seq_len: int, mask_rate: float, *, span_boundary: bool = False) -> Flops:
+        """Count the FLOPs per token of rows of `seq_len` tokens, of which the heads see a share of `mask_rate`."""
         return Flops.of_encoder(
             num_blocks=self.num_hidden_layers,
             hidden_size=self.hidden_size,
@@ -163,6 +163,7 @@ class ModelConfig(Settings):
             seq_len=seq_len,
             mask_rate=mask_rate,
             head_transform=self.lm_head == "transform",
+            span_boundary=span_boundary,
             num_local=self.num_hidden_layers - len(self.global_layer_numbers),
             window=2 * (self.local_attention // 2) + 1,
         )
@@ -215,8 +216,26 @@ class ObjectiveConfig(Settings):
 
     mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] = 0.15
     """Share of the maskable tokens of a sequence that are targets."""
+    final_mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] | None = None
+    """Where the share is at the last step, moving linearly from `mask_probability`; none: it stays. 0.3 to 0.15 is what others found good."""
+    masking: MaskingUnit = "token"
+    """Targets are a `token` each, `whole-word`s as far as they fit, or each `span` of 1 to 10 words (geometric, mean 3.8), as SpanBERT's."""
+    span_boundary: bool = False
+    """Add SpanBERT's loss: predict a span's tokens also from the two tokens around it; needs masking=span, is not exported."""
     next_sentence: bool = False
     """Add BERT's next-sentence head and loss; needs data.layout=nsp-pairs."""
+
+    @model_validator(mode="after")
+    def _check_span_boundary(self) -> Self:
+        if self.span_boundary and self.masking != "span":
+            raise UsageError("needs masked spans", where="objective.span_boundary", hint="add objective.masking=span")
+        return self
+
+    @property
+    def mask_probabilities(self) -> tuple[float, float]:
+        """Return the shares of the first and of the last step."""
+        final = self.final_mask_probability
+        return self.mask_probability, self.mask_probability if final is None else final
 
 
 class OptimConfig(Settings):
@@ -380,7 +399,8 @@ class Config(Settings):
     @property
     def flops(self) -> Flops:
         """Count the FLOPs per token, in rows that are one text: what packed documents attend to, only the data know (`Samples`)."""
-        return self.model.flops(self.data.seq_len, self.objective.mask_probability)
+        objective = self.objective
+        return self.model.flops(self.data.seq_len, sum(objective.mask_probabilities) / 2, span_boundary=objective.span_boundary)
 
     @property
     def num_parameters(self) -> int:
@@ -400,6 +420,7 @@ class Config(Settings):
             norm_bias=model.norm_bias,
             head_transform=model.lm_head == "transform",
             next_sentence=self.objective.next_sentence,
+            span_boundary=self.objective.span_boundary,
         )
 
     def share_of_group(self, world_size: int) -> int:

@@ -78,7 +78,8 @@ def export(
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
         save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
-    left_out = ("next-sentence head",) if "nsp_head.classifier.weight" in loaded.weights else ()
+    heads = {"nsp_head.classifier.weight": "next-sentence head", "sbo_head.place.weight": "span-boundary head"}
+    left_out = tuple(head for weight, head in heads.items() if weight in loaded.weights)
     checked = read_back(out, model, loaded.tokenizer.special)
     return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked)
 

@@ -1,8 +1,8 @@
 """FLOPs and parameters of an encoder, by one convention.
 
 Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D x (tokens that it attends to), and the head's
-6 (D^2 + V D) x mask rate because it runs at masked positions only. Look-ups, norms and biases are not counted, dropped
-blocks never are.
+6 (D^2 + V D) x mask rate because it runs at masked positions only; a span-boundary head's 6 (4 D^2 + V D) x mask rate. Where the mask
+rate moves, its mean over the run stands for every step. Look-ups, norms and biases are not counted, dropped blocks never are.
 
 A token attends to the T of its row, padding included; where rows are packed documents that do not see each other, to those of
 its document; in local blocks to those of its window at most. A block that runs counts as the mean of global and local ones. That is
@@ -46,12 +46,14 @@ class Flops:
         mask_rate: float,
         gated: bool = False,
         head_transform: bool = True,
+        span_boundary: bool = False,
         num_local: int = 0,
         window: int = 0,
     ) -> Flops:
         """Count for an encoder with a tied masked-LM head on sequences of `seq_len` tokens that all attend to each other."""
         matrices = 4 * hidden_size**2 + (3 if gated else 2) * hidden_size * intermediate_size
         head = 6.0 * (head_transform * hidden_size**2 + vocab_size * hidden_size) * mask_rate
+        head += span_boundary * 6.0 * (4 * hidden_size**2 + vocab_size * hidden_size) * mask_rate
         return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks, num_local, window)
 
     def attending_to(self, tokens: float) -> Flops:
@@ -94,10 +96,12 @@ def count_parameters(
     mlp_bias: bool = True,
     norm_bias: bool = True,
     head_transform: bool = True,
+    span_boundary: bool = False,
 ) -> int:
     """Count the parameters of an encoder with its masked-LM head; the tied decoder counts once.
 
-    `num_norms` are the LayerNorms outside of the head; `next_sentence` adds a pooler with a two-way classifier.
+    `num_norms` are the LayerNorms outside of the head; `next_sentence` adds a pooler with a two-way classifier,
+    `span_boundary` a head with two layers and embeddings of 64 places in a span.
     """
     width, inner = hidden_size, (2 if gated else 1) * intermediate_size
     norm = (1 + norm_bias) * width
@@ -106,4 +110,6 @@ def count_parameters(
     feed_forward = (width + mlp_bias) * inner + (intermediate_size + mlp_bias) * width
     masked_head = head_transform * ((width + mlp_bias) * width + norm + vocab_size)
     sentence_head = (width + 1) * width + 2 * (width + 1)
-    return embeddings + num_norms * norm + num_blocks * (attention + feed_forward) + masked_head + next_sentence * sentence_head
+    boundary_head = (64 + 3 * width + 1) * width + (width + 1) * width + 4 * width + vocab_size
+    heads = masked_head + next_sentence * sentence_head + span_boundary * boundary_head
+    return embeddings + num_norms * norm + num_blocks * (attention + feed_forward) + heads

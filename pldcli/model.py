@@ -19,7 +19,7 @@ from pldcli.attention import Attention, Rows, attend, attention_of, kernel_fits,
 from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, PositionEmbedding
 from pldcli.dropout import Dropout
 
-__all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "StBert", "TaskHead", "TokenHead"]
+__all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "SpanBoundaryHead", "StBert", "TaskHead", "TokenHead"]
 
 
 _LOUD_POSITIONS = 2.0
@@ -33,6 +33,10 @@ _PERIODS = 4.0, 256.0
 
 _ROTARY_PERIODS = 256.0
 """`local` initialisation with rotary positions: longest period of the pairs of dimensions that a head begins with, in tokens."""
+
+
+_SPAN_PLACES = 64
+"""Rows of the span-boundary head's table of places."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,35 @@ class NextSentenceHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(hidden_BTD[:, 0])))  # type: ignore[no-any-return]
 
 
+class SpanBoundaryHead(nn.Module):
+    """SpanBERT's: a masked token is predicted from the tokens on both sides of its span, and its place in it; two layers, tied decoder.
+
+    Source: Joshi et al. 2020 (SpanBERT), section 3.2.
+    """
+
+    def __init__(self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.place = nn.Embedding(_SPAN_PLACES, hidden_size)
+        self.boundary = nn.Linear(3 * hidden_size, hidden_size)
+        self.boundary_norm = nn.LayerNorm(hidden_size, layer_norm_eps)
+        sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layer_norm_eps": layer_norm_eps}
+        self.output = MaskedLmHead(**sizes, transform=True, dense_bias=True, norm_bias=True)
+
+    def forward(self, left_MD: Tensor, right_MD: Tensor, places_M: Tensor, word_embeddings_VD: Tensor, multiple: int = 1) -> Tensor:
+        """Return the logits of the vocabulary at each masked position, [M, V].
+
+        Args:
+            left_MD: Hidden states of the token before the span.
+            right_MD: Hidden states of the token behind it.
+            places_M: Of the tokens in the span, from 0; those far in share an embedding.
+            word_embeddings_VD: The decoder's weight.
+            multiple: As of `MaskedLmHead`.
+        """
+        places_MD = self.place(places_M.clamp(0, _SPAN_PLACES - 1))
+        mixed_MD = self.boundary(torch.cat([left_MD, right_MD, places_MD], 1))
+        return self.output(self.boundary_norm(functional.gelu(mixed_MD)), word_embeddings_VD, multiple)  # type: ignore[no-any-return]
+
+
 class SequenceHead(nn.Module):
     """Dense, tanh, output, from the first token.
 
@@ -303,6 +336,7 @@ class StBert(nn.Module):
         norm: `pre` for ST blocks and a final LayerNorm, `post` for BERT's order.
         masked_lm: With a masked-LM head.
         next_sentence: With a next-sentence head.
+        span_boundary: With a span-boundary head.
         task_head: With a head for fine-tuning.
         seed: Seed of the initial weights.
 
@@ -338,6 +372,7 @@ class StBert(nn.Module):
         attention_init: AttentionInit = "normal",
         masked_lm: bool = True,
         next_sentence: bool = False,
+        span_boundary: bool = False,
         task_head: TaskHead | None = None,
         seed: int = 0,
     ) -> None:
@@ -373,6 +408,7 @@ class StBert(nn.Module):
         sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layer_norm_eps": layer_norm_eps}
         self.mlm_head = MaskedLmHead(**sizes, **head) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
+        self.sbo_head = SpanBoundaryHead(**sizes) if span_boundary else None
         self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
         self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
         self.max_position_embeddings, self.reach = max_position_embeddings, local_attention // 2
@@ -385,7 +421,7 @@ class StBert(nn.Module):
     @property
     def units(self) -> list[nn.Module]:
         """List the parts of which each has gradients as a whole or not at all: embeddings, norm, heads, and each block."""
-        heads = [head for head in (self.mlm_head, self.nsp_head, self.task_head) if head is not None]
+        heads = [head for head in (self.mlm_head, self.nsp_head, self.sbo_head, self.task_head) if head is not None]
         return [self.embeddings, self.final_norm, *heads, *self.blocks]
 
     @torch.no_grad()

@@ -40,11 +40,20 @@ class Pretrained:
         """Keep the shape and the tokenizer, forget the weights."""
         return replace(self, weights={}, from_scratch=True)
 
-    def masked_lm(self, *, next_sentence: bool = False, fresh_head: bool = False, dropout: float | None = None, seed: int = 0) -> StBert:
+    def masked_lm(
+        self,
+        *,
+        next_sentence: bool = False,
+        span_boundary: bool = False,
+        fresh_head: bool = False,
+        dropout: float | None = None,
+        seed: int = 0,
+    ) -> StBert:
         """Build the model with its masked-LM head.
 
         Args:
             next_sentence: With a next-sentence head too; fresh where there is none.
+            span_boundary: With a span-boundary head too; fresh where there is none.
             fresh_head: Begin with fresh heads where there are none, instead of refusing.
             dropout: Everywhere; None for the checkpoint's own.
             seed: Of what is fresh.
@@ -54,8 +63,8 @@ class Pretrained:
         """
         if self.without_masked_lm and not fresh_head:
             raise CheckpointError(self.without_masked_lm, where=self.where, hint="give a model that was saved with its pre-training head")
-        model = StBert(**self._with_dropout(dropout), next_sentence=next_sentence, seed=seed)
-        _load(model, self.weights, self.where, may_be_fresh=self._fresh_or("mlm_head.", "nsp_head."))
+        model = StBert(**self._with_dropout(dropout), next_sentence=next_sentence, span_boundary=span_boundary, seed=seed)
+        _load(model, self.weights, self.where, may_be_fresh=self._fresh_or("mlm_head.", "nsp_head.", "sbo_head."))
         return model
 
     def with_head(self, head: TaskHead, *, seed: int = 0, dropout: float | None = None, trained: bool = False) -> StBert:

@@ -30,7 +30,7 @@ from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import DeviceError, UsageError
-from pldcli.pretraining.assembly import assemble, check_vocabulary, compiles, cut_rows, place, random_model
+from pldcli.pretraining.assembly import assemble, check_vocabulary, choose_masking, compiles, cut_rows, place, random_model
 from pldcli.pretraining.estimate import expected_memory_bytes, fitting_micro_batch
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest
@@ -119,6 +119,7 @@ class Source:
         self.special = prepared.special if prepared else _SPECIAL
         self.vocab_size = prepared.vocab_size if prepared else config.model.vocab_size
         self.name = str(prepared.path) if prepared else "random tokens"
+        self._data = prepared.path if prepared else None
         self._stream = prepared.stream("train") if prepared else random_stream(self.vocab_size)
 
     def samples(self, config: Config) -> Samples:
@@ -127,7 +128,7 @@ class Source:
 
     def masking(self, config: Config) -> Masking:
         """Return the masking of the run."""
-        return Masking.of(config.objective.mask_probability, self.special, self.vocab_size)
+        return choose_masking(config, self.special, self.vocab_size, data=self._data)
 
 
 def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried: tuple[MicroBatch, ...], report: Report) -> Bench:

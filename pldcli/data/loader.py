@@ -326,20 +326,23 @@ class PairSamples:
         return np.stack([start, second], 1), np.stack([cut, np.where(random, size, length - cut)], 1), random.astype(np.int64)
 
 
-def to_batch(rows: Rows, masking: Masking, *, fixed_targets: bool = False) -> Batch:
+def to_batch(rows: Rows, masking: Masking, *, step: int = 0, fixed_targets: bool = False) -> Batch:
     """Mask rows and make tensors of them.
 
     Args:
         rows: The rows.
         masking: Chooses targets.
+        step: Of the run, where the share of targets moves.
         fixed_targets: Pad to a fixed number of targets with `NO_TARGET`. How many tokens of a row are masked depends on its special
-            tokens and padding; a number that depends on the shape [B, T] alone keeps all shapes static, so that compiled graphs are not
-            compiled again and memory stays what it was in the first step.
+            tokens and padding; a number that depends on the shape [B, T] and the share alone keeps shapes static, so that compiled graphs
+            are not compiled again and memory stays what it was in the first step. Where the share moves, the number moves with it: padded
+            to the largest, a fall from 30 to 15 % would run the head for a third more positions than have targets. Head and loss are then
+            compiled once more, for any number.
     """
-    masked = masking(rows.input_ids, rows.keys)
+    masked = masking(rows.input_ids, rows.keys, step)
     positions, targets = masked.positions, masked.target_ids
     if fixed_targets:
-        missing = len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1]) - len(positions)
+        missing = len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1], step) - len(positions)
         # Position 0 stands for the missing ones: its logits are computed and left out of the loss and its mean, as any NO_TARGET.
         positions, targets = np.pad(positions, (0, missing)), np.pad(targets, (0, missing), constant_values=NO_TARGET)
 
@@ -385,7 +388,7 @@ class StepBatches:
         for group in range(self.num_groups):
             first = step * self.global_batch_size + group * group_size + self.rank * share
             starts = range(first, first + share, self.micro_batch_size)
-            groups.append([self._batch(start, self.micro_batch_size) for start in starts])
+            groups.append([self._batch(step, start, self.micro_batch_size) for start in starts])
         return pinned(groups) if self.pin_memory else groups
 
     def num_sequences(self, step: int) -> int:
@@ -396,8 +399,8 @@ class StepBatches:
         """Yield the batches of steps first..stop-1, built ahead in a thread."""
         return built_ahead(self.step, first, stop)
 
-    def _batch(self, start: int, size: int) -> Batch:
-        return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking, fixed_targets=True)
+    def _batch(self, step: int, start: int, size: int) -> Batch:
+        return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking, step=step, fixed_targets=True)
 
 
 def validation_batches(samples: Samples, masking: Masking, *, batch_size: int, max_sequences: int | None = None) -> Iterator[Batch]:

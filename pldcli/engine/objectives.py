@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pldcli.choices import TaskKind
 from pldcli.data.loader import NO_TARGET, Batch, Inputs
-from pldcli.model import MaskedLmHead, StBert
+from pldcli.model import MaskedLmHead, SpanBoundaryHead, StBert
 from pldcli.tasks.batches import TaskBatch
 
 __all__ = ["MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
@@ -42,22 +42,24 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class MaskedLm:
-    """BERT's objective: masked tokens, and the next sentence where the model has that head."""
+    """BERT's objective: masked tokens, and the next sentence or SpanBERT's span boundaries where the model has those heads."""
 
     next_sentence: bool = False
     compiled: bool = False
     """Compile head and loss together."""
     vocab_multiple: int = 1
     """Pad the vocabulary to a multiple of this; added entries have no probability."""
+    span_boundary: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name the losses."""
-        return ("mlm", "nsp") if self.next_sentence else ("mlm",)
+        return ("mlm", *(["nsp"] if self.next_sentence else []), *(["sbo"] if self.span_boundary else []))
 
     def num_targets(self, batch: Batch) -> list[int]:
-        """Count masked positions, and sequences."""
-        return [int((batch.target_ids != NO_TARGET).sum())] + [len(batch.input_ids)] * self.next_sentence
+        """Count masked positions, sequences, and masked positions again."""
+        masked = int((batch.target_ids != NO_TARGET).sum())
+        return [masked] + [len(batch.input_ids)] * self.next_sentence + [masked] * self.span_boundary
 
     def loss_sums(self, model: StBert, batch: Batch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
         """Run the model and sum each loss over its targets."""
@@ -70,6 +72,12 @@ class MaskedLm:
             assert model.nsp_head is not None
             assert batch.next_sentence_labels is not None
             sums.append(functional.cross_entropy(model.nsp_head(hidden_BTD).float(), batch.next_sentence_labels, reduction="sum"))
+        if self.span_boundary:
+            assert model.sbo_head is not None
+            boundary_sum = compiled_boundary_loss_sum() if self.compiled else boundary_loss_sum
+            sums.append(
+                boundary_sum(model.sbo_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)
+            )
         return torch.stack(sums)
 
 
@@ -115,11 +123,42 @@ def masked_loss_sum(
     return functional.cross_entropy(logits_MV.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
 
 
+def boundary_loss_sum(
+    head: SpanBoundaryHead,
+    hidden_BTD: Tensor,
+    word_embeddings_VD: Tensor,
+    *,
+    positions_M: Tensor,
+    target_ids_M: Tensor,
+    vocab_multiple: int,
+) -> Tensor:
+    """Sum the cross-entropy of masked positions as their spans' boundaries predict them.
+
+    A span is a run of masked positions. Rows begin and end with tokens that are never masked, so that there are such on both sides.
+    """
+    places_M = torch.arange(len(positions_M), device=positions_M.device)
+    starts_M = functional.pad(positions_M.diff() != 1, (1, 0), value=True)
+    ends_M = functional.pad(starts_M[1:], (0, 1), value=True)
+    first_M = torch.where(starts_M, places_M, 0).cummax(0).values
+    last_M = torch.where(ends_M, places_M, len(positions_M)).flip(0).cummin(0).values.flip(0)
+    # Where targets are padded, position 0 is masked without anything around it: these are left out of the loss as anywhere.
+    around = (positions_M[first_M] - 1).clamp(min=0), positions_M[last_M] + 1
+    left_MD, right_MD = (hidden_BTD.flatten(0, 1).index_select(0, token_M) for token_M in around)
+    logits_MV = head(left_MD, right_MD, places_M - first_M, word_embeddings_VD, vocab_multiple)
+    return functional.cross_entropy(logits_MV.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
+
+
 @cache
 def compiled_masked_loss_sum() -> Callable[..., Tensor]:
     """Compile `masked_loss_sum` once."""
     # Fused with the loss, the float32 copy of the logits is never in memory.
     return torch.compile(masked_loss_sum)
+
+
+@cache
+def compiled_boundary_loss_sum() -> Callable[..., Tensor]:
+    """Compile `boundary_loss_sum` once."""
+    return torch.compile(boundary_loss_sum)
 
 
 def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, residual_scales_L: Tensor | None = None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -11,7 +13,8 @@ from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples
 from pldcli.data.prepared import PreparedData
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.data.tokenizer import SpecialTokens, load_prepared_tokenizer
+from pldcli.data.words import find_continuations
 from pldcli.engine.model_source import check_tokenizer
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.optim import build_optimizer, learning_rate
@@ -24,7 +27,17 @@ from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
 
-__all__ = ["assemble", "build_trainer", "check_vocabulary", "compiles", "cut_rows", "initial_model", "place", "random_model"]
+__all__ = [
+    "assemble",
+    "build_trainer",
+    "check_vocabulary",
+    "choose_masking",
+    "compiles",
+    "cut_rows",
+    "initial_model",
+    "place",
+    "random_model",
+]
 
 _CUDA_VOCAB_MULTIPLE = 64
 """Tensor cores are fast on matrices whose sizes are multiples of 64 elements."""
@@ -47,7 +60,7 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
     config.share_of_group(runtime.world_size)  # a batch that does not divide is refused before anything large is built
     model = initial_model(config, prepared, source)
     samples = cut_rows(config, prepared.stream("train"), prepared.special)
-    masking = Masking.of(config.objective.mask_probability, prepared.special, prepared.vocab_size)
+    masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     return assemble(config, place(model, config, runtime), samples, masking, runtime)
 
 
@@ -90,7 +103,12 @@ def assemble(
     precision = resolve_precision(config.runtime.precision, runtime.device)
     return Trainer(
         model,
-        objective=MaskedLm(config.objective.next_sentence, compiles(config, runtime), _CUDA_VOCAB_MULTIPLE if on_cuda else 1),
+        objective=MaskedLm(
+            config.objective.next_sentence,
+            compiles(config, runtime),
+            _CUDA_VOCAB_MULTIPLE if on_cuda else 1,
+            config.objective.span_boundary,
+        ),
         schedule=config.pld_schedule,
         optimizer=optimizer or build_optimizer(model, config.optim, precision.name),
         batches=batches,
@@ -100,6 +118,33 @@ def assemble(
         runtime=runtime,
         flops=config.flops,
         seed=train.seed,
+    )
+
+
+def choose_masking(config: Config, special: SpecialTokens, vocab_size: int, *, data: Path | None) -> Masking:
+    """Build what chooses the targets, as `objective` says.
+
+    Args:
+        config: The resolved configuration.
+        special: Ids of the special tokens.
+        vocab_size: Of the tokenizer.
+        data: Prepared data that holds the tokenizer; None where each token is a word.
+
+    Raises:
+        UsageError: Whole words are wanted, and the tokenizer does not show where they begin.
+    """
+    objective, continues_word = config.objective, None
+    if objective.masking != "token":
+        no_word = np.zeros(vocab_size, bool)
+        continues_word = find_continuations(load_prepared_tokenizer(data), where="objective.masking") if data else no_word
+    return Masking.of(
+        objective.mask_probability,
+        special,
+        vocab_size,
+        unit=objective.masking,
+        continues_word=continues_word,
+        final_probability=objective.final_mask_probability,
+        total_steps=config.train.total_steps,
     )
 
 
@@ -131,7 +176,9 @@ def check_vocabulary(config: Config, prepared: PreparedData) -> None:
 
 def random_model(config: Config) -> StBert:
     """Build the model with random weights from the run's seed."""
-    return StBert(**dict(config.model), next_sentence=config.objective.next_sentence, seed=config.train.seed)
+    objective = config.objective
+    heads = {"next_sentence": objective.next_sentence, "span_boundary": objective.span_boundary}
+    return StBert(**dict(config.model), **heads, seed=config.train.seed)
 
 
 def initial_model(config: Config, prepared: PreparedData, source: Pretrained | None = None) -> StBert:
@@ -157,7 +204,11 @@ def initial_model(config: Config, prepared: PreparedData, source: Pretrained | N
             what = f"{getattr(config.model, name)} does not fit the {value} of {source.where}"
             raise UsageError(what, where=f"model.{name}", hint="leave it out: the model's own value is taken")
     return source.masked_lm(
-        next_sentence=config.objective.next_sentence, fresh_head=True, dropout=config.model.dropout, seed=config.train.seed
+        next_sentence=config.objective.next_sentence,
+        span_boundary=config.objective.span_boundary,
+        fresh_head=True,
+        dropout=config.model.dropout,
+        seed=config.train.seed,
     )
 
 

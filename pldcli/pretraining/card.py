@@ -63,7 +63,10 @@ def _card(
     names = [Path(source["name"]).name for source in prepared.manifest["sources"]]
     sources = ", ".join(names[:_MOST_NAMES]) + f" and {len(names) - _MOST_NAMES} more files" * (len(names) > _MOST_NAMES)
     unknown = "".join(f", {share:.2%} of the {split} tokens unknown" for split, share in unknown_shares(counts).items())
-    targets = f"masked LM, {config.objective.mask_probability:.0%} of the tokens" + " + next sentence" * config.objective.next_sentence
+    objective = config.objective
+    shares = " to ".join(f"{share:.0%}" for share in dict.fromkeys(objective.mask_probabilities))
+    targets = f"masked LM, {shares} of the tokens" + f" by {objective.masking}" * (objective.masking != "token")
+    targets += " + next sentence" * objective.next_sentence + " + span boundary" * objective.span_boundary
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
     nsp = "\nIt was trained with a next-sentence head, which is left out of `model/`.\n" if config.objective.next_sentence else ""

@@ -128,7 +128,7 @@ def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float
     probe = StepBatches(
         batches.samples, batches.masking, global_batch_size=sequences, num_groups=1, micro_steps=1, micro_batch_size=sequences
     )
-    batch = probe.step(0)[0][0]
+    batch = probe.step(config.train.total_steps // 2)[0][0]  # the mean of a share of targets that moves
     counts = [float(n) for n in trainer.objective.num_targets(batch)]
     half = num_blocks // 2
     seconds = {}
@@ -153,5 +153,6 @@ def _activation_bytes_per_sequence(config: Config) -> int:
     """Estimate what one sequence keeps for the backward pass, in bytes: measured on autocast runs, rounded up."""
     model, length = config.model, config.data.seq_len
     block = length * (40 * model.hidden_size + 8 * model.intermediate_size) + 6 * model.num_attention_heads * length**2
-    head = int(config.objective.mask_probability * length + 1) * model.vocab_size * 16
+    heads = 1 + config.objective.span_boundary
+    head = heads * int(max(config.objective.mask_probabilities) * length + 1) * model.vocab_size * 16
     return model.num_hidden_layers * block + head

@@ -1,0 +1,46 @@
+"""Which tokens of a vocabulary continue a word."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli.data.conversion import SPACE
+from pldcli.data.tokenizer import Tokenizer
+from pldcli.errors import UsageError
+
+__all__ = ["find_continuations"]
+
+_BYTE_SPACES = tuple("\u0120\u010a\u0109\u010d\u010b\u010c")
+"""Space, line feed, tabulator, carriage return, vertical tabulator and form feed, as byte-level BPE writes these bytes."""
+
+
+def find_continuations(tokenizer: Tokenizer, *, where: str) -> npt.NDArray[np.bool_]:
+    """Find the tokens that continue the word of the token before.
+
+    WordPiece marks these (`##`), SentencePiece and byte-level BPE those that begin a word (`▁`, `Ġ`). So punctuation is a word of its own
+    with WordPiece, and belongs to the word before with the others, as in the whole-word masking of fairseq.
+
+    Args:
+        tokenizer: Whose vocabulary it is.
+        where: The setting that needs it, to name in an error.
+
+    Returns:
+        [V]; special tokens do not count.
+
+    Raises:
+        UsageError: The tokens have no such mark.
+    """
+    model = json.loads(tokenizer.json_text)["model"]
+    vocabulary: dict[str, int] = tokenizer.fast.get_vocab()
+    prefix = model.get("continuing_subword_prefix")
+    marks = ((prefix,),) if prefix else ((SPACE,), _BYTE_SPACES)
+    marked = next(filter(None, ({i for token, i in vocabulary.items() if token.startswith(mark)} for mark in marks)), None)
+    if marked is None:
+        what = "needs tokens that show where words begin, and those of this tokenizer do not"
+        raise UsageError(what, where=where, hint="use objective.masking=token")
+    table = np.zeros(tokenizer.vocab_size, bool)
+    table[list(marked if prefix else set(vocabulary.values()) - marked)] = True
+    return table
