@@ -217,11 +217,11 @@ class ObjectiveConfig(Settings):
     mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] = 0.15
     """Share of the maskable tokens of a sequence that are targets."""
     final_mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] | None = None
-    """Where the share is at the last step, moving linearly from `mask_probability`; none: it stays. 0.3 to 0.15 is what others found good."""
+    """The share at the last step, to which it moves linearly from `mask_probability` (published: 0.3 to 0.15); null: it stays."""
     masking: MaskingUnit = "token"
-    """Targets are a `token` each, `whole-word`s as far as they fit, or each `span` of 1 to 10 words (geometric, mean 3.8), as SpanBERT's."""
+    """What is masked together: a `token`, a `whole-word`, or a `span` of 1 to 10 words (SpanBERT: geometric, mean 3.8)."""
     span_boundary: bool = False
-    """Add SpanBERT's loss: predict a span's tokens also from the two tokens around it; needs masking=span, is not exported."""
+    """Add SpanBERT's head and loss, which predict a span from the two tokens around it; needs objective.masking=span."""
     next_sentence: bool = False
     """Add BERT's next-sentence head and loss; needs data.layout=nsp-pairs."""
 
