@@ -34,10 +34,13 @@ _LENGTH_BOUNDS = np.array(
     [int(2**64 * (1 - (1 - _MEAN_LENGTH_P) ** n) / (1 - (1 - _MEAN_LENGTH_P) ** _LONGEST_SPAN)) for n in range(1, _LONGEST_SPAN)], np.uint64
 )
 """Cumulative distribution of a span's length in words, times 2^64: geometric with p = 0.2, its tail beyond 10 cut off, mean 3.80."""
-_WORDS_AHEAD = 16
-"""Spans are laid from so many words before the row: then no place in the row is likelier than another to be a span's first word."""
-_BETWEEN, _COLUMNS = np.uint64(1 << 63), np.uint64((1 << 16) - 1)
-"""Bits of the order in which tokens become targets: a word between two spans; the column."""
+_WORDS_AHEAD = 24
+"""Spans are laid from so many words before the row, so that its first word is in a span as often as any, not always."""
+_TOKENS_AT_ONCE = 1 << 14
+"""Of a large batch: a dozen arrays of these fit into the cache, and are not asked of the operating system anew for every batch."""
+
+_COLUMNS = np.uint64((1 << 16) - 1)
+"""Bits of an order that tell the tokens of a span apart."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Masking:
 
     - `token`: tokens on their own, exactly the share.
     - `whole-word`: words in random order, each with all its tokens, or left out where it would exceed the share; 80/10/10 by token.
-    - `span`: runs of whole words that neither overlap nor touch, exactly the share: the last one is cut short. 80/10/10 by span.
+    - `span`: runs of whole words with others between, exactly the share: the last one is cut short. 80/10/10 by span.
 
     Source: Devlin et al. 2019, section 3.1; for whole words the release of May 2019 of their `create_pretraining_data.py`; for spans Joshi
     et al. 2020 (SpanBERT), section 3.1. SpanBERT's code draws spans that may touch and merges them, so that they come out longer
@@ -124,7 +127,10 @@ class Masking:
         special = self._is_special[input_ids]
         available = input_ids.shape[1] - special.sum(1)
         wanted = np.minimum(available, np.maximum(1, np.rint(self.share(step) * available).astype(np.int64)))
-        rows, columns = np.nonzero(self._choose(input_ids, special, row_keys, wanted))
+        at_once = max(1, _TOKENS_AT_ONCE // input_ids.shape[1])
+        parts = [slice(start, start + at_once) for start in range(0, max(1, len(input_ids)), at_once)]
+        chosen = [self._choose(input_ids[part], special[part], row_keys[part], wanted[part]) for part in parts]
+        rows, columns = np.nonzero(np.concatenate(chosen))
 
         decided_at = _run_starts(rows, columns) if self.unit == "span" else columns
         fate = hashes(row_keys[rows] ^ _REPLACE, decided_at) % np.uint64(10)
@@ -185,19 +191,17 @@ def _whole_words(words: Int64s, special: Bools, row_keys: UInt64s, wanted: Int64
 def _span_order(words: Int64s, row_keys: UInt64s) -> UInt64s:
     """Return the order in which tokens become targets, [B, T]: spans in random order, each from its first token on.
 
-    Every row is laid out with spans, one word between each two, of which a random few are needed. So their lengths are what was drawn,
-    and none of the few was left out for being too long, as by drawing places until no two spans overlap. The words between come last.
+    Every row is laid out with spans and gaps in turn, both of geometric lengths, and a random few of the spans are needed. So they do not
+    touch, and have the lengths that were drawn: long ones are not left out more often, as by drawing places until a span fits in. Where
+    the share is so large that it needs more than all spans, the gaps come last.
     """
     num_rows, num_words = len(words), int(words.max(initial=0)) + 1
-    spans = np.arange((num_words + _WORDS_AHEAD + 1) // 2)  # as many as fit, were each of one word
-    lengths = 1 + np.searchsorted(_LENGTH_BOUNDS, hashes(row_keys[:, None] ^ _LENGTH, spans), side="right")
-    nexts = np.cumsum(lengths + 1, axis=1) - _WORDS_AHEAD  # the first word of the span behind
-    nexts = nexts.clip(0, num_words + 1) + (num_words + 2) * np.arange(num_rows)[:, None]
-    begun = np.bincount(nexts.ravel(), minlength=num_rows * (num_words + 2)).reshape(num_rows, -1)
-    # By word, a hash of its span's number.
-    laid = hashes(row_keys[:, None] ^ _CHOOSE, np.cumsum(begun, axis=1)[:, :-2]) >> np.uint64(1)
-    laid[begun[:, 1:-1] > 0] |= _BETWEEN
-    order = laid.ravel()[words + num_words * np.arange(num_rows)[:, None]]
+    draws = hashes(row_keys[:, None] ^ _LENGTH, np.arange(num_words // 2 + 2 * _WORDS_AHEAD))  # twice as many as fit on average
+    ends = np.cumsum(1 + np.searchsorted(_LENGTH_BOUNDS, draws, side="right"), axis=1) - _WORDS_AHEAD
+    ends = ends.clip(0, num_words) + (num_words + 1) * np.arange(num_rows)[:, None]
+    pieces = np.bincount(ends.ravel(), minlength=num_rows * (num_words + 1)).reshape(num_rows, -1)[:, :-1].cumsum(1)  # by word
+    order = hashes(row_keys[:, None] ^ _CHOOSE, pieces) >> np.uint64(1) | (pieces % 2).astype(np.uint64) << np.uint64(63)
+    order = order.ravel()[words + num_words * np.arange(num_rows)[:, None]]
     return order & ~_COLUMNS | np.arange(words.shape[1], dtype=np.uint64)
 
 

@@ -69,7 +69,8 @@ def _card(
     targets += " + next sentence" * objective.next_sentence + " + span boundary" * objective.span_boundary
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
-    nsp = "\nIt was trained with a next-sentence head, which is left out of `model/`.\n" if config.objective.next_sentence else ""
+    heads = ["next-sentence"] * objective.next_sentence + ["span-boundary"] * objective.span_boundary
+    left_out = "".join(f"\nIt was trained with a {head} head, which is left out of `model/`.\n" for head in heads)
     norm = "Pre-LN (`roberta-prelayernorm`)" if config.model.norm == "pre" else "Post-LN (`bert`)"
     return f"""---
 library_name: transformers
@@ -81,7 +82,7 @@ tags: [pldcli, progressive-layer-dropping, masked-lm]
 
 A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
 Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
-{nsp}
+{left_out}
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
