@@ -41,6 +41,16 @@ def test_attention_costs_what_a_token_attends_to() -> None:
     assert rows.per_block - packed.per_block == 12 * 768 * (512 - 128)
 
 
+def test_heads_are_counted_at_the_masked_tokens() -> None:
+    """Of a share that moves, at its mean; a span-boundary head has one more product of 3 D x D."""
+    base, size = resolve("bert-base-pld").config, 768
+    head = base.flops.head / 0.15
+    moving = base.replace(objective={"mask_probability": 0.3, "final_mask_probability": 0.2})
+    assert moving.flops.head == pytest.approx(0.25 * head)
+    spans = base.replace(objective={"masking": "span", "span_boundary": True})
+    assert spans.flops.head == pytest.approx(0.15 * (2 * head + 6 * 3 * size**2))
+
+
 def test_parameters_of_the_published_models() -> None:
     """`bert-base-uncased` with its masked-LM head has 109,514,298 parameters at 30,522 entries and Post-LN."""
     config = resolve("bert-base-postln", ["model.vocab_size=30522"]).config
@@ -48,14 +58,14 @@ def test_parameters_of_the_published_models() -> None:
 
 
 @pytest.mark.parametrize("preset", ["bert-tiny-pld", "bert-tiny-postln", "modern-tiny-pld"])
-@pytest.mark.parametrize("next_sentence", [False, True])
-def test_parameters_are_those_of_the_model(preset: str, next_sentence: bool) -> None:
+@pytest.mark.parametrize("heads", [False, True])
+def test_parameters_are_those_of_the_model(preset: str, heads: bool) -> None:
     from pldcli.model import StBert
 
-    changes = ["objective.next_sentence=true", "data.layout=nsp-pairs"] if next_sentence else []
-    config: Config = resolve(preset, changes).config
+    pairs = ["objective.next_sentence=true", "data.layout=nsp-pairs", "objective.span_boundary=true", "objective.masking=span"]
+    config: Config = resolve(preset, pairs if heads else []).config
     settings = dict(config.model)
-    model = StBert(**settings, next_sentence=next_sentence)
+    model = StBert(**settings, next_sentence=heads, span_boundary=heads)
     assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 

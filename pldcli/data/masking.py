@@ -201,8 +201,8 @@ def _span_order(words: Int64s, row_keys: UInt64s) -> UInt64s:
     ends = ends.clip(0, num_words) + (num_words + 1) * np.arange(num_rows)[:, None]
     pieces = np.bincount(ends.ravel(), minlength=num_rows * (num_words + 1)).reshape(num_rows, -1)[:, :-1].cumsum(1)  # by word
     order = hashes(row_keys[:, None] ^ _CHOOSE, pieces) >> np.uint64(1) | (pieces % 2).astype(np.uint64) << np.uint64(63)
-    order = order.ravel()[words + num_words * np.arange(num_rows)[:, None]]
-    return order & ~_COLUMNS | np.arange(words.shape[1], dtype=np.uint64)
+    by_token: UInt64s = order.ravel()[words + num_words * np.arange(num_rows)[:, None]]
+    return by_token & ~_COLUMNS | np.arange(words.shape[1], dtype=np.uint64)
 
 
 def _run_starts(rows: Int64s, columns: Int64s) -> Int64s:

@@ -177,8 +177,12 @@ def check_vocabulary(config: Config, prepared: PreparedData) -> None:
 def random_model(config: Config) -> StBert:
     """Build the model with random weights from the run's seed."""
     objective = config.objective
-    heads = {"next_sentence": objective.next_sentence, "span_boundary": objective.span_boundary}
-    return StBert(**dict(config.model), **heads, seed=config.train.seed)
+    return StBert(
+        **dict(config.model),
+        next_sentence=objective.next_sentence,
+        span_boundary=objective.span_boundary,
+        seed=config.train.seed,
+    )
 
 
 def initial_model(config: Config, prepared: PreparedData, source: Pretrained | None = None) -> StBert:

@@ -200,6 +200,84 @@ def test_losses_are_summed_in_float32_under_autocast() -> None:
     assert not torch.equal(sums, exact)
 
 
+# Span boundaries
+
+
+def span_batch() -> Batch:
+    """Spans of one token, of three, and of two; then targets that pad to a fixed number."""
+    batch = make_batch(positions=(3, 11, 12, 13, 27, 28, 0, 0))
+    return replace(batch, target_ids=torch.cat([batch.target_ids[:6], torch.full((2,), NO_TARGET)]))
+
+
+def test_span_boundaries_are_another_sum() -> None:
+    """Of each masked token, as the tokens on both sides of its span and its place in it predict it."""
+    model, batch = make_model(span_boundary=True, next_sentence=True), span_batch()
+    objective = MaskedLm(span_boundary=True)
+    assert objective.names == ("mlm", "sbo")
+    assert objective.num_targets(batch) == [6, 6]
+    sums = objective.loss_sums(model, batch, None, None)
+    hidden = model(batch.input_ids).flatten(0, 1)
+    head = model.sbo_head
+    assert head is not None and head.output.dense is not None and head.output.norm is not None
+    expected = 0.0
+    spans = [(3, 3), (11, 13), (27, 28)]
+    targets = iter(batch.target_ids.tolist())
+    for first, last in spans:
+        for place in range(last - first + 1):
+            mixed = torch.cat([hidden[first - 1], hidden[last + 1], head.place.weight[place]])
+            mixed = head.boundary_norm(functional.gelu(head.boundary.weight @ mixed + head.boundary.bias))
+            mixed = head.output.norm(functional.gelu(head.output.dense.weight @ mixed + head.output.dense.bias))
+            logits = model.embeddings.word.weight @ mixed + head.output.bias
+            expected -= float(logits.detach().log_softmax(0)[next(targets)])
+    assert float(sums[1].detach()) == pytest.approx(expected, rel=1e-5)
+    plain, pairs = make_batch(), replace(span_batch(), next_sentence_labels=torch.tensor([0, 1, 1]))
+    assert torch.equal(sums[0], MaskedLm().loss_sums(model, batch, None, None)[0])
+    both = MaskedLm(next_sentence=True, span_boundary=True)
+    assert both.names == ("mlm", "nsp", "sbo")
+    assert both.num_targets(pairs) == [6, 3, 6]
+    assert torch.equal(both.loss_sums(model, pairs, None, None)[2], sums[1])
+    assert len(MaskedLm().loss_sums(model, plain, None, None)) == 1
+
+
+def test_span_boundaries_do_not_depend_on_the_split_into_micro_batches() -> None:
+    model, batch = make_model(span_boundary=True).double(), span_batch()
+    whole = MaskedLm(span_boundary=True).loss_sums(model, batch, None, None)
+    real = replace(batch, positions=batch.positions[:6], target_ids=batch.target_ids[:6])
+    parts = [MaskedLm(span_boundary=True).loss_sums(model, part(real, rows), None, None) for rows in (slice(0, 1), slice(1, 3))]
+    torch.testing.assert_close(whole, parts[0] + parts[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_place_far_into_a_span_and_a_batch_without_targets_have_a_loss() -> None:
+    model = make_model(span_boundary=True, max_position_embeddings=100)
+    long = Batch(input_ids=torch.full((1, 100), 7), positions=torch.arange(1, 99), target_ids=torch.full((98,), 9))
+    for batch, count in ((long, 98), (make_batch(positions=()), 0)):
+        sums = MaskedLm(span_boundary=True).loss_sums(model, batch, None, None)
+        assert MaskedLm(span_boundary=True).num_targets(batch) == [count, count]
+        assert bool(sums.isfinite().all()) and bool((sums > 0).all()) == (count > 0)
+        sums.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it while tracing
+def test_another_number_of_targets_compiles_head_and_loss_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of targets that moves: after the second number any number runs what is there."""
+    from torch._dynamo.utils import counters
+
+    names = ("masked_loss_sum", "boundary_loss_sum")
+    for name in names:
+        compiled = torch.compile(getattr(objectives, name), backend="aot_eager", fullgraph=True)
+        monkeypatch.setattr(objectives, f"compiled_{name}", lambda compiled=compiled: compiled)
+    torch._dynamo.reset()
+    counters.clear()
+    model = make_model(span_boundary=True)
+    for count, graphs in ((7, 2), (6, 4), (5, 4), (4, 4), (3, 4), (2, 4)):
+        batch = make_batch(positions=tuple(range(11, 11 + count)))
+        losses = [MaskedLm(compiled=compiled, span_boundary=True).loss_sums(model, batch, None, None) for compiled in (False, True)]
+        torch.testing.assert_close(*losses)
+        losses[1].sum().backward()
+        assert counters["stats"]["unique_graphs"] == graphs
+    torch._dynamo.reset()
+
+
 # Fine-tuning
 
 
