@@ -166,6 +166,8 @@ def test_torchrun_trains_as_one_process_and_only_the_main_one_writes(prepared, t
         "pld.schedule=constant",
     ]
     arguments += ["train.log_every_steps=1", "checkpoint.every_steps=2"]
+    # Masks and their share are functions of row and step, whoever reads the row.
+    arguments += ["objective.masking=span", "objective.span_boundary=true", "objective.final_mask_probability=0.4"]
     torchrun = [
         sys.executable,
         "-m",
@@ -191,6 +193,7 @@ def test_torchrun_trains_as_one_process_and_only_the_main_one_writes(prepared, t
         assert result.stdout.count(line) == 1, result.stdout
     rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert len(rows[0]) == 5
+    assert rows[0][0]["train/loss"] == pytest.approx(rows[0][0]["train/mlm_loss"] + rows[0][0]["train/sbo_loss"])
     for one, both in zip(*rows, strict=True):
         assert one.keys() == both.keys()
         for name in one:
