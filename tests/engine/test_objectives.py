@@ -264,17 +264,16 @@ def test_another_number_of_targets_compiles_head_and_loss_once_more(monkeypatch:
 
     names = ("masked_loss_sum", "boundary_loss_sum")
     for name in names:
-        compiled = torch.compile(getattr(objectives, name), backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(getattr(objectives, name), backend="eager", fullgraph=True)
         monkeypatch.setattr(objectives, f"compiled_{name}", lambda compiled=compiled: compiled)
     torch._dynamo.reset()
     counters.clear()
     model = make_model(span_boundary=True)
-    for count, graphs in ((7, 2), (6, 4), (5, 4), (4, 4), (3, 4), (2, 4)):
+    for count, graphs in ((7, 2), (6, 4), (5, 4), (8, 4), (4, 4)):
         batch = make_batch(positions=tuple(range(11, 11 + count)))
         losses = [MaskedLm(compiled=compiled, span_boundary=True).loss_sums(model, batch, None, None) for compiled in (False, True)]
         torch.testing.assert_close(*losses)
-        losses[1].sum().backward()
-        assert counters["stats"]["unique_graphs"] == graphs
+        assert counters["stats"]["unique_graphs"] == graphs, count
     torch._dynamo.reset()
 
 

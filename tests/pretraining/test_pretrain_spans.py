@@ -28,7 +28,7 @@ def test_a_stopped_run_of_spans_goes_on_to_the_same_bits(pld, prepared, tmp_path
     assert "30% to 10% of the tokens by span + span boundary" in card
     assert "span-boundary head, which is left out" in card
 
-    exported = pld("export", tmp_path / "whole" / "checkpoints" / "step-00000012", tmp_path / "model", "--data", prepared)
+    exported = pld("export", tmp_path / "whole" / "checkpoints" / "step-00000012", "--out", tmp_path / "model", "--data", prepared)
     assert exported.code == 0 and "left out: span-boundary head" in exported.out
     ours, written = (load_file(path / "model.safetensors") for path in (tmp_path / "whole" / "model", tmp_path / "model"))
     assert ours.keys() == written.keys()
