@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from measuring import documentation, packaged_model, rotated, say, steps_in_turn, timed
 from pldcli import dropout as dropout_module
-from pldcli import model as model_module
+from pldcli import attention as attention_module
 from pldcli import presets
 from pldcli.data.prepared import PreparedData
 from pldcli.engine.runtime import Runtime, launch
@@ -155,5 +155,5 @@ def share_of_step(name: str, trainers: Mapping[str, Any], steps: int) -> str:
 def dropping(way: str) -> Iterator[None]:
     """Let the model drop in one of the ways."""
     chosen = WAYS.get(way, dropout_module.dropout)
-    with mock.patch.object(dropout_module, "dropout", chosen), mock.patch.object(model_module, "dropout", chosen):
+    with mock.patch.object(dropout_module, "dropout", chosen), mock.patch.object(attention_module, "dropout", chosen):
         yield
