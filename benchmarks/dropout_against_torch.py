@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from measuring import documentation, packaged_model, rotated, say, steps_in_turn, timed
-from pldcli import dropout as dropout_module
 from pldcli import attention as attention_module
+from pldcli import dropout as dropout_module
 from pldcli import presets
 from pldcli.data.prepared import PreparedData
 from pldcli.engine.runtime import Runtime, launch
