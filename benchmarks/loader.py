@@ -33,9 +33,10 @@ from dropout_against_torch import ask_dropout
 from measuring import documentation, prepared_documentation, rotated, say, sized_text, steps_in_turn, synchronize, timed
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.loader import StepBatches, count_tokens
+from pldcli.data.loader import count_tokens
 from pldcli.data.prepare import prepare
 from pldcli.data.prepared import PreparedData, open_prepared
+from pldcli.data.step_batches import StepBatches
 from pldcli.engine.phases import PhaseTimer
 from pldcli.engine.runtime import launch
 from pldcli.pretraining.assembly import build_trainer, choose_masking, cut_rows
@@ -154,8 +155,9 @@ class Feed:
         self.set_up_seconds = time.perf_counter() - started
         special, rows = prepared.special, max(1, batch_tokens // seq_len)
         masking = choose_masking(config, special, prepared.vocab_size, data=prepared.path)
-        self.name, self.seq_len, self.prepared, self.samples = name, seq_len, prepared, samples
-        self.batches = StepBatches(samples, masking, global_batch_size=rows, num_groups=1, micro_steps=1, micro_batch_size=rows)
+        self.name, self.seq_len, self.prepared, self.samples = name, seq_len, prepared, samples[seq_len]
+        curriculum = config.replace(train={"global_batch_size": rows}).curriculum
+        self.batches = StepBatches(samples=samples, masking=masking, curriculum=curriculum, num_groups=1, micro_batch_size=rows)
         self.built, self.tokens = 0, 0.0
         """Batches so far, and the mean of their real tokens in the last turn."""
         self.rates: list[float] = []
@@ -178,7 +180,7 @@ class Feed:
         cells = [f"{num_bytes / 1e6:.1f}", f"{self.samples.num_sequences:,}", f"{self.samples.efficiency:.3f}"]
         seconds = self.tokens / statistics.median(self.rates)
         cells += [f"{self.set_up_seconds:.2f}", f"{1e3 * seconds:.3f}", spread([rate / 1e6 for rate in self.rates])]
-        return row(self.name, str(self.seq_len), *cells, f"{self.batches.global_batch_size * self.seq_len / seconds / 1e6:.2f}")
+        return row(self.name, str(self.seq_len), *cells, f"{self.batches.num_sequences(0) * self.seq_len / seconds / 1e6:.2f}")
 
 
 # The phase timer

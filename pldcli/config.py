@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from pldcli.choices import AttentionInit, Device, FeedForward, LmHead, MaskingUnit, Norm, PositionEmbedding, PrecisionChoice
+from pldcli.curriculum import Curriculum, Stage, largest_divisor
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
 from pldcli.pld import DepthRule, Draw, Schedule, TimeSchedule
+from pldcli.run_flops import RunFlops
 from pldcli.settings import AS_NUMBER, Count, Fraction, Natural, NonNegative, Positive, Settings, Share, Switch, fields
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "LengthStage",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -200,15 +202,45 @@ class PldConfig(Settings):
     """Multiply a kept block's outputs by 1 / keep probability in training."""
 
 
+class LengthStage(Settings):
+    """A part of a run in which sequences are shorter than at its end."""
+
+    until: Annotated[float, Field(gt=0), AS_NUMBER]
+    """Where the stage ends, as a fraction of the run."""
+    seq_len: Annotated[int, Field(ge=8), AS_NUMBER]
+    """Tokens per sequence; must divide data.seq_len."""
+    global_rope_theta: Positive | None = None
+    """In the place of model.global_rope_theta, which is that of the run's end."""
+
+
 class DataConfig(Settings):
     """What a training sequence is."""
 
     seq_len: Annotated[int, Field(ge=8), AS_NUMBER] = 128
-    """Tokens per sequence with [CLS] and [SEP], T."""
+    """Tokens per sequence with [CLS] and [SEP], T; with length_stages, those at the end of the run."""
     layout: Literal["spans", "nsp-pairs"] = "spans"
     """`spans`: full rows of contiguous text. `nsp-pairs`: two segments, the second the true continuation half of the time."""
     packing: Literal["stream", "documents"] = "stream"
     """For `spans`: rows go on over the ends of documents (`stream`), or hold whole `documents` that do not see each other."""
+    length_stages: Annotated[tuple[LengthStage, ...], Strict(False)] = ()
+    """Shorter sequences before those of seq_len: `[{until: 0.7, seq_len: 128}, {until: 0.9, seq_len: 512}]`, in fractions of the run.
+    A step keeps its tokens: of a quarter of the length it reads four times as many sequences. `global_rope_theta` in a stage takes the
+    place of model.global_rope_theta, which like seq_len is what the run ends with."""
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        before = 0.0
+        for number, stage in enumerate(self.length_stages):
+            where = f"data.length_stages[{number}]"
+            if not before < stage.until < 1:
+                what = f"{stage.until:g} does not lie between {before:g}, where the stage begins, and 1"
+                hint = "list stages in order; what comes after the last one has the length data.seq_len"
+                raise UsageError(what, where=f"{where}.until", hint=hint)
+            if self.seq_len % stage.seq_len:
+                what = f"{stage.seq_len} tokens do not divide data.seq_len {self.seq_len}, the length at the end of the run"
+                raise UsageError(what, where=f"{where}.seq_len", hint="a step keeps its tokens: choose lengths that divide it")
+            before = stage.until
+        return self
 
 
 class ObjectiveConfig(Settings):
@@ -291,9 +323,14 @@ class TrainConfig(Settings):
     total_steps: Count = 200_000
     """Optimizer steps, T. Every schedule is tied to it."""
     global_batch_size: Count = 4096
-    """Sequences per optimizer step, over all processes."""
+    """Sequences of data.seq_len tokens per optimizer step, over all processes."""
+    batch_ramp: Share = 0.0
+    """The first part of the run in which the batch grows from initial_batch_size to global_batch_size, as a fraction: linearly in steps,
+    in multiples of the first."""
+    initial_batch_size: Count | Literal["auto"] = "auto"
+    """Used with batch_ramp only: sequences of the first step, which divide global_batch_size; `auto` is about a quarter."""
     micro_batch_size: Count | Literal["auto"] = "auto"
-    """Most sequences per forward pass and process; `auto` fits the device's memory. Lower it when memory runs out."""
+    """Most sequences of data.seq_len tokens per forward pass and process; `auto` fits the memory. Lower it when memory runs out."""
     seed: Natural = 0
     """Seed of the initial weights, data order, masks, gates and dropout."""
     log_every_steps: Count = 10
@@ -303,6 +340,23 @@ class TrainConfig(Settings):
     unigram_bias: bool = False
     """Begin the masked-LM head's bias at the log frequencies of the training tokens, which short runs then need not learn. With `init_from`
     the bias is that model's."""
+
+    @property
+    def smallest_batch_size(self) -> int:
+        """Sequences of the first step; of every step where there is no ramp."""
+        if not self.batch_ramp:
+            return self.global_batch_size
+        if self.initial_batch_size != "auto":
+            return self.initial_batch_size
+        return largest_divisor(self.global_batch_size, max(1, self.global_batch_size // 4))
+
+    @model_validator(mode="after")
+    def _check_ramp(self) -> Self:
+        batch, first = self.global_batch_size, self.smallest_batch_size
+        if batch % first:
+            what = f"{first} sequences do not divide train.global_batch_size {batch}, which grows in multiples of them"
+            raise UsageError(what, where="train.initial_batch_size", hint=f"try train.initial_batch_size={largest_divisor(batch, first)}")
+        return self
 
 
 class RuntimeConfig(Settings):
@@ -351,16 +405,21 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_sections_fit(self) -> Self:
-        model, data, pld, batch = self.model, self.data, self.pld, self.train.global_batch_size
+        model, data, pld = self.model, self.data, self.pld
         if data.seq_len > model.max_position_embeddings:
             what = f"{data.seq_len} tokens do not fit model.max_position_embeddings {model.max_position_embeddings}"
             raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
         if (always := pld.keep_first + pld.keep_last) > model.num_hidden_layers:
             what = f"{always} blocks at both ends are more than model.num_hidden_layers {model.num_hidden_layers}"
             raise UsageError(what, where="pld.keep_first", hint="keep fewer")
-        if batch % pld.draws_per_step:
-            what = f"{batch} sequences do not divide into pld.draws_per_step {pld.draws_per_step} gate groups"
-            raise UsageError(what, where="train.global_batch_size", hint="make it a multiple")
+        for key, batch in self._batch_sizes:
+            if batch % pld.draws_per_step:
+                what = f"{batch} sequences do not divide into pld.draws_per_step {pld.draws_per_step} gate groups"
+                raise UsageError(what, where=key, hint="make it a multiple")
+        for number, stage in enumerate(data.length_stages):
+            if stage.global_rope_theta is not None and model.position_embedding != "rotary":
+                where = f"data.length_stages[{number}].global_rope_theta"
+                raise UsageError("learned positions have no theta", where=where, hint="use model.position_embedding=rotary")
         if data.packing == "documents" and data.layout != "spans":
             raise UsageError("documents are packed in rows of spans", where="data.packing", hint="use data.layout=spans")
         if self.objective.next_sentence and data.layout != "nsp-pairs":
@@ -388,7 +447,27 @@ class Config(Settings):
 
     def steps_for(self, tokens: int) -> int:
         """Count the first steps of a run that together have at least so many tokens."""
-        return math.ceil(tokens / (self.train.global_batch_size * self.data.seq_len))
+        return self.curriculum.steps_for(tokens)
+
+    @property
+    def _batch_sizes(self) -> tuple[tuple[str, int], ...]:
+        """Sequences of the last and of the first step by their keys: those of all others are multiples of the first's."""
+        return ("train.global_batch_size", self.train.global_batch_size), ("train.initial_batch_size", self.train.smallest_batch_size)
+
+    @property
+    def curriculum(self) -> Curriculum:
+        """Build what each step reads: length and number of its sequences."""
+        theta = self.model.global_rope_theta
+        stages = tuple(Stage(stage.until, stage.seq_len, stage.global_rope_theta or theta) for stage in self.data.length_stages)
+        return Curriculum(
+            total_steps=self.train.total_steps,
+            seq_len=self.data.seq_len,
+            batch_size=self.train.global_batch_size,
+            rope_theta=theta,
+            stages=stages,
+            initial_batch_size=self.train.smallest_batch_size,
+            ramp_fraction=self.train.batch_ramp,
+        )
 
     @property
     def pld_schedule(self) -> Schedule:
@@ -401,6 +480,14 @@ class Config(Settings):
         """Count the FLOPs per token, in rows that are one text: what packed documents attend to, only the data know (`Samples`)."""
         objective = self.objective
         return self.model.flops(self.data.seq_len, sum(objective.mask_probabilities) / 2, span_boundary=objective.span_boundary)
+
+    def run_flops(self, attended_tokens: Mapping[int, float] | None = None) -> RunFlops:
+        """Count the FLOPs of the run as planned.
+
+        Args:
+            attended_tokens: What a token attends to, by length of sequences; None where rows are one text.
+        """
+        return RunFlops(self.pld_schedule, self.curriculum, self.flops, attended_tokens or {})
 
     @property
     def num_parameters(self) -> int:
@@ -424,17 +511,17 @@ class Config(Settings):
         )
 
     def share_of_group(self, world_size: int) -> int:
-        """Count the sequences of one gate group that each process reads.
+        """Count the sequences of one gate group that each process reads once the batch has its whole size.
 
         Raises:
             UsageError: The batch does not divide.
         """
-        batch, draws = self.train.global_batch_size, self.pld.draws_per_step
-        share, rest = divmod(batch, draws * world_size)
-        if rest or not share:
-            what = f"{batch} sequences do not divide over {draws} gate groups x {world_size} processes"
-            raise UsageError(what, where="train.global_batch_size", hint=f"make it a multiple of {draws * world_size}")
-        return share
+        draws = self.pld.draws_per_step
+        for key, batch in self._batch_sizes:
+            if batch % (draws * world_size):
+                what = f"{batch} sequences do not divide over {draws} gate groups x {world_size} processes"
+                raise UsageError(what, where=key, hint=f"make it a multiple of {draws * world_size}")
+        return self.train.global_batch_size // (draws * world_size)
 
     def forwards_per_group(self, world_size: int, *, most_sequences: int) -> tuple[int, int]:
         """Split a gate group's share of one process into equal forward passes.
@@ -452,7 +539,7 @@ class Config(Settings):
         share = self.share_of_group(world_size)
         chosen = self.train.micro_batch_size
         limit = min(share, most_sequences if chosen == "auto" else chosen)
-        size = max(n for n in range(1, limit + 1) if share % n == 0)
+        size = largest_divisor(share, limit)
         if chosen != "auto" and size != limit:
             what = f"{chosen} does not divide the {share} sequences of a gate group on one process"
             raise UsageError(what, where="train.micro_batch_size", hint=f"try train.micro_batch_size={size}")

@@ -225,7 +225,7 @@ def _measure(
         filled = [fill_mask(subject, text, top=3)[0] for text, _ in masked]
     flops, position = config.flops, result.position
     kept_fraction = (position.executed_flops / position.tokens - flops.head) / (flops.per_block * flops.num_blocks)
-    run = DemoRun(f"{_SIZE}-{system}", position, score, kept_fraction, flops.total_saved(config.pld_schedule.mean_kept_fraction))
+    run = DemoRun(f"{_SIZE}-{system}", position, score, kept_fraction, config.run_flops().saved)
     return run, [tuple((candidate.token, candidate.probability) for candidate in candidates) for candidates in filled]
 
 

@@ -146,6 +146,11 @@ class Schedule:
         # Keep probabilities are linear in theta, so their mean over steps is that at the mean theta.
         return math.fsum(self.keep_probs_at(self.mean_theta(steps))) / self.num_blocks
 
+    def mean_kept_fraction_between(self, first: int, stop: int) -> float:
+        """Average the expected fraction of blocks that run over steps first..stop-1."""
+        before = first * self.mean_kept_fraction_until(first) if first else 0.0
+        return (stop * self.mean_kept_fraction_until(stop) - before) / (stop - first)
+
     @property
     def mean_kept_fraction(self) -> float:
         """Expected fraction of blocks that run, averaged over the run."""

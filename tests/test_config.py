@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from pldcli.config import RUN_CONTROL, Config, DataConfig, ModelConfig, OptimConfig, PldConfig, TrainConfig, documentation, flatten
 from pldcli.errors import UsageError
-from pldcli.presets import build, resolve
+from pldcli.presets import build, dump, load, resolve
 
 PROMISED_KEYS = [
     "train.total_steps",
@@ -125,6 +126,34 @@ BAD = [
     ("train.seed", -1, "train.seed: must be at least 0, not -1"),
     ("checkpoint.keep", 0, "checkpoint.keep: must be at least 1, not 0"),
     ("eval.every_steps", 0, "eval.every_steps: must be at least 1, not 0"),
+    ("train.batch_ramp", 1, "train.batch_ramp: must be less than 1, not 1"),
+    ("data.length_stages", 128, "data.length_stages: must be a list, not 128"),
+    ("data.length_stages", [{"until": 0.5}], "data.length_stages[0].seq_len: is missing"),
+    ("data.length_stages", [{"until": 0, "seq_len": 32}], "data.length_stages[0].until: must be greater than 0, not 0"),
+    ("data.length_stages", [{"until": 0.5, "len": 32}], "data.length_stages[0].len: unknown key; did you mean seq_len?"),
+    (
+        "data.length_stages",
+        [{"until": 0.5, "seq_len": 32}, {"until": 0.5, "seq_len": 64}],
+        "data.length_stages[1].until: 0.5 does not lie between 0.5, where the stage begins, and 1; "
+        "list stages in order; what comes after the last one has the length data.seq_len",
+    ),
+    (
+        "data.length_stages",
+        [{"until": 1.0, "seq_len": 32}],
+        "data.length_stages[0].until: 1 does not lie between 0, where the stage begins, and 1; "
+        "list stages in order; what comes after the last one has the length data.seq_len",
+    ),
+    (
+        "data.length_stages",
+        [{"until": 0.5, "seq_len": 512}],
+        "data.length_stages[0].seq_len: 512 tokens do not divide data.seq_len 128, the length at the end of the run; "
+        "a step keeps its tokens: choose lengths that divide it",
+    ),
+    (
+        "data.length_stages",
+        [{"until": 0.5, "seq_len": 32, "global_rope_theta": 1e4}],
+        "data.length_stages[0].global_rope_theta: learned positions have no theta; use model.position_embedding=rotary",
+    ),
 ]
 
 
@@ -173,6 +202,63 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     whole = Config(train=TrainConfig(global_batch_size=32), pld=PldConfig(draws_per_step=4))
     with pytest.raises(UsageError, match="32 sequences do not divide over 4 gate groups x 3 processes; make it a multiple of 12"):
         whole.forwards_per_group(3, most_sequences=8)
+
+
+@pytest.mark.parametrize(
+    ("train", "line"),
+    [
+        (
+            {"initial_batch_size": 24},
+            "train.initial_batch_size: 24 sequences do not divide train.global_batch_size 64, which grows in multiples of them; "
+            "try train.initial_batch_size=16",
+        ),
+        (
+            {"initial_batch_size": 128},
+            "train.initial_batch_size: 128 sequences do not divide train.global_batch_size 64, which grows in multiples of them; "
+            "try train.initial_batch_size=64",
+        ),
+        (
+            {"initial_batch_size": 2},
+            "train.initial_batch_size: 2 sequences do not divide into pld.draws_per_step 4 gate groups; make it a multiple",
+        ),
+    ],
+)
+def test_a_ramp_that_does_not_divide_is_refused(train: dict[str, int], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build(
+            {
+                "pld.draws_per_step": 4,
+                "train.global_batch_size": 64,
+                "train.batch_ramp": 0.5,
+                **{f"train.{key}": value for key, value in train.items()},
+            }
+        )
+    assert str(caught.value) == line
+
+
+def test_the_first_batch_of_a_ramp_must_divide_over_processes() -> None:
+    config = build({"train.global_batch_size": 64, "train.batch_ramp": 0.5})
+    assert config.train.smallest_batch_size == 16 and config.share_of_group(16) == 4
+    with pytest.raises(UsageError) as caught:
+        config.share_of_group(32)
+    assert str(caught.value) == (
+        "train.initial_batch_size: 16 sequences do not divide over 1 gate groups x 32 processes; make it a multiple of 32"
+    )
+    assert build({"train.global_batch_size": 64, "train.initial_batch_size": 16}).share_of_group(32) == 2, "there is no ramp"
+
+
+def test_length_stages_are_written_alike_everywhere(tmp_path: Path) -> None:
+    text = "[{until: 0.7, seq_len: 32}, {until: 9e-1, seq_len: 64}]"
+    line = resolve("bert-tiny-pld", [f"data.length_stages={text}"]).config
+    (tmp_path / "own.yaml").write_text(f"extends: [bert-tiny-pld]\ndata:\n  length_stages: {text}\n")
+    assert resolve(str(tmp_path / "own.yaml")).config == line == build(flatten(line))
+    assert [(stage.until, stage.seq_len, stage.global_rope_theta) for stage in line.data.length_stages] == [
+        (0.7, 32, None),
+        (0.9, 64, None),
+    ]
+    (tmp_path / "dump.yaml").write_text(dump(line))
+    assert load(tmp_path / "dump.yaml") == line
+    assert resolve(str(tmp_path / "own.yaml"), ["data.length_stages=[]"]).config == resolve("bert-tiny-pld").config
 
 
 def test_forwards_per_group() -> None:

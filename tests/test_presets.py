@@ -279,9 +279,9 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
         ("model.theta_bar=0.5", "model.theta_bar: unknown key; did you mean pld.theta_bar?"),
         ("train.learning_rate=1", "train.learning_rate: unknown key; did you mean optim.learning_rate?"),
         ("checkpoint.every=1", "checkpoint.every: unknown key; did you mean checkpoint.every_steps?"),
-        ("data.zzz=1", "data.zzz: unknown key; the keys of data are seq_len, layout, packing"),
+        ("data.zzz=1", "data.zzz: unknown key; the keys of data are seq_len, layout, packing, length_stages"),
         ("zzz=1", "zzz: unknown key; the sections are model, pld, data, objective, optim, train, runtime, checkpoint, eval"),
-        ("data=1", "data: must hold keys with values; the keys of data are seq_len, layout, packing"),
+        ("data=1", "data: must hold keys with values; the keys of data are seq_len, layout, packing, length_stages"),
     ],
 )
 def test_a_wrong_change_is_refused(override: str, line: str) -> None:
@@ -302,7 +302,7 @@ def test_an_unknown_preset_is_refused() -> None:
         ("- 1\n", ": must hold keys with values"),
         (
             "data: 3\n",
-            "mine.yaml:1: data: must hold keys with values; the keys of data are seq_len, layout, packing",
+            "mine.yaml:1: data: must hold keys with values; the keys of data are seq_len, layout, packing, length_stages",
         ),
         ("pld:\n  theta: 0.5\n", "mine.yaml:2: pld.theta: unknown key; did you mean pld.theta_bar?"),
         ("pld:\n  theta_bar: low\n", "mine.yaml:2: pld.theta_bar: must be a valid number, not 'low'"),

@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +17,10 @@ import torch
 
 from pldcli.bench.result import Bench, MicroBatch, Mode
 from pldcli.config import Config
-from pldcli.data.loader import Samples, StepBatches
+from pldcli.data.loader import Samples
 from pldcli.data.masking import Masking
 from pldcli.data.prepared import PreparedData, open_prepared
+from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.checkpoint import Position
@@ -122,8 +123,8 @@ class Source:
         self._data = prepared.path if prepared else None
         self._stream = prepared.stream("train") if prepared else random_stream(self.vocab_size)
 
-    def samples(self, config: Config) -> Samples:
-        """Return the sequences, cut as the run cuts them."""
+    def samples(self, config: Config) -> Mapping[int, Samples]:
+        """Return the sequences by their length, cut as the run cuts them."""
         return cut_rows(config, self._stream, self.special)
 
     def masking(self, config: Config) -> Masking:
@@ -153,7 +154,6 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
         modes = _take_turns(trainers, per_part, report)
     precision = trainers["dense"].precision.name
     peak = peak_flops_per_second(device, precision)
-    attended = trainers["dense"].batches.samples.attended_tokens
     return Bench(
         modes=modes,
         micro_batch_size=size,
@@ -169,7 +169,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
         processes=runtime.world_size,
         peak_flops_per_second=peak or _measured_peak(config, runtime),
         peak_source="the maker's data sheet" if peak else "the fastest matrix product, measured here",
-        whole_run_saved=given.flops.attending_to(attended).total_saved(given.pld_schedule.mean_kept_fraction),
+        whole_run_saved=given.run_flops(trainers["dense"].batches.attended_tokens).saved,
         text=source.name,
         is_main=runtime.is_main,
     )
@@ -252,9 +252,10 @@ def _dense(config: Config) -> Config:
 
 
 def _with_micro_batch(config: Config, sequences: int, world_size: int) -> Config:
-    """Make a step one forward pass of so many sequences per gate group and process."""
+    """Make a step one forward pass of so many sequences per gate group and process, each of the run's final length."""
     batch = sequences * config.pld.draws_per_step * world_size
-    return config.replace(train={"micro_batch_size": sequences, "global_batch_size": batch})
+    train = {"micro_batch_size": sequences, "global_batch_size": batch, "batch_ramp": 0.0}
+    return config.replace(train=train, data={"length_stages": ()})
 
 
 def _measured_peak(config: Config, runtime: Runtime) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pldcli.bench.bench import bench
 from pldcli.bench.result import Bench, Mode
@@ -18,6 +19,8 @@ from pldcli.errors import UsageError
 __all__ = ["Calibration", "calibrate", "step_time", "step_times_by_part"]
 
 _STEPS = 10
+_ROUNDS = 4
+"""The mean step depends on the length of the run a little: so often is the length corrected."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,38 @@ def calibrate(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("works with one process", where="--budget", hint="time a step with `pld bench`, and set train.total_steps")
     # With as few blocks dropped as some schedules ever drop, ten steps would not show what a block takes.
-    measured = half_dropped(config) if config.pld.theta_bar < 1.0 else config
-    time = step_time(config, bench(measured, data=data, steps=_STEPS, report=report))
-    total_steps = math.floor(time.steps_within(seconds, config.pld_schedule))
-    if total_steps < 1:
-        step_seconds = time.mean_seconds(config.pld_schedule)
-        raise UsageError(f"a step takes {step_seconds:.1f} s", where="--budget", hint="allow more time, or lower train.global_batch_size")
-    return Calibration(time.mean_seconds(replace(config.pld_schedule, total_steps=total_steps)), total_steps)
+    base = half_dropped(config) if config.pld.theta_bar < 1.0 else config
+    lengths = dict.fromkeys([*(stage.seq_len for stage in config.data.length_stages), config.data.seq_len])
+    measured = {length: bench(_at_length(base, length), data=data, steps=_STEPS, report=report) for length in lengths}
+
+    def mean_seconds(total_steps: int) -> float:
+        return _mean_step_seconds(config.replace(train={"total_steps": max(1, total_steps)}), measured)
+
+    steps = seconds / mean_seconds(config.train.total_steps)
+    for _ in range(_ROUNDS):
+        steps = seconds / mean_seconds(round(steps))
+    if steps < 1:
+        what = f"a step takes {mean_seconds(1):.1f} s"
+        raise UsageError(what, where="--budget", hint="allow more time, or lower train.global_batch_size")
+    return Calibration(mean_seconds(math.floor(steps)), math.floor(steps))
+
+
+def _at_length(config: Config, seq_len: int) -> Config:
+    """Make all sequences so long; a step and a forward pass keep their tokens."""
+    train, times = config.train, config.data.seq_len // seq_len
+    size = train.micro_batch_size if train.micro_batch_size == "auto" else times * train.micro_batch_size
+    batch: dict[str, Any] = {"global_batch_size": times * train.global_batch_size, "micro_batch_size": size, "batch_ramp": 0.0}
+    return config.replace(data={"seq_len": seq_len, "length_stages": ()}, train=batch)
+
+
+def _mean_step_seconds(config: Config, measured: Mapping[int, Bench]) -> float:
+    """Average a step over a run, from measured steps by length of sequences."""
+    schedule, curriculum = config.pld_schedule, config.curriculum
+    seconds = [
+        _step_time(measured[stretch.seq_len], stretch.num_sequences).seconds_between(schedule, stretch.first_step, stretch.stop)
+        for stretch in curriculum.stretches
+    ]
+    return sum(seconds) / curriculum.total_steps
 
 
 def step_time(config: Config, measured: Bench) -> StepTime:
@@ -64,7 +92,12 @@ def step_time(config: Config, measured: Bench) -> StepTime:
         config: The run's; its batch counts.
         measured: Steps of the same model, dense and perhaps dropped; where none was dropped, a block is taken to save nothing.
     """
-    forwards = config.train.global_batch_size / measured.sequences_per_step
+    return _step_time(measured, config.train.global_batch_size)
+
+
+def _step_time(measured: Bench, num_sequences: int) -> StepTime:
+    """Read what a step of so many sequences takes off a measurement."""
+    forwards = num_sequences / measured.sequences_per_step
     dense = _step_seconds(measured.modes[0], forwards)
     if len(measured.modes) < 2:
         return StepTime(dense, 0.0)

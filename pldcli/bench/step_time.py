@@ -30,8 +30,12 @@ class StepTime:
 
     def seconds_until(self, schedule: Schedule, steps: int) -> float:
         """Return the training seconds of the first `steps` steps (at least 1) of a schedule."""
-        dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_until(steps))
-        return steps * (self.dense_seconds - self.block_seconds * dropped)
+        return self.seconds_between(schedule, 0, steps)
+
+    def seconds_between(self, schedule: Schedule, first: int, stop: int) -> float:
+        """Return the training seconds of steps first..stop-1 of a schedule."""
+        dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_between(first, stop))
+        return (stop - first) * (self.dense_seconds - self.block_seconds * dropped)
 
     def mean_seconds(self, schedule: Schedule) -> float:
         """Average over the whole schedule."""

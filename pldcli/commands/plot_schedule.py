@@ -62,8 +62,7 @@ def _named(preset: str, overrides: list[str]) -> NamedSchedule:
     from pldcli.plots.schedules import NamedSchedule
     from pldcli.presets import resolve
 
-    config = resolve(preset, overrides).config
-    return NamedSchedule(preset, config.pld_schedule, config.flops)
+    return NamedSchedule(preset, resolve(preset, overrides).config.run_flops())
 
 
 def _summary(named: NamedSchedule) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def _summary(named: NamedSchedule) -> dict[str, Any]:
         "num_blocks": schedule.num_blocks,
         "mean_kept_fraction": kept,
         "block_flops_saved": 1.0 - kept,
-        "total_flops_saved": named.flops.total_saved(kept),
+        "total_flops_saved": named.flops.saved,
         "step_half_on": schedule.first_step_dropping(0.5),
         "step_99_on": schedule.first_step_dropping(0.99),
     }
@@ -85,13 +84,15 @@ def _summary(named: NamedSchedule) -> dict[str, Any]:
 def _rows(named: NamedSchedule, points: int) -> list[dict[str, Any]]:
     from pldcli.plots.canvas import evenly_spaced
 
-    schedule = named.schedule
+    schedule, curriculum = named.schedule, named.flops.curriculum
     return [
         {
             "step": step,
             "theta": schedule.theta(step),
             "keep_probs": list(schedule.keep_probs(step)),
             "expected_kept_blocks": schedule.expected_kept_blocks(step),
+            "num_sequences": curriculum.at(step).num_sequences,
+            "seq_len": curriculum.at(step).seq_len,
         }
         for step in evenly_spaced(schedule.total_steps, points)
     ]
@@ -177,4 +178,5 @@ def _sentences(named: NamedSchedule) -> list[str]:
         *([f"  dropping is {', '.join(times)}"] if times else []),
         f"  {summary['mean_kept_fraction'] * blocks:.2f} of {blocks} blocks run on average, which saves "
         f"{summary['total_flops_saved']:.1%} of all FLOPs",
+        f"  a step reads {named.flops.curriculum.describe()} tokens",
     ]

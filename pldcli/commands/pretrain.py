@@ -160,6 +160,7 @@ def _show_estimate(estimated: Estimate) -> None:
         "FLOPs per token, scheduled": f"{quantity(estimated.flops_per_token_scheduled)} (mean over the run, {saved:.1%} saved)",
         "tokens": f"{estimated.num_tokens:,} in {estimated.num_sequences:,} sequences ({1 - estimated.packing_efficiency:.1%} padding)",
         "epochs": f"{estimated.epochs:.2f}",
+        "a step reads": f"{estimated.config.curriculum.describe()} tokens",
         "device": f"{estimated.device}, {estimated.precision}, {estimated.world_size} process(es)",
         "one step": f"{groups} gate group(s) x {estimated.micro_steps} forward(s) x {estimated.micro_batch_size} sequences per process",
         "memory": f"about {estimated.memory_bytes / 1e9:.1f} GB per process",

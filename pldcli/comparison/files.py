@@ -63,7 +63,7 @@ def _system(system: System) -> dict[str, Any]:
         "tokens_per_second": system.mean("tokens_per_second"),
         "flops_per_token": system.mean("flops_per_token"),
         "predicted_flops_per_token": system.mean("predicted_flops_per_token"),
-        "predicted_total_flops_saved": system.runs[0].flops.total_saved(system.config.pld_schedule.mean_kept_fraction),
+        "predicted_total_flops_saved": system.runs[0].planned_flops.saved,
         "finetuned": {task: {"mean": sum(scores) / len(scores), "n": len(scores)} for task, scores in system.finetuned.items()},
     }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pldcli.config import Config, flatten
 from pldcli.errors import DataError
-from pldcli.flops import Flops
+from pldcli.run_flops import RunFlops
 
 __all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs"]
 
@@ -178,15 +178,16 @@ class Run:
     @property
     def predicted_flops_per_token(self) -> float:
         """Compute from the schedule what should have run until the last validation."""
-        schedule = self.config.pld_schedule
-        kept = schedule.mean_kept_fraction_until(min(self.final.step, schedule.total_steps))
-        return self.flops.executed(kept * schedule.num_blocks)
+        planned = self.planned_flops
+        step = min(self.final.step, planned.schedule.total_steps)
+        return planned.executed_until(step) / planned.curriculum.tokens_until(step)
 
     @property
-    def flops(self) -> Flops:
-        """Count the FLOPs per token, attention as far as the run's rows have it."""
-        attended = self.start.get("attended_tokens")
-        return self.config.flops if attended is None else self.config.flops.attending_to(attended)
+    def planned_flops(self) -> RunFlops:
+        """Count the FLOPs of the whole run as planned, attention as far as the run's rows have it."""
+        attended = self.start.get("attended_tokens", {})
+        by_length = attended if isinstance(attended, dict) else {self.config.data.seq_len: attended}
+        return self.config.run_flops({int(length): tokens for length, tokens in by_length.items()})
 
     def learning_rate_share(self, step: float) -> float | None:
         """Return the learning rate that was logged at or just before `step`, as a share of the peak."""

@@ -23,6 +23,7 @@ _LABELS = {
     "model.dropout": "dropout",
     "data.seq_len": "tokens per row",
     "data.layout": "layout of rows",
+    "data.length_stages": "shorter rows at first",
     "objective.next_sentence": "next-sentence loss",
     "objective.mask_probability": "masked share",
     "objective.final_mask_probability": "masked share at the end",
@@ -41,6 +42,8 @@ _LABELS = {
     "optim.weight_decay": "weight decay",
     "train.total_steps": "steps",
     "train.global_batch_size": "batch",
+    "train.batch_ramp": "share of the run in which the batch grows",
+    "train.initial_batch_size": "batch at first",
     "train.init_from": "initial weights",
     "eval.every_steps": "steps between validations",
     "eval.max_sequences": "validation rows",
@@ -242,7 +245,7 @@ def _packages(system: System) -> dict[str, str]:
 
 def _planned_tokens(config: Config) -> int:
     """Count the tokens of a whole run of full rows."""
-    return config.train.total_steps * config.train.global_batch_size * config.data.seq_len
+    return config.curriculum.num_tokens
 
 
 def _overlap(one: Run, other: Run) -> bool:
@@ -265,8 +268,15 @@ def _span(run: Run) -> tuple[datetime, datetime] | None:
 
 
 def _value(key: str, value: Any) -> str:
+    if key == "data.length_stages":
+        return _listed(_stage(**stage) for stage in value) or "none"
     known = _VALUES.get((key, value)) if isinstance(value, str | None) else None
     return known or (f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+
+
+def _stage(until: float, seq_len: int, global_rope_theta: float | None) -> str:
+    theta = "" if global_rope_theta is None else f" at theta {global_rope_theta:,g}"
+    return f"{seq_len:,} tokens{theta} until {until:.0%} of the run"
 
 
 def _listed(values: Iterable[object]) -> str:

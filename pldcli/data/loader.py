@@ -1,7 +1,6 @@
-"""Cut training sequences from the token stream, mask them, and build the batches of each step.
+"""Cut sequences from the token stream, mask them, and make tensors of them.
 
-A sample is a function of (seed, epoch, index in the epoch); a step's batches are a function of (step, rank, world size), and their union
-over the ranks does not depend on the world size. There is no other state: a position in a run is one integer.
+A sample is a function of (seed, epoch, index in the epoch), and of nothing else.
 
 Shapes: B batch, T tokens, M masked positions of the batch.
 """
@@ -9,7 +8,6 @@ Shapes: B batch, T tokens, M masked positions of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -32,8 +30,6 @@ __all__ = [
     "Rows",
     "Samples",
     "SpanSamples",
-    "StepBatches",
-    "built_ahead",
     "count_tokens",
     "drawn",
     "moved_to",
@@ -46,7 +42,6 @@ NO_TARGET = -100
 """In `target_ids`: what torch's cross-entropy leaves out."""
 
 BatchT = TypeVar("BatchT")
-StepT = TypeVar("StepT")
 
 
 class Inputs(Protocol):
@@ -123,26 +118,6 @@ def pinned(groups: list[list[BatchT]]) -> list[list[BatchT]]:
 def _each(batch: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
     tensors: dict[str, Any] = vars(batch)
     return type(batch)(**{name: None if tensor is None else change(tensor) for name, tensor in tensors.items()})
-
-
-def built_ahead(build: Callable[[int], StepT], first: int, stop: int, *, ahead: int = 2) -> Iterator[StepT]:
-    """Yield what `build` makes of steps first..stop-1, in order, built ahead in a thread.
-
-    Args:
-        build: Builds the batches of a step, as a function of the step alone.
-        first: The first step.
-        stop: The step behind the last one.
-        ahead: Steps that are built or wait at most.
-    """
-    # One thread: numpy and torch release the lock of the interpreter where it takes time, and a process would have to send its tensors.
-    # What is built ahead and never used is lost without harm, since a step's batches do not depend on what was built before.
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as builder:
-        pending = [builder.submit(build, step) for step in range(first, min(first + ahead, stop))]
-        for step in range(first, stop):
-            batches = pending.pop(0).result()
-            if step + ahead < stop:
-                pending.append(builder.submit(build, step + ahead))
-            yield batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,47 +335,6 @@ def to_batch(rows: Rows, masking: Masking, *, step: int = 0, fixed_targets: bool
         position_ids=tensor(rows.position_ids),
         boundaries=tensor(rows.boundaries),
     )
-
-
-@dataclass(frozen=True)
-class StepBatches:
-    """The batches of one process, step by step: gate groups of micro-batches."""
-
-    samples: Samples
-    masking: Masking
-    global_batch_size: int
-    num_groups: int
-    micro_steps: int
-    """Forward passes per gate group on one process."""
-    micro_batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    pin_memory: bool = False
-    """Return batches in pinned memory, for CUDA."""
-
-    def step(self, step: int) -> list[list[Batch]]:
-        """Build the batches of a step: per gate group, per micro-step."""
-        # A step's sequences are consecutive indices; its gate groups part them, then the processes part each group, then micro-steps part
-        # a share. So a sequence is in the same group, under the same gates, with any number of processes and any micro-batch.
-        group_size = self.global_batch_size // self.num_groups
-        share = group_size // self.world_size
-        groups = []
-        for group in range(self.num_groups):
-            first = step * self.global_batch_size + group * group_size + self.rank * share
-            starts = range(first, first + share, self.micro_batch_size)
-            groups.append([self._batch(step, start, self.micro_batch_size) for start in starts])
-        return pinned(groups) if self.pin_memory else groups
-
-    def num_sequences(self, step: int) -> int:
-        """Return the sequences of a step, over all processes."""
-        return self.global_batch_size
-
-    def from_step(self, first: int, stop: int) -> Iterator[list[list[Batch]]]:
-        """Yield the batches of steps first..stop-1, built ahead in a thread."""
-        return built_ahead(self.step, first, stop)
-
-    def _batch(self, step: int, start: int, size: int) -> Batch:
-        return to_batch(self.samples.rows(np.arange(start, start + size)), self.masking, step=step, fixed_targets=True)
 
 
 def validation_batches(samples: Samples, masking: Masking, *, batch_size: int, max_sequences: int | None = None) -> Iterator[Batch]:

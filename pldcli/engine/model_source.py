@@ -145,7 +145,9 @@ def _from_checkpoint(path: Path, data: Path) -> Pretrained:
     snapshot = checkpoint.read(path)
     config = snapshot.config
     tokenizer = _tokenizer_of(path, data, snapshot.tokenizer_fingerprint)
-    return Pretrained(where=str(path), settings=config.model, weights=snapshot.weights, seq_len=config.data.seq_len, tokenizer=tokenizer)
+    # In the middle of a run, positions are rotated as in the stage that these weights were trained in last.
+    settings = config.model.replace(global_rope_theta=config.curriculum.at(max(0, snapshot.position.step - 1)).rope_theta)
+    return Pretrained(where=str(path), settings=settings, weights=snapshot.weights, seq_len=config.data.seq_len, tokenizer=tokenizer)
 
 
 def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:

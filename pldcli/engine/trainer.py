@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pldcli.curriculum import Curriculum
 from pldcli.data.loader import Inputs, count_tokens
 from pldcli.data.order import key
 from pldcli.engine import checkpoint
@@ -104,6 +105,7 @@ class Trainer(Generic[BatchesT]):
         max_grad_norm: Global norm to clip to; 0 clips nothing.
         flops: Counts executed work.
         seed: Seed of gates and dropout.
+        curriculum: Lengths of sequences, and bases of rotary positions; None where both stay.
     """
 
     def __init__(
@@ -120,10 +122,12 @@ class Trainer(Generic[BatchesT]):
         runtime: Runtime,
         flops: Flops,
         seed: int,
+        curriculum: Curriculum | None = None,
     ) -> None:
         self.model, self.objective, self.schedule, self.optimizer = model, objective, schedule, optimizer
         self.batches, self.learning_rate, self.max_grad_norm = batches, learning_rate, max_grad_norm
-        self.precision, self.runtime, self.flops, self.seed = precision, runtime, flops, seed
+        self.precision, self.runtime, self.flops, self.seed, self.curriculum = precision, runtime, flops, seed, curriculum
+        self._seq_len = 0
         self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
         runtime.replicate(model.units)
 
@@ -164,11 +168,13 @@ class Trainer(Generic[BatchesT]):
         total_steps = self.schedule.total_steps
         # Checked at observations only: reading it after every step would make the host wait for the device.
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
+        self.set_length(position.step)
         self.runtime.synchronize()
         self.phases.read()  # discard what was timed before the first step
         started = time.perf_counter()
         batches = self.batches.from_step(position.step, total_steps)
         for step in range(position.step, total_steps):
+            self.set_length(step)
             self.phases.begin("data")
             groups = next(batches)
             self.phases.begin("other")
@@ -188,10 +194,25 @@ class Trainer(Generic[BatchesT]):
                 yield seen
                 started = time.perf_counter()
 
-    def warm_up(self) -> None:
-        """Run every block forward and backward once and discard the gradients, so that compilation is over before the first step."""
-        plan = self.schedule.plan(0, 0, seed=self.seed)
-        batch = self.batches.step(0)[0][0]
+    def set_length(self, step: int) -> None:
+        """Make the model ready for sequences as long as those of a step."""
+        if self.curriculum is None:
+            return
+        stretch = self.curriculum.at(step)
+        self.model.global_rope_theta = stretch.rope_theta
+        if self._seq_len and self._seq_len != stretch.seq_len:
+            torch.compiler.reset()  # compile for this length alone: beside another one, torch would compile for any
+        self._seq_len = stretch.seq_len
+
+    def warm_up(self, step: int = 0) -> None:
+        """Run every block forward and backward once and discard the gradients, so that compilation is over before the first step.
+
+        Args:
+            step: The first step that will be taken.
+        """
+        self.set_length(step)
+        plan = self.schedule.plan(step, 0, seed=self.seed)
+        batch = self.batches.step(step)[0][0]
         everything = Plan((True,) * len(plan.gates), plan.keep_probs, plan.residual_scales)
         self.forward_backward(batch, everything, self.objective.num_targets(batch))
         self.optimizer.zero_grad(set_to_none=True)

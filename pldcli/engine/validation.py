@@ -140,10 +140,12 @@ def count_attended(batch: Inputs, attended_tokens: float) -> float:
 
     Args:
         batch: On the host; tokens of a packed document attend to those of the document.
-        attended_tokens: What every token attends to where sequences are not packed.
+        attended_tokens: What every token of a task's rows attends to, which are padded to the longest of their batch.
     """
-    if not isinstance(batch, Batch) or batch.boundaries is None:
+    if not isinstance(batch, Batch):
         return count_tokens(batch) * attended_tokens
+    if batch.boundaries is None:
+        return float(count_tokens(batch) * batch.input_ids.shape[1])
     assert batch.segments is not None
     lengths, last = batch.boundaries.diff().long(), batch.segments.numel() - 1
     documents = batch.segments.flatten()[batch.boundaries[:-1].clamp(max=last)] > 0  # the others are padding

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pldcli.flops import Flops
 from pldcli.pld import Schedule
 from pldcli.plots.canvas import colour, evenly_spaced, picture, thousands, whole_numbers
+from pldcli.run_flops import RunFlops
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,13 +25,17 @@ class NamedSchedule:
     """A schedule with what a picture says about it."""
 
     name: str
-    schedule: Schedule
-    flops: Flops
+    flops: RunFlops
+
+    @property
+    def schedule(self) -> Schedule:
+        """Return which blocks run."""
+        return self.flops.schedule
 
     def saved_until(self, steps: int) -> float:
         """Compute the share of the dense run's FLOPs that the first `steps` steps save."""
-        saved = self.flops.total_saved(self.schedule.mean_kept_fraction_until(steps))
-        return saved * steps / self.schedule.total_steps
+        saved = self.flops.dense_until(steps) - self.flops.executed_until(steps)
+        return saved / self.flops.dense_until(self.schedule.total_steps)
 
 
 def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:

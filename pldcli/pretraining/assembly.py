@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pldcli.config import Config
-from pldcli.data.loader import PairSamples, Samples, SpanSamples, StepBatches
+from pldcli.data.loader import PairSamples, Samples, SpanSamples
 from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples
 from pldcli.data.prepared import PreparedData
+from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens, load_prepared_tokenizer
 from pldcli.data.words import find_continuations
@@ -67,7 +69,7 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
 def assemble(
     config: Config,
     model: StBert,
-    samples: Samples,
+    samples: Mapping[int, Samples],
     masking: Masking,
     runtime: Runtime,
     *,
@@ -78,7 +80,7 @@ def assemble(
     Args:
         config: The resolved configuration.
         model: On its device.
-        samples: The sequences that it reads.
+        samples: The sequences that it reads, by their length.
         masking: Chooses targets.
         runtime: Device and processes.
         optimizer: Of the model; a fresh one by default.
@@ -86,15 +88,15 @@ def assemble(
     Raises:
         UsageError: The batch does not divide.
     """
-    train, on_cuda = config.train, runtime.device.type == "cuda"
+    train, curriculum, on_cuda = config.train, config.curriculum, runtime.device.type == "cuda"
+    warmup_steps = config.warmup_steps
     fitting = fitting_micro_batch(config, sum(parameter.numel() for parameter in model.parameters()), runtime.device)
-    micro_steps, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
+    _, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     batches = StepBatches(
-        samples,
-        masking,
-        global_batch_size=train.global_batch_size,
+        samples=samples,
+        masking=masking,
+        curriculum=curriculum,
         num_groups=config.pld.draws_per_step,
-        micro_steps=micro_steps,
         micro_batch_size=micro_batch_size,
         rank=runtime.rank,
         world_size=runtime.world_size,
@@ -112,12 +114,13 @@ def assemble(
         schedule=config.pld_schedule,
         optimizer=optimizer or build_optimizer(model, config.optim, precision.name),
         batches=batches,
-        learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim, warmup_steps=config.warmup_steps),
+        learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim, warmup_steps=warmup_steps),
         max_grad_norm=config.optim.max_grad_norm,
         precision=precision,
         runtime=runtime,
         flops=config.flops,
         seed=train.seed,
+        curriculum=curriculum,
     )
 
 
@@ -148,8 +151,8 @@ def choose_masking(config: Config, special: SpecialTokens, vocab_size: int, *, d
     )
 
 
-def cut_rows(config: Config, stream: TokenStream, special: SpecialTokens) -> PairSamples | PackedSamples | SpanSamples:
-    """Cut a stream into sequences as `data.layout` and `data.packing` say.
+def cut_rows(config: Config, stream: TokenStream, special: SpecialTokens) -> dict[int, PairSamples | PackedSamples | SpanSamples]:
+    """Cut a stream into sequences as `data.layout` and `data.packing` say, of every length that the run has.
 
     Raises:
         DataError: There is too little text.
@@ -157,7 +160,7 @@ def cut_rows(config: Config, stream: TokenStream, special: SpecialTokens) -> Pai
     cut: type[PairSamples | PackedSamples | SpanSamples] = (
         PairSamples if config.data.layout == "nsp-pairs" else PackedSamples if config.data.packing == "documents" else SpanSamples
     )
-    return cut(stream, special, config.data.seq_len, seed=config.train.seed)
+    return {length: cut(stream, special, length, seed=config.train.seed) for length in config.curriculum.sequences_by_length}
 
 
 def check_vocabulary(config: Config, prepared: PreparedData) -> None:
@@ -175,10 +178,10 @@ def check_vocabulary(config: Config, prepared: PreparedData) -> None:
 
 
 def random_model(config: Config) -> StBert:
-    """Build the model with random weights from the run's seed."""
+    """Build the model with random weights from the run's seed, as it begins."""
     objective = config.objective
     return StBert(
-        **dict(config.model),
+        **dict(config.model) | {"global_rope_theta": config.curriculum.at(0).rope_theta},
         next_sentence=objective.next_sentence,
         span_boundary=objective.span_boundary,
         seed=config.train.seed,

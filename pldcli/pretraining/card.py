@@ -67,6 +67,7 @@ def _card(
     shares = " to ".join(f"{share:.0%}" for share in dict.fromkeys(objective.mask_probabilities))
     targets = f"masked LM, {shares} of the tokens" + f" by {objective.masking}" * (objective.masking != "token")
     targets += " + next sentence" * objective.next_sentence + " + span boundary" * objective.span_boundary
+    lengths = ", ".join(f"{length:,}" for length in config.curriculum.sequences_by_length)
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
     heads = ["next-sentence"] * objective.next_sentence + ["span-boundary"] * objective.span_boundary
@@ -98,7 +99,8 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 |---|---|
 | data | {sources}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
 | vocabulary | {prepared.vocab_size:,} entries{unknown} |
-| seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {config.data.seq_len}, {position.step:,} steps |
+| seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {lengths}, {position.step:,} steps |
+| one step | {config.curriculum.describe()} tokens |
 | objective | {targets} |
 | executed | {quantity(position.executed_flops)}FLOP, forward and backward, dropped blocks not counted |
 | training time | {duration(position.train_seconds)} ({duration(position.wall_seconds)} with validation and saving) |

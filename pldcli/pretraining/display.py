@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -30,10 +30,14 @@ class RunDisplay:
         total_steps: Steps of the whole run.
         save_every: Steps between checkpoints.
         quiet: Show nothing, as processes other than the main one do.
+        work: What the first so many steps do, in any unit; by default steps are alike.
     """
 
-    def __init__(self, console: Console, *, title: str, total_steps: int, save_every: int, quiet: bool) -> None:
+    def __init__(
+        self, console: Console, *, title: str, total_steps: int, save_every: int, quiet: bool, work: Callable[[int], float] = float
+    ) -> None:
         self._console, self._title, self._total, self._save_every, self._quiet = console, title, total_steps, save_every, quiet
+        self._work = work
         self._live: Live | None = None
         self._bar = Progress(TextColumn("{task.fields[step]}"), BarColumn(None), TaskProgressColumn(), expand=True)
         self._task = self._bar.add_task("steps", total=total_steps, step="")
@@ -76,8 +80,8 @@ class RunDisplay:
         step, seconds = row["step"], row["progress/wall_seconds"]
         if self._first is None:
             self._first = (step, seconds)
-        done, took = step - self._first[0], seconds - self._first[1]
-        left = duration((self._total - step) * took / done) if done else "?"
+        done, took = self._work(step) - self._work(self._first[0]), seconds - self._first[1]
+        left = duration((self._work(self._total) - self._work(step)) * took / done) if done else "?"
         if self._live is not None:
             self._live.update(self._panel(row, left))
         elif time.monotonic() - self._last_line >= _LINE_SECONDS or step == self._total:

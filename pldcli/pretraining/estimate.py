@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from pldcli.config import Config
-from pldcli.data.loader import StepBatches
+from pldcli.curriculum import Stretch
+from pldcli.data.step_batches import StepBatches
 from pldcli.engine.hardware import device_memory_bytes
 from pldcli.engine.trainer import Trainer
 from pldcli.pld import Plan
@@ -57,7 +58,7 @@ class Estimate:
     precision: str
     micro_batch_size: int
     micro_steps: int
-    """Forward passes per gate group and process."""
+    """Forward passes per gate group and process, where the batch has its whole size."""
     world_size: int
     is_main: bool
     """Whether this process prints."""
@@ -76,24 +77,25 @@ class Estimate:
 
 def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
     """Estimate what a run will take; a few steps are measured, and the model is left as it was."""
-    schedule, train, batches = config.pld_schedule, config.train, trainer.batches
-    flops = config.flops.attending_to(batches.samples.attended_tokens)
+    batches, curriculum = trainer.batches, trainer.batches.curriculum
+    flops = config.run_flops(batches.attended_tokens)
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    num_sequences = train.total_steps * train.global_batch_size
+    sequences = {length: (number, batches.samples[length]) for length, number in curriculum.sequences_by_length.items()}
+    num_tokens = sum(number * length * samples.efficiency for length, (number, samples) in sequences.items())
     checkpoint_bytes = 12 * num_parameters
     return Estimate(
         config=config,
         num_parameters=num_parameters,
-        flops_per_token_dense=flops.dense,
-        flops_per_token_scheduled=flops.executed(schedule.mean_kept_fraction * schedule.num_blocks),
-        num_tokens=round(num_sequences * config.data.seq_len * batches.samples.efficiency),
-        num_sequences=num_sequences,
-        packing_efficiency=batches.samples.efficiency,
-        epochs=num_sequences / batches.samples.num_sequences,
+        flops_per_token_dense=flops.dense_per_token,
+        flops_per_token_scheduled=flops.executed_per_token,
+        num_tokens=round(num_tokens),
+        num_sequences=sum(number for number, _ in sequences.values()),
+        packing_efficiency=num_tokens / curriculum.num_tokens,
+        epochs=sum(number / samples.num_sequences for number, samples in sequences.values()),
         memory_bytes=expected_memory_bytes(config, batches.micro_batch_size),
         checkpoint_bytes=checkpoint_bytes,
         disk_bytes=checkpoint_bytes * (config.checkpoint.keep + 1) + 4 * num_parameters,
-        seconds=measure_step_seconds(trainer, config) * train.total_steps,
+        seconds=measure_step_seconds(trainer, config) * config.train.total_steps,
         device=str(trainer.runtime.device),
         precision=trainer.precision.name,
         micro_batch_size=batches.micro_batch_size,
@@ -118,17 +120,33 @@ def fitting_micro_batch(config: Config, num_parameters: int, device: torch.devic
 
 
 def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float:
-    """Time forward and backward on real batches, with all blocks and with half of them, and weigh both by the schedule.
+    """Time forward and backward on real batches of each length, with all blocks and with half of them; average over the run.
 
-    On a CPU a few sequences stand for a micro-batch. The model is left as it was.
+    Weights are left as they were.
     """
-    batches, num_blocks = trainer.batches, config.model.num_hidden_layers
-    on_cpu = trainer.runtime.device.type == "cpu"
-    sequences = min(batches.micro_batch_size, max(1, 1024 // config.data.seq_len)) if on_cpu else batches.micro_batch_size
-    probe = StepBatches(
-        batches.samples, batches.masking, global_batch_size=sequences, num_groups=1, micro_steps=1, micro_batch_size=sequences
-    )
-    batch = probe.step(config.train.total_steps // 2)[0][0]  # the mean of a share of targets that moves
+    schedule, curriculum = config.pld_schedule, config.curriculum
+    times: dict[int, tuple[float, float]] = {}
+    total = 0.0
+    for stretch in curriculum.stretches:
+        if stretch.seq_len not in times:
+            times[stretch.seq_len] = _measure_sequence(trainer, stretch, schedule.num_blocks)
+        dense, per_block = times[stretch.seq_len]
+        dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_between(stretch.first_step, stretch.stop))
+        total += stretch.steps * stretch.num_sequences * (dense - per_block * dropped)
+    return total / (curriculum.total_steps * trainer.runtime.world_size)
+
+
+def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -> tuple[float, float]:
+    """Measure what a sequence takes with all blocks, and how much less for each that is dropped, in seconds.
+
+    On a CPU a few sequences stand for a micro-batch.
+    """
+    trainer.set_length(stretch.first_step)
+    sequences = trainer.batches.micro_batch_size * trainer.batches.curriculum.seq_len // stretch.seq_len
+    if trainer.runtime.device.type == "cpu":
+        sequences = min(sequences, max(1, 1024 // stretch.seq_len))
+    middle = (stretch.first_step + stretch.stop) // 2  # the mean of a share of targets that moves
+    batch = trainer.batches.batch(middle, 0, sequences)
     counts = [float(n) for n in trainer.objective.num_targets(batch)]
     half = num_blocks // 2
     seconds = {}
@@ -143,10 +161,8 @@ def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float
             repeats += 1
         seconds[kept] = (time.perf_counter() - started) / repeats
     trainer.optimizer.zero_grad(set_to_none=True)
-    schedule = config.pld_schedule
     per_block = (seconds[num_blocks] - seconds[half]) / (num_blocks - half)
-    mean = seconds[num_blocks] - per_block * num_blocks * (1.0 - schedule.mean_kept_fraction)
-    return mean * config.train.global_batch_size / (sequences * trainer.runtime.world_size)
+    return seconds[num_blocks] / sequences, per_block / sequences
 
 
 def _activation_bytes_per_sequence(config: Config) -> int:

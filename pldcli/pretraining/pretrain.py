@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.loader import StepBatches
 from pldcli.data.prepared import PreparedData
+from pldcli.data.step_batches import StepBatches
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Trainer
@@ -100,6 +100,7 @@ def _pretrain(
         total_steps=config.train.total_steps,
         save_every=config.checkpoint.every_steps,
         quiet=not runtime.is_main,
+        work=config.run_flops().executed_until,
     )
     with ExitStack() as stack:
         if runtime.is_main:
@@ -127,7 +128,7 @@ def _pretrain(
         with _out_of_memory(trainer):
             recorder.announce(estimate(config, trainer), command, resumed=resumed)
             if compiles(config, runtime):
-                trainer.warm_up()
+                trainer.warm_up(position.step)
             with display:
                 recorder.train(stop)
         return recorder.finish(command)

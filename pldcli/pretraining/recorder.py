@@ -17,8 +17,9 @@ import torch
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.console.units import duration
-from pldcli.data.loader import Batch, StepBatches
+from pldcli.data.loader import Batch
 from pldcli.data.prepared import PreparedData
+from pldcli.data.step_batches import StepBatches
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
@@ -109,10 +110,11 @@ class RunRecorder:
     def announce(self, estimated: Estimate, command: str, *, resumed: bool) -> None:
         """Write down and print what starts, with warnings where the run is long or repeats its text often."""
         self.record_start(command)
-        left = estimated.seconds * (1 - self.position.step / self.config.train.total_steps)
+        total_steps, executed = self.config.train.total_steps, self.config.run_flops().executed_until
+        left = estimated.seconds * (1 - executed(self.position.step) / executed(total_steps))
         self.display.say(
-            f"{self.run.path}: {estimated.num_parameters / 1e6:.1f} M parameters, {self.config.train.total_steps:,} steps of "
-            f"{self.config.train.global_batch_size} x {self.config.data.seq_len} tokens, {estimated.precision} on {estimated.device}, "
+            f"{self.run.path}: {estimated.num_parameters / 1e6:.1f} M parameters, {total_steps:,} steps of "
+            f"{self.config.curriculum.describe()} tokens, {estimated.precision} on {estimated.device}, "
             f"{estimated.world_size} process(es), micro-batch {estimated.micro_batch_size}; about {duration(left)}"
         )
         if resumed:
@@ -191,7 +193,8 @@ class RunRecorder:
     def _log(self, seen: Observation) -> None:
         position, before = self.position, self.last_logged
         tokens = position.tokens - before.tokens
-        padded_tokens = (position.sequences - before.sequences) * self.config.data.seq_len
+        curriculum = self.trainer.batches.curriculum
+        padded_tokens = curriculum.tokens_until(position.step) - curriculum.tokens_until(before.step)
         seconds = max(position.train_seconds - before.train_seconds, 1e-9)
         row: dict[str, Any] = {"step": position.step, "train/loss": seen.losses["loss"]}
         if len(seen.losses) > 2:
@@ -267,6 +270,7 @@ class RunRecorder:
 def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:
     """Add this start to a run's environment.json."""
     runtime, batches, data = trainer.runtime, trainer.batches, prepared.path.resolve()
+    attended = batches.attended_tokens
     start = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -278,7 +282,7 @@ def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepar
         "processes": runtime.world_size,
         "micro_batch_size": batches.micro_batch_size,
         "micro_steps_per_group": batches.micro_steps,
-        "attended_tokens": batches.samples.attended_tokens,
+        "attended_tokens": attended if len(attended) > 1 else next(iter(attended.values())),
         "data": str(data),
         "data_from_run": os.path.relpath(data, path.parent.resolve()),  # a project that is moved as a whole takes both along
         "data_fingerprint": prepared.data_fingerprint,

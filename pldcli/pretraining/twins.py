@@ -38,10 +38,12 @@ def shortened(config: Config, total_steps: int) -> Config:
     """Give a run fewer steps, and leave all that it has done so far as it is: warm-up in steps, flat rate, speed of theta.
 
     Args:
-        config: With the `wsd` schedule, a fixed `pld.gamma` and no recovery, so that nothing before the decay depends on the length.
+        config: With the `wsd` schedule, a fixed `pld.gamma`, no recovery, no stages and no ramp, so that nothing before the decay depends
+            on the number of steps.
         total_steps: The new length; what was done is over with the warm-up and not yet in the new decay.
     """
     assert config.optim.schedule == "wsd" and config.pld.gamma != "auto" and not config.pld.recovery_fraction
+    assert len(config.curriculum.stretches) == 1
     return config.replace(train={"total_steps": total_steps}, optim={"warmup_steps": config.warmup_steps, "warmup_tokens": None})
 
 

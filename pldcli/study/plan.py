@@ -65,7 +65,7 @@ class PlannedRun:
     @property
     def tokens(self) -> int:
         """Count the tokens of its sequences."""
-        return self.config.train.total_steps * self.config.train.global_batch_size * self.config.data.seq_len
+        return self.config.curriculum.num_tokens
 
     def seconds_left(self, step: int) -> float:
         """Predict the training time after `step` completed steps."""
@@ -162,6 +162,10 @@ def shapes(spec: Spec, from_data: Mapping[str, Any]) -> list[Shape]:
     members: dict[str, list[tuple[str, Config]]] = {}
     for system in spec.systems.values():
         config = presets.resolve(system.preset, system.overrides, from_data=from_data).config
+        for key, varies in (("data.length_stages", config.data.length_stages), ("train.batch_ramp", config.train.batch_ramp)):
+            if varies:
+                what = f"{key} makes steps unequal, and a study times one for all"
+                raise UsageError(what, where=f"systems.{system.name}", hint=f"leave {key} out")
         members.setdefault(_shape_key(config), []).append((system.name, config))
     return [Shape(key, _label(found[0][1]), half_dropped(found[0][1]), tuple(name for name, _ in found)) for key, found in members.items()]
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pldcli.data.loader import built_ahead, moved_to, pinned
+from pldcli.data.loader import moved_to, pinned
 from pldcli.data.order import key, permute
+from pldcli.data.step_batches import built_ahead
 from pldcli.tasks.task import Features
 
 __all__ = ["TaskBatch", "TaskBatches", "batches_in_order", "collate"]

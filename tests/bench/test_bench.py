@@ -46,7 +46,7 @@ def test_what_dropping_saved_is_counted_by_the_blocks_that_ran(measured):
     assert time == pytest.approx(1 - dropped.seconds / dense.seconds)
     assert len(found.saved_by_part) == 5
     given = tiny_config(*SMALL)
-    assert found.whole_run_saved == given.flops.total_saved(given.pld_schedule.mean_kept_fraction)
+    assert found.whole_run_saved == pytest.approx(given.flops.total_saved(given.pld_schedule.mean_kept_fraction))
 
 
 def test_json_holds_everything(measured):
@@ -183,7 +183,7 @@ def test_packed_documents_are_counted_by_what_attends_to_what(prepared, monkeypa
     size = open_prepared(prepared).vocab_size
     config = tiny_config(*SMALL, f"model.vocab_size={size}", "data.packing=documents", "pld.schedule=constant")
     found = bench(config, data=prepared, steps=5)
-    samples = module.Source(config, open_prepared(prepared)).samples(config)
+    samples = module.Source(config, open_prepared(prepared)).samples(config)[32]
     assert samples.attended_tokens < 0.9 * 32
     rows = samples.rows(np.arange(2, 12))  # two a step, after the step that warms up
     lengths = [np.bincount(row)[1:] for row in rows.segments]
@@ -193,4 +193,5 @@ def test_packed_documents_are_counted_by_what_attends_to_what(prepared, monkeypa
     assert sum(dense.flops_per_step) == pytest.approx(tokens * flops.head + 3 * (tokens * flops.matrices + pairs * 12 * 32))
     assert dropped.kept_blocks == sum(dropped.kept_blocks_by_part) / 5 and dropped.kept_blocks % 0.2 == pytest.approx(0, abs=1e-9)
     scheduled = flops.attending_to(samples.attended_tokens)
-    assert found.whole_run_saved == scheduled.total_saved(config.pld_schedule.mean_kept_fraction) < flops.total_saved(0.6)
+    assert found.whole_run_saved == pytest.approx(scheduled.total_saved(config.pld_schedule.mean_kept_fraction))
+    assert found.whole_run_saved < flops.total_saved(0.6)

@@ -76,6 +76,22 @@ def test_steps_are_measured_with_half_of_the_blocks_dropped_whatever_the_schedul
     assert found.step_seconds == pytest.approx(0.5 - 0.1 * 3 * (1 - schedule.mean_kept_fraction))
 
 
+def test_steps_of_every_length_and_batch_count_as_the_run_has_them(monkeypatch, tmp_path):
+    """The first 30 % have half of the batch; 20 % more have sequences of 8 tokens, too, the rest those of 32, which take twice as long."""
+    asked = []
+
+    def bench(config, **_):
+        asked.append((config.data.seq_len, config.data.length_stages))
+        return measured(mode("dense", 0.5 if config.data.seq_len == 8 else 0.9, 0.1, 3.0), sequences=1024 // config.data.seq_len)
+
+    monkeypatch.setattr(module, "bench", bench)
+    changes = ("data.length_stages=[{until: 0.5, seq_len: 8}]", "train.batch_ramp=0.3", "train.initial_batch_size=4")
+    found = calibrate(tiny_config("pld.theta_bar=1", *changes), data=tmp_path, seconds=25.0)
+    # A measured step has 4 times the tokens of the run's: 0.1 + 0.4 / 4 and 0.1 + 0.8 / 4; and 0.1 + 0.4 / 8 in the ramp.
+    assert asked == [(8, ()), (32, ())]
+    assert found.total_steps == 106 and found.step_seconds == pytest.approx((31 * 0.15 + 22 * 0.2 + 53 * 0.3) / 106)
+
+
 def test_where_none_was_dropped_a_block_saves_nothing():
     """As may happen with a single block; the noise between both modes is not divided by nothing."""
     found = module.step_time(tiny_config(), measured(mode("dense", 0.5, 0.1, 3.0), mode("dropped", 0.49, 0.1, 3.0)))

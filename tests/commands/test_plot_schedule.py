@@ -70,7 +70,9 @@ def test_json_of_the_default(pld: Run, folder: Path) -> None:
     assert default["total_flops_saved"] == pytest.approx(0.257488, abs=1e-5)
     steps = default["steps"]
     assert (steps[0]["step"], steps[-1]["step"], len(steps)) == (0, 199_999, 401)
-    assert steps[0] == {"step": 0, "theta": 1.0, "keep_probs": [1.0] * 12, "expected_kept_blocks": 12.0}
+    assert steps[0] == {
+        "step": 0, "theta": 1.0, "keep_probs": [1.0] * 12, "expected_kept_blocks": 12.0, "num_sequences": 4096, "seq_len": 128,
+    }  # fmt: skip
     assert steps[-1]["theta"] == pytest.approx(0.5)
     assert steps[-1]["keep_probs"] == pytest.approx([1 - 0.5 * block / 12 for block in range(1, 13)])
     assert steps[-1]["expected_kept_blocks"] == pytest.approx(8.75)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pldcli.data.loader import NO_TARGET, Batch, PairSamples, Rows, SpanSamples, StepBatches, built_ahead, to_batch, validation_batches
+from pldcli.curriculum import Curriculum
+from pldcli.data.loader import NO_TARGET, Batch, PairSamples, Rows, SpanSamples, to_batch, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples
 from pldcli.data.shards import ShardWriter, segments
+from pldcli.data.step_batches import StepBatches, built_ahead
 from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
@@ -248,13 +250,11 @@ def test_batches_are_pinned_where_they_are_built(stream: TokenStream, monkeypatc
 
 def make_batches(stream: TokenStream, *, micro_batch_size: int, rank: int = 0, world_size: int = 1, pairs: bool = False) -> StepBatches:
     samples = (PairSamples if pairs else SpanSamples)(stream, SPECIAL, 14, seed=5)
-    micro_steps = 16 // 2 // world_size // micro_batch_size
     return StepBatches(
-        samples,
-        MASKING,
-        global_batch_size=16,
+        samples={14: samples},
+        masking=MASKING,
+        curriculum=Curriculum(total_steps=10, seq_len=14, batch_size=16),
         num_groups=2,
-        micro_steps=micro_steps,
         micro_batch_size=micro_batch_size,
         rank=rank,
         world_size=world_size,
@@ -283,7 +283,7 @@ def test_groups_are_the_same_for_every_number_of_processes(
     for step in (0, 1, 7):
         groups = alone.step(step)
         shares = [batches.step(step) for batches in together]
-        assert [len(micro_steps) for micro_steps in shares[0]] == [together[0].micro_steps] * 2
+        assert [len(micro_steps) for micro_steps in shares[0]] == [8 // world_size // micro_batch_size] * 2
         for group in range(2):
             assert len(groups[group]) == 1
             theirs = [sample for share in shares for batch in share[group] for sample in samples_of(batch)]
@@ -293,7 +293,7 @@ def test_groups_are_the_same_for_every_number_of_processes(
 def test_steps_walk_through_the_samples(stream: TokenStream) -> None:
     batches = make_batches(stream, micro_batch_size=4)
     got = [sample for step in range(5) for group in batches.step(step) for batch in group for sample in samples_of(batch)]
-    assert got == samples_of(to_batch(batches.samples.rows(np.arange(80)), MASKING))
+    assert got == samples_of(to_batch(batches.samples[14].rows(np.arange(80)), MASKING))
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
@@ -326,7 +326,9 @@ class Broken:
 
 
 def test_an_error_in_the_thread_reaches_the_loop() -> None:
-    iterator = StepBatches(Broken(), MASKING, global_batch_size=4, num_groups=1, micro_steps=1, micro_batch_size=4).from_step(0, 10)
+    curriculum = Curriculum(total_steps=10, seq_len=8, batch_size=4)
+    batches = StepBatches(samples={8: Broken()}, masking=MASKING, curriculum=curriculum, num_groups=1, micro_batch_size=4)
+    iterator = batches.from_step(0, 10)
     next(iterator)
     next(iterator)
     with pytest.raises(DataError, match="shard is gone"):

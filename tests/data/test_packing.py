@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pldcli.data.loader import Rows, StepBatches, to_batch
+from pldcli.curriculum import Curriculum
+from pldcli.data.loader import Rows, to_batch
 from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples, pack
 from pldcli.data.shards import ShardWriter, segments
+from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
@@ -145,7 +147,8 @@ def test_boundaries_are_as_many_for_every_batch_and_cover_it() -> None:
 
 def test_batches_carry_the_documents() -> None:
     samples = PackedSamples(Documents(lengths_like_text(200, 30)), SPECIAL, 32, seed=0)
-    batches = StepBatches(samples, MASKING, 8, 2, 1, 4)
+    curriculum = Curriculum(total_steps=9, seq_len=32, batch_size=8)
+    batches = StepBatches(samples={32: samples}, masking=MASKING, curriculum=curriculum, num_groups=2, micro_batch_size=4)
     [[first], [second]] = batches.step(3)
     rows = samples.rows(np.arange(24, 28))
     assert first.segments is not None and first.position_ids is not None and first.boundaries is not None

@@ -21,6 +21,14 @@ from tests.conftest import ROOT, TINY, tiny_trainer
 DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.depth_rule=uniform", "train.total_steps=20")
 SCENARIOS = {
     "two draws": (*DROPPING, "pld.draws_per_step=2"),
+    "stages and a ramp": (
+        *DROPPING,
+        "pld.draws_per_step=2",
+        "data.length_stages=[{until: 0.4, seq_len: 8}, {until: 0.8, seq_len: 16}]",
+        "train.batch_ramp=0.5",
+        "train.initial_batch_size=4",
+        "train.micro_batch_size=1",
+    ),
     "uneven targets": (*DROPPING, "data.layout=nsp-pairs", "objective.next_sentence=true", "train.micro_batch_size=2"),
     "muon": (*DROPPING, "pld.draws_per_step=2", "optim.name=muon"),
     "stable-adamw": (*DROPPING, "pld.draws_per_step=2", "optim.name=stable-adamw"),

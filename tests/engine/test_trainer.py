@@ -193,7 +193,7 @@ def test_other_ways_to_train_run_and_repeat(changes):
 def test_dropout_differs_between_steps_and_seeds():
     changes = ("model.dropout=0.5", "pld.theta_bar=1", "optim.learning_rate=1e-12", "train.total_steps=2")
     trainer = tiny_trainer(*changes)
-    trainer.batches = replace(trainer.batches, global_batch_size=8)
+    trainer.batches = replace(trainer.batches)
     object.__setattr__(trainer.batches, "step", lambda step, first=trainer.batches.step(0): first)
     one, two = train(trainer)
     assert one.losses != two.losses
@@ -226,6 +226,36 @@ def test_work_adds_up():
         assert seen.position.sequences == seen.position.step * 8
 
 
+def test_work_adds_up_over_lengths_and_batches():
+    """Steps 0-2: 16 sequences of 8 tokens, 3-5: 32 of 8, 6-8: 16 of 16, 9-11: 8 of 32."""
+    stages = ("data.length_stages=[{until: 0.5, seq_len: 8}, {until: 0.75, seq_len: 16}]", "train.batch_ramp=0.25")
+    trainer = tiny_trainer(*DROPPING, *stages, "train.initial_batch_size=4")
+    flops, tokens, sequences = 0.0, 0, 0
+    for seen, (rows, length) in zip(train(trainer), [(16, 8)] * 3 + [(32, 8)] * 3 + [(16, 16)] * 3 + [(8, 32)] * 3, strict=True):
+        for group in range(2):
+            kept = sum(trainer.schedule.plan(seen.position.step - 1, group, seed=0).gates)
+            per_token = kept * (6 * (4 * 32**2 + 2 * 32 * 64) + 12 * 32 * length) + 6 * (32**2 + 64 * 32) * 0.15
+            flops += rows * length / 2 * per_token
+        tokens, sequences = tokens + rows * length, sequences + rows
+        assert (seen.position.tokens, seen.position.sequences) == (tokens, sequences)
+        assert seen.position.executed_flops == pytest.approx(flops)
+
+
+def test_positions_are_rotated_as_the_stage_says():
+    stages = "data.length_stages=[{until: 0.5, seq_len: 8, global_rope_theta: 100}, {until: 0.75, seq_len: 16}]"
+    rotary = ("model.position_embedding=rotary", "model.global_rope_theta=40000", stages)
+
+    def thetas(position):
+        trainer = tiny_trainer(*rotary)
+        assert trainer.model.global_rope_theta == 100, "first weights are those of the first stage"
+        seen = trainer.steps(position, observe=lambda step: True, stop=StopRequest())
+        return [trainer.model.global_rope_theta for _ in seen], trainer.model.global_rope_theta
+
+    assert thetas(Position()) == ([100] * 6 + [40000] * 6, 40000)
+    assert thetas(Position(8)) == ([40000] * 4, 40000)
+    assert thetas(Position(12)) == ([], 40000), "a run that is over is validated as it was trained last"
+
+
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_work_on_packed_documents_is_what_their_own_tokens_attend_to(micro_batch):
     """Counted document by document from the ids: each begins with [CLS] and is read to its [SEP]."""
@@ -250,7 +280,7 @@ def test_pairs_count_as_whole_rows():
 
 
 def all_unknown(trainer):
-    trainer.batches.samples._stream.segments[0][0][:] = MadeUpData.special.unk_id
+    trainer.batches.samples[32]._stream.segments[0][0][:] = MadeUpData.special.unk_id
     return trainer
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pldcli
+from pldcli.curriculum import Curriculum
 from pldcli.errors import OutputError, UsageError
 from pldcli.evaluation.plots import plot_depths
 from pldcli.flops import Flops
@@ -16,13 +17,15 @@ from pldcli.plots.canvas import evenly_spaced
 from pldcli.plots.curves import Curve, plot_curves
 from pldcli.plots.schedules import NamedSchedule, plot_schedules
 from pldcli.plots.terminal import block_chart, sparkline
+from pldcli.run_flops import RunFlops
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def named(name: str = "a", **changes: object) -> NamedSchedule:
     schedule = Schedule(**{"num_blocks": 4, "total_steps": 100, **changes})  # type: ignore[arg-type]
-    return NamedSchedule(name, schedule, Flops(matrices=6.0, attention=0.5, attended_tokens=8.0, head=10.0, num_blocks=schedule.num_blocks))
+    flops = Flops(matrices=6.0, attention=0.5, attended_tokens=8.0, head=10.0, num_blocks=schedule.num_blocks)
+    return NamedSchedule(name, RunFlops(schedule, Curriculum(total_steps=schedule.total_steps, seq_len=8, batch_size=1), flops))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_saving_adds_up_to_that_of_the_run() -> None:
     assert constant.saved_until(25) == pytest.approx(0.1)
     assert named(theta_bar=1.0).saved_until(50) == 0.0
     falling = named(time="linear", theta_bar=0.2)
-    assert falling.saved_until(100) == pytest.approx(falling.flops.total_saved(falling.schedule.mean_kept_fraction))
+    assert falling.saved_until(100) == pytest.approx(falling.flops.saved)
 
 
 @pytest.mark.parametrize("kind", [".PNG", ".svg"])

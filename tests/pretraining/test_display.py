@@ -90,6 +90,19 @@ def test_plain_lines_elsewhere(monkeypatch):
     ]
 
 
+def test_time_left_follows_the_work_that_is_left(monkeypatch):
+    """After 10 steps in 10 s, 90 are left that do four times as much each."""
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    work = lambda step: min(step, 11) + 4 * max(0, step - 11)  # noqa: E731
+    with RunDisplay(console, title="r", total_steps=101, save_every=10, quiet=False, work=work) as display:
+        display.logged(row(1, seconds=1.0))
+        now += 6
+        display.logged(row(11, seconds=11.0))
+    assert console.file.getvalue().splitlines()[-1].endswith("6 min 00 s left")
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_other_processes_are_quiet(terminal):
     assert show(80, row(1), row(2), terminal=terminal, quiet=True) == ""

@@ -82,7 +82,7 @@ def test_a_start_says_what_a_token_of_its_rows_attends_to(tmp_path: Path) -> Non
     trainer = tiny_trainer("data.packing=documents")
     record_start(tmp_path / "environment.json", "command", trainer, MadeUpData())
     [start] = read_starts(tmp_path / "environment.json")
-    assert start["attended_tokens"] == trainer.batches.samples.attended_tokens < 32
+    assert start["attended_tokens"] == trainer.batches.samples[32].attended_tokens < 32
 
 
 def test_the_data_is_recorded_for_readers_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,3 +138,13 @@ def test_what_may_change_in_a_run_that_is_there(spec_of: Callable[..., Spec]) ->
     assert changed_keys(config(**{"eval.every_steps": 4, "checkpoint.keep": 9, "train.micro_batch_size": 4}), stored) == []
     changes = {"optim.learning_rate": "2e-3", "runtime.precision": "bf16", "eval.max_sequences": 9}
     assert sorted(changed_keys(config(**changes), stored)) == sorted(changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.batch_ramp", 0.2), ("data.length_stages", [{"until": 0.5, "seq_len": 8}])], ids=["ramp", "stages"]
+)
+def test_steps_that_are_not_alike_are_refused(spec_of: Callable[..., Spec], key: str, value: object) -> None:
+    """A study times one step of each shape."""
+    with pytest.raises(UsageError) as caught:
+        shapes(spec_of({"preln": PRELN, "long": PLD | {"set": [f"{key}={value}"]}}), FROM_DATA)
+    assert str(caught.value) == f"systems.long: {key} makes steps unequal, and a study times one for all; leave {key} out"
