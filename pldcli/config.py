@@ -203,7 +203,7 @@ class PldConfig(Settings):
 
 
 class LengthStage(Settings):
-    """A part of a run in which sequences are shorter than at its end."""
+    """A part of a run in which sequences are shorter than at its end: of a quarter of the length, a step reads four times as many."""
 
     until: Annotated[float, Field(gt=0), AS_NUMBER]
     """Where the stage ends, as a fraction of the run."""
@@ -223,9 +223,7 @@ class DataConfig(Settings):
     packing: Literal["stream", "documents"] = "stream"
     """For `spans`: rows go on over the ends of documents (`stream`), or hold whole `documents` that do not see each other."""
     length_stages: Annotated[tuple[LengthStage, ...], Strict(False)] = ()
-    """Shorter sequences before those of seq_len: `[{until: 0.7, seq_len: 128}, {until: 0.9, seq_len: 512}]`, in fractions of the run.
-    A step keeps its tokens: of a quarter of the length it reads four times as many sequences. `global_rope_theta` in a stage takes the
-    place of model.global_rope_theta, which like seq_len is what the run ends with."""
+    """Shorter sequences first, by part of the run: `[{until: 0.7, seq_len: 128}, {until: 0.9, seq_len: 512}]`. A step keeps its tokens."""
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
@@ -325,8 +323,7 @@ class TrainConfig(Settings):
     global_batch_size: Count = 4096
     """Sequences of data.seq_len tokens per optimizer step, over all processes."""
     batch_ramp: Share = 0.0
-    """The first part of the run in which the batch grows from initial_batch_size to global_batch_size, as a fraction: linearly in steps,
-    in multiples of the first."""
+    """The first part of the run, as a fraction, in which the batch grows, linearly in steps and in multiples of initial_batch_size."""
     initial_batch_size: Count | Literal["auto"] = "auto"
     """Used with batch_ramp only: sequences of the first step, which divide global_batch_size; `auto` is about a quarter."""
     micro_batch_size: Count | Literal["auto"] = "auto"

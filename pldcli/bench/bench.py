@@ -48,6 +48,8 @@ _MEMORY_SHARE = 0.6
 _ENOUGH_GAIN = 1.02
 """A larger micro-batch must be so many times as fast to go on looking."""
 _TRIAL_STEPS = 3
+_NO_WARMUP = {"warmup_steps": None, "warmup_tokens": None}
+"""A warm-up in steps or tokens need not fit into the steps that are measured, and changes nothing that is measured."""
 _PRODUCT_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 _PRODUCTS = 8
 
@@ -243,8 +245,8 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
 
 
 def _of_length(config: Config, total_steps: int) -> Config:
-    """Shorten a run to measure its steps; a warm-up in steps or tokens need not fit into them, and changes nothing that is measured."""
-    return config.replace(train={"total_steps": total_steps}, optim={"warmup_steps": None, "warmup_tokens": None})
+    """Shorten a run to measure its steps."""
+    return config.replace(train={"total_steps": total_steps}, optim=_NO_WARMUP)
 
 
 def _dense(config: Config) -> Config:
@@ -255,7 +257,7 @@ def _with_micro_batch(config: Config, sequences: int, world_size: int) -> Config
     """Make a step one forward pass of so many sequences per gate group and process, each of the run's final length."""
     batch = sequences * config.pld.draws_per_step * world_size
     train = {"micro_batch_size": sequences, "global_batch_size": batch, "batch_ramp": 0.0}
-    return config.replace(train=train, data={"length_stages": ()})
+    return config.replace(train=train, data={"length_stages": ()}, optim=_NO_WARMUP)
 
 
 def _measured_peak(config: Config, runtime: Runtime) -> float:

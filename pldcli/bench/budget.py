@@ -13,8 +13,10 @@ from pldcli.bench.bench import bench
 from pldcli.bench.result import Bench, Mode
 from pldcli.bench.step_time import StepTime, half_dropped
 from pldcli.config import Config
+from pldcli.curriculum import Curriculum
 from pldcli.data.prepared import PreparedData
 from pldcli.errors import UsageError
+from pldcli.pld import Schedule
 
 __all__ = ["Calibration", "calibrate", "step_time", "step_times_by_part"]
 
@@ -56,7 +58,10 @@ def calibrate(
     measured = {length: bench(_at_length(base, length), data=data, steps=_STEPS, report=report) for length in lengths}
 
     def mean_seconds(total_steps: int) -> float:
-        return _mean_step_seconds(config.replace(train={"total_steps": max(1, total_steps)}), measured)
+        length = max(1, total_steps)
+        return _mean_step_seconds(
+            replace(config.pld_schedule, total_steps=length), replace(config.curriculum, total_steps=length), measured
+        )
 
     steps = seconds / mean_seconds(config.train.total_steps)
     for _ in range(_ROUNDS):
@@ -75,9 +80,8 @@ def _at_length(config: Config, seq_len: int) -> Config:
     return config.replace(data={"seq_len": seq_len, "length_stages": ()}, train=batch)
 
 
-def _mean_step_seconds(config: Config, measured: Mapping[int, Bench]) -> float:
+def _mean_step_seconds(schedule: Schedule, curriculum: Curriculum, measured: Mapping[int, Bench]) -> float:
     """Average a step over a run, from measured steps by length of sequences."""
-    schedule, curriculum = config.pld_schedule, config.curriculum
     seconds = [
         _step_time(measured[stretch.seq_len], stretch.num_sequences).seconds_between(schedule, stretch.first_step, stretch.stop)
         for stretch in curriculum.stretches
