@@ -15,6 +15,7 @@ __all__ = [
     "MaskingUnit",
     "ModelType",
     "Norm",
+    "Pooling",
     "PositionEmbedding",
     "PrecisionChoice",
     "TaskKind",
@@ -46,6 +47,9 @@ ModelType = Literal["bpe", "unigram"]
 
 Norm = Literal["pre", "post"]
 """Where LayerNorm stands: before each sublayer, or after its residual."""
+
+Pooling = Literal["first", "mean"]
+"""What stands for a sequence in the head of a task: its first token, or the mean of its tokens."""
 
 PositionEmbedding = Literal["learned", "rotary"]
 """Positions: a learned table that is added, or rotations of queries and keys."""

@@ -16,10 +16,21 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pldcli.attention import Attention, Rows, attend, attention_of, kernel_fits, rope_frequencies, rotation
-from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, PositionEmbedding
+from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, Pooling, PositionEmbedding
 from pldcli.dropout import Dropout
 
-__all__ = ["Block", "Embeddings", "MaskedLmHead", "NextSentenceHead", "SequenceHead", "SpanBoundaryHead", "StBert", "TaskHead", "TokenHead"]
+__all__ = [
+    "Block",
+    "Embeddings",
+    "MaskedLmHead",
+    "NextSentenceHead",
+    "SequenceHead",
+    "SpanBoundaryHead",
+    "StBert",
+    "TaskHead",
+    "TokenHead",
+    "TransformHead",
+]
 
 
 _LOUD_POSITIONS = 2.0
@@ -49,6 +60,8 @@ class TaskHead:
     """Number of labels; 1 for a number; 2 for start and end of an answer."""
     dropout: float = 0.0
     """In training, before its layers."""
+    pooling: Pooling = "first"
+    """What a sequence's head reads in a model with rotary positions; in the others it is the first token."""
 
 
 class Embeddings(nn.Module):
@@ -294,7 +307,7 @@ class SpanBoundaryHead(nn.Module):
 
 
 class SequenceHead(nn.Module):
-    """Dense, tanh, output, from the first token.
+    """Dense, tanh, output, from the first token, in models with learned positions.
 
     BERT's head (pooler, dropout, classifier) after Post-LN blocks; RoBERTa's, with dropout before the dense layer too, after Pre-LN ones.
 
@@ -308,8 +321,8 @@ class SequenceHead(nn.Module):
         self.dropout = Dropout(dropout)
         self.drops_input = norm == "pre"
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Return the outputs of each sequence, [B, outputs]."""
+    def forward(self, hidden_BTD: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
+        """Return the outputs of each sequence, [B, outputs]; padding plays no part."""
         first_BD = hidden_BTD[:, 0]
         if self.drops_input:
             first_BD = self.dropout(first_BD)
@@ -317,16 +330,48 @@ class SequenceHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """One linear layer at every token."""
+    """One linear layer at every token, in models with learned positions."""
 
     def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float) -> None:
         super().__init__()
         self.output = nn.Linear(hidden_size, num_outputs)
         self.dropout = Dropout(dropout)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Return the outputs of each token, [B, T, outputs]."""
+    def forward(self, hidden_BTD: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
+        """Return the outputs of each token, [B, T, outputs]; padding plays no part."""
         return self.output(self.dropout(hidden_BTD))  # type: ignore[no-any-return]
+
+
+class TransformHead(nn.Module):
+    """ModernBERT's head for every task: dense, GELU, norm, output, of each token or of what stands for the sequence.
+
+    Source: Warner et al. 2024 (ModernBERT), as in transformers 5.23.
+    """
+
+    def __init__(self, shape: TaskHead, *, hidden_size: int, layer_norm_eps: float, dense_bias: bool, norm_bias: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size, bias=dense_bias)
+        self.norm = nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias)
+        self.output = nn.Linear(hidden_size, shape.num_outputs)
+        self.dropout = Dropout(shape.dropout)
+        self.pooling = shape.pooling if shape.kind == "sequence" else None
+
+    def forward(self, hidden_BTD: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
+        """Return the outputs of each sequence, [B, outputs], or of each token, [B, T, outputs].
+
+        Args:
+            hidden_BTD: Hidden states.
+            attention_mask_BT: True at real tokens, of which the mean is taken; None when there is no padding.
+        """
+        hidden = hidden_BTD
+        if self.pooling == "first":
+            hidden = hidden_BTD[:, 0]
+        elif self.pooling == "mean" and attention_mask_BT is None:
+            hidden = hidden_BTD.mean(1)
+        elif self.pooling == "mean":
+            real_BT1 = attention_mask_BT[..., None].to(hidden_BTD.dtype)
+            hidden = (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1)
+        return self.output(self.dropout(self.norm(functional.gelu(self.dense(hidden)))))  # type: ignore[no-any-return]
 
 
 class StBert(nn.Module):
@@ -409,7 +454,12 @@ class StBert(nn.Module):
         self.mlm_head = MaskedLmHead(**sizes, **head) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.sbo_head = SpanBoundaryHead(**sizes) if span_boundary else None
-        self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm) if task_head else None
+        self.task_head: SequenceHead | TokenHead | TransformHead | None = None
+        if task_head is not None and self.is_rotary:
+            biases = {"dense_bias": mlp_bias, "norm_bias": norm_bias}
+            self.task_head = TransformHead(task_head, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps, **biases)
+        elif task_head is not None:
+            self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm)
         self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
         self.max_position_embeddings, self.reach = max_position_embeddings, local_attention // 2
         self.global_rope_theta, self.local_rope_theta = global_rope_theta, local_rope_theta
@@ -529,7 +579,7 @@ class StBert(nn.Module):
         return self.mlm_head(hidden_MD, self.embeddings.word.weight)  # type: ignore[no-any-return]
 
 
-def _task_head(shape: TaskHead, *, hidden_size: int, norm: Norm) -> nn.Module:
+def _task_head(shape: TaskHead, *, hidden_size: int, norm: Norm) -> SequenceHead | TokenHead:
     if shape.kind == "sequence":
         return SequenceHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout, norm=norm)
     return TokenHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout)

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import CheckpointError
 from pldcli.model import StBert, TaskHead
 
-__all__ = ["Pretrained"]
+__all__ = ["Pretrained", "global_layers_of", "usual_pooling"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Pretrained:
     """Names of the outputs of its task head, where it has one that names them."""
     without_masked_lm: str = ""
     """Why its masked-LM head cannot be used, or empty."""
+    pooling: Pooling | None = None
+    """How the head of a rotary model's sequences reads their tokens; None for `usual_pooling`."""
     from_scratch: bool = False
     """Nothing is trained: every weight begins at random, from the seed that the model is built with."""
 
@@ -70,7 +73,8 @@ class Pretrained:
     def with_head(self, head: TaskHead, *, seed: int = 0, dropout: float | None = None, trained: bool = False) -> StBert:
         """Build the encoder with a task's head on it, without the pre-training heads.
 
-        A fresh head draws its weights from `seed`; where a BERT checkpoint has a pooler, that begins the head's dense layer.
+        A fresh head draws its weights from `seed`; where a BERT checkpoint has a pooler, that begins the head's dense layer, as the
+        masked-LM head's dense layer and norm do in a rotary model.
 
         Args:
             head: The head.
@@ -81,21 +85,41 @@ class Pretrained:
         Raises:
             CheckpointError: Weights do not fit, or the trained head is missing.
         """
+        head = replace(head, pooling=self.pooling or usual_pooling(self.settings))
         model = StBert(**self._with_dropout(dropout), masked_lm=False, task_head=head, seed=seed)
         if trained:
             _load(model, self.weights, self.where)
             return model
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("task_head.")}
-        if self.settings.norm == "post" and head.kind == "sequence":
-            weights |= {name.replace("nsp_head.pooler", "task_head.dense"): t for name, t in weights.items() if "nsp_head.pooler" in name}
+        for theirs, ours in self._beginnings(head).items():
+            weights |= {name.replace(theirs, ours): tensor for name, tensor in weights.items() if name.startswith(theirs)}
         _load(model, weights, self.where, may_be_fresh=self._fresh_or("task_head."))
         return model
+
+    def _beginnings(self, head: TaskHead) -> dict[str, str]:
+        """Map layers of pre-training heads to those that they begin in a task's head, as transformers does: there they have one name."""
+        if self.settings.position_embedding == "rotary":
+            return {f"mlm_head.{layer}.": f"task_head.{layer}." for layer in ("dense", "norm")}
+        if self.settings.norm == "post" and head.kind == "sequence":
+            return {"nsp_head.pooler.": "task_head.dense."}
+        return {}
 
     def _with_dropout(self, dropout: float | None) -> dict[str, Any]:
         return dict(self.settings) | ({} if dropout is None else {"dropout": dropout})
 
     def _fresh_or(self, *prefixes: str) -> tuple[str, ...]:
         return ("",) if self.from_scratch else prefixes
+
+
+def usual_pooling(settings: ModelConfig) -> Pooling:
+    """Choose how the head of a rotary model's sequences pools: behind local attention the first token has not seen all of a long text."""
+    return "first" if len(settings.global_layer_numbers) == settings.num_hidden_layers else "mean"
+
+
+def global_layers_of(numbers: tuple[int, ...], num_layers: int) -> int | tuple[int, ...]:
+    """Write the numbers of global layers as `ModelConfig.global_layers` does: every k-th layer, where they are that."""
+    every = next((number for number in numbers if number), num_layers)
+    return every if numbers == tuple(range(0, num_layers, every)) else numbers
 
 
 def _load(model: StBert, weights: dict[str, Tensor], where: str, *, may_be_fresh: tuple[str, ...] = ()) -> None:

@@ -479,8 +479,8 @@ BAD: dict[Callable[[Path], None], str] = {
     everything_gone: r"no readable config\.json",
     other_model_type: r"model_type 'distilbert', this program reads roberta-prelayernorm and bert",
     model_type_is_no_word: r"model_type",
-    other_activation: r"activation",
-    relative_positions: r"positions",
+    other_activation: r"config\.json has an unusable hidden_act: 'relu', this program reads 'gelu' only",
+    relative_positions: r"config\.json has an unusable position_embedding_type: 'relative_key'",
     no_hidden_size: r"config\.json.*hidden_size",
     a_size_is_a_word: r"config\.json",
     a_size_is_a_fraction: r"config\.json",
@@ -491,7 +491,7 @@ BAD: dict[Callable[[Path], None], str] = {
     seq_len_over_the_positions: r"config\.json.*pld_seq_len: 21",
     deeper_than_the_weights: r"no weight .*layer\.3\.",
     shallower_than_the_weights: r"weight .*layer\.2\..* no place",
-    a_decoder: r"attention",
+    a_decoder: r"config\.json has an unusable is_decoder: True",
     no_head: r"has no masked-LM head",
     missing_weight: r"layer\.1\.intermediate\.dense\.bias",
     missing_query: r"layer\.0\.attention\.self\.query\.bias",
@@ -525,7 +525,7 @@ def test_a_padding_id_that_is_no_number_matters_where_positions_begin_after_it(
 ) -> None:
     pre, _ = export("pre")
     rewrite_config(pre, pad_token_id=pad_token_id)
-    with pytest.raises(CheckpointError, match=r"config\.json has an impossible pad_token_id"):
+    with pytest.raises(CheckpointError, match=r"config\.json has an unusable pad_token_id"):
         load_pretrained(pre)
 
 

@@ -103,7 +103,7 @@ class TaskLoss:
         """Run the model and sum the loss over its targets."""
         assert model.task_head is not None
         assert batch.labels is not None
-        outputs = model.task_head(encode(model, batch, gates, residual_scales_L)).float()
+        outputs = model.task_head(encode(model, batch, gates, residual_scales_L), batch.attention_mask).float()
         if self.kind == "regression":
             errors_B = outputs[:, 0] - batch.labels
             # A missing number is NaN: masked before it is squared, since a gradient of NaN times 0 is NaN.

@@ -76,7 +76,7 @@ def outputs_of(
         if index % runtime.world_size == runtime.rank or flat is None:  # the first batch everywhere, for the outputs' shape
             batch = host_batch.to(runtime.device)
             with precision.autocast():
-                outputs = model.task_head(encode(model, batch, gates)).float().cpu()
+                outputs = model.task_head(encode(model, batch, gates), batch.attention_mask).float().cpu()
             per_token = outputs.ndim == 3
             if flat is None:
                 flat = torch.zeros(len(features.input_ids) if per_token else features.num_rows, outputs.shape[-1])

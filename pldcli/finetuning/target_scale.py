@@ -15,7 +15,7 @@ import torch
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError
-from pldcli.model import SequenceHead, StBert
+from pldcli.model import StBert
 from pldcli.tasks.task import Examples, Features, Task
 
 __all__ = ["TargetScale"]
@@ -58,7 +58,7 @@ class TargetScale:
     @torch.no_grad()
     def fold_into(self, model: StBert) -> None:
         """Change a trained head so that it gives targets as the files have them."""
-        assert isinstance(model.task_head, SequenceHead)
+        assert model.task_head is not None
         output = model.task_head.output
         output.weight.copy_(output.weight.double() * self.std)
         output.bias.copy_(output.bias.double() * self.std + self.mean)
@@ -66,7 +66,7 @@ class TargetScale:
     @contextmanager
     def folded(self, model: StBert) -> Iterator[None]:
         """Fold the scale into a head that is being trained while the block runs."""
-        assert isinstance(model.task_head, SequenceHead)
+        assert model.task_head is not None
         parameters = list(model.task_head.output.parameters())
         before = [parameter.detach().clone() for parameter in parameters]
         self.fold_into(model)

@@ -1,4 +1,5 @@
-"""To and from Hugging Face directories: names, settings, tokenizer, and the check on reload.
+"""To and from Hugging Face directories: names, settings, tokenizer, and the check on reload. Nothing needs custom code there.
 
-Pre-LN is `roberta-prelayernorm`, whose position table starts at pad_id + 1; Post-LN is `bert`. Both without custom code.
+Learned positions are `roberta-prelayernorm` (Pre-LN), whose position table starts at pad_id + 1, or `bert` (Post-LN); rotary positions are
+`modernbert`. `names` holds a row per family, and each kind of config.json has a module that translates it.
 """

@@ -1,8 +1,9 @@
-"""Read Hugging Face directories: BERT, RoBERTa and RoBERTa-PreLayerNorm, with whatever heads they have."""
+"""Read Hugging Face directories of the families in `names`, with whatever heads they have."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.huggingface.names import FAMILIES, Family, HeadName
+from pldcli.huggingface.config_json import whole_number
+from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family
 from pldcli.pretrained import Pretrained
 from pldcli.settings import validate
 
@@ -24,11 +26,6 @@ SEQ_LEN, TASK = "pld_seq_len", "pld_task"
 """Our entries in config.json: the length that the model was trained at in tokens, and the task that it was fine-tuned for."""
 
 _WEIGHTS, _PICKLE = "model.safetensors", "pytorch_model.bin"
-_TASK_HEADS: tuple[tuple[str, HeadName], ...] = (
-    ("SequenceClassification", "sequence"),
-    ("TokenClassification", "tokens"),
-    ("QuestionAnswering", "spans"),
-)
 
 
 def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
@@ -48,22 +45,20 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise CheckpointError(f"has model_type {config.get('model_type')!r}, this program reads {' and '.join(FAMILIES)}", where=where)
-    plain = config.get("hidden_act", "gelu") == "gelu" and config.get("position_embedding_type", "absolute") == "absolute"
-    if not plain or config.get("is_decoder"):
-        raise CheckpointError("has another activation, other positions or another attention than BERT", where=where)
     try:
-        num_unused = _whole(config, "pad_token_id", family.default_pad_id) + 1 if family.positions_after_padding else 0
-        settings = _settings(config, family, num_unused)
-        seq_len = _whole(config, SEQ_LEN, min(128, settings.max_position_embeddings))
+        settings = validate(ModelConfig, family.config.read(config))
+        num_unused, zero = family.config.unused_positions(config), family.config.zero_biases(config)
+        seq_len = whole_number(config, SEQ_LEN, min(128, settings.max_position_embeddings))
         if not 3 <= seq_len <= settings.max_position_embeddings:
             raise ValueError(f"{SEQ_LEN}: {seq_len}")
     except (ValueError, UsageError) as error:
-        raise CheckpointError(f"config.json has an impossible {error}".replace(" model.", " "), where=where) from error
+        raise CheckpointError(f"config.json has an unusable {error}".replace(" model.", " "), where=where) from error
     theirs = _spelled(_read_weights(directory, allow_bin=allow_bin), family)
-    weights, used = _encoder(theirs, family, settings, num_unused, where)
-    without_masked_lm = _add_heads(weights, used, theirs, family, config)
-    for name in theirs.keys() - used:
-        if ".layer." in name:
+    reader = _Reader(theirs, family, settings, where=where, zero=zero)
+    weights = reader.encoder(num_unused)
+    without_masked_lm = reader.add_heads(weights, config)
+    for name in theirs.keys() - reader.used:
+        if name.startswith(f"{family.base}{family.layer}."):
             raise CheckpointError(f"has a weight {name!r} that config.json has no place for", where=where)
     task = config.get(TASK)
     return Pretrained(
@@ -74,6 +69,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         tokenizer=_load_tokenizer(directory, settings.vocab_size),
         task=task if isinstance(task, dict) else None,
         labels=_labels(config, weights),
+        pooling=family.config.pooling(config),
         without_masked_lm=without_masked_lm,
     )
 
@@ -88,85 +84,94 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _settings(config: dict[str, Any], family: Family, num_unused: int) -> ModelConfig:
-    """Read the model's configuration; the first `num_unused` positions are never looked up."""
-    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    optional = ("type_vocab_size", "layer_norm_eps", "initializer_range")
-    values = {name: config.get(name) for name in needed} | {name: config[name] for name in optional if name in config}
-    positions = _whole(config, "max_position_embeddings") - num_unused
-    dropout = config.get("hidden_dropout_prob", 0.1)
-    return validate(ModelConfig, {**values, "max_position_embeddings": positions, "dropout": dropout, "norm": family.norm})
-
-
-def _whole(config: dict[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name, default)
-    if type(value) is not int:
-        raise ValueError(f"{name}: {value!r}")
-    return value
-
-
 def _spelled(weights: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Spell names as models with heads do today: the first checkpoints say gamma and beta, bare encoders have no prefix."""
     new = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): t for name, t in weights.items()
     }
     if not any(name.startswith(family.base) for name in new):
-        parts = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")
-        new = {family.base + name if name.startswith(parts) else name: tensor for name, tensor in new.items()}
+        bare = family.bare_names()
+        new = {family.base + name if name.startswith(bare) else name: tensor for name, tensor in new.items()}
     return new
 
 
-def _encoder(
-    theirs: dict[str, Tensor], family: Family, settings: ModelConfig, num_unused: int, where: str
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Take the encoder's weights under our names, and say which of theirs they were."""
-    names, attention = family.encoder(settings.num_hidden_layers), family.attention(settings.num_hidden_layers)
-    try:
-        ours = {our_name: theirs[their_name] for our_name, their_name in names.items()}
-        ours |= {name: torch.cat([theirs[part] for part in parts]) for name, parts in attention.items()}
-    except KeyError as error:
-        raise CheckpointError(f"has no weight {error}", where=where) from error
-    except RuntimeError as error:
-        raise CheckpointError(f"weights do not fit config.json ({error})", where=where) from error
-    ours["embeddings.position.weight"] = ours["embeddings.position.weight"][num_unused:]
-    _check_shapes(ours, settings, where)
-    return ours, {*names.values(), *(part for parts in attention.values() for part in parts)}
+@dataclass(frozen=True)
+class _Reader:
+    """Take weights under our names, and note which of theirs they were."""
+
+    theirs: dict[str, Tensor]
+    family: Family
+    settings: ModelConfig
+    where: str
+    zero: tuple[str, ...]
+    """Endings of our names of biases that these models do not have."""
+    used: set[str] = field(default_factory=set)
+
+    def encoder(self, num_unused: int) -> dict[str, Tensor]:
+        """Take the encoder's weights, of which the first rows of the position table are left out."""
+        try:
+            ours = self.take(self.family.encoder(self.settings))
+        except KeyError as error:
+            raise CheckpointError(f"has no weight {error}", where=self.where) from error
+        if "embeddings.position.weight" in ours:
+            ours["embeddings.position.weight"] = ours["embeddings.position.weight"][num_unused:]
+        _check_shapes(ours, self.settings, self.where)
+        return ours
+
+    def take(self, names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+        """Take weights; biases that these models do not have are zeros.
+
+        Raises:
+            KeyError: There is no such weight.
+        """
+        ours = {}
+        for our_name, parts in names.items():
+            if parts[0] not in self.theirs and our_name.endswith(self.zero):
+                weight = ours.get(f"{our_name.removesuffix('bias')}weight")
+                ours[our_name] = torch.zeros(self.settings.vocab_size if weight is None else len(weight))
+                continue
+            try:
+                ours[our_name] = torch.cat([self.theirs[part] for part in parts])
+            except RuntimeError as error:
+                raise CheckpointError(f"weights do not fit config.json ({error})", where=self.where) from error
+        self.used.update(part for parts in names.values() for part in parts)
+        return ours
+
+    def add_heads(self, weights: dict[str, Tensor], config: dict[str, Any]) -> str:
+        """Add the heads that are there; say why the masked-LM head is not one of them, or nothing."""
+        architecture = " ".join(map(str, config.get("architectures") or []))
+        of_task = [head for head in TASK_HEADS if architecture.endswith(self.family.classes[head])]
+        for head in ("nsp", *of_task):
+            if head in self.family.heads:
+                names = self.family.head(head, self.settings)
+                weights |= self.take({our_name: parts for our_name, parts in names.items() if self._has(our_name, parts)})
+        names = self.family.head("mlm", self.settings)
+        if of_task or not all(self._has(our_name, parts) for our_name, parts in names.items()):
+            return "has no masked-LM head"
+        word = weights["embeddings.word.weight"]
+        for name in self.theirs.keys() - self.used:
+            if name.endswith("decoder.weight") and not torch.equal(self.theirs[name], word):
+                return "has a decoder of its own, not tied to the word embeddings"
+        weights |= self.take(names)
+        return ""
+
+    def _has(self, our_name: str, parts: tuple[str, ...]) -> bool:
+        return all(part in self.theirs for part in parts) or our_name.endswith(self.zero)
 
 
 def _check_shapes(ours: dict[str, Tensor], settings: ModelConfig, where: str) -> None:
-    width, inner = settings.hidden_size, settings.intermediate_size
+    width, inner, gated = settings.hidden_size, settings.intermediate_size, 1 if settings.feed_forward == "gelu" else 2
     expected = {
         "embeddings.word.weight": (settings.vocab_size, width),
         "embeddings.position.weight": (settings.max_position_embeddings, width),
         "embeddings.token_type.weight": (settings.type_vocab_size, width),
         "blocks.0.qkv.weight": (3 * width, width),
-        "blocks.0.ffn_input.weight": (inner, width),
+        "blocks.0.ffn_input.weight": (gated * inner, width),
         "blocks.0.ffn_output.weight": (width, inner),
     }
     for name, shape in expected.items():
-        if tuple(ours[name].shape) != shape:
+        if name in ours and tuple(ours[name].shape) != shape:
             raise CheckpointError(f"weights do not fit config.json ({name}: {list(ours[name].shape)}, not {list(shape)})", where=where)
-
-
-def _add_heads(weights: dict[str, Tensor], used: set[str], theirs: dict[str, Tensor], family: Family, config: dict[str, Any]) -> str:
-    """Add the heads that are there; say why the masked-LM head is not one of them, or nothing."""
-    architecture = " ".join(map(str, config.get("architectures") or []))
-    wanted: list[HeadName] = [name for ending, name in _TASK_HEADS if architecture.endswith(ending)]
-    for head in ("nsp", *wanted):
-        if head in family.heads:
-            found = {ours: name for ours, name in family.head(head).items() if name in theirs}
-            weights |= {ours: theirs[name] for ours, name in found.items()}
-            used |= set(found.values())
-    names = family.head("mlm")
-    if any(name not in theirs for name in names.values()):
-        return "has no masked-LM head"
-    word = weights["embeddings.word.weight"]
-    for name in theirs.keys() - used:
-        if name.endswith("decoder.weight") and not torch.equal(theirs[name], word):
-            return "has a decoder of its own, not tied to the word embeddings"
-    weights |= {ours: theirs[name] for ours, name in names.items()}
-    used |= set(names.values())
-    return ""
 
 
 def _labels(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[str, ...]:

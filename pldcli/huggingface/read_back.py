@@ -18,7 +18,9 @@ __all__ = ["ReadBack", "largest_difference", "read_back"]
 
 _TOLERANCE = 1e-3
 """Of outputs in float32; kernels and their order of summation differ by less."""
-_MOST_TOKENS = 128
+_MOST_TOKENS, _WINDOWS = 128, 3
+"""Tokens of the rows that are compared: so many, or so many local windows."""
+
 _LONGEST_FAILURE = 300
 
 
@@ -41,7 +43,7 @@ class ReadBack:
 
 
 def read_back(directory: Path, model: StBert, special: SpecialTokens) -> ReadBack:
-    """Compare a written model as transformers reads it with ours, on random ordinary tokens.
+    """Compare a written model as transformers reads it with ours, on random ordinary tokens, with padding, beyond the local windows.
 
     Args:
         directory: Where it was written.
@@ -51,11 +53,7 @@ def read_back(directory: Path, model: StBert, special: SpecialTokens) -> ReadBac
     if importlib.util.find_spec("transformers") is None:
         return ReadBack()
     try:
-        ids = torch.arange(model.embeddings.word.num_embeddings)
-        ordinary = ids[~torch.isin(ids, torch.tensor(special.ids))]
-        shape = 2, min(_MOST_TOKENS, model.max_position_embeddings)
-        places = torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(0))
-        difference = largest_difference(directory, model, ordinary[places])
+        difference = largest_difference(directory, model, *_inputs(model, special))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken or newer transformers can raise anything
         failure = f"transformers cannot read it back: {type(error).__name__}: {error}"
     else:
@@ -65,8 +63,26 @@ def read_back(directory: Path, model: StBert, special: SpecialTokens) -> ReadBac
     return ReadBack(failure=textwrap.shorten(failure, _LONGEST_FAILURE, placeholder=" ..."))
 
 
-def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> float:
+def _inputs(model: StBert, special: SpecialTokens) -> tuple[Tensor, Tensor]:
+    """Make a row of random tokens, longer than local windows where the model reads such, and a shorter one with padding behind."""
+    ids = torch.arange(model.embeddings.word.num_embeddings)
+    ordinary = ids[~torch.isin(ids, torch.tensor(special.ids))]
+    windows = 0 if all(block.is_global for block in model.blocks) else _WINDOWS * 2 * model.reach
+    num_tokens = min(max(_MOST_TOKENS, windows), model.max_position_embeddings)
+    places = torch.randint(len(ordinary), (2, num_tokens), generator=torch.Generator().manual_seed(0))
+    attention_mask_BT = torch.arange(num_tokens) < torch.tensor([[num_tokens], [num_tokens * 2 // 3]])
+    return ordinary[places].where(attention_mask_BT, special.pad_id), attention_mask_BT
+
+
+@torch.no_grad()
+def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None) -> float:
     """Load a saved directory with transformers and compare outputs with ours.
+
+    Args:
+        directory: What was saved.
+        model: What was saved there.
+        input_ids_BT: Token ids.
+        attention_mask_BT: True at real tokens; of outputs per token, those of the others do not count. None without padding.
 
     Returns:
         The largest absolute difference; of a single output, which is a number on any scale, as a share of the largest where that is
@@ -80,12 +96,12 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor) -> 
     theirs = getattr(transformers, architecture).from_pretrained(directory, attn_implementation="sdpa").eval()
     training, device = model.training, next(model.parameters()).device
     model.eval().cpu()
-    with torch.no_grad():
-        hidden_BTD = model(input_ids_BT)
-        ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD)
-        outputs = theirs(input_ids=input_ids_BT, attention_mask=torch.ones_like(input_ids_BT))
-        both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
-        scale = ours.abs().max().clamp(min=1.0) if ours.shape[-1] == 1 else 1.0
-        difference = (both - ours).abs().max() / scale
+    mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if attention_mask_BT is None else attention_mask_BT
+    hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT)
+    ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD, attention_mask_BT)
+    outputs = theirs(input_ids=input_ids_BT, attention_mask=mask_BT.long())
     model.to(device).train(training)
-    return float(difference)
+    both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits
+    difference = (both - ours).abs()
+    scale = ours.abs().max().clamp(min=1.0) if ours.shape[-1] == 1 else 1.0
+    return float((difference[mask_BT] if ours.ndim == 3 else difference).max() / scale)

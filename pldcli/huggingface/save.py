@@ -6,25 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional
 
+from pldcli.choices import TaskKind
 from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import SpecialTokens, Tokenizer
 from pldcli.huggingface.load import SEQ_LEN, TASK
-from pldcli.huggingface.names import Family, HeadName, family_to_write
-from pldcli.model import SequenceHead, StBert
+from pldcli.huggingface.modernbert_json import POOLING
+from pldcli.huggingface.names import HeadName, family_to_write
+from pldcli.model import StBert, TransformHead
 from pldcli.tasks.task import Task
 
 __all__ = ["save_pretrained"]
-
-_CLASSES: dict[HeadName, str] = {
-    "mlm": "MaskedLM",
-    "sequence": "SequenceClassification",
-    "tokens": "TokenClassification",
-    "spans": "QuestionAnswering",
-}
 
 
 def save_pretrained(
@@ -50,13 +45,15 @@ def save_pretrained(
         max_seq_len: Tokens of a row at most in fine-tuning.
         stride: Tokens that two windows of a long text shared in fine-tuning.
     """
-    model_type, family = family_to_write(settings.norm)
-    head = _head_name(model, task)
+    model_type, family = family_to_write(settings)
+    head, config = _head_name(model, task), family.config.write(settings, tokenizer.special)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    content = save(_to_hugging_face(weights, settings, family, head, tokenizer.special.pad_id), metadata={"format": "pt"})
-    (directory / "model.safetensors").write_bytes(content)
-    config = {"architectures": [f"{family.class_name}For{_CLASSES[head]}"], "model_type": model_type}
-    config |= _config_json(settings, tokenizer.special, seq_len) | (_task_json(task, max_seq_len, stride) if task else {})
+    theirs = _to_hugging_face(weights, family.encoder(settings) | family.head(head, settings), family.config.unused_positions(config))
+    (directory / "model.safetensors").write_bytes(save(theirs, metadata={"format": "pt"}))
+    config = {"architectures": [family.class_name + family.classes[head]], "model_type": model_type, **config, SEQ_LEN: seq_len}
+    config |= _task_json(task, max_seq_len, stride) if task else {}
+    if isinstance(model.task_head, TransformHead) and model.task_head.pooling is not None:
+        config["classifier_pooling"] = POOLING[model.task_head.pooling]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
     described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings)
@@ -67,44 +64,18 @@ def _head_name(model: StBert, task: Task | None) -> HeadName:
     if task is None:
         assert model.mlm_head is not None
         return "mlm"
-    if isinstance(model.task_head, SequenceHead):
-        return "sequence"
-    return "spans" if task.kind == "spans" else "tokens"
+    return {TaskKind.TAGS: "tokens", TaskKind.SPANS: "spans"}.get(task.kind, "sequence")
 
 
-def _to_hugging_face(weights: dict[str, Tensor], settings: ModelConfig, family: Family, head: HeadName, pad_id: int) -> dict[str, Tensor]:
-    names = family.encoder(settings.num_hidden_layers) | family.head(head)
-    theirs = {their_name: weights[our_name] for our_name, their_name in names.items()}
-    for our_name, parts in family.attention(settings.num_hidden_layers).items():
-        theirs |= dict(zip(parts, weights[our_name].chunk(3), strict=True))
-    if family.positions_after_padding:
-        positions = f"{family.base}embeddings.position_embeddings.weight"
-        unused = torch.zeros(pad_id + 1, settings.hidden_size)
-        theirs[positions] = torch.cat([unused, theirs[positions]])
+def _to_hugging_face(weights: dict[str, Tensor], names: dict[str, tuple[str, ...]], num_unused: int) -> dict[str, Tensor]:
+    """Spell weights as they do there; the position table begins with `num_unused` rows that are never looked up."""
+    if num_unused:
+        positions = weights["embeddings.position.weight"]
+        weights = weights | {"embeddings.position.weight": functional.pad(positions, (0, 0, num_unused, 0))}
+    theirs: dict[str, Tensor] = {}
+    for our_name, parts in names.items():
+        theirs |= dict(zip(parts, weights[our_name].chunk(len(parts)), strict=True))
     return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
-
-
-def _config_json(settings: ModelConfig, special: SpecialTokens, seq_len: int) -> dict[str, Any]:
-    offset = special.pad_id + 1 if settings.norm == "pre" else 0
-    return {
-        "vocab_size": settings.vocab_size,
-        "hidden_size": settings.hidden_size,
-        "num_hidden_layers": settings.num_hidden_layers,
-        "num_attention_heads": settings.num_attention_heads,
-        "intermediate_size": settings.intermediate_size,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": settings.dropout,
-        "attention_probs_dropout_prob": settings.dropout,
-        "max_position_embeddings": settings.max_position_embeddings + offset,
-        "type_vocab_size": settings.type_vocab_size,
-        "initializer_range": settings.initializer_range,
-        "layer_norm_eps": settings.layer_norm_eps,
-        "tie_word_embeddings": True,
-        "pad_token_id": special.pad_id,
-        "bos_token_id": special.cls_id,
-        "eos_token_id": special.sep_id,
-        SEQ_LEN: seq_len,
-    }
 
 
 def _task_json(task: Task, max_seq_len: int, stride: int) -> dict[str, Any]:
