@@ -8,11 +8,11 @@ from pathlib import Path
 from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.errors import CheckpointError
-from pldcli.evaluation.depth import Gates, check_depth, keep_probs_of, kept_blocks
+from pldcli.evaluation.depth import Gates, choose_depths
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
-from pldcli.pretrained import Pretrained
+from pldcli.pretrained import Pretrained, global_layers_of
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new, check_output
 from pldcli.tasks.kinds import head_of
@@ -60,19 +60,16 @@ def export(
 
     Raises:
         CheckpointError: There is no model, or it has neither a masked-LM head nor that of a task.
-        UsageError: The model does not have so many blocks.
+        UsageError: The model does not have so many blocks, or is one that transformers cannot express.
         OutputError: `out` is there, or cannot be written.
     """
     check_new(out, overwrite=overwrite)
     check_output(out, "a model directory", mark="config.json")
     loaded = open_model(target, data=data, allow_bin=allow_bin)
-    num_blocks = loaded.settings.num_hidden_layers
-    gates, reason = (True,) * num_blocks, ""
+    gates, reason = (True,) * loaded.settings.num_hidden_layers, ""
     if keep_blocks is not None:
-        check_depth(keep_blocks, num_blocks, where="--keep-blocks")
-        keep = keep_probs_of(target, num_blocks)
-        gates = kept_blocks(num_blocks, keep_blocks, blocks, keep.probs)
-        reason = {"first": "the first blocks", "even": "evenly spread blocks"}.get(blocks, f"the blocks kept most often: {keep.origin}")
+        choice = choose_depths(target, (keep_blocks,), blocks, loaded.settings, where="--keep-blocks")
+        gates, reason = choice.gates[0], choice.reason
     smaller = with_blocks(loaded, gates)
     model, task = _with_its_head(smaller)
     with atomic.directory(out, overwrite=overwrite) as place:
@@ -95,7 +92,8 @@ def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
             weights[name] = tensor
         elif int(number) in numbers:
             weights[f"blocks.{numbers[int(number)]}.{parameter}"] = tensor
-    return replace(loaded, weights=weights, settings=loaded.settings.replace(num_hidden_layers=sum(gates)))
+    layers = global_layers_of(tuple(numbers[block] for block in loaded.settings.global_layer_numbers if block in numbers), len(numbers))
+    return replace(loaded, weights=weights, settings=loaded.settings.replace(num_hidden_layers=len(numbers), global_layers=layers))
 
 
 def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:

@@ -6,11 +6,13 @@ import torch
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine.model_source import open_model
 from pldcli.errors import CheckpointError, OutputError, UsageError
+from pldcli.evaluation.depth import choose_depths
 from pldcli.export import export
 from pldcli.huggingface import read_back
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
+from pldcli.presets import dump
 from pldcli.tasks.task import Task
 from tests.conftest import tiny_config
 from tests.test_huggingface import shaken
@@ -33,13 +35,27 @@ TASKS = {
 }
 
 
+KINDS = {
+    "pre": ("model.norm=pre",),
+    "post": ("model.norm=post",),
+    "rotary": (
+        "model.position_embedding=rotary",
+        "model.feed_forward=geglu",
+        "model.first_attention_norm=false",
+        "model.type_vocab_size=0",
+        "model.global_layers=3",
+        "model.local_attention=8",
+    ),
+}
+
+
 @pytest.fixture
 def save(prepared, tmp_path):
     """Write a model of 5 shaken blocks, for masked words or for a task."""
 
     def call(norm, task=None):
         tokenizer = load_prepared_tokenizer(prepared)
-        changes = (f"model.norm={norm}", f"model.vocab_size={tokenizer.vocab_size}", "model.num_hidden_layers=5")
+        changes = (*KINDS[norm], f"model.vocab_size={tokenizer.vocab_size}", "model.num_hidden_layers=5")
         settings = tiny_config(*changes).model
         shape = TASKS[task][1] if task else None
         model = shaken(StBert(**vars(settings), masked_lm=task is None, task_head=shape))
@@ -52,7 +68,7 @@ def save(prepared, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", KINDS)
 @pytest.mark.parametrize("how", ["first", "even", "keep-prob"])
 def test_the_smaller_model_is_the_large_one_with_gates(save, tmp_path, norm, how):
     source, model = save(norm)
@@ -63,26 +79,46 @@ def test_the_smaller_model_is_the_large_one_with_gates(save, tmp_path, norm, how
     wanted = model.mlm_logits(model(ids, gates=gates))
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(done.path).eval()
     torch.testing.assert_close(theirs(input_ids=ids).logits, wanted, rtol=0, atol=1e-4)
-    again = load_pretrained(done.path)
-    assert again.settings == load_pretrained(source).settings.replace(num_hidden_layers=3) and again.seq_len == 24
+    again, before = load_pretrained(done.path), load_pretrained(source).settings
+    assert again.settings == before.replace(num_hidden_layers=3) and again.seq_len == 24
     torch.testing.assert_close(again.masked_lm().eval()(ids), model(ids, gates=gates), rtol=0, atol=1e-5)
     assert (wanted - model.mlm_logits(model(ids))).abs().max() > 0.1
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", KINDS)
 @pytest.mark.parametrize("kind", TASKS)
 def test_a_fine_tuned_model_keeps_its_head_and_its_task(save, tmp_path, norm, kind):
     source, model = save(norm, kind)
     done = export(source, tmp_path / "small", keep_blocks=2, blocks="even")
     assert done.gates == (True, False, False, False, True) and done.read_back.difference < 1e-4
     before, after = (json.loads((place / "config.json").read_text()) for place in (source, done.path))
-    assert after == before | {"num_hidden_layers": 2}
+    cut = {"layer_types": ["full_attention", "sliding_attention"], "global_attn_every_n_layers": 2} if norm == "rotary" else {}
+    assert after == before | {"num_hidden_layers": 2} | cut
     theirs = getattr(transformers, f"AutoModelFor{TASKS[kind][2]}").from_pretrained(done.path).eval()
     ids = torch.arange(5, 45).view(2, 20)
     outputs = theirs(input_ids=ids)
     logits = torch.stack([outputs.start_logits, outputs.end_logits], -1) if kind == "spans" else outputs.logits
     torch.testing.assert_close(logits, model.task_head(model(ids, gates=done.gates)), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_first_block_stays_where_its_successor_would_lose_a_norm(save, tmp_path):
+    """The run kept its last blocks always, and the first one least often."""
+    rare_first = tiny_config("model.num_hidden_layers=5", "pld.keep_last=2", "pld.theta_bar=0.5", "pld.depth_rule=uniform")
+    source, model = save("rotary")
+    (source / "config.yaml").write_text(dump(rare_first))
+    for number, gates in ((1, (1, 0, 0, 0, 0)), (2, (1, 0, 0, 1, 0)), (3, (1, 0, 0, 1, 1))):
+        done = export(source, tmp_path / f"{number}", keep_blocks=number)
+        assert done.gates == tuple(map(bool, gates)) and done.read_back.difference < 1e-4
+        assert choose_depths(source, (number,), "keep-prob", load_pretrained(source).settings).gates == (done.gates,), "as evaluated"
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(done.path).eval()
+        ids = torch.arange(5, 45).view(2, 20)
+        torch.testing.assert_close(theirs(input_ids=ids).logits, model.mlm_logits(model(ids, gates=done.gates)), rtol=0, atol=1e-4)
+    assert load_pretrained(tmp_path / "3").settings.global_layers == (0, 1), "blocks 0 and 3 of the large one"
+    source, _ = save("pre")
+    (source / "config.yaml").write_text(dump(rare_first))
+    assert export(source, tmp_path / "plain", keep_blocks=2).gates == (False, False, False, True, True)
 
 
 def test_without_a_number_the_whole_model_is_written(save, tmp_path):

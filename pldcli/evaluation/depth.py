@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pldcli import presets
 from pldcli.choices import BlockChoice
+from pldcli.config import ModelConfig
 from pldcli.engine.runtime import Runtime
 from pldcli.errors import PldError, UsageError
 from pldcli.pld import Schedule
@@ -119,7 +120,7 @@ def check_depth(depth: int, num_blocks: int, *, where: str) -> None:
         raise UsageError(f"{depth} is not between 1 and the {num_blocks} blocks of this model", where=where)
 
 
-def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Sequence[float]) -> Gates:
+def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Sequence[float], *, keep_first: bool = False) -> Gates:
     """Choose which blocks run.
 
     Args:
@@ -128,6 +129,7 @@ def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Seque
         how: `first`: the lowest ones. `even`: evenly spread, the first and the last one among them. `keep-prob`: those with the
             highest keep probability, of equal ones the lower.
         keep_probs: Per block; used by `keep-prob` only.
+        keep_first: Keep the first block in any case.
     """
     if how == "first":
         chosen = set(range(depth))
@@ -135,7 +137,7 @@ def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Seque
         gaps = max(1, depth - 1)
         chosen = {(2 * place * (num_blocks - 1) + gaps) // (2 * gaps) for place in range(depth)}
     else:
-        chosen = set(sorted(range(num_blocks), key=lambda block: -keep_probs[block])[:depth])
+        chosen = set(sorted(range(num_blocks), key=lambda block: (not (keep_first and block == 0), -keep_probs[block]))[:depth])
     return tuple(block in chosen for block in range(num_blocks))
 
 
@@ -160,18 +162,27 @@ def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
     return KeepProbs(_papers(num_blocks), "how it was trained is not known here, so the paper's rule is taken")
 
 
-def choose_depths(target: Path, depths: str, how: BlockChoice, num_blocks: int) -> DepthChoice:
-    """Read numbers of blocks, separated by commas, and choose the blocks of each as `kept_blocks` does.
+def choose_depths(target: Path, depths: Sequence[int], how: BlockChoice, model: ModelConfig, *, where: str = "--depth") -> DepthChoice:
+    """Choose the blocks of each depth as `kept_blocks` does, with the keep probabilities of `target`.
+
+    A first block without a norm before its attention always stays: exported without it, the model would lose the norm of the next one.
+
+    Args:
+        target: Where the model is.
+        depths: Numbers of blocks.
+        how: Which blocks are kept.
+        model: The model's configuration.
+        where: What named the depths, for the error.
 
     Raises:
-        UsageError: It is no list of different numbers from 1 to `num_blocks`.
+        UsageError: The model does not have so many blocks.
     """
-    wanted = parse_depths(depths)
-    for depth in wanted:
-        check_depth(depth, num_blocks, where="--depth")
-    keep = keep_probs_of(target, num_blocks)
+    num_blocks = model.num_hidden_layers
+    for depth in depths:
+        check_depth(depth, num_blocks, where=where)
+    keep, keep_first = keep_probs_of(target, num_blocks), not model.first_attention_norm
     reason = {"first": "the first blocks", "even": "evenly spread blocks"}.get(how, f"the blocks kept most often: {keep.origin}")
-    return DepthChoice(tuple(kept_blocks(num_blocks, depth, how, keep.probs) for depth in wanted), reason)
+    return DepthChoice(tuple(kept_blocks(num_blocks, depth, how, keep.probs, keep_first=keep_first) for depth in depths), reason)
 
 
 def measure_depths(measure: Measure, choice: DepthChoice, runtime: Runtime) -> DepthReport:

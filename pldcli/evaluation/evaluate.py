@@ -105,9 +105,9 @@ def evaluate_depths(
     Raises:
         UsageError: The model does not have so many blocks.
     """
-    parse_depths(depths)  # a typing error is reported before anything is read
+    wanted = parse_depths(depths)  # a typing error is reported before anything is read
     with _opened(target, material, inputs, text_field, opening) as (subject, scorer, what):
-        choice = choose_depths(target, depths, blocks, subject.loaded.settings.num_hidden_layers)
+        choice = choose_depths(target, wanted, blocks, subject.loaded.settings)
         batch = scorer.sample()
 
         def forward(gates: Gates) -> int:

@@ -16,7 +16,7 @@ from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths
+from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
 from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.prediction import ScoredSplit, as_json_lines, json_lines, notes_on_predictions, outputs_of, score_split
 from pldcli.evaluation.subject import Opening
@@ -102,8 +102,9 @@ def evaluate_task_depths(
     Raises:
         PldError: As `evaluate_task`; or there are no labels, or fewer blocks than asked for.
     """
+    wanted = parse_depths(depths)
     with _open(target, source, opening) as subject:
-        choice = choose_depths(target, depths, blocks, subject.loaded.settings.num_hidden_layers)
+        choice = choose_depths(target, wanted, blocks, subject.loaded.settings)
         labelled = [name for name, (examples, _) in subject.rows.items() if examples.labels is not None]
         if not labelled:
             raise DataError("no labels to score against", where=source.task)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pldcli.config import ModelConfig
 from pldcli.engine.runtime import Runtime
 from pldcli.errors import UsageError
 from pldcli.evaluation.depth import DepthChoice, Measure, choose_depths, keep_probs_of, kept_blocks, measure_depths, parse_depths
@@ -58,7 +59,7 @@ def test_reading_depths():
 )
 def test_mistakes(text, line):
     with pytest.raises(UsageError) as raised:
-        choose_depths(Path("nowhere"), text, "first", 12)
+        choose_depths(Path("nowhere"), parse_depths(text), "first", ModelConfig(num_hidden_layers=12))
     assert str(raised.value) == line
 
 
