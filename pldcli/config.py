@@ -12,6 +12,7 @@ from pldcli.choices import AttentionInit, Device, FeedForward, LmHead, MaskingUn
 from pldcli.curriculum import Curriculum, Stage, largest_divisor
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
+from pldcli.model_types import model_type_of
 from pldcli.pld import DepthRule, Draw, Schedule, TimeSchedule
 from pldcli.run_flops import RunFlops
 from pldcli.settings import AS_NUMBER, Count, Fraction, Natural, NonNegative, Positive, Settings, Share, Switch, fields
@@ -423,6 +424,7 @@ class Config(Settings):
             raise UsageError("needs sentence pairs", where="objective.next_sentence", hint="add data.layout=nsp-pairs")
         if self.train.unigram_bias and model.lm_head == "plain":
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
+        model_type_of(dict(model))  # a run whose model could not be exported is refused
         return self
 
     @model_validator(mode="after")

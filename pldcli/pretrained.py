@@ -113,7 +113,7 @@ class Pretrained:
 
 def usual_pooling(settings: ModelConfig) -> Pooling:
     """Choose how the head of a rotary model's sequences pools: behind local attention the first token has not seen all of a long text."""
-    return "first" if len(settings.global_layer_numbers) == settings.num_hidden_layers else "mean"
+    return "mean" if settings.has_local_layers else "first"
 
 
 def global_layers_of(numbers: tuple[int, ...], num_layers: int) -> int | tuple[int, ...]:

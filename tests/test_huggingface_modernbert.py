@@ -394,8 +394,8 @@ def test_a_bias_that_the_config_denies(tmp_path: Path, words: Tokenizer) -> None
     ("changes", "line"),
     [
         (
-            {"embedding_norm": False},
-            "model.embedding_norm: false cannot be exported.*nearest type is modernbert; set model.embedding_norm=true",
+            {"embedding_norm": False, "first_attention_norm": True},
+            "model.embedding_norm: false cannot.* modernbert; set model.embedding_norm=true model.first_attention_norm=false$",
         ),
         ({"feed_forward": "gelu"}, "model.feed_forward: gelu cannot.*set model.feed_forward=geglu$"),
         ({"norm": "post", "first_attention_norm": True}, r"model\.norm: post.*set model.norm=pre model.first_attention_norm=false"),
