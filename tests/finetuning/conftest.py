@@ -102,6 +102,20 @@ def tiny_post(tmp_path_factory: pytest.TempPathFactory, words_tokenizer: Tokeniz
     return save_tiny(tmp_path_factory.mktemp("tiny-post") / "tiny", words_tokenizer, norm="post")
 
 
+@pytest.fixture(scope="session")
+def tiny_rotary(tmp_path_factory: pytest.TempPathFactory, words_tokenizer: Tokenizer) -> Path:
+    """One of ModernBERT's architecture, whose second block is local and sees less than a text."""
+    changes = {"position_embedding": "rotary", "feed_forward": "geglu", "first_attention_norm": False, "type_vocab_size": 0}
+    window = {"global_layers": 2, "local_attention": 4}
+    return save_tiny(tmp_path_factory.mktemp("tiny-rotary") / "tiny", words_tokenizer, **changes, **window)
+
+
+@pytest.fixture(params=["tiny", "tiny_rotary"])
+def either(request: pytest.FixtureRequest) -> Path:
+    """Return a Pre-LN model with learned positions, then one with rotary positions."""
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
 def river_rows(number: int, seed: int) -> list[dict[str, Any]]:
     """Make up texts of some words; half of them name the river."""
     draw = random.Random(seed)

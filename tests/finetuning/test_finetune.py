@@ -91,15 +91,15 @@ def test_the_tests_are_predicted_by_the_best_model(learned, rivers):
     assert [row["index"] for row in found] == list(range(20))
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_the_model_loads_without_us(norm, tiny, tiny_post, learn, river_experiment, rivers, tmp_path):
+@pytest.mark.parametrize(("kind", "family"), [("tiny", "RobertaPreLayerNorm"), ("tiny_post", "Bert"), ("tiny_rotary", "ModernBert")])
+def test_the_model_loads_without_us(kind, family, request, learn, river_experiment, rivers, tmp_path):
     """With label names, and the same probabilities from text through transformers' own tokenizer and pipeline."""
     import transformers
 
-    done = learn(river_experiment(model=str(tiny if norm == "pre" else tiny_post)), tmp_path / "out", "epochs=4")
+    done = learn(river_experiment(model=str(request.getfixturevalue(kind))), tmp_path / "out", "epochs=4")
     assert done.cells[done.best]["score"] > 0.9
     model = transformers.AutoModelForSequenceClassification.from_pretrained(done.model)
-    assert type(model).__name__ == {"pre": "RobertaPreLayerNormForSequenceClassification", "post": "BertForSequenceClassification"}[norm]
+    assert type(model).__name__ == f"{family}ForSequenceClassification"
     assert model.config.id2label == {0: "land", 1: "water"}
     classify = transformers.pipeline("text-classification", model=str(done.model), device="cpu", top_k=None)
     texts = [row["text"] for row in lines(rivers / "validation.jsonl")]
@@ -127,19 +127,19 @@ def test_other_programs_find_the_same_score_in_the_predictions(learn, river_expe
             assert max(row["scores"], key=row["scores"].get) == row["label"]
 
 
-def test_a_number_is_learned(learn, tiny, tmp_path):
+def test_a_number_is_learned(learn, either, tmp_path):
     rows = [{"text": row["text"], "score": row["text"].split().count("river") * 2.0 + 1.5} for row in river_rows(160, 1)]
     train = write_rows(tmp_path / "amounts.jsonl", rows)
     from pldcli.finetuning.experiment import Experiment
 
-    done = learn(Experiment(str(train), str(tiny), kind="regression"), tmp_path / "out")
+    done = learn(Experiment(str(train), str(either), kind="regression"), tmp_path / "out")
     assert done.task.metrics == ("pearson", "spearman")
     assert done.cells[done.best]["scores"]["validation"]["pearson"] > 0.9
     config = json.loads((done.model / "config.json").read_text())
     assert config["problem_type"] == "regression" and config["id2label"] == {"0": "score"}
 
 
-def test_tags_are_learned_and_load_without_us(learn, tiny, tmp_path):
+def test_tags_are_learned_and_load_without_us(learn, either, tmp_path):
     import transformers
 
     from pldcli.finetuning.experiment import Experiment
@@ -148,7 +148,7 @@ def test_tags_are_learned_and_load_without_us(learn, tiny, tmp_path):
         "".join(f"{word} {'B-WET' if word == 'river' else 'O'}\n" for word in row["text"].split()) + "\n" for row in river_rows(160, 1)
     )
     (tmp_path / "rivers.conll").write_text(text)
-    done = learn(Experiment(str(tmp_path / "rivers.conll"), str(tiny)), tmp_path / "out", "epochs=3")
+    done = learn(Experiment(str(tmp_path / "rivers.conll"), str(either)), tmp_path / "out", "epochs=3")
     assert done.cells[done.best]["score"] > 0.9
     model = transformers.AutoModelForTokenClassification.from_pretrained(done.model)
     assert model.config.id2label == dict(enumerate(done.task.labels)) and set(done.task.labels) == {"O", "B-WET"}
@@ -158,7 +158,7 @@ def test_tags_are_learned_and_load_without_us(learn, tiny, tmp_path):
     assert [model.config.id2label[label] for label in best][1:-1] == ["O", "O", "B-WET", "O"]
 
 
-def test_answers_are_learned_and_load_without_us(learn, tiny, tmp_path):
+def test_answers_are_learned_and_load_without_us(learn, either, tmp_path):
     import transformers
 
     from pldcli.finetuning.experiment import Experiment
@@ -169,7 +169,7 @@ def test_answers_are_learned_and_load_without_us(learn, tiny, tmp_path):
             answer = {"text": "river", "answer_start": row["text"].index("river")}
             paragraphs.append({"context": row["text"], "qas": [{"id": str(number), "question": "a river", "answers": [answer]}]})
     (tmp_path / "rivers.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}], "version": "1.1"}))
-    done = learn(Experiment(str(tmp_path / "rivers.json"), str(tiny)), tmp_path / "out", "epochs=10", "max_seq_len=32", "stride=8")
+    done = learn(Experiment(str(tmp_path / "rivers.json"), str(either)), tmp_path / "out", "epochs=10", "max_seq_len=32", "stride=8")
     assert done.task.kind == "spans" and done.cells[done.best]["scores"]["validation"]["exact_match"] > 0.7
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(done.model)
     assert model.num_parameters() > 0 and done.read_back.difference < 1e-5
