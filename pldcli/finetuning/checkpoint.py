@@ -115,7 +115,7 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
     try:
         checkpoint.verify(source, needed=frozenset(_FILES))
         state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-        if state["settings"] != dict(settings):
+        if FinetuneConfig(**state["settings"]) != settings:
             return None
         weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])
         return Unfinished(

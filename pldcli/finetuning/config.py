@@ -11,7 +11,7 @@ from pydantic import Field
 from pldcli.choices import PrecisionChoice
 from pldcli.config import OptimConfig
 from pldcli.errors import UsageError
-from pldcli.settings import AS_NUMBER, Count, Natural, NonNegative, Off, Positive, Settings, Share, parse_value, split, validate
+from pldcli.settings import AS_NUMBER, Count, Natural, NonNegative, Off, Positive, Settings, Share, Switch, parse_value, split, validate
 
 __all__ = ["FinetuneConfig", "cells", "changed"]
 
@@ -55,6 +55,12 @@ class FinetuneConfig(Settings):
     """Most examples per forward pass and process; `auto` is the whole batch. Lower it when memory runs out."""
     precision: PrecisionChoice = "auto"
     """Autocast format of training; weights stay fp32. Evaluation is fp32."""
+    compile: Switch = "auto"
+    """torch.compile of each block and the embeddings in training; `auto` is on for CUDA and off for CPU."""
+
+    def compiles(self, device_type: str) -> bool:
+        """Return whether blocks are compiled on this kind of device."""
+        return self.compile == "on" or (self.compile == "auto" and device_type == "cuda")
 
     @property
     def optim(self) -> OptimConfig:
