@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pldcli import __version__
-from pldcli.config import Config, describe_dropping
+from pldcli.config import Config, ModelConfig, describe_dropping
 from pldcli.console.units import duration, quantity
 from pldcli.data.prepared import PreparedData, unknown_shares
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts
+from pldcli.model_types import model_type_of
 from pldcli.plots.curves import Curve, plot_curves
 from pldcli.system import atomic
 
@@ -72,7 +73,8 @@ def _card(
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
     heads = ["next-sentence"] * objective.next_sentence + ["span-boundary"] * objective.span_boundary
     left_out = "".join(f"\nIt was trained with a {head} head, which is left out of `model/`.\n" for head in heads)
-    norm = "Pre-LN (`roberta-prelayernorm`)" if config.model.norm == "pre" else "Post-LN (`bert`)"
+    norm = f"{config.model.norm.capitalize()}-LN (`{model_type_of(dict(config.model))}`)"
+    windows = _windows(config.model)
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -81,7 +83,7 @@ tags: [pldcli, progressive-layer-dropping, masked-lm]
 
 # {run.path.name}
 
-A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
+A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.{windows}
 Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
 {left_out}
 ```python
@@ -124,6 +126,12 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 
 The full configuration is in `config.yaml`, versions and hardware in `environment.json`, every logged step in `metrics.jsonl`.
 """
+
+
+def _windows(model: ModelConfig) -> str:
+    if not model.has_local_layers:
+        return ""
+    return f"\n{len(model.global_layer_numbers)} of the blocks attend to all tokens, the others to windows of {model.local_attention}."
 
 
 def _number(value: float | None) -> str:

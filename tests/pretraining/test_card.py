@@ -72,3 +72,12 @@ def test_it_tells_how_much_of_the_text_is_unknown(tmp_path):
     assert "| vocabulary | 64 entries, 0.20% of the train tokens unknown |" in card(tmp_path, [])
     line = "| vocabulary | 64 entries, 12.50% of the train tokens unknown, 0.00% of the validation tokens unknown |"
     assert line in card(tmp_path, [], data=Counted)
+
+
+def test_it_names_the_type_that_transformers_loads(tmp_path):
+    assert "A Pre-LN (`roberta-prelayernorm`) encoder with 3 blocks of width" in card(tmp_path, [{"step": 12, **TRAINING}])
+    assert "A Post-LN (`bert`) encoder" in card(tmp_path, [{"step": 12, **TRAINING}], "model.norm=post")
+    rotary = ("model.position_embedding=rotary", "model.feed_forward=geglu", "model.first_attention_norm=false", "model.type_vocab_size=0")
+    text = card(tmp_path, [{"step": 12, **TRAINING}], *rotary, "model.global_layers=2", "model.local_attention=8")
+    assert "A Pre-LN (`modernbert`) encoder with 3 blocks" in text
+    assert "2 of the blocks attend to all tokens, the others to windows of 8." in text
