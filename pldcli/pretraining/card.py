@@ -74,7 +74,6 @@ def _card(
     heads = ["next-sentence"] * objective.next_sentence + ["span-boundary"] * objective.span_boundary
     left_out = "".join(f"\nIt was trained with a {head} head, which is left out of `model/`.\n" for head in heads)
     norm = f"{config.model.norm.capitalize()}-LN (`{model_type_of(dict(config.model))}`)"
-    windows = _windows(config.model)
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -83,8 +82,8 @@ tags: [pldcli, progressive-layer-dropping, masked-lm]
 
 # {run.path.name}
 
-A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.{windows}
-Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
+A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
+{_windows(config.model)}Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
 {left_out}
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -131,7 +130,7 @@ The full configuration is in `config.yaml`, versions and hardware in `environmen
 def _windows(model: ModelConfig) -> str:
     if not model.has_local_layers:
         return ""
-    return f"\n{len(model.global_layer_numbers)} of the blocks attend to all tokens, the others to windows of {model.local_attention}."
+    return f"{len(model.global_layer_numbers)} of the blocks attend to all tokens, the others to windows of {model.local_attention}.\n"
 
 
 def _number(value: float | None) -> str:
