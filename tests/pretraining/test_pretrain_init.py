@@ -54,9 +54,23 @@ def save_source(place: Path, prepared: Path, norm: Any, **changes: Any) -> Path:
     return place
 
 
-@pytest.fixture(scope="module", params=["pre", "post"])
+def save_modernbert(place: Path, prepared: Path) -> Path:
+    """Have transformers write one: without biases, and with windows shorter than a row."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = load_prepared_tokenizer(prepared)
+    sizes = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 24}
+    more = {"global_attn_every_n_layers": 2, "local_attention": 8, "mlp_dropout": 0.25, "initializer_range": 0.1, "pad_token_id": 0}
+    config = transformers.ModernBertConfig(vocab_size=tokenizer.vocab_size, **sizes, **more)
+    torch.manual_seed(5)
+    transformers.ModernBertForMaskedLM(config).save_pretrained(place)
+    tokenizer.save(place)
+    return place
+
+
+@pytest.fixture(scope="module", params=["pre", "post", "modernbert"])
 def source(request: pytest.FixtureRequest, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_source(tmp_path_factory.mktemp("source") / request.param, prepared, request.param)
+    place = tmp_path_factory.mktemp("source") / request.param
+    return save_modernbert(place, prepared) if request.param == "modernbert" else save_source(place, prepared, request.param)
 
 
 @pytest.fixture
