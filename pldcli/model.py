@@ -366,9 +366,9 @@ class TransformHead(nn.Module):
         hidden = hidden_BTD
         if self.pooling == "first":
             hidden = hidden_BTD[:, 0]
-        elif self.pooling == "mean" and attention_mask_BT is None:
-            hidden = hidden_BTD.mean(1)
         elif self.pooling == "mean":
+            if attention_mask_BT is None:
+                attention_mask_BT = torch.ones_like(hidden_BTD[..., 0])
             real_BT1 = attention_mask_BT[..., None].to(hidden_BTD.dtype)
             hidden = (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1)
         return self.output(self.dropout(self.norm(functional.gelu(self.dense(hidden)))))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class Pretrained:
     tokenizer: Tokenizer
     task: dict[str, Any] | None = None
     """What fine-tuning wrote down of its task."""
+    head_kind: Literal["sequence", "token"] | None = None
+    """What its task head has outputs for; None where it has no such head."""
     labels: tuple[str, ...] = ()
     """Names of the outputs of its task head, where it has one that names them."""
     without_masked_lm: str = ""

@@ -183,7 +183,7 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
     if remembered is not None:
         return remembered
     outputs = len(loaded.weights["task_head.output.bias"])
-    if not loaded.labels or "task_head.dense.weight" not in loaded.weights:
+    if not loaded.labels or loaded.head_kind != "sequence":
         raise UsageError("does not say what its outputs mean", where=loaded.where, hint="name a task of `pld tasks`")
     if outputs == 1:
         return Task(Path(source.task).stem, TaskKind.REGRESSION, (), "", metrics=("pearson", "spearman"))

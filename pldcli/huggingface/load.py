@@ -16,7 +16,7 @@ from pldcli.config import ModelConfig
 from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.config_json import whole_number
-from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family
+from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family, HeadName
 from pldcli.pretrained import Pretrained
 from pldcli.settings import validate
 
@@ -55,8 +55,8 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         raise CheckpointError(f"config.json has an unusable {error}".replace(" model.", " "), where=where) from error
     theirs = _spelled(_read_weights(directory, allow_bin=allow_bin), family)
     reader = _Reader(theirs, family, settings, where=where, zero=zero)
-    weights = reader.encoder(num_unused)
-    without_masked_lm = reader.add_heads(weights, config)
+    weights, task_head = reader.encoder(num_unused), _task_head(config, family)
+    without_masked_lm = reader.add_heads(weights, task_head)
     for name in theirs.keys() - reader.used:
         if name.startswith(f"{family.base}{family.layer}."):
             raise CheckpointError(f"has a weight {name!r} that config.json has no place for", where=where)
@@ -68,6 +68,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         seq_len=seq_len,
         tokenizer=_load_tokenizer(directory, settings.vocab_size),
         task=task if isinstance(task, dict) else None,
+        head_kind=None if task_head is None else "sequence" if task_head == "sequence" else "token",
         labels=_labels(config, weights),
         pooling=family.config.pooling(config),
         without_masked_lm=without_masked_lm,
@@ -82,6 +83,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError("is no run and no Hugging Face directory (no readable config.json)", where=str(directory)) from error
     return config
+
+
+def _task_head(config: dict[str, Any], family: Family) -> HeadName | None:
+    """Return which head of a task config.json names."""
+    architecture = " ".join(map(str, config.get("architectures") or []))
+    return next((head for head in TASK_HEADS if architecture.endswith(family.classes[head])), None)
 
 
 def _spelled(weights: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -124,7 +131,7 @@ class _Reader:
         Raises:
             KeyError: There is no such weight.
         """
-        ours = {}
+        ours: dict[str, Tensor] = {}
         for our_name, parts in names.items():
             if parts[0] not in self.theirs and our_name.endswith(self.zero):
                 weight = ours.get(f"{our_name.removesuffix('bias')}weight")
@@ -137,16 +144,15 @@ class _Reader:
         self.used.update(part for parts in names.values() for part in parts)
         return ours
 
-    def add_heads(self, weights: dict[str, Tensor], config: dict[str, Any]) -> str:
+    def add_heads(self, weights: dict[str, Tensor], task_head: HeadName | None) -> str:
         """Add the heads that are there; say why the masked-LM head is not one of them, or nothing."""
-        architecture = " ".join(map(str, config.get("architectures") or []))
-        of_task = [head for head in TASK_HEADS if architecture.endswith(self.family.classes[head])]
-        for head in ("nsp", *of_task):
-            if head in self.family.heads:
+        wanted: tuple[HeadName | None, ...] = "nsp", task_head
+        for head in wanted:
+            if head is not None and head in self.family.heads:
                 names = self.family.head(head, self.settings)
                 weights |= self.take({our_name: parts for our_name, parts in names.items() if self._has(our_name, parts)})
         names = self.family.head("mlm", self.settings)
-        if of_task or not all(self._has(our_name, parts) for our_name, parts in names.items()):
+        if task_head or not all(self._has(our_name, parts) for our_name, parts in names.items()):
             return "has no masked-LM head"
         word = weights["embeddings.word.weight"]
         for name in self.theirs.keys() - self.used:

@@ -64,7 +64,9 @@ def _head_name(model: StBert, task: Task | None) -> HeadName:
     if task is None:
         assert model.mlm_head is not None
         return "mlm"
-    return {TaskKind.TAGS: "tokens", TaskKind.SPANS: "spans"}.get(task.kind, "sequence")
+    if task.kind == TaskKind.SPANS:
+        return "spans"
+    return "tokens" if task.kind == TaskKind.TAGS else "sequence"
 
 
 def _to_hugging_face(weights: dict[str, Tensor], names: dict[str, tuple[str, ...]], num_unused: int) -> dict[str, Tensor]:

@@ -19,10 +19,13 @@ from tests.finetuning.conftest import WORDS, river_rows, write_rows
 Learn = Callable[..., Finetuned]
 
 
-@pytest.fixture(scope="module")
-def rough(learn: Learn, river_experiment: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFactory) -> Finetuned:
+@pytest.fixture(scope="module", params=["tiny", "tiny_rotary"])
+def rough(
+    request: pytest.FixtureRequest, learn: Learn, river_experiment: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFactory
+) -> Finetuned:
     """So little trained that its score is neither 0.5 nor 1, on rows of 9 tokens: texts are cut."""
-    return learn(river_experiment(), tmp_path_factory.mktemp("rough") / "out", "epochs=2", "max_seq_len=9")
+    experiment = river_experiment(model=str(request.getfixturevalue(request.param)))
+    return learn(experiment, tmp_path_factory.mktemp("rough") / "out", "epochs=2", "max_seq_len=9")
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,16 @@ def test_a_model_that_was_fine_tuned_elsewhere(spoilt: Callable[..., Path], roug
         evaluate_task(spoilt(pld_task=None, id2label=None), TaskSource(str(rivers / "validation.jsonl")), device="cpu")
 
 
+def test_a_tagger_that_was_fine_tuned_elsewhere_is_no_classifier(learn: Learn, either: Path, rivers: Path, tmp_path: Path) -> None:
+    """Of a rotary model both heads have the same layers."""
+    (tmp_path / "rivers.conll").write_text("the O\nriver B-WET\n\na O\nriver B-WET\n\n" * 20)
+    done = learn(Experiment(str(tmp_path / "rivers.conll"), str(either)), tmp_path / "out", "epochs=1")
+    config = json.loads((done.model / "config.json").read_text())
+    (done.model / "config.json").write_text(json.dumps(config | {"pld_task": None}))
+    with pytest.raises(UsageError, match="does not say what its outputs mean; name a task of `pld tasks`"):
+        evaluate_task(done.model, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+
+
 def test_a_file_without_a_text_that_is_called_so(spoilt: Callable[..., Path], tmp_path: Path) -> None:
     path = write_rows(tmp_path / "other.jsonl", [{"a": "x", "b": "y", "label": "land"}])
     with pytest.raises(DataError, match=r"other\.jsonl: cannot tell which column holds the text; .*its columns are: a, b, label") as caught:
@@ -228,7 +241,7 @@ def test_a_file_without_a_text_that_is_called_so(spoilt: Callable[..., Path], tm
 
 def test_a_head_of_another_size(spoilt: Callable[..., Path], glue: Path) -> None:
     """One of two outputs for a task of three labels."""
-    (glue / "MNLI").mkdir()
+    (glue / "MNLI").mkdir(exist_ok=True)
     (glue / "MNLI" / "dev_matched.tsv").write_text("index\tsentence1\tsentence2\tgold_label\n0\ta\tb\tneutral\n")
     with pytest.raises(
         CheckpointError, match="its head has 2 outputs, glue/mnli needs 3; evaluate it on the task that it was fine-tuned for"

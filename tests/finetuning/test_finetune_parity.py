@@ -20,7 +20,7 @@ from tests.finetuning.conftest import river_rows, write_rows
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("start", ["tiny", "tiny_post"])
+@pytest.mark.parametrize("start", ["tiny", "tiny_post", "tiny_rotary"])
 def test_losses_are_those_of_a_plain_loop(start: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(start)
     train = write_rows(tmp_path / "river.jsonl", river_rows(80, 1))
@@ -29,7 +29,8 @@ def test_losses_are_those_of_a_plain_loop(start: str, tmp_path: Path, request: p
     trainer = build_trainer(inputs, settings, Runtime(torch.device("cpu")))
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=2).train()
     head = theirs.classifier
-    names = {"dense": getattr(head, "dense", None) or theirs.bert.pooler.dense, "output": getattr(head, "out_proj", head)}
+    dense = {"tiny": "classifier.dense", "tiny_post": "bert.pooler.dense", "tiny_rotary": "head.dense"}[start]
+    names = {"dense": theirs.get_submodule(dense), "output": getattr(head, "out_proj", head)}
     ours = dict(trainer.model.task_head.named_children())
     with torch.no_grad():
         for name, module in names.items():
