@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pldcli.attention import Attention, Rows, attend, attention_of, kernel_fits, rope_frequencies, rotation
-from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, Pooling, PositionEmbedding
+from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, PositionEmbedding
 from pldcli.dropout import Dropout
+from pldcli.heads import MaskedLmHead, NextSentenceHead, SequenceHead, SpanBoundaryHead, TaskHead, TokenHead, TransformHead, build_task_head
 
 __all__ = [
     "Block",
@@ -44,24 +44,6 @@ _PERIODS = 4.0, 256.0
 
 _ROTARY_PERIODS = 256.0
 """`local` initialisation with rotary positions: longest period of the pairs of dimensions that a head begins with, in tokens."""
-
-
-_SPAN_PLACES = 64
-"""Rows of the span-boundary head's table of places."""
-
-
-@dataclass(frozen=True)
-class TaskHead:
-    """The shape of a head for fine-tuning."""
-
-    kind: Literal["sequence", "token"]
-    """One output vector per sequence, or one per token."""
-    num_outputs: int
-    """Number of labels; 1 for a number; 2 for start and end of an answer."""
-    dropout: float = 0.0
-    """In training, before its layers."""
-    pooling: Pooling = "first"
-    """What a sequence's head reads in a model with rotary positions; in the others it is the first token."""
 
 
 class Embeddings(nn.Module):
@@ -231,149 +213,6 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale * x
 
 
-class MaskedLmHead(nn.Module):
-    """BERT's language-model head, or GPT-2's; the decoder is tied to the word embeddings, which are an argument of the call.
-
-    Args:
-        transform: With a dense layer, GELU and a norm before the decoder, and a bias in it.
-    """
-
-    def __init__(
-        self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float, transform: bool, dense_bias: bool, norm_bias: bool
-    ) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size, bias=dense_bias) if transform else None
-        self.norm = nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias) if transform else None
-        self.bias = nn.Parameter(torch.zeros(vocab_size)) if transform else None
-
-    def forward(self, hidden_MD: Tensor, word_embeddings_VD: Tensor, multiple: int = 1) -> Tensor:
-        """Return the logits of the vocabulary at each masked position, [M, V].
-
-        Args:
-            hidden_MD: Hidden states.
-            word_embeddings_VD: The decoder's weight.
-            multiple: Pad V to a multiple of this with logits of minus infinity: tensor cores need a multiple of 8 at least.
-        """
-        bias_V: Tensor | None = self.bias
-        if missing := -len(word_embeddings_VD) % multiple:
-            bias_V = word_embeddings_VD.new_zeros(len(word_embeddings_VD)) if bias_V is None else bias_V
-            word_embeddings_VD = functional.pad(word_embeddings_VD, (0, 0, 0, missing))
-            bias_V = functional.pad(bias_V, (0, missing), value=-torch.inf)
-        if self.dense is not None and self.norm is not None:
-            hidden_MD = self.norm(functional.gelu(self.dense(hidden_MD)))
-        return functional.linear(hidden_MD, word_embeddings_VD, bias_V)
-
-
-class NextSentenceHead(nn.Module):
-    """BERT's pooler and two-way classifier."""
-
-    def __init__(self, *, hidden_size: int) -> None:
-        super().__init__()
-        self.pooler = nn.Linear(hidden_size, hidden_size)
-        self.classifier = nn.Linear(hidden_size, 2)
-
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Return logits of "continues" (0) and "random" (1) from the first token, [B, 2]."""
-        return self.classifier(torch.tanh(self.pooler(hidden_BTD[:, 0])))  # type: ignore[no-any-return]
-
-
-class SpanBoundaryHead(nn.Module):
-    """SpanBERT's: a masked token is predicted from the tokens on both sides of its span, and its place in it; two layers, tied decoder.
-
-    Source: Joshi et al. 2020 (SpanBERT), section 3.2.
-    """
-
-    def __init__(self, *, vocab_size: int, hidden_size: int, layer_norm_eps: float) -> None:
-        super().__init__()
-        self.place = nn.Embedding(_SPAN_PLACES, hidden_size)
-        self.boundary = nn.Linear(3 * hidden_size, hidden_size)
-        self.boundary_norm = nn.LayerNorm(hidden_size, layer_norm_eps)
-        sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": hidden_size, "layer_norm_eps": layer_norm_eps}
-        self.output = MaskedLmHead(**sizes, transform=True, dense_bias=True, norm_bias=True)
-
-    def forward(self, left_MD: Tensor, right_MD: Tensor, places_M: Tensor, word_embeddings_VD: Tensor, multiple: int = 1) -> Tensor:
-        """Return the logits of the vocabulary at each masked position, [M, V].
-
-        Args:
-            left_MD: Hidden states of the token before the span.
-            right_MD: Hidden states of the token behind it.
-            places_M: Of the tokens in the span, from 0; those far in share an embedding.
-            word_embeddings_VD: The decoder's weight.
-            multiple: As of `MaskedLmHead`.
-        """
-        places_MD = self.place(places_M.clamp(0, _SPAN_PLACES - 1))
-        mixed_MD = self.boundary(torch.cat([left_MD, right_MD, places_MD], 1))
-        return self.output(self.boundary_norm(functional.gelu(mixed_MD)), word_embeddings_VD, multiple)  # type: ignore[no-any-return]
-
-
-class SequenceHead(nn.Module):
-    """Dense, tanh, output, from the first token, in models with learned positions.
-
-    BERT's head (pooler, dropout, classifier) after Post-LN blocks; RoBERTa's, with dropout before the dense layer too, after Pre-LN ones.
-
-    Source: Devlin et al. 2019, section 4.1; Liu et al. 2019 (RoBERTa), its released classification head.
-    """
-
-    def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float, norm: Norm) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, num_outputs)
-        self.dropout = Dropout(dropout)
-        self.drops_input = norm == "pre"
-
-    def forward(self, hidden_BTD: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
-        """Return the outputs of each sequence, [B, outputs]; padding plays no part."""
-        first_BD = hidden_BTD[:, 0]
-        if self.drops_input:
-            first_BD = self.dropout(first_BD)
-        return self.output(self.dropout(torch.tanh(self.dense(first_BD))))  # type: ignore[no-any-return]
-
-
-class TokenHead(nn.Module):
-    """One linear layer at every token, in models with learned positions."""
-
-    def __init__(self, *, hidden_size: int, num_outputs: int, dropout: float) -> None:
-        super().__init__()
-        self.output = nn.Linear(hidden_size, num_outputs)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, hidden_BTD: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
-        """Return the outputs of each token, [B, T, outputs]; padding plays no part."""
-        return self.output(self.dropout(hidden_BTD))  # type: ignore[no-any-return]
-
-
-class TransformHead(nn.Module):
-    """ModernBERT's head for every task: dense, GELU, norm, output, of each token or of what stands for the sequence.
-
-    Source: Warner et al. 2024 (ModernBERT), as in transformers 5.23.
-    """
-
-    def __init__(self, shape: TaskHead, *, hidden_size: int, layer_norm_eps: float, dense_bias: bool, norm_bias: bool) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size, bias=dense_bias)
-        self.norm = nn.LayerNorm(hidden_size, layer_norm_eps, bias=norm_bias)
-        self.output = nn.Linear(hidden_size, shape.num_outputs)
-        self.dropout = Dropout(shape.dropout)
-        self.pooling = shape.pooling if shape.kind == "sequence" else None
-
-    def forward(self, hidden_BTD: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
-        """Return the outputs of each sequence, [B, outputs], or of each token, [B, T, outputs].
-
-        Args:
-            hidden_BTD: Hidden states.
-            attention_mask_BT: True at real tokens, of which the mean is taken; None when there is no padding.
-        """
-        hidden = hidden_BTD
-        if self.pooling == "first":
-            hidden = hidden_BTD[:, 0]
-        elif self.pooling == "mean":
-            if attention_mask_BT is None:
-                attention_mask_BT = torch.ones_like(hidden_BTD[..., 0])
-            real_BT1 = attention_mask_BT[..., None].to(hidden_BTD.dtype)
-            hidden = (hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1)
-        return self.output(self.dropout(self.norm(functional.gelu(self.dense(hidden)))))  # type: ignore[no-any-return]
-
-
 class StBert(nn.Module):
     """The encoder with its heads.
 
@@ -454,12 +293,10 @@ class StBert(nn.Module):
         self.mlm_head = MaskedLmHead(**sizes, **head) if masked_lm else None
         self.nsp_head = NextSentenceHead(hidden_size=hidden_size) if next_sentence else None
         self.sbo_head = SpanBoundaryHead(**sizes) if span_boundary else None
-        self.task_head: SequenceHead | TokenHead | TransformHead | None = None
-        if task_head is not None and self.is_rotary:
-            biases = {"dense_bias": mlp_bias, "norm_bias": norm_bias}
-            self.task_head = TransformHead(task_head, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps, **biases)
-        elif task_head is not None:
-            self.task_head = _task_head(task_head, hidden_size=hidden_size, norm=norm)
+        of_task: dict[str, Any] = {"rotary": self.is_rotary, "norm": norm, "dense_bias": mlp_bias, "norm_bias": norm_bias}
+        self.task_head = (
+            build_task_head(task_head, hidden_size=hidden_size, layer_norm_eps=layer_norm_eps, **of_task) if task_head else None
+        )
         self.dropout, self.head_size = dropout, hidden_size // num_attention_heads
         self.max_position_embeddings, self.reach = max_position_embeddings, local_attention // 2
         self.global_rope_theta, self.local_rope_theta = global_rope_theta, local_rope_theta
@@ -577,9 +414,3 @@ class StBert(nn.Module):
         """Return the logits of the vocabulary at these hidden states, [M, V]."""
         assert self.mlm_head is not None
         return self.mlm_head(hidden_MD, self.embeddings.word.weight)  # type: ignore[no-any-return]
-
-
-def _task_head(shape: TaskHead, *, hidden_size: int, norm: Norm) -> SequenceHead | TokenHead:
-    if shape.kind == "sequence":
-        return SequenceHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout, norm=norm)
-    return TokenHead(hidden_size=hidden_size, num_outputs=shape.num_outputs, dropout=shape.dropout)
