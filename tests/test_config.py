@@ -284,3 +284,23 @@ def test_fingerprints_of_models_are_made_of_what_they_always_were() -> None:
         "max_position_embeddings=512, type_vocab_size=2, norm='post', dropout=0.0, layer_norm_eps=1e-12, initializer_range=0.02, "
         "attention_init='normal')"
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "model.position_embedding=rotary",
+            "model.type_vocab_size: 2 cannot.* type is modernbert; "
+            "set model.type_vocab_size=0 model.feed_forward=geglu model.first_attention_norm=false$",
+        ),
+        ("model.feed_forward=geglu", "model.feed_forward: geglu cannot.*; set model.feed_forward=gelu"),
+        ("model.global_layers=2", r"model.global_layers: 2 cannot.*; set model.global_layers=1"),
+        ("model.lm_head=plain", "model.lm_head: plain cannot.*; set model.lm_head=transform"),
+        ("model.norm_bias=false", "model.norm_bias: false cannot.*; set model.norm_bias=true"),
+    ],
+)
+def test_a_run_whose_model_cannot_be_exported_is_refused(override, line):
+    with pytest.raises(UsageError, match=line) as raised:
+        resolve("bert-tiny-pld", overrides=[override])
+    assert "\n" not in str(raised.value)
