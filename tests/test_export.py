@@ -111,6 +111,7 @@ def test_the_first_block_stays_where_its_successor_would_lose_a_norm(save, tmp_p
     for number, gates in ((1, (1, 0, 0, 0, 0)), (2, (1, 0, 0, 1, 0)), (3, (1, 0, 0, 1, 1))):
         done = export(source, tmp_path / f"{number}", keep_blocks=number)
         assert done.gates == tuple(map(bool, gates)) and done.read_back.difference < 1e-4
+        assert done.reason.startswith("the first block, without which the next would lose its norm, and the blocks kept most often: keep")
         assert choose_depths(source, (number,), "keep-prob", load_pretrained(source).settings).gates == (done.gates,), "as evaluated"
         theirs = transformers.AutoModelForMaskedLM.from_pretrained(done.path).eval()
         ids = torch.arange(5, 45).view(2, 20)

@@ -182,6 +182,8 @@ def choose_depths(target: Path, depths: Sequence[int], how: BlockChoice, model: 
         check_depth(depth, num_blocks, where=where)
     keep, keep_first = keep_probs_of(target, num_blocks), not model.first_attention_norm
     reason = {"first": "the first blocks", "even": "evenly spread blocks"}.get(how, f"the blocks kept most often: {keep.origin}")
+    if how == "keep-prob" and keep_first and keep.probs[0] < max(keep.probs):
+        reason = f"the first block, without which the next would lose its norm, and {reason}"
     return DepthChoice(tuple(kept_blocks(num_blocks, depth, how, keep.probs, keep_first=keep_first) for depth in depths), reason)
 
 
