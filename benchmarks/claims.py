@@ -12,6 +12,7 @@ its numbers were not measured. Digits in code and in links do not count.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,9 @@ from functools import cache
 from itertools import takewhile, zip_longest
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from first_hour_report import finetuned_table, loss_table
 from pldcli.comparison.comparison import Contrast, compare_systems
 from pldcli.comparison.intervals import mean_interval
 from pldcli.comparison.metrics_table import FILE, read_table
@@ -114,7 +117,7 @@ def transformers() -> Table:
     rates = {}
     for file in ("L4", "L6", "L12"):
         text = (RESULTS / f"pretrain-vs-transformers-cpu-{file}.md").read_text(encoding="utf-8")
-        for shape, vocabulary, system, _, _, rate in (cells for cells in read_cells(text.splitlines()) if len(cells) == 6):
+        for shape, vocabulary, system, *_, rate in (cells for cells in read_cells(text.splitlines()) if len(cells) in (6, 7)):
             rates[shape, vocabulary, system] = rate.split()[0]
     table: Table = [("shape", "vocabulary", "every position scored", "masked positions only", "with layers dropped")]
     for shape, vocabulary in dict.fromkeys((shape, vocabulary) for shape, vocabulary, system in rates if system == "pld dense"):
@@ -124,7 +127,33 @@ def transformers() -> Table:
     return table
 
 
-CLAIMS: dict[str, Callable[[], Table]] = {"dropping": dropping, "transformers": transformers}
+def first_hour(plan: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"first-hour-{plan}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def first_hour_tiny() -> Table:
+    """Loss after the same time beside transformers' Trainer, at the width of bert-tiny."""
+    return loss_table(first_hour("tiny"), with_speed=False)
+
+
+def first_hour_small() -> Table:
+    """The same at 12 x 384."""
+    return loss_table(first_hour("small"), with_speed=False)
+
+
+def first_hour_finetuned() -> Table:
+    """Scores after fine-tuning what was trained in `first-hour-tiny`."""
+    return finetuned_table(first_hour("tiny"))
+
+
+CLAIMS: dict[str, Callable[[], Table]] = {
+    "dropping": dropping,
+    "transformers": transformers,
+    "first-hour-tiny": first_hour_tiny,
+    "first-hour-small": first_hour_small,
+    "first-hour-finetuned": first_hour_finetuned,
+}
 
 
 @dataclass(frozen=True)
