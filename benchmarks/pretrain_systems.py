@@ -28,9 +28,21 @@ from pldcli.engine.trainer import Trainer
 from pldcli.huggingface.load import load_pretrained
 from pldcli.model import StBert
 from pldcli.system.signals import StopRequest
-from pretrain_cases import CLS, NUM_BATCHES, SEP, Case, Labelled, labelled_batches, masked_batch
+from pretrain_cases import CLS, NUM_BATCHES, SEP, Case, Labelled, gated_width, labelled_batches, masked_batch, modern_weights
 
-__all__ = ["EQUAL_WEIGHTS", "SYSTEMS", "Elsewhere", "System", "build", "gated_width", "serve"]
+__all__ = [
+    "DROPPING",
+    "EQUAL_WEIGHTS",
+    "FULL_HEAD",
+    "MODERN",
+    "OUR_MODERN",
+    "SYSTEMS",
+    "Elsewhere",
+    "System",
+    "build",
+    "gated_width",
+    "serve",
+]
 
 SYSTEMS = {
     "bert": "BertForMaskedLM, plain loop",
@@ -41,8 +53,20 @@ SYSTEMS = {
     "dense": "pld dense",
     "dense-preln": "pld dense, Pre-LN",
     "pld": "PLD",
+    "modernbert-trainer": "ModernBertForMaskedLM, Trainer's defaults (float32)",
+    "modern-full-head": "pld modern, full head",
+    "modern": "pld modern",
+    "modern-pld": "PLD modern",
 }
-EQUAL_WEIGHTS = ("bert", "bert-trainer", "full-head", "dense")
+EQUAL_WEIGHTS = (
+    ("bert", "bert-trainer", "full-head", "dense"),
+    ("modernbert", "modernbert-sparse", "modernbert-trainer", "modern-full-head", "modern"),
+)
+"""Systems that begin with the same weights; the second ones where ours is among them."""
+OUR_MODERN = ("modern-full-head", "modern", "modern-pld")
+MODERN = ("modernbert", "modernbert-sparse", "modernbert-trainer", *OUR_MODERN)
+FULL_HEAD = ("bert", "bert-trainer", "full-head", "modernbert", "modernbert-trainer", "modern-full-head")
+DROPPING = ("pld", "modern-pld")
 
 
 class System(Protocol):
@@ -104,8 +128,10 @@ class Ours:
     """Our engine: Post-LN with the weights that transformers has too, or Pre-LN, dense or with layers dropped."""
 
     def __init__(self, name: str, case: Case, runtime: Runtime) -> None:
-        config = case.config("pre" if name in ("pld", "dense-preln") else "post", theta_bar=0.5 if name == "pld" else 1.0)
-        model = load_ours(case) if name in EQUAL_WEIGHTS else StBert(**dict(config.model), seed=case.seed)
+        kind = "modern" if name in OUR_MODERN else "pre" if name in ("pld", "dense-preln") else "post"
+        config = case.config(kind, theta_bar=0.5 if name in DROPPING else 1.0)
+        has_peer = any(name in names for names in EQUAL_WEIGHTS)
+        model = load_ours(case) if has_peer else StBert(**dict(config.model), seed=case.seed)
         model.to(runtime.device).train()
         if case.compiled:
             for part in (model.embeddings, *model.blocks):
@@ -113,10 +139,10 @@ class Ours:
         batches = labelled_batches(case)
         self._trainer: Trainer[FixedBatches] = Trainer(
             model,
-            objective=FullHead() if name == "full-head" else MaskedLm(compiled=case.compiled),
+            objective=FullHead() if name in FULL_HEAD else MaskedLm(compiled=case.compiled),
             schedule=config.pld_schedule,
             optimizer=build_optimizer(model, config.optim),
-            batches=FixedBatches(batches if name == "full-head" else [masked_batch(batch) for batch in batches]),
+            batches=FixedBatches(batches if name in FULL_HEAD else [masked_batch(batch) for batch in batches]),
             learning_rate=lambda step: learning_rate(step, case.total_steps, config.optim, warmup_steps=config.warmup_steps),
             max_grad_norm=config.optim.max_grad_norm,
             precision=resolve_precision(case.precision, runtime.device),  # type: ignore[arg-type]
@@ -162,22 +188,27 @@ def load_theirs(name: str, case: Case) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if name not in ("modernbert", "modernbert-sparse"):
+    if name not in MODERN:
         return transformers.BertForMaskedLM.from_pretrained(case.weights, attn_implementation="sdpa", dtype=torch.float32)
+    is_sparse = name == "modernbert-sparse"
+    if Path(case.weights).is_dir() and Path(case.weights).name == "modern":
+        given = {"attn_implementation": "sdpa", "dtype": torch.float32, "sparse_prediction": is_sparse}
+        given |= dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), case.dropout)
+        return transformers.ModernBertForMaskedLM.from_pretrained(case.weights, **given)
     blocks, width = case.sizes
     torch.manual_seed(case.seed)
     config = transformers.ModernBertConfig(
         vocab_size=case.vocab_size,
         hidden_size=width,
         num_hidden_layers=blocks,
-        num_attention_heads=width // 64,
+        num_attention_heads=case.num_heads,
         intermediate_size=gated_width(width),
         max_position_embeddings=max(512, case.seq_len),
         layer_types=None if case.local_attention else ["full_attention"] * blocks,
         attention_dropout=case.dropout,
         embedding_dropout=case.dropout,
         mlp_dropout=case.dropout,
-        sparse_prediction=name == "modernbert-sparse",
+        sparse_prediction=is_sparse,
         pad_token_id=0,
         bos_token_id=CLS,
         cls_token_id=CLS,
@@ -186,11 +217,6 @@ def load_theirs(name: str, case: Case) -> Any:
         attn_implementation="sdpa",
     )
     return transformers.ModernBertForMaskedLM(config)
-
-
-def gated_width(hidden_size: int) -> int:
-    """Choose the width of a gated feed-forward layer, 3 H F numbers, nearest to the 8 H^2 of a plain one; a multiple of 32."""
-    return 32 * round(8 * hidden_size / 3 / 32)
 
 
 class Theirs:
@@ -236,10 +262,10 @@ class Theirs:
 
 
 class TheirTrainer:
-    """BertForMaskedLM in transformers.Trainer, which owns its loop: it runs in a thread and waits for its turn behind each step."""
+    """A model of transformers in its Trainer, which owns its loop: it runs in a thread and waits for its turn behind each step."""
 
-    def __init__(self, case: Case) -> None:
-        self._case, self._model, self._batches = case, load_theirs("bert", case), labelled_batches(case)
+    def __init__(self, name: str, case: Case) -> None:
+        self._case, self._model, self._batches = case, load_theirs(name, case), labelled_batches(case)
         self._turn, self._over = threading.Semaphore(0), threading.Semaphore(0)
         self._left, self._closed, self._ended = 0, False, False
         self._thread = threading.Thread(target=self._train, daemon=True)
@@ -366,9 +392,11 @@ def serve(name: str, case: Case) -> None:
 def build(name: str, case: Case, stack: ExitStack) -> System:
     """Make a system in this process."""
     system: System
-    if name == "bert-trainer":
-        system = TheirTrainer(case)
-    elif SYSTEMS[name].startswith(("Bert", "Modern")):
+    if name in MODERN and Path(modern_weights(case).weights).is_dir():
+        case = modern_weights(case)
+    if name.endswith("-trainer"):
+        system = TheirTrainer(name, case)
+    elif SYSTEMS[name].startswith(("Bert", "ModernBert")):
         system = Theirs(name, case)
     else:
         system = Ours(name, case, stack.enter_context(launch()))
