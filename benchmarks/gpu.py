@@ -1,13 +1,18 @@
-"""Measure training on one GPU in three sections, each within ten minutes; every row is printed as it is measured.
+"""Measure training on one GPU in sections, each within ten minutes; every row is printed as it is measured.
 
     benchmarks/gpu.sh rate
     benchmarks/gpu.sh compare
     benchmarks/gpu.sh profile
+    benchmarks/gpu.sh modern
+    benchmarks/gpu.sh small
 
 - rate: tokens/s of bert-base at 128 and 512 tokens and of bert-large at 512, dense and with layers dropped, compiled, at the fastest
   micro-batch, beside what we must and want to reach on one H200;
 - compare: the same steps as transformers' BertForMaskedLM takes them, with SDPA and torch.compile on both sides;
-- profile: what the time of a step goes to, kernel by kernel, and whether the host ever waits for the device.
+- profile: what the time of a step goes to, kernel by kernel, and whether the host ever waits for the device;
+- modern: tokens/s of modern-base in rows of 1,024 tokens that are packed documents, beside what ModernBERT's authors publish for one
+  H100 and what we want; within four minutes;
+- small: steps of 64 x 128 tokens of models too small to fill a GPU, and whether dropping layers saves time there; within four minutes.
 
 On a machine without a GPU it runs on the CPU, for which `--small` is meant.
 """
@@ -17,19 +22,21 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from measuring import this_device
+from measuring import prepared_documentation, this_device
 from pldcli import presets
 from pldcli.bench.bench import Source, bench
 from pldcli.config import Config
+from pldcli.data.prepared import open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.model import StBert
@@ -37,7 +44,8 @@ from pldcli.pretraining.assembly import assemble, place
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, row, software
 
-SECONDS = 570.0
+SECONDS, SHORT_SECONDS = 570.0, 200.0
+"""Of a section; of `modern` and `small`."""
 SMALL: tuple[str, ...] = ("model.num_hidden_layers=4", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64")
 SMALL += ("model.vocab_size=500", "data.seq_len=32")
 
@@ -46,22 +54,30 @@ SMALL += ("model.vocab_size=500", "data.seq_len=32")
 class Goal:
     """What is measured, and the real tokens per second on one H200 that it is held against."""
 
-    size: str
+    model: str
     seq_len: int
     must: float
     target: float
     dropped: float | None
     """With layers dropped; None for 1.27 times our own dense rate."""
+    changes: tuple[str, ...] = ()
 
 
-GOALS = (Goal("base", 128, 460e3, 700e3, None), Goal("base", 512, 430e3, 650e3, None), Goal("large", 512, 160e3, 200e3, 255e3))
+GOALS = (
+    Goal("bert-base", 128, 460e3, 700e3, None),
+    Goal("bert-base", 512, 430e3, 650e3, None),
+    Goal("bert-large", 512, 160e3, 200e3, 255e3),
+)
+MODERN_GOALS = (Goal("modern-base", 1024, 304e3, 400e3, None, ("data.packing=documents",)),)
+SMALL_MODELS, SMALL_STEP_SECONDS, SMALL_SAVING = ("bert-tiny", "modern-tiny"), 10e-3, 0.9
+"""Goals: a dense step of 64 x 128 tokens, and the share of the operations saved that dropping must save in time."""
 DROPPED_GAIN = 1.27
 RATE_COLUMNS = ("model", "tokens", "mode", "micro-batch", "tokens/s", "must", "target", "of target", "MFU", "ms a step", "memory")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("section", choices=["rate", "compare", "profile"])
+    parser.add_argument("section", choices=["rate", "compare", "profile", "modern", "small"])
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--steps", type=int, default=30, help="steps of each mode that count")
@@ -69,14 +85,17 @@ def main() -> None:
     device = this_device()
     tell(f"{hardware(device)}; {software()}")
     tell(f"{command()}\n")
-    if options.section == "rate":
-        for line in rate(options):
-            tell(line)
-    elif options.section == "compare":
+    lines = {
+        "rate": lambda: rate(options, GOALS, SECONDS),
+        "modern": lambda: modern(options),
+        "small": lambda: small(options),
+        "profile": lambda: profiled(options, device),
+    }
+    if options.section == "compare":
         compare(options, device)
-    else:
-        for line in profiled(options, device):
-            tell(line)
+        return
+    for line in lines[options.section]():
+        tell(line)
 
 
 def tell(line: str) -> None:
@@ -86,29 +105,30 @@ def tell(line: str) -> None:
 def configure(goal: Goal, options: argparse.Namespace, *more: str) -> Config:
     """Resolve a preset of the size, with as much dropped as it ever drops and fixed depth: 8 or 9 of 12 blocks."""
     small = SMALL if options.small else (f"data.seq_len={goal.seq_len}", f"model.max_position_embeddings={max(512, goal.seq_len)}")
+    small += goal.changes
     changes = (f"runtime.compile={options.compile}", "pld.draw=fixed-depth", "pld.draws_per_step=1", "train.global_batch_size=4096")
-    return presets.resolve(f"bert-{goal.size}-pld", [*changes, *small, *more]).config
+    return presets.resolve(f"{goal.model}-pld", [*changes, *small, *more]).config
 
 
-def rate(options: argparse.Namespace) -> Iterator[str]:
+def rate(options: argparse.Namespace, goals: Sequence[Goal], seconds: float, data: Path | None = None) -> Iterator[str]:
     """Measure each goal at the micro-batch that is fastest without compilation, since each size would compile anew."""
     began = time.perf_counter()
     yield from head(*RATE_COLUMNS).splitlines()
-    for number, goal in enumerate(GOALS):
-        left = SECONDS - (time.perf_counter() - began)
-        if left < SECONDS / 6:
-            yield f"bert-{goal.size} at {goal.seq_len}: not measured, {left:.0f} s are left"
+    for number, goal in enumerate(goals):
+        left = seconds - (time.perf_counter() - began)
+        if left < seconds / 6:
+            yield f"{goal.model} at {goal.seq_len}: not measured, {left:.0f} s are left"
             continue
         torch.compiler.reset()
-        tried = bench(configure(goal, options, "runtime.compile=off", "pld.theta_bar=1"), data=None, steps=5, search=True)
+        tried = bench(configure(goal, options, "runtime.compile=off", "pld.theta_bar=1"), data=data, steps=5, search=True)
         sizes = f"train.micro_batch_size={tried.micro_batch_size}"
         config = configure(goal, options, sizes, f"train.global_batch_size={tried.micro_batch_size}")
-        found = bench(config, data=None, steps=options.steps)
+        found = bench(config, data=data, steps=options.steps)
         dense = found.modes[0].tokens_per_second
         for mode in found.modes:
             must, target = (goal.must, goal.target) if mode.name == "dense" else (None, goal.dropped or DROPPED_GAIN * dense)
             yield row(
-                f"bert-{goal.size}",
+                goal.model,
                 str(config.data.seq_len),
                 mode.name,
                 str(found.micro_batch_size),
@@ -121,8 +141,42 @@ def rate(options: argparse.Namespace) -> Iterator[str]:
                 f"{mode.peak_memory_bytes / 1e9:.1f} GB",
             )
         if found.saved is not None:
-            operations, seconds = found.saved
-            yield f"  {number + 1}: dropping saved {operations:.1%} of the operations and {seconds:.1%} of the time"
+            operations, of_time = found.saved
+            yield f"  {number + 1}: dropping saved {operations:.1%} of the operations and {of_time:.1%} of the time"
+
+
+def modern(options: argparse.Namespace) -> Iterator[str]:
+    """Measure modern-base on packed documents: the documentation of what is installed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        data = prepared_documentation(Path(scratch))
+        vocabulary = (f"model.vocab_size={open_prepared(data, verify=False).vocab_size}",) if options.small else ()
+        goals = [replace(goal, changes=(*goal.changes, *vocabulary)) for goal in MODERN_GOALS]
+        yield from rate(options, goals, SHORT_SECONDS, data)
+
+
+def small(options: argparse.Namespace) -> Iterator[str]:
+    """Measure steps of models that are bound by launches, dense and with layers dropped."""
+    began = time.perf_counter()
+    yield head("model", "compiled", "dense, ms a step", "goal", "dropped, ms a step", "time saved / operations saved", "goal")
+    for model in SMALL_MODELS:
+        if time.perf_counter() - began > SHORT_SECONDS * 2 / 3:
+            yield f"{model}: not measured, no time is left"
+            continue
+        torch.compiler.reset()
+        sizes = ("train.micro_batch_size=64", "train.global_batch_size=64", "pld.schedule=constant")
+        found = bench(configure(Goal(model, 128, 0.0, 0.0, None), options, *sizes), data=None, steps=options.steps)
+        dense, dropped = found.modes
+        assert found.saved is not None
+        operations, seconds = found.saved
+        yield row(
+            model,
+            "yes" if found.compiled else "no",
+            f"{dense.seconds * 1e3:.2f}",
+            f"{SMALL_STEP_SECONDS * 1e3:.0f}",
+            f"{dropped.seconds * 1e3:.2f}",
+            f"{seconds / operations:.2f}",
+            f"{SMALL_SAVING:g}",
+        )
 
 
 def compare(options: argparse.Namespace, device: torch.device) -> None:
@@ -165,7 +219,7 @@ def profiled(options: argparse.Namespace, device: torch.device) -> Iterator[str]
         on_cuda = [ProfilerActivity.CUDA] if device.type == "cuda" else []
         with profile(activities=[ProfilerActivity.CPU, *on_cuda], acc_events=True) as seen:
             next(steps)
-    yield f"bert-{goal.size}, {size} x {config.data.seq_len} tokens, {trainer.precision.name}; means of 8 steps"
+    yield f"{goal.model}, {size} x {config.data.seq_len} tokens, {trainer.precision.name}; means of 8 steps"
     for phase, seconds in plain.phase_seconds.items():
         yield row(phase, f"{seconds / 8 * 1e3:.2f} ms")
     yield f"calls that made the host wait for the device in 8 steps (the reading of the metrics among them): {waits}\n"

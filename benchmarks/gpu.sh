@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One section of the GPU measurements, within ten minutes: benchmarks/gpu.sh rate|compare|profile [--small]
+# One section of the GPU measurements, within ten minutes or, where it is a short one, four: benchmarks/gpu.sh rate|compare|profile|modern|small [--small]
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-exec timeout --signal=INT --kill-after=20 590 "${PYTHON:-python}" "$here/gpu.py" "$@"
+case "${1:-}" in modern | small) limit=215 ;; *) limit=590 ;; esac
+exec timeout --signal=INT --kill-after=20 "$limit" "${PYTHON:-python}" "$here/gpu.py" "$@"

@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from pldcli.config import Config
 from pldcli.data.tokenizer import load_tokenizer
 from tests.benchmark_scripts import BENCHMARKS, load
 
@@ -150,10 +152,35 @@ def test_the_rate_on_a_gpu_stands_beside_its_goals(monkeypatch: pytest.MonkeyPat
 
 def test_rows_for_which_no_time_is_left_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = load("gpu")
-    monkeypatch.setattr(script, "SECONDS", 0.0)
     monkeypatch.setattr(script.time, "perf_counter", iter(range(100)).__next__)
-    rows = list(script.rate(argparse.Namespace(small=True, steps=5, compile="off")))
+    rows = list(script.rate(argparse.Namespace(small=True, steps=5, compile="off"), script.GOALS, 0.0))
     assert [row.partition(":")[0] for row in rows[2:]] == ["bert-base at 128", "bert-base at 512", "bert-large at 512"]
+
+
+def test_packed_documents_are_measured_with_the_modern_model(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def configure(*given: object, configure: Callable[..., Config] = load("gpu").configure) -> Config:
+        seen.append(configure(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(load("gpu"), "configure", configure)
+    monkeypatch.setattr(load("gpu"), "prepared_documentation", lambda scratch: prepared)
+    lines = run_gpu_section("modern", monkeypatch, capsys)
+    dense, dropped = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "| dense |" in line or "| dropped |" in line)
+    assert dense[:3] == ["modern-base", "32", "dense"] and (dense[5], dense[6], dropped[5]) == ("304,000", "400,000", "")
+    assert {(config.data.packing, config.model.position_embedding) for config in seen} == {("documents", "rotary")}
+
+
+def test_small_models_are_held_against_the_time_of_a_step_and_the_saving(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run_gpu_section("small", monkeypatch, capsys)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "-tiny |" in line]
+    assert [(row[0], row[1], row[3], row[6]) for row in rows] == [("bert-tiny", "no", "10", "0.9"), ("modern-tiny", "no", "10", "0.9")]
+    assert all(0 < float(row[number]) < 10_000 for row in rows for number in (2, 4))
 
 
 def test_the_profile_names_phases_and_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
