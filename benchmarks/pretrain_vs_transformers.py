@@ -2,6 +2,8 @@
 
     pip install -e '.[bench]'
     python benchmarks/pretrain_vs_transformers.py --shapes L4-H256 --vocab 8192 --precision fp32 bf16 --threads 1 --out table.md
+    python benchmarks/pretrain_vs_transformers.py --shapes L8-H128-A4 --vocab 8192 --precision fp32 --threads 1 --local-attention \\
+        --base modernbert --systems modernbert-sparse modernbert-trainer modern-full-head modern modern-pld --out modern.md
 
 The same masked tensors for all, the same weights where the architecture is the same, weights in float32, dropout equal, clipping at 1,
 fused AdamW with equal settings, constant learning rate. Nothing is timed unless the losses of all systems with equal weights agree to
@@ -65,12 +67,12 @@ class Found:
 
     case: Case
     steps_per_round: int
-    base: str = "bert"
-    """The system that others are compared with."""
     losses: dict[str, float] = field(default_factory=dict)
     num_parameters: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """Per system, of each round."""
+    base: str = "bert"
+    """The system that others are compared with."""
 
     def times(self, name: str, base: str) -> list[float]:
         """Divide the times of two systems, round by round."""
@@ -123,7 +125,7 @@ class Found:
 
 def measure(case: Case, names: Sequence[str], rounds: int, steps: int, *, own_processes: bool, base: str = "bert") -> Found:
     """Let the systems take their steps in turn."""
-    found = Found(case, steps, base)
+    found = Found(case, steps, base=base)
     what = f"{case.shape}, V {case.vocab_size:,}, {case.precision}"
     with ExitStack() as stack:
         systems: dict[str, System] = {}
