@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pldcli.choices import BlockChoice
 from pldcli.engine.model_source import open_model, remembered_task
@@ -74,7 +75,8 @@ def export(
     model, task = _with_its_head(smaller)
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
-        save_pretrained(place, model, smaller.settings, tokenizer=loaded.tokenizer, seq_len=loaded.seq_len, task=task, **rows)
+        how: dict[str, Any] = {"tokenizer": loaded.tokenizer, "seq_len": loaded.seq_len, "causal": loaded.causal, "task": task, **rows}
+        save_pretrained(place, model, smaller.settings, **how)
     heads = {"nsp_head.classifier.weight": "next-sentence head", "sbo_head.place.weight": "span-boundary head"}
     left_out = tuple(head for weight, head in heads.items() if weight in loaded.weights)
     checked = read_back(out, model, loaded.tokenizer.special)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pldcli.errors import UsageError
 
-__all__ = ["MODEL_TYPES", "model_type_of"]
+__all__ = ["CAUSAL_TYPES", "MODEL_TYPES", "model_type_of"]
 
 _BERT: dict[str, Collection[Any]] = {
     "norm": ("post",),
@@ -38,19 +38,26 @@ MODEL_TYPES: dict[str, dict[str, Collection[Any]]] = {
 }
 """Values of `ModelConfig` that each can express; of a setting that is not named, every value."""
 
+CAUSAL_TYPES: dict[str, dict[str, Collection[Any]]] = {
+    "gpt2": _BERT | {"norm": ("pre",), "type_vocab_size": (0,), "embedding_norm": (False,), "lm_head": ("plain",)},
+    "modernbert-decoder": MODEL_TYPES["modernbert"],
+}
+"""The same of the types that predict the next token."""
 
-def model_type_of(model: Mapping[str, Any]) -> str:
+
+def model_type_of(model: Mapping[str, Any], *, causal: bool = False) -> str:
     """Choose the type that a model is exported as.
 
     Args:
         model: The values of a `ModelConfig`.
+        causal: It predicts the next token.
 
     Raises:
         UsageError: No type can express them; it names what to change for the nearest one with these positions.
     """
     in_the_way = {
         model_type: {key: allowed for key, allowed in values.items() if model[key] not in allowed}
-        for model_type, values in MODEL_TYPES.items()
+        for model_type, values in (CAUSAL_TYPES if causal else MODEL_TYPES).items()
     }
     nearest = min(in_the_way, key=lambda name: ("position_embedding" in in_the_way[name], len(in_the_way[name])))
     if not in_the_way[nearest]:

@@ -34,6 +34,8 @@ class Pretrained:
     """What its task head has outputs for; None where it has no such head."""
     labels: tuple[str, ...] = ()
     """Names of the outputs of its task head, where it has one that names them."""
+    causal: bool = False
+    """It was trained to read from left to right only, and predicts the next token."""
     without_masked_lm: str = ""
     """Why its masked-LM head cannot be used, or empty."""
     pooling: Pooling | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["NOTED_UNKNOWN_SHARE", "SPECIAL_NAMES", "SpecialTokens", "check_frame", "complete", "mark_special"]
+__all__ = ["NOTED_UNKNOWN_SHARE", "SPECIAL_NAMES", "SpecialTokens", "begin_template", "check_frame", "complete", "mark_special"]
 
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -78,6 +78,8 @@ def complete(fast: Any, names: dict[str, str], *, where: str) -> tuple[SpecialTo
 def mark_special(fast: Any, special: SpecialTokens) -> bool:
     """Mark special tokens as such, so that export finds them, and wrap sequences as BERT does where nothing else does.
 
+    The frame of a tokenizer that was exported with a causal model gives way too: pre-training wraps all sequences alike.
+
     Args:
         fast: A `tokenizers.Tokenizer`, which is changed.
         special: Its special tokens.
@@ -92,9 +94,24 @@ def mark_special(fast: Any, special: SpecialTokens) -> bool:
     if unmarked:
         fast.add_special_tokens([AddedToken(fast.id_to_token(i), special=True, normalized=False) for i in unmarked])
     wraps = any(text is None for text in fast.encode(_STRANGE).sequence_ids)
-    if not wraps:
+    if begins := fast.post_processor is not None and _begins_only(fast, special):
+        fast.post_processor = None
+    if begins or not wraps:
         _add_template(fast, special)
-    return bool(unmarked) or not wraps
+    return bool(unmarked) or begins or not wraps
+
+
+def begin_template(fast: Any, special: SpecialTokens) -> Any:
+    """Make a post-processor that puts [CLS] before a text and nothing behind it."""
+    from tokenizers import processors
+
+    cls = fast.id_to_token(special.cls_id)
+    return processors.TemplateProcessing(single=f"{cls} $A", pair=f"{cls} $A $B:1", special_tokens=[(cls, special.cls_id)])
+
+
+def _begins_only(fast: Any, special: SpecialTokens) -> bool:
+    """Return whether a tokenizer has the frame that it was exported with beside a causal model."""
+    return bool(fast.post_processor.__getstate__() == begin_template(fast, special).__getstate__())  # they have no other way to compare
 
 
 def _find(fast: Any, vocabulary: dict[str, int], model: dict[str, Any], names: dict[str, str], where: str) -> SpecialTokens:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pldcli.choices import TaskKind
 from pldcli.engine.model_source import open_model
-from pldcli.errors import MissingDataError, UsageError
+from pldcli.errors import CheckpointError, MissingDataError, UsageError
 from pldcli.pretrained import Pretrained
 from pldcli.task_files.own_files import load_own
 from pldcli.task_files.sources import load_task
@@ -63,9 +63,12 @@ class Experiment:
         """Read the model.
 
         Raises:
-            CheckpointError: It cannot be used.
+            CheckpointError: It cannot be used, or is a causal model: the heads of tasks read texts that every token sees whole.
         """
         start = open_model(Path(self.model), allow_bin=self.allow_bin)
+        if start.causal:
+            what = "is a causal model, whose first token sees nothing of a text"
+            raise CheckpointError(what, where=start.where, hint="fine-tune a masked language model")
         return start.untrained() if self.from_scratch else start
 
     def after_mnli(self, base: Path) -> Experiment:

@@ -20,7 +20,7 @@ from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family, HeadName
 from pldcli.pretrained import Pretrained
 from pldcli.settings import validate
 
-__all__ = ["SEQ_LEN", "TASK", "load_pretrained"]
+__all__ = ["SEQ_LEN", "TASK", "load_pretrained", "transpose_blocks"]
 
 SEQ_LEN, TASK = "pld_seq_len", "pld_task"
 """Our entries in config.json: the length that the model was trained at in tokens, and the task that it was fine-tuned for."""
@@ -70,6 +70,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         task=task if isinstance(task, dict) else None,
         head_kind=None if task_head is None else "sequence" if task_head == "sequence" else "token",
         labels=_labels(config, weights),
+        causal=family.causal,
         pooling=family.config.pooling(config),
         without_masked_lm=without_masked_lm,
     )
@@ -142,7 +143,7 @@ class _Reader:
             except RuntimeError as error:
                 raise CheckpointError(f"weights do not fit config.json ({error})", where=self.where) from error
         self.used.update(part for parts in names.values() for part in parts)
-        return ours
+        return transpose_blocks(ours) if self.family.transposed else ours
 
     def add_heads(self, weights: dict[str, Tensor], task_head: HeadName | None) -> str:
         """Add the heads that are there; say why the masked-LM head is not one of them, or nothing."""
@@ -156,13 +157,18 @@ class _Reader:
             return "has no masked-LM head"
         word = weights["embeddings.word.weight"]
         for name in self.theirs.keys() - self.used:
-            if name.endswith("decoder.weight") and not torch.equal(self.theirs[name], word):
+            if name.endswith(("decoder.weight", "lm_head.weight")) and not torch.equal(self.theirs[name], word):
                 return "has a decoder of its own, not tied to the word embeddings"
         weights |= self.take(names)
         return ""
 
     def _has(self, our_name: str, parts: tuple[str, ...]) -> bool:
         return all(part in self.theirs for part in parts) or our_name.endswith(self.zero)
+
+
+def transpose_blocks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Transpose the matrices of blocks, as GPT-2 has them."""
+    return {name: tensor.T if name.startswith("blocks.") and tensor.ndim == 2 else tensor for name, tensor in weights.items()}
 
 
 def _check_shapes(ours: dict[str, Tensor], settings: ModelConfig, where: str) -> None:

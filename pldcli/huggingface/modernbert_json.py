@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pldcli.choices import Pooling
@@ -31,11 +32,15 @@ _EVERY, _EVERY_DEFAULT = "global_attn_every_n_layers", 3
 _DROPOUTS = "embedding_dropout", "attention_dropout", "mlp_dropout"
 
 
+@dataclass(frozen=True)
 class ModernBertJson:
     """Rotary positions, a gated feed-forward layer, global and local attention, no norm before the first attention.
 
-    Source: `ModernBertConfig` of transformers 5.23, and the released config.json of ModernBERT-base.
+    Source: `ModernBertConfig` and `ModernBertDecoderConfig` of transformers 5.23, and the released config.json of ModernBERT-base.
     """
+
+    has_pooling: bool = True
+    """Says how the head of a task pools; the decoder's read the last token."""
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Read the values of a `ModelConfig`."""
@@ -79,7 +84,7 @@ class ModernBertJson:
             "classifier_bias": settings.mlp_bias,
             "decoder_bias": True,
             "classifier_activation": "gelu",
-            "classifier_pooling": POOLING[usual_pooling(settings)],
+            **({"classifier_pooling": POOLING[usual_pooling(settings)]} if self.has_pooling else {}),
             "local_attention": settings.local_attention,
             **_layers(settings),
             "tie_word_embeddings": True,

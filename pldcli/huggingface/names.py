@@ -9,6 +9,7 @@ from typing import Literal
 from pldcli.config import ModelConfig
 from pldcli.huggingface.bert_json import BertJson
 from pldcli.huggingface.config_json import ConfigJson
+from pldcli.huggingface.gpt2_json import Gpt2Json
 from pldcli.huggingface.modernbert_json import ModernBertJson
 from pldcli.model_types import model_type_of
 
@@ -51,6 +52,16 @@ _MODERNBERT_BLOCK: Modules = {
     "ffn_output": "mlp.Wo",
 }
 
+_GPT2: Modules = {"embeddings.word.weight": "wte.weight", "embeddings.position.weight": "wpe.weight", "final_norm": "ln_f"}
+_GPT2_BLOCK: Modules = {
+    "attention_norm": "ln_1",
+    "qkv": "attn.c_attn",
+    "attention_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_input": "mlp.c_fc",
+    "ffn_output": "mlp.c_proj",
+}
+
 _BERT_HEADS: dict[HeadName, Modules] = {
     "mlm": {
         "mlm_head.dense": "cls.predictions.transform.dense",
@@ -72,6 +83,9 @@ _MODERNBERT_TASK: Modules = {"task_head.dense": "head.dense", "task_head.norm": 
 _MODERNBERT_HEADS: dict[HeadName, Modules] = {
     "mlm": {"mlm_head.dense": "head.dense", "mlm_head.norm": "head.norm", "mlm_head.bias": "decoder.bias"},
     **dict.fromkeys(TASK_HEADS, _MODERNBERT_TASK),
+}
+_DECODER_HEADS: dict[HeadName, Modules] = {
+    "mlm": {"mlm_head.dense": "lm_head.dense", "mlm_head.norm": "lm_head.norm", "mlm_head.bias": "decoder.bias"},
 }
 
 _CLASSES: dict[HeadName, str] = {
@@ -101,6 +115,10 @@ class Family:
     """Of its classes in transformers, without their endings."""
     classes: Mapping[HeadName, str] = field(default_factory=lambda: _CLASSES)
     """Those endings, by head."""
+    causal: bool = False
+    """They predict the next token."""
+    transposed: bool = False
+    """The matrices of their blocks are the transposes of ours."""
 
     def encoder(self, settings: ModelConfig) -> dict[str, tuple[str, ...]]:
         """Map our parameter names to theirs, without heads; several stand for their matrices one below the other."""
@@ -158,17 +176,40 @@ FAMILIES = {
         heads=_MODERNBERT_HEADS,
         class_name="ModernBert",
     ),
+    "modernbert-decoder": Family(
+        config=ModernBertJson(has_pooling=False),
+        base="model.",
+        layer="layers",
+        modules=_MODERNBERT,
+        block={**_MODERNBERT_BLOCK, "qkv": ("attn.q_proj", "attn.k_proj", "attn.v_proj")},
+        heads=_DECODER_HEADS,
+        class_name="ModernBertDecoder",
+        classes={**_CLASSES, "mlm": "ForCausalLM"},
+        causal=True,
+    ),
+    "gpt2": Family(
+        config=Gpt2Json(),
+        base="transformer.",
+        layer="h",
+        modules=_GPT2,
+        block=_GPT2_BLOCK,
+        heads={"mlm": {}},
+        class_name="GPT2",
+        classes={**_CLASSES, "mlm": "LMHeadModel"},
+        causal=True,
+        transposed=True,
+    ),
 }
 """By `model_type`. What is read as `roberta` is written as `bert`: the same encoder with shorter positions."""
 
 
-def family_to_write(settings: ModelConfig) -> tuple[str, Family]:
-    """Choose the model_type that a model is written as.
+def family_to_write(settings: ModelConfig, *, causal: bool = False) -> tuple[str, Family]:
+    """Choose the model_type that a model is written as, or one that predicts the next token.
 
     Raises:
         UsageError: None can express it.
     """
-    model_type = model_type_of(dict(settings))
+    model_type = model_type_of(dict(settings), causal=causal)
     return model_type, FAMILIES[model_type]
 
 

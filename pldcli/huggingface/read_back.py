@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pldcli.data.tokenizer import SpecialTokens
+from pldcli.huggingface.names import FAMILIES
 from pldcli.model import StBert
 
 __all__ = ["ReadBack", "largest_difference", "read_back"]
@@ -92,12 +93,12 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor, att
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    architecture = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    theirs = getattr(transformers, architecture).from_pretrained(directory, attn_implementation="sdpa").eval()
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    theirs = getattr(transformers, config["architectures"][0]).from_pretrained(directory, attn_implementation="sdpa").eval()
     training, device = model.training, next(model.parameters()).device
     model.eval().cpu()
     mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if attention_mask_BT is None else attention_mask_BT
-    hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT)
+    hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT, causal=FAMILIES[config["model_type"]].causal)
     ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD, attention_mask_BT)
     outputs = theirs(input_ids=input_ids_BT, attention_mask=mask_BT.long())
     model.to(device).train(training)

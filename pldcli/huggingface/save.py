@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from pldcli.choices import TaskKind
 from pldcli.config import ModelConfig
+from pldcli.data.special_tokens import begin_template
 from pldcli.data.tokenizer import SpecialTokens, Tokenizer
-from pldcli.huggingface.load import SEQ_LEN, TASK
+from pldcli.huggingface.load import SEQ_LEN, TASK, transpose_blocks
 from pldcli.huggingface.modernbert_json import POOLING
 from pldcli.huggingface.names import HeadName, family_to_write
 from pldcli.model import StBert, TransformHead
@@ -29,6 +30,7 @@ def save_pretrained(
     *,
     tokenizer: Tokenizer,
     seq_len: int,
+    causal: bool = False,
     task: Task | None = None,
     max_seq_len: int = 0,
     stride: int = 0,
@@ -41,13 +43,16 @@ def save_pretrained(
         settings: The model's configuration.
         tokenizer: The model's.
         seq_len: Training length in tokens.
+        causal: The model predicts the next token.
         task: What the model was fine-tuned for.
         max_seq_len: Tokens of a row at most in fine-tuning.
         stride: Tokens that two windows of a long text shared in fine-tuning.
     """
-    model_type, family = family_to_write(settings)
+    model_type, family = family_to_write(settings, causal=causal)
     head, config = _head_name(model, task), family.config.write(settings, tokenizer.special)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if family.transposed:
+        weights = transpose_blocks(weights)
     theirs = _to_hugging_face(weights, family.encoder(settings) | family.head(head, settings), family.config.unused_positions(config))
     (directory / "model.safetensors").write_bytes(save(theirs, metadata={"format": "pt"}))
     config = {"architectures": [family.class_name + family.classes[head]], "model_type": model_type, **config, SEQ_LEN: seq_len}
@@ -55,7 +60,7 @@ def save_pretrained(
     if isinstance(model.task_head, TransformHead) and model.task_head.pooling is not None:
         config["classifier_pooling"] = POOLING[model.task_head.pooling]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (directory / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
+    (directory / "tokenizer.json").write_text(_tokenizer_json(tokenizer, causal=causal), encoding="utf-8")
     described = _tokenizer_config(json.loads(tokenizer.json_text), tokenizer.special, settings)
     (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
@@ -92,6 +97,17 @@ def _task_json(task: Task, max_seq_len: int, stride: int) -> dict[str, Any]:
         entries |= {"id2label": {"0": task.label_column}, "label2id": {task.label_column: 0}, "problem_type": "regression"}
     entries[TASK] = task.record() | {"max_seq_len": max_seq_len, "stride": stride}
     return entries
+
+
+def _tokenizer_json(tokenizer: Tokenizer, *, causal: bool) -> str:
+    """Write a tokenizer; for a causal model without the separator behind a text, which would end what the model should go on with."""
+    if not causal:
+        return tokenizer.json_text
+    import tokenizers
+
+    fast = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    fast.post_processor = begin_template(fast, tokenizer.special)
+    return str(fast.to_str(pretty=True))
 
 
 def _tokenizer_config(tokenizer: dict[str, Any], special: SpecialTokens, settings: ModelConfig) -> dict[str, Any]:
