@@ -29,7 +29,7 @@ from pldcli.config import Config
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
-from pldcli.engine.validation import fixed_batches, score_masked_lm
+from pldcli.engine.validation import fixed_batches, score_lm
 from pldcli.pretraining.assembly import build_trainer
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
@@ -145,7 +145,7 @@ def train(run: Run, prepared: PreparedData, options: argparse.Namespace) -> None
                 done = f"{run.name} at {run.learning_rate:g}: step {position.step:,} of {total:,}, loss {losses[-1]:.4f}"
                 say(f"{done}, {time.perf_counter() - started:.0f} s")
         batches = fixed_batches(prepared, config.data.seq_len, max_sequences=config.eval.max_sequences)
-        score = score_masked_lm(trainer.model, batches, trainer.precision, runtime)
+        score = score_lm(trainer.model, batches, trainer.precision, runtime)
         result = {
             "run": vars(run),
             "preset": options.preset,
@@ -155,7 +155,7 @@ def train(run: Run, prepared: PreparedData, options: argparse.Namespace) -> None
             "steps": position.step,
             "tokens": position.tokens,
             "train_loss": statistics.fmean(losses[-max(1, total // 10) :]),
-            "validation_loss": score.mlm_loss,
+            "validation_loss": score.loss,
             "validation_targets": score.num_targets,
             "curve": curve(losses, config.train.global_batch_size * config.data.seq_len),
             "train_seconds": position.train_seconds,

@@ -12,6 +12,7 @@ __all__ = [
     "DocumentPer",
     "FeedForward",
     "LmHead",
+    "LmKind",
     "MaskingUnit",
     "ModelType",
     "Norm",
@@ -38,6 +39,9 @@ FeedForward = Literal["gelu", "geglu", "swiglu"]
 
 LmHead = Literal["transform", "plain"]
 """Before the tied decoder: a dense layer, GELU and a norm, as BERT, or nothing, as GPT-2."""
+
+LmKind = Literal["masked", "causal", "prefix"]
+"""What a language model predicts: masked tokens, the next token, or a mixture of both whose rows may begin with a prefix."""
 
 MaskingUnit = Literal["token", "whole-word", "span"]
 """What becomes targets of the masked LM together."""

@@ -255,6 +255,47 @@ class ObjectiveConfig(Settings):
     """Add SpanBERT's head and loss, which predict a span from the two tokens around it; needs objective.masking=span."""
     next_sentence: bool = False
     """Add BERT's next-sentence head and loss; needs data.layout=nsp-pairs."""
+    kind: LmKind = "masked"
+    """`masked` LM (BERT); `causal` LM (GPT-2): every token predicts the next one; `prefix`: masked LM, causal LM, and next tokens behind a
+    prefix of random length whose tokens all see each other, a third of the steps each (UniLM's mixture, without right-to-left)."""
+    causal_share: Share = 0.0
+    """For `masked`: the share of steps that are causal LM instead, through the same blocks and head; about 0.06 in GPT-BERT, whose masked
+    targets are shifted to the position before as well, which is not done here."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.causal_share and self.kind != "masked":
+            known = "every step" if self.kind == "causal" else "a third of the steps"
+            raise UsageError(f"with kind={self.kind} {known} is causal", where="objective.causal_share", hint="leave it out")
+        if self.next_sentence and "clm" in self.token_losses:
+            what = "reads whole pairs of texts, which no token sees under causal attention"
+            raise UsageError(what, where="objective.next_sentence", hint="leave it out, or use kind=masked without a causal_share")
+        if self.span_boundary and "clm" in self.token_losses:
+            what = "needs masked spans in every step"
+            raise UsageError(what, where="objective.span_boundary", hint="leave it out, or use kind=masked without a causal_share")
+        return self
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model that comes of it reads from left to right only."""
+        return self.kind == "causal"
+
+    @property
+    def token_losses(self) -> tuple[str, ...]:
+        """Name the losses of tokens that occur in the run: of masked ones (`mlm`) and of next ones (`clm`)."""
+        if self.kind == "causal":
+            return ("clm",)
+        return ("mlm", "clm") if self.kind == "prefix" or self.causal_share else ("mlm",)
+
+    def over_steps(self, *, masked: float, causal: float, prefix: float) -> float:
+        """Average over the steps of a run what differs between its kinds of steps."""
+        if self.kind == "masked":
+            return (1.0 - self.causal_share) * masked + self.causal_share * causal
+        return causal if self.kind == "causal" else (masked + causal + prefix) / 3
+
+    def attended_tokens(self, visible: float) -> float:
+        """Average over a run how many tokens a token attends to, where `visible` is their number when it sees all of its text."""
+        return self.over_steps(masked=visible, causal=(visible + 1) / 2, prefix=2 * visible / 3)
 
     @model_validator(mode="after")
     def _check_span_boundary(self) -> Self:
@@ -420,11 +461,15 @@ class Config(Settings):
                 raise UsageError("learned positions have no theta", where=where, hint="use model.position_embedding=rotary")
         if data.packing == "documents" and data.layout != "spans":
             raise UsageError("documents are packed in rows of spans", where="data.packing", hint="use data.layout=spans")
+        if "clm" in self.objective.token_losses and data.layout != "spans":
+            raise UsageError("sentence pairs are for masked LM alone", where="data.layout", hint="use data.layout=spans")
+        if self.objective.kind == "prefix" and data.packing == "documents":
+            raise UsageError("objective.kind=prefix needs rows of one text", where="data.packing", hint="use data.packing=stream")
         if self.objective.next_sentence and data.layout != "nsp-pairs":
             raise UsageError("needs sentence pairs", where="objective.next_sentence", hint="add data.layout=nsp-pairs")
         if self.train.unigram_bias and model.lm_head == "plain":
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
-        model_type_of(dict(model))  # a run whose model could not be exported is refused
+        model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
         return self
 
     @model_validator(mode="after")
@@ -478,7 +523,9 @@ class Config(Settings):
     def flops(self) -> Flops:
         """Count the FLOPs per token, in rows that are one text: what packed documents attend to, only the data know (`Samples`)."""
         objective = self.objective
-        return self.model.flops(self.data.seq_len, sum(objective.mask_probabilities) / 2, span_boundary=objective.span_boundary)
+        masked = sum(objective.mask_probabilities) / 2
+        mask_rate = objective.over_steps(masked=masked, causal=1.0, prefix=0.5)
+        return self.model.flops(self.data.seq_len, mask_rate, span_boundary=objective.span_boundary)
 
     def run_flops(self, attended_tokens: Mapping[int, float] | None = None) -> RunFlops:
         """Count the FLOPs of the run as planned.
@@ -486,7 +533,9 @@ class Config(Settings):
         Args:
             attended_tokens: What a token attends to, by length of sequences; None where rows are one text.
         """
-        return RunFlops(self.pld_schedule, self.curriculum, self.flops, attended_tokens or {})
+        visible = {length: float(length) for length in self.curriculum.sequences_by_length} | dict(attended_tokens or {})
+        attended = {length: self.objective.attended_tokens(tokens) for length, tokens in visible.items()}
+        return RunFlops(self.pld_schedule, self.curriculum, self.flops, attended)
 
     @property
     def num_parameters(self) -> int:

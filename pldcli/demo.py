@@ -21,7 +21,7 @@ from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics, reads_context
-from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, unigram_baseline
+from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_baseline
 from pldcli.errors import PreemptedError, StoppedError
 from pldcli.evaluation.fill_mask import fill_mask
 from pldcli.evaluation.subject import open_subject
@@ -77,7 +77,7 @@ class DemoRun:
 
     name: str
     position: Position
-    score: MaskedLmScore
+    score: LmScore
     kept_fraction: float
     """Share of the blocks' FLOPs that was executed."""
     predicted_saving: float
@@ -116,7 +116,7 @@ class Demo:
     @property
     def blind(self) -> list[str]:
         """Names of the runs that are not clearly better than the unigram baseline."""
-        return [run.name for run in self.runs if not reads_context(run.score.mlm_loss, self.unigram_loss)]
+        return [run.name for run in self.runs if not reads_context(run.score.loss, self.unigram_loss)]
 
 
 def demo(out: Path, *, steps: int | None = None, console: Console | None = None) -> Demo:
@@ -221,7 +221,7 @@ def _measure(
 ) -> tuple[DemoRun, list[Guesses]]:
     """Read a model once: score it, and fill the masks of all texts."""
     with open_subject(result.run.path) as subject:
-        score = score_masked_lm(subject.model, fixed_batches(prepared, subject.loaded.seq_len), subject.precision, subject.runtime)
+        score = score_lm(subject.model, fixed_batches(prepared, subject.loaded.seq_len), subject.precision, subject.runtime)
         filled = [fill_mask(subject, text, top=3)[0] for text, _ in masked]
     flops, position = config.flops, result.position
     kept_fraction = (position.executed_flops / position.tokens - flops.head) / (flops.per_block * flops.num_blocks)

@@ -33,6 +33,9 @@ _FIELDS = ("Purpose", "System", "Size", "Source", "Differs from the paper", "Har
 _NO_SETTINGS = ("extends", "sizes", "without")
 """What a preset's file holds beside settings."""
 
+_OF_MASKS = tuple(f"objective.{key}" for key in ("mask_probability", "final_mask_probability", "masking", "span_boundary"))
+"""Keys that do nothing for a causal model. A preset may have them for its other objectives; typed by hand they are a mistake."""
+
 _FOLDERS = {"preset": ".", "size": "sizes", "system": "systems"}
 """Where the shipped files of a kind lie in the folder of presets."""
 
@@ -117,6 +120,10 @@ def resolve(
     """
     given = {"prepared data": from_data or {}, "initial model": from_model or {}, "command line": parse(overrides)}
     config, origins = merge(Config, [*_layers(preset), *(_layer(origin, values) for origin, values in given.items())])
+    if config.objective.is_causal:
+        for key in _OF_MASKS:
+            if origins[key] == "command line":
+                raise UsageError("nothing is masked with objective.kind=causal", where=key, hint="leave it out")
     return Resolved(preset, config, origins)
 
 

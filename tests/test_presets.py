@@ -28,12 +28,14 @@ SIZES = {
     "bert-small": (12, 256, 4, 1024, 8192),
     "bert-base": (12, 768, 12, 3072, 30528),
     "bert-large": (24, 1024, 16, 4096, 30528),
+    "gpt-small": (12, 768, 12, 3072, 50304),
     "modern-tiny": (8, 128, 4, 256, 2048),
     "modern-small": (12, 384, 12, 768, 16384),
     "modern-base": (22, 768, 12, 1152, 50368),
     "modern-large": (28, 1024, 16, 2624, 50368),
 }
 BERT = [size for size in SIZES if size.startswith("bert")]
+FOR_CPUS = ("bert-tiny", "bert-small", "modern-tiny", "modern-small")
 SHIPPED = [
     "bert-base-pld-paper",
     *(f"{size}-{system}" for size in SIZES for system in SYSTEMS if size in BERT or system not in ("postln", "preln-low-lr")),
@@ -119,8 +121,9 @@ def test_sizes(size: str, system: str) -> None:
     model = config.model
     shape = (model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.intermediate_size, model.vocab_size)
     assert shape[1:] == SIZES[size][1:] and (shape[0] == SIZES[size][0] or system == "shallow")
-    assert config.pld.draws_per_step == (1 if size.endswith(("tiny", "small")) else 4)
-    assert (model.position_embedding == "learned") == (model.feed_forward == "gelu") == (size in BERT)
+    assert config.pld.draws_per_step == (1 if size in FOR_CPUS else 4)
+    assert (model.position_embedding == "learned") == (model.feed_forward == "gelu") == (not size.startswith("modern"))
+    assert (config.objective.kind == "causal") == (model.lm_head == "plain") == (not model.embedding_norm) == (size == "gpt-small")
     assert (config.objective.next_sentence, config.data.layout) == (False, "spans")
 
 
@@ -141,11 +144,11 @@ def differences(name: str, other: str) -> dict[str, object]:
 
 
 SHALLOW = {"bert-tiny": 6, "bert-small": 9, "bert-base": 9, "bert-large": 18}
-SHALLOW |= {"modern-tiny": 6, "modern-small": 9, "modern-base": 16, "modern-large": 21}
+SHALLOW |= {"gpt-small": 9, "modern-tiny": 6, "modern-small": 9, "modern-base": 16, "modern-large": 21}
 RAND = {"bert-tiny": 0.7216, "bert-small": 0.7320, "bert-base": 0.7319, "bert-large": 0.7422}
-RAND |= {"modern-tiny": 0.7216, "modern-small": 0.7319, "modern-base": 0.7413, "modern-large": 0.7437}
+RAND |= {"gpt-small": 0.7319, "modern-tiny": 0.7216, "modern-small": 0.7319, "modern-base": 0.7413, "modern-large": 0.7437}
 TIME_ONLY = {"bert-tiny": 0.71875, "bert-small": 0.72917, "bert-base": 0.72917, "bert-large": 0.73958}
-TIME_ONLY |= {"modern-tiny": 0.71875, "modern-small": 0.72917, "modern-base": 0.73864, "modern-large": 0.74107}
+TIME_ONLY |= {"gpt-small": 0.72917, "modern-tiny": 0.71875, "modern-small": 0.72917, "modern-base": 0.73864, "modern-large": 0.74107}
 LAMB = {
     "bert-tiny": (512, 550, 2.83e-3),
     "bert-small": (256, 200, 2.83e-3),
@@ -153,6 +156,7 @@ LAMB = {
     "modern-tiny": (512, 550, 2.83e-3),
     "modern-small": (2048, 1000, 2.83e-3),
     **dict.fromkeys(("modern-base", "modern-large"), (4096, 12_500, 2.83e-3)),
+    "gpt-small": (4096, 2500, 2.83e-3),
 }
 
 
@@ -195,7 +199,7 @@ def test_lamb_sees_the_controls_tokens_in_an_eighth_of_the_steps(size: str) -> N
     assert lamb.train.global_batch_size == 8 * control.train.global_batch_size
     assert lamb.train.total_steps * 8 == control.train.total_steps
     assert (lamb.optim.name, lamb.model, lamb.pld.theta_bar) == ("lamb", control.model, 1.0)
-    assert lamb.optim.warmup_fraction == (0.05 if size.endswith(("tiny", "small")) else 0.2 if size in BERT else 0.02)
+    assert lamb.optim.warmup_fraction == (0.05 if size in FOR_CPUS else 0.2 if size in BERT else 0.02)
     changed = {
         "optim.name",
         "optim.learning_rate",
@@ -286,6 +290,44 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
 )
 def test_a_wrong_change_is_refused(override: str, line: str) -> None:
     assert refused(override) == line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("causal_share=0.06", "kind=causal"), "objective.causal_share: with kind=causal every step is causal; leave it out"),
+        (("causal_share=0.06", "kind=prefix"), "objective.causal_share: with kind=prefix a third of the steps is causal; leave it out"),
+        (("causal_share=1",), "objective.causal_share: must be less than 1, not 1"),
+        (("kind=clm",), "objective.kind: must be 'masked', 'causal' or 'prefix', not 'clm'"),
+        (("mask_probability=0.3", "kind=causal"), "objective.mask_probability: nothing is masked with objective.kind=causal; leave it out"),
+        (("masking=span", "kind=causal"), "objective.masking: nothing is masked with objective.kind=causal; leave it out"),
+        (
+            ("span_boundary=true", "masking=span", "kind=prefix"),
+            "objective.span_boundary: needs masked spans in every step; leave it out, or use kind=masked without a causal_share",
+        ),
+        (
+            ("next_sentence=true", "kind=causal"),
+            "objective.next_sentence: reads whole pairs of texts, which no token sees under causal attention; "
+            "leave it out, or use kind=masked without a causal_share",
+        ),
+    ],
+)
+def test_objectives_that_do_not_go_together_are_refused(overrides: tuple[str, ...], line: str) -> None:
+    assert refused(*(f"objective.{override}" for override in overrides), preset="gpt-small-pld") == line
+
+
+def test_what_next_tokens_need_of_rows_is_said() -> None:
+    pairs = "data.layout: sentence pairs are for masked LM alone; use data.layout=spans"
+    assert (
+        refused("data.layout=nsp-pairs", preset="gpt-small-pld") == refused("data.layout=nsp-pairs", "objective.causal_share=0.1") == pairs
+    )
+    line = "data.packing: objective.kind=prefix needs rows of one text; use data.packing=stream"
+    assert refused("data.packing=documents", "objective.kind=prefix") == line
+
+
+def test_a_preset_with_masks_may_be_made_causal() -> None:
+    config = presets.resolve("modern-tiny-pld", ["objective.kind=causal"]).config
+    assert (config.objective.mask_probability, config.objective.token_losses) == (0.3, ("clm",))
 
 
 def test_an_unknown_preset_is_refused() -> None:

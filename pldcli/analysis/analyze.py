@@ -157,7 +157,13 @@ def _open(targets: Sequence[Path], data: Path | None, settings: Settings) -> lis
         moments = _moments(directory, config)
         source = data or recorded_data(target)
         prepared = opened.get(source) or opened.setdefault(source, open_prepared(source))
-        rows = fixed_batches(prepared, config.data.seq_len, max_sequences=settings.num_sequences, batch_size=settings.batch_size)
+        rows = fixed_batches(
+            prepared,
+            config.data.seq_len,
+            causal=config.objective.is_causal,
+            max_sequences=settings.num_sequences,
+            batch_size=settings.batch_size,
+        )
         batches = list(rows)
         if not batches:
             raise DataError("has no validation text", where=str(prepared.path), hint="prepare more text, or name another with --data")

@@ -20,7 +20,7 @@ from pldcli.data.loader import Batch, count_tokens
 from pldcli.engine.objectives import encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.validation import score_masked_lm
+from pldcli.engine.validation import score_lm
 from pldcli.evaluation.depth import Gates, kept_blocks
 from pldcli.model import StBert
 from pldcli.pld import Plan
@@ -75,9 +75,9 @@ def remove_blocks(
     num_blocks = len(model.blocks)
 
     def loss(gates: Gates) -> float:
-        scored = score_masked_lm(model, batches, precision, runtime, gates)
+        scored = score_lm(model, batches, precision, runtime, gates)
         done()
-        return scored.mlm_loss
+        return scored.loss
 
     return Removal(
         step,

@@ -19,6 +19,7 @@ from pldcli.bench.result import Bench, MicroBatch, Mode
 from pldcli.config import Config
 from pldcli.data.loader import Samples
 from pldcli.data.masking import Masking
+from pldcli.data.next_token import NextTokenSteps
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
@@ -31,7 +32,16 @@ from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import DeviceError, UsageError
-from pldcli.pretraining.assembly import assemble, check_vocabulary, choose_masking, compiles, cut_rows, place, random_model
+from pldcli.pretraining.assembly import (
+    assemble,
+    check_vocabulary,
+    choose_masking,
+    compiles,
+    cut_rows,
+    next_token_steps,
+    place,
+    random_model,
+)
 from pldcli.pretraining.estimate import expected_memory_bytes, fitting_micro_batch
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest
@@ -133,6 +143,10 @@ class Source:
         """Return the masking of the run."""
         return choose_masking(config, self.special, self.vocab_size, data=self._data)
 
+    def next_tokens(self, config: Config) -> NextTokenSteps | None:
+        """Return the run's steps that predict the next token."""
+        return next_token_steps(config, self.special)
+
 
 def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried: tuple[MicroBatch, ...], report: Report) -> Bench:
     per_part = -(-steps // _PARTS)
@@ -149,7 +163,10 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
         # Without the recovery of the end, which of so few steps is a large part.
         configs["dropped"] = config.replace(pld={"schedule": "constant", "theta_bar": theta, "recovery_fraction": 0.0})
     trainers = {
-        name: assemble(one, model, source.samples(one), source.masking(one), runtime, optimizer=optimizer) for name, one in configs.items()
+        name: assemble(
+            one, model, source.samples(one), source.masking(one), runtime, next_tokens=source.next_tokens(one), optimizer=optimizer
+        )
+        for name, one in configs.items()
     }
     device = runtime.device
     with out_of_memory(size, device, key="train.micro_batch_size", otherwise="choose a smaller model or shorter sequences"):
@@ -236,7 +253,8 @@ def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
         with out_of_memory(size, device, key="", otherwise=""):
             model = place(random_model(config), config, runtime)
             config = _of_length(config, 1 + _TRIAL_STEPS)
-            trainer = assemble(config, model, source.samples(config), source.masking(config), runtime)
+            samples, masking, next_tokens = source.samples(config), source.masking(config), source.next_tokens(config)
+            trainer = assemble(config, model, samples, masking, runtime, next_tokens=next_tokens)
             first, last = trainer.steps(Position(), observe=lambda step: step == 1, stop=StopRequest())
     except DeviceError:
         return MicroBatch(size, None, _peak_memory_bytes(device))

@@ -68,7 +68,7 @@ def _rows(shown: Demo) -> list[list[str]]:
     from pldcli.console.units import duration, quantity
 
     tokens = [run.position.tokens for run in shown.runs]
-    losses = [run.score.mlm_loss for run in shown.runs]
+    losses = [run.score.loss for run in shown.runs]
     flops = [run.position.executed_flops for run in shown.runs]
     steps = [run.seconds_per_step for run in shown.runs]
     return [
@@ -76,7 +76,7 @@ def _rows(shown: Demo) -> list[list[str]]:
         ["validation loss", *(f"{loss:.4f}" for loss in losses), f"{losses[1] - losses[0]:+.4f}"],
         ["unigram baseline", f"{shown.unigram_loss:.4f}", f"{shown.unigram_loss:.4f}", ""],
         ["loss below it", *(f"{shown.unigram_loss - loss:.4f}" for loss in losses), ""],
-        ["validation accuracy", *(f"{run.score.mlm_accuracy:.1%}" for run in shown.runs), ""],
+        ["validation accuracy", *(f"{run.score.accuracy:.1%}" for run in shown.runs), ""],
         ["time per step", *(f"{1e3 * seconds:.1f} ms" for seconds in steps), f"{steps[1] / steps[0] - 1:+.1%}"],
         ["blocks that ran", *(f"{run.kept_fraction:.1%}" for run in shown.runs), ""],
         ["FLOPs executed", *(quantity(count) for count in flops), f"{flops[1] / flops[0] - 1:+.1%}"],

@@ -40,7 +40,7 @@ def evaluate(
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Masked-LM loss on text or JSON lines, plain or .gz; may be repeated.", rich_help_panel=_WHAT),
+        typer.Option(metavar="FILE", help="Loss on text or JSON lines, plain or .gz; may be repeated.", rich_help_panel=_WHAT),
     ] = None,
     pseudo_perplexity: Annotated[
         list[Path] | None,
@@ -86,7 +86,7 @@ def evaluate(
     device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure masked-LM loss, perplexity and accuracy on the validation split, all blocks running, on fixed masks.
+    """Measure loss, perplexity and accuracy on the validation split, all blocks running: on fixed masks, or of next tokens.
 
     With the options below: on any text, on a task after fine-tuning, on other material without, or with fewer blocks.
     """
@@ -173,14 +173,14 @@ class _Measurement:
     excludes: tuple[str, ...] = ()
 
 
-_MASKED_LM = _Measurement(
+_LM = _Measurement(
     run=_material,
-    values=lambda found, _: tables.masked_lm_json(found.score),
-    show=lambda found, _: tables.show_masked_lm(found),
+    values=lambda found, _: tables.lm_json(found.score),
+    show=lambda found, _: tables.show_lm(found),
 )
 _MEASUREMENTS = {
-    "": _MASKED_LM,
-    "--text": _MASKED_LM,
+    "": _LM,
+    "--text": _LM,
     "--pseudo-perplexity": _Measurement(
         run=_material,
         values=lambda found, given: tables.texts_json(found.score, each=given["--each"]),

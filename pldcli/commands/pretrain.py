@@ -135,7 +135,7 @@ def _show(result: PretrainResult, data: Path) -> None:
         return
     typer.echo(f"finished {position.step:,} steps, {quantity(position.tokens)} tokens in {duration(position.train_seconds)} of training")
     if (score := result.score) is not None:
-        typer.echo(f"validation loss {score.mlm_loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.mlm_accuracy:.3f}")
+        typer.echo(f"validation loss {score.loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.accuracy:.3f}")
     if result.has_read_context is False:
         typer.echo(
             f"note: the unigram baseline (token frequencies alone) reaches {result.unigram_loss:.4f}: this model has hardly learned from "

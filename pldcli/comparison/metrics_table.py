@@ -15,6 +15,7 @@ from pldcli import presets
 from pldcli.comparison.runs import SPENT, Run
 from pldcli.config import flatten
 from pldcli.console.section import csv_text
+from pldcli.engine.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.errors import DataError, PldError
 
 __all__ = ["FILE", "read_table", "table_bytes"]
@@ -22,7 +23,7 @@ __all__ = ["FILE", "read_table", "table_bytes"]
 FILE = "metrics.csv.gz"
 """What such a table is called."""
 
-_NEEDED = ("run", "about", "step", "eval/mlm_loss", *SPENT)
+_NEEDED = ("run", "about", "step")
 _ABOUT = ("path", "state", "starts", "unreadable_lines", "finetuned")
 """Fields of a run that are not in its metrics; they stand, with its configuration, in the first of its rows, as JSON."""
 
@@ -73,7 +74,8 @@ def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
         lines = csv.reader(io.StringIO(text), strict=True)
         columns = next(lines, [])
-        if missing := [name for name in _NEEDED if name not in columns]:
+        needed = (*_NEEDED, validation_key(dict.fromkeys(columns)) or VALIDATION_LOSSES[0], *SPENT)
+        if missing := [name for name in needed if name not in columns]:
             raise DataError(f"is no table of runs: it has no column {', '.join(missing)}", where=str(path), hint=_WRITE_AGAIN)
         runs: dict[str, list[dict[str, Any]]] = {}
         csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a run that was started often has much to say

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from pldcli.config import Config, flatten
+from pldcli.engine.metrics import validation_key
 from pldcli.errors import DataError
 from pldcli.run_flops import RunFlops
 
@@ -79,16 +80,16 @@ class Run:
     @cached_property
     def validation(self) -> tuple[Measurement, ...]:
         """Read every validation, at least one, in the order of steps."""
-        return tuple(_measurement(row, "eval/mlm_loss", self.source) for row in self.rows if "eval/mlm_loss" in row)
+        return tuple(_measurement(row, name, self.source) for row in self.rows if (name := validation_key(row)))
 
     @cached_property
     def training(self) -> tuple[Measurement, ...]:
-        """Read every logged training loss."""
+        """Read every logged training loss; of a run with some causal steps, those of the others."""
         # Beside a second loss, train/loss is their sum.
         return tuple(
             _measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", self.source)
             for row in self.rows
-            if "train/loss" in row
+            if "train/loss" in row and "train/clm_loss" not in row
         )
 
     @property

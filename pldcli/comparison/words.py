@@ -29,6 +29,8 @@ _LABELS = {
     "objective.final_mask_probability": "masked share at the end",
     "objective.masking": "masked together",
     "objective.span_boundary": "span-boundary loss",
+    "objective.kind": "objective",
+    "objective.causal_share": "share of causal steps",
     "optim.name": "optimizer",
     "optim.learning_rate": "peak learning rate",
     "optim.muon_learning_rate": "peak learning rate of Muon",
@@ -105,6 +107,8 @@ def incomparable(run: Run, baseline: Run) -> list[str]:
             reasons.append(name)
     if not (run.starts and baseline.starts) and run.config.model.vocab_size != baseline.config.model.vocab_size:
         reasons.append("vocabulary")
+    if run.config.objective.is_causal != baseline.config.objective.is_causal:
+        reasons.append("kind of targets")
     if run.config.data.seq_len != baseline.config.data.seq_len:
         reasons.append("tokens per row")
     if run.config.eval.max_sequences != baseline.config.eval.max_sequences:

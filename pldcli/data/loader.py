@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pldcli.data.masking import Masking
+from pldcli.data.next_token import NextTokens
 from pldcli.data.order import UInt64s, hashes, key, permute_near
 from pldcli.data.stream import TokenStream, document_pieces, ranges
 from pldcli.data.tokenizer import SpecialTokens
@@ -90,6 +91,10 @@ class Batch:
     boundaries: Tensor | None = None
     """[N + 1] int32, where each document, and padding, begins in the flattened [B x T], and its end; padded with the end to a fixed number,
     so that its shape is static too."""
+    causal: bool = False
+    """Tokens see what stands before them, and the target of a position is the token behind it."""
+    prefix_lengths: Tensor | None = None
+    """[B], with `causal`: tokens at the start of each row that all see each other; None for none."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
@@ -116,8 +121,8 @@ def pinned(groups: list[list[BatchT]]) -> list[list[BatchT]]:
 
 
 def _each(batch: BatchT, change: Callable[[Tensor], Tensor]) -> BatchT:
-    tensors: dict[str, Any] = vars(batch)
-    return type(batch)(**{name: None if tensor is None else change(tensor) for name, tensor in tensors.items()})
+    values: dict[str, Any] = vars(batch)
+    return type(batch)(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,44 +306,54 @@ class PairSamples:
         return np.stack([start, second], 1), np.stack([cut, np.where(random, size, length - cut)], 1), random.astype(np.int64)
 
 
-def to_batch(rows: Rows, masking: Masking, *, step: int = 0, fixed_targets: bool = False) -> Batch:
-    """Mask rows and make tensors of them.
+def to_batch(rows: Rows, targets: Masking | NextTokens, *, step: int = 0, fixed_targets: bool = False) -> Batch:
+    """Choose the targets of rows, mask them where that is what they are, and make tensors of all.
 
     Args:
         rows: The rows.
-        masking: Chooses targets.
-        step: Of the run, where the share of targets moves.
+        targets: Chooses targets.
+        step: Of the run, where the share of masked targets moves.
         fixed_targets: Pad to a fixed number of targets with `NO_TARGET`. How many tokens of a row are masked depends on its special
             tokens and padding; a number that depends on the shape [B, T] and the share alone keeps shapes static, so that compiled graphs
             are not compiled again and memory stays what it was in the first step. Where the share moves, the number moves with it: padded
             to the largest, a fall from 30 to 15 % would run the head for a third more positions than have targets. Head and loss are then
             compiled once more, for any number.
     """
-    masked = masking(rows.input_ids, rows.keys, step)
-    positions, targets = masked.positions, masked.target_ids
+    input_ids, prefix_lengths, num_tokens = rows.input_ids, None, rows.input_ids.shape[1]
+    if isinstance(targets, Masking):
+        masked, most = targets(rows.input_ids, rows.keys, step), targets.most_targets(num_tokens, step)
+        input_ids, positions, target_ids = masked.input_ids, masked.positions, masked.target_ids
+    else:
+        shifted = targets(rows.input_ids, rows.keys, attention_mask=rows.attention_mask, segments=rows.segments)
+        positions, target_ids, prefix_lengths = shifted.positions, shifted.target_ids, shifted.prefix_lengths
+        most = targets.most_targets(num_tokens)
     if fixed_targets:
-        missing = len(rows.input_ids) * masking.most_targets(rows.input_ids.shape[1], step) - len(positions)
+        missing = len(rows.input_ids) * most - len(positions)
         # Position 0 stands for the missing ones: its logits are computed and left out of the loss and its mean, as any NO_TARGET.
-        positions, targets = np.pad(positions, (0, missing)), np.pad(targets, (0, missing), constant_values=NO_TARGET)
+        positions, target_ids = np.pad(positions, (0, missing)), np.pad(target_ids, (0, missing), constant_values=NO_TARGET)
 
     def tensor(array: npt.NDArray[Any] | None) -> Tensor | None:
         return None if array is None else torch.from_numpy(array)
 
     return Batch(
-        input_ids=torch.from_numpy(masked.input_ids),
+        input_ids=torch.from_numpy(input_ids),
         token_type_ids=tensor(rows.token_type_ids),
         attention_mask=tensor(rows.attention_mask),
         positions=torch.from_numpy(positions),
-        target_ids=torch.from_numpy(targets),
+        target_ids=torch.from_numpy(target_ids),
         next_sentence_labels=tensor(rows.next_sentence_labels),
         segments=tensor(rows.segments),
         position_ids=tensor(rows.position_ids),
         boundaries=tensor(rows.boundaries),
+        causal=isinstance(targets, NextTokens),
+        prefix_lengths=tensor(prefix_lengths),
     )
 
 
-def validation_batches(samples: Samples, masking: Masking, *, batch_size: int, max_sequences: int | None = None) -> Iterator[Batch]:
+def validation_batches(
+    samples: Samples, targets: Masking | NextTokens, *, batch_size: int, max_sequences: int | None = None
+) -> Iterator[Batch]:
     """Yield the validation split in order, under masks that never change: losses of any two evaluations compare target by target."""
     total = samples.num_sequences if max_sequences is None else min(max_sequences, samples.num_sequences)
     for start in range(0, total, batch_size):
-        yield to_batch(samples.rows(np.arange(start, min(start + batch_size, total))), masking)
+        yield to_batch(samples.rows(np.arange(start, min(start + batch_size, total))), targets)

@@ -16,6 +16,7 @@ import numpy as np
 from pldcli.curriculum import Curriculum, Stretch, largest_divisor
 from pldcli.data.loader import Batch, Samples, pinned, to_batch
 from pldcli.data.masking import Masking
+from pldcli.data.next_token import NextTokenSteps
 
 __all__ = ["StepBatches", "built_ahead"]
 
@@ -37,6 +38,8 @@ class StepBatches:
     world_size: int = 1
     pin_memory: bool = False
     """Return batches in pinned memory, for CUDA."""
+    next_tokens: NextTokenSteps | None = None
+    """Which steps predict the next token instead of masked ones; None for none."""
 
     def step(self, step: int) -> list[list[Batch]]:
         """Build the batches of a step: per gate group, per micro-step."""
@@ -81,8 +84,8 @@ class StepBatches:
 
     def batch(self, step: int, start: int, size: int) -> Batch:
         """Build a batch of sequences `start` and following, as a step reads them: of its length."""
-        rows = self.samples[self.seq_len(step)].rows(np.arange(start, start + size))
-        return to_batch(rows, self.masking, step=step, fixed_targets=True)
+        targets = (self.next_tokens and self.next_tokens.at(step)) or self.masking
+        return to_batch(self.samples[self.seq_len(step)].rows(np.arange(start, start + size)), targets, step=step, fixed_targets=True)
 
 
 def built_ahead(build: Callable[[int], StepT], first: int, stop: int, *, ahead: int = 2) -> Iterator[StepT]:

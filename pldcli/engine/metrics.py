@@ -11,10 +11,13 @@ from typing import Any
 
 from pldcli.system import atomic
 
-__all__ = ["CONTEXT_MARGIN", "MetricsLog", "read_metrics", "reads_context"]
+__all__ = ["CONTEXT_MARGIN", "VALIDATION_LOSSES", "MetricsLog", "read_metrics", "reads_context", "validation_key"]
 
 CONTEXT_MARGIN = 0.1
 """Nats: the loss of a few targets is no finer."""
+
+VALIDATION_LOSSES = ("eval/mlm_loss", "eval/clm_loss")
+"""What a validation's row calls its loss: of masked tokens, or of next ones where the model is causal."""
 
 
 class MetricsLog:
@@ -78,6 +81,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _json_number(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def validation_key(row: Mapping[str, Any]) -> str | None:
+    """Return the name that a validation's row has its loss under; None for a row of no validation."""
+    return next((name for name in VALIDATION_LOSSES if name in row), None)
 
 
 def reads_context(loss: float, unigram_loss: float) -> bool:

@@ -147,7 +147,14 @@ def _from_checkpoint(path: Path, data: Path) -> Pretrained:
     tokenizer = _tokenizer_of(path, data, snapshot.tokenizer_fingerprint)
     # In the middle of a run, positions are rotated as in the stage that these weights were trained in last.
     settings = config.model.replace(global_rope_theta=config.curriculum.at(max(0, snapshot.position.step - 1)).rope_theta)
-    return Pretrained(where=str(path), settings=settings, weights=snapshot.weights, seq_len=config.data.seq_len, tokenizer=tokenizer)
+    return Pretrained(
+        where=str(path),
+        settings=settings,
+        weights=snapshot.weights,
+        seq_len=config.data.seq_len,
+        tokenizer=tokenizer,
+        causal=config.objective.is_causal,
+    )
 
 
 def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:

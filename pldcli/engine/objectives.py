@@ -20,7 +20,7 @@ from pldcli.data.loader import NO_TARGET, Batch, Inputs
 from pldcli.model import MaskedLmHead, SpanBoundaryHead, StBert
 from pldcli.tasks.batches import TaskBatch
 
-__all__ = ["MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits"]
+__all__ = ["MaskedLm", "Objective", "TaskLoss", "encode", "masked_logits", "token_loss"]
 
 
 class Objective(Protocol):
@@ -50,16 +50,19 @@ class MaskedLm:
     vocab_multiple: int = 1
     """Pad the vocabulary to a multiple of this; added entries have no probability."""
     span_boundary: bool = False
+    token_losses: tuple[str, ...] = ("mlm",)
+    """Of masked tokens (`mlm`) and of next ones (`clm`), those that occur in the run; a batch has one of them."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name the losses."""
-        return ("mlm", *(["nsp"] if self.next_sentence else []), *(["sbo"] if self.span_boundary else []))
+        return (*self.token_losses, *(["nsp"] if self.next_sentence else []), *(["sbo"] if self.span_boundary else []))
 
     def num_targets(self, batch: Batch) -> list[int]:
-        """Count masked positions, sequences, and masked positions again."""
-        masked = int((batch.target_ids != NO_TARGET).sum())
-        return [masked] + [len(batch.input_ids)] * self.next_sentence + [masked] * self.span_boundary
+        """Count the tokens to predict, sequences, and masked positions again."""
+        count = int((batch.target_ids != NO_TARGET).sum())
+        tokens = [count if name == token_loss(batch) else 0 for name in self.token_losses]
+        return tokens + [len(batch.input_ids)] * self.next_sentence + [count] * self.span_boundary
 
     def loss_sums(self, model: StBert, batch: Batch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
         """Run the model and sum each loss over its targets."""
@@ -67,7 +70,8 @@ class MaskedLm:
         hidden_BTD = encode(model, batch, gates, residual_scales_L)
         loss_sum = compiled_masked_loss_sum() if self.compiled else masked_loss_sum
         targets: dict[str, Any] = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
-        sums = [loss_sum(model.mlm_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)]
+        of_tokens = loss_sum(model.mlm_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)
+        sums = [of_tokens if name == token_loss(batch) else torch.zeros_like(of_tokens) for name in self.token_losses]
         if self.next_sentence:
             assert model.nsp_head is not None
             assert batch.next_sentence_labels is not None
@@ -79,6 +83,11 @@ class MaskedLm:
                 boundary_sum(model.sbo_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)
             )
         return torch.stack(sums)
+
+
+def token_loss(batch: Batch) -> str:
+    """Name the loss that a batch has."""
+    return "clm" if batch.causal else "mlm"
 
 
 @dataclass(frozen=True)
@@ -167,16 +176,17 @@ def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, re
         batch.input_ids,
         token_type_ids_BT=batch.token_type_ids,
         attention_mask_BT=batch.attention_mask,
-        **_documents(batch),
+        **_attention(batch),
         gates=gates,
         residual_scales_L=residual_scales_L,
     )
 
 
-def _documents(batch: Inputs) -> dict[str, Tensor | None]:
-    if not isinstance(batch, Batch) or batch.segments is None:
+def _attention(batch: Inputs) -> dict[str, Any]:
+    if not isinstance(batch, Batch):
         return {}
-    return {"segments_BT": batch.segments, "position_ids_BT": batch.position_ids, "boundaries_N": batch.boundaries}
+    documents = {"segments_BT": batch.segments, "position_ids_BT": batch.position_ids, "boundaries_N": batch.boundaries}
+    return documents | {"causal": batch.causal, "prefix_lengths_B": batch.prefix_lengths}
 
 
 def masked_logits(model: StBert, hidden_BTD: Tensor, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.engine.metrics import read_metrics
+from pldcli.engine.metrics import VALIDATION_LOSSES, read_metrics
 from pldcli.errors import OutputError, PldError
 from pldcli.system import atomic
 from pldcli.system.output_place import check_output
@@ -165,7 +165,7 @@ def summarise(run: RunDirectory) -> RunSummary:
         step=reached,
         total_steps=config.train.total_steps,
         train_loss=_last(rows, "train/loss"),
-        eval_loss=_last(rows, "eval/mlm_loss"),
+        eval_loss=_last(rows, *VALIDATION_LOSSES),
         train_seconds=_last(rows, "progress/train_seconds") or 0.0,
         next_action=actions[state],
     )
@@ -207,8 +207,8 @@ def _last_saved(run: RunDirectory) -> int:
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
-def _last(rows: list[dict[str, Any]], name: str) -> float | None:
-    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+def _last(rows: list[dict[str, Any]], *names: str) -> float | None:
+    return next((row[name] for row in reversed(rows) for name in names if row.get(name) is not None), None)
 
 
 def _take(file: Any, kind: int) -> bool:

@@ -326,7 +326,9 @@ class Trainer(Generic[BatchesT]):
         if done is not None:
             sums = self.runtime.sum(done.loss_sums.double()).tolist()
             means = [_mean(total, count) for total, count in zip(sums, done.num_targets, strict=True)]
-            losses = {"loss": sum(means)} | dict(zip(self.objective.names, means, strict=True))
+            counted = zip(self.objective.names, means, done.num_targets, strict=True)
+            # A step may have targets of one kind only; a loss of 0 of the other would be a lie.
+            losses = {"loss": sum(means)} | {name: mean for name, mean, count in counted if count or not any(done.num_targets)}
             grad_norm = float(done.grad_norm)
             kept = sum(plan.kept_blocks for plan in done.plans) / len(done.plans)
         return Observation(

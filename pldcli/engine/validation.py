@@ -1,4 +1,4 @@
-"""Validation: the masked-LM loss on fixed masks, at full depth or with some blocks, and the unigram baseline beside it."""
+"""Validation: the loss on fixed masks or of next tokens, at full depth or with some blocks, and the unigram baseline beside it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from torch.nn import functional
 
 from pldcli.data.loader import NO_TARGET, Batch, Inputs, SpanSamples, count_tokens, validation_batches
 from pldcli.data.masking import KEPT_SHARE, RANDOM_SHARE, Masking
+from pldcli.data.next_token import NextTokens
 from pldcli.data.prepared import PreparedData
 from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
-from pldcli.engine.objectives import encode, masked_logits
+from pldcli.engine.objectives import encode, token_loss
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
 
 __all__ = [
-    "MaskedLmScore",
+    "LmScore",
     "count_attended",
     "fixed_batches",
-    "score_masked_lm",
+    "score_lm",
     "stream_batches",
     "token_shares",
     "unigram_baseline",
@@ -37,22 +38,28 @@ _SEED, _MASK_PROBABILITY, _BATCH_SIZE = 20201, 0.15, 32
 """The same for every model and run, so that the same model gets the same number."""
 
 
-@dataclass(frozen=True)
-class MaskedLmScore:
-    """Masked-LM quality over a set of targets."""
+_LOGITS_AT_ONCE = 4096
+"""Targets whose logits are in memory together: a causal model has one at every token."""
 
-    mlm_loss: float
+
+@dataclass(frozen=True)
+class LmScore:
+    """Quality of a language model over a set of targets."""
+
+    loss: float
     """Nats per target."""
-    mlm_accuracy: float
+    accuracy: float
     num_targets: int
     num_tokens: int
     """Tokens read, padding not counted."""
     seconds: float
+    kind: str = "mlm"
+    """What the targets are: masked tokens (`mlm`) or next ones (`clm`)."""
 
     @property
     def perplexity(self) -> float:
         """Exponential of the loss; capped, so that it is finite."""
-        return math.exp(min(self.mlm_loss, 700.0))
+        return math.exp(min(self.loss, 700.0))
 
     @property
     def tokens_per_second(self) -> float:
@@ -62,16 +69,22 @@ class MaskedLmScore:
     @property
     def values(self) -> dict[str, float]:
         """Quality by name, the headline first."""
-        return {"mlm_loss": self.mlm_loss, "perplexity": self.perplexity, "mlm_accuracy": self.mlm_accuracy}
+        return {f"{self.kind}_loss": self.loss, "perplexity": self.perplexity, f"{self.kind}_accuracy": self.accuracy}
 
 
 def fixed_batches(
-    prepared: PreparedData, seq_len: int, *, max_sequences: int | None = None, batch_size: int = _BATCH_SIZE
+    prepared: PreparedData, seq_len: int, *, causal: bool = False, max_sequences: int | None = None, batch_size: int = _BATCH_SIZE
 ) -> Iterator[Batch]:
-    """Cut the validation split into sequences whose masks depend on the data and the length alone."""
+    """Cut the validation split into sequences whose masks depend on the data and the length alone; for a causal model without masks."""
     stream = prepared.stream("validation")
     return stream_batches(
-        stream, prepared.special, seq_len, vocab_size=prepared.vocab_size, max_sequences=max_sequences, batch_size=batch_size
+        stream,
+        prepared.special,
+        seq_len,
+        vocab_size=prepared.vocab_size,
+        causal=causal,
+        max_sequences=max_sequences,
+        batch_size=batch_size,
     )
 
 
@@ -81,28 +94,30 @@ def stream_batches(
     seq_len: int,
     *,
     vocab_size: int,
+    causal: bool = False,
     max_sequences: int | None = None,
     batch_size: int = _BATCH_SIZE,
 ) -> Iterator[Batch]:
-    """Cut any token stream into sequences, in order, with the masks of `fixed_batches`.
+    """Cut any token stream into sequences, in order, with the targets of `fixed_batches`.
 
     Args:
         stream: The tokens.
         special: Ids of the special tokens.
         seq_len: Tokens per sequence with [CLS] and [SEP].
         vocab_size: Of the tokenizer; random replacements are drawn from it.
+        causal: The targets are next tokens.
         max_sequences: Stop after so many sequences.
         batch_size: Sequences per batch; they and their masks do not depend on it.
     """
     samples = SpanSamples(stream, special, seq_len, seed=_SEED, shuffle=False)
-    masking = Masking.of(_MASK_PROBABILITY, special, vocab_size)
-    return validation_batches(samples, masking, batch_size=batch_size, max_sequences=max_sequences)
+    targets = NextTokens(special) if causal else Masking.of(_MASK_PROBABILITY, special, vocab_size)
+    return validation_batches(samples, targets, batch_size=batch_size, max_sequences=max_sequences)
 
 
 @torch.no_grad()
-def score_masked_lm(
+def score_lm(
     model: StBert, batches: Iterable[Batch], precision: Precision, runtime: Runtime, gates: Sequence[bool] | None = None
-) -> MaskedLmScore:
+) -> LmScore:
     """Score a model, without residual scales; processes share the batches.
 
     Args:
@@ -116,23 +131,29 @@ def score_masked_lm(
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     num_targets = num_tokens = 0
+    kind = "mlm"
     runtime.synchronize()
     started = time.perf_counter()
     for index, host_batch in enumerate(batches):
+        kind = token_loss(host_batch)
         if index % runtime.world_size != runtime.rank:
             continue
         batch = host_batch.to(runtime.device)
         with precision.autocast():
-            logits_MV = masked_logits(model, encode(model, batch, gates), batch).float()
-        totals[0] += functional.cross_entropy(logits_MV, batch.target_ids, reduction="sum")
-        totals[1] += (logits_MV.argmax(-1) == batch.target_ids).sum()
+            hidden_ND = encode(model, batch, gates).flatten(0, 1)
+        for start in range(0, len(batch.target_ids), _LOGITS_AT_ONCE):
+            chosen = slice(start, start + _LOGITS_AT_ONCE)
+            with precision.autocast():
+                logits_MV = model.mlm_logits(hidden_ND.index_select(0, batch.positions[chosen])).float()
+            totals[0] += functional.cross_entropy(logits_MV, batch.target_ids[chosen], reduction="sum")
+            totals[1] += (logits_MV.argmax(-1) == batch.target_ids[chosen]).sum()
         num_targets += len(host_batch.target_ids)
         num_tokens += count_tokens(host_batch)
     runtime.synchronize()
     seconds = time.perf_counter() - started
     model.train(was_training)
     loss, hits, targets, tokens = runtime.sum_on_host([*totals.tolist(), num_targets, num_tokens])
-    return MaskedLmScore(loss / max(1, targets), hits / max(1, targets), int(targets), int(tokens), seconds)
+    return LmScore(loss / max(1, targets), hits / max(1, targets), int(targets), int(tokens), seconds, kind)
 
 
 def count_attended(batch: Inputs, attended_tokens: float) -> float:
@@ -142,50 +163,57 @@ def count_attended(batch: Inputs, attended_tokens: float) -> float:
         batch: On the host; tokens of a packed document attend to those of the document.
         attended_tokens: What every token of a task's rows attends to, which are padded to the longest of their batch.
     """
+    num_tokens = count_tokens(batch)
     if not isinstance(batch, Batch):
-        return count_tokens(batch) * attended_tokens
-    if batch.boundaries is None:
-        return float(count_tokens(batch) * batch.input_ids.shape[1])
-    assert batch.segments is not None
-    lengths, last = batch.boundaries.diff().long(), batch.segments.numel() - 1
-    documents = batch.segments.flatten()[batch.boundaries[:-1].clamp(max=last)] > 0  # the others are padding
-    return float((lengths.square() * documents).sum())
+        return num_tokens * attended_tokens
+    attended = float(num_tokens * batch.input_ids.shape[1])
+    if batch.boundaries is not None:
+        assert batch.segments is not None
+        lengths, last = batch.boundaries.diff().long(), batch.segments.numel() - 1
+        documents = batch.segments.flatten()[batch.boundaries[:-1].clamp(max=last)] > 0  # the others are padding
+        attended = float((lengths.square() * documents).sum())
+    if not batch.causal:
+        return attended
+    among_prefixes = 0 if batch.prefix_lengths is None else int((batch.prefix_lengths * (batch.prefix_lengths - 1)).sum())
+    return (attended + num_tokens + among_prefixes) / 2  # each token to itself, and of each pair one to the other, or both in a prefix
 
 
 _MOST_TOKENS, _NUM_CHUNKS = 5_000_000, 64
 
 
-def unigram_baseline(prepared: PreparedData, batches: Iterable[Batch]) -> float:
+def unigram_baseline(prepared: PreparedData, batches: Iterable[Batch], *, causal: bool = False) -> float:
     """Return the loss of the training text's token frequencies on batches of the validation text, in nats per target."""
-    return unigram_loss(token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special), batches, prepared.special)
+    shares_V = token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special, causal=causal)
+    return unigram_loss(shares_V, batches, prepared.special)
 
 
-def token_shares(stream: TokenStream, vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.float64]:
+def token_shares(stream: TokenStream, vocab_size: int, special: SpecialTokens, *, causal: bool = False) -> npt.NDArray[np.float64]:
     """Estimate token frequencies, special tokens left out, from five million tokens in evenly spaced pieces.
 
     Args:
         stream: The training text.
         vocab_size: Of the tokenizer.
         special: Tokens that are never targets.
+        causal: For next tokens, of which the separator is one.
 
     Returns:
-        Shares that sum to 1, [V], with a half added to each count so that unseen tokens have one too; 0 for special tokens.
+        Shares that sum to 1, [V], with a half added to each count so that unseen tokens have one too; 0 for what is never a target.
     """
     size = -(-min(_MOST_TOKENS, stream.num_tokens) // _NUM_CHUNKS)
     counts = np.zeros(vocab_size)
     for start in np.linspace(0, stream.num_tokens - size, _NUM_CHUNKS).astype(np.int64).tolist():
         counts += np.bincount(stream.slice(start, start + size), minlength=vocab_size)[:vocab_size]
     counts += 0.5
-    counts[list(special.ids)] = 0.0
+    counts[NextTokens(special).never_ids if causal else list(special.ids)] = 0.0
     shares: npt.NDArray[np.float64] = counts / counts.sum()
     return shares
 
 
 def unigram_loss(shares_V: npt.NDArray[np.float64], batches: Iterable[Batch], special: SpecialTokens) -> float:
-    """Return the loss of the best model without context, which reads only the masked position itself: nats per target.
+    """Return the loss of the best model without context, which reads only the position itself: nats per target.
 
-    At [MASK] it predicts the token frequencies. At another token it takes into account how often a target is left as it is
-    (Devlin et al. 2019, section 3.1), and predicts the frequencies otherwise.
+    It predicts the token frequencies behind any token, and at [MASK]. At another token it takes into account how often a masked target is
+    left as it is (Devlin et al. 2019, section 3.1), and predicts the frequencies otherwise.
 
     Args:
         shares_V: Token frequencies of the training text, [V].
@@ -200,7 +228,7 @@ def unigram_loss(shares_V: npt.NDArray[np.float64], batches: Iterable[Batch], sp
         is_target = batch.target_ids.numpy() != NO_TARGET
         targets = batch.target_ids.numpy()[is_target]
         shown = batch.input_ids.numpy().reshape(-1)[batch.positions.numpy()[is_target]]
-        left = left_V[shown]
+        left = 0.0 if batch.causal else left_V[shown]
         loss -= float(np.log(left * (shown == targets) + (1.0 - left) * shares_V[targets]).sum())
         num_targets += len(targets)
     return loss / max(1, num_targets)

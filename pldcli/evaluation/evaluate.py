@@ -1,4 +1,4 @@
-"""Measure a masked language model: find it, check that the data was tokenized with its tokenizer, score it."""
+"""Measure a language model: find it, check that the data was tokenized with its tokenizer, score it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.stream import TokenStream
 from pldcli.data.text_stream import tokenise
 from pldcli.engine.model_source import check_tokenizer, recorded_data
-from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, stream_batches, unigram_baseline
+from pldcli.engine.validation import LmScore, fixed_batches, score_lm, stream_batches, unigram_baseline
+from pldcli.errors import UsageError
 from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.fill_mask import fill_mask as fill_in
-from pldcli.evaluation.pseudo_likelihood import masked_copies
+from pldcli.evaluation.pseudo_likelihood import scored_rows
 from pldcli.evaluation.subject import Opening, Subject, open_subject
 from pldcli.evaluation.zero_shot import judge_pairs, read_pairs, score_texts
 
@@ -29,7 +30,7 @@ __all__ = ["Evaluated", "Material", "evaluate", "evaluate_depths", "fill_mask"]
 Score = TypeVar("Score")
 
 Material = Literal["validation", "text", "pseudo-perplexity", "minimal-pairs"]
-"""What a masked language model can be scored on."""
+"""What a language model can be scored on."""
 
 _TIMED_TEXTS = 256
 """Texts at most that the batch for timing is made of."""
@@ -69,15 +70,16 @@ def evaluate(
 
     Args:
         target: A run, a checkpoint, or a Hugging Face directory.
-        material: `validation`: masked-LM loss on the validation split of prepared data, on fixed masks. `text`: the same on any text.
-            `pseudo-perplexity`: each token of each line masked in turn. `minimal-pairs`: how often the good sentence is the likelier one.
+        material: `validation`: loss on the validation split of prepared data, on fixed masks or, of a causal model, of next tokens. `text`:
+            the same on any text. `pseudo-perplexity`: each token of each line masked in turn. `minimal-pairs`: how often the good sentence
+            is the likelier one.
         inputs: The files of the material, or directories of them; none for the validation split.
         text_field: The field of a JSON object that holds the text.
         opening: How the model is opened; `data` is the prepared directory, by default the one that the run was trained on, and `data`
             where none is recorded.
 
     Returns:
-        The score: a `MaskedLmScore`, a `PseudoPerplexity` or a `MinimalPairs`.
+        The score: a `LmScore`, a `PseudoPerplexity` or a `MinimalPairs`.
 
     Raises:
         CheckpointError: The model cannot be read.
@@ -121,6 +123,7 @@ def evaluate_depths(
 def fill_mask(target: Path, text: str, *, top: int = 5, **opening: Unpack[Opening]) -> Evaluated[list[list[Candidate]]]:
     """Fill each mask of a text with its `top` likeliest tokens; `opening` is how the model is opened."""
     with open_subject(target, **opening) as subject:
+        _check_masks(subject, "--fill", hint="give a masked language model")
         return _evaluated(subject, text, fill_in(subject, text, top=top), ())
 
 
@@ -143,10 +146,11 @@ def _opened(
 
 def _of_validation(subject: Subject, prepared: PreparedData) -> _Scorer:
     def batches() -> Iterable[Batch]:
-        return fixed_batches(prepared, subject.loaded.seq_len)
+        return fixed_batches(prepared, subject.loaded.seq_len, causal=subject.loaded.causal)
 
     def baseline() -> tuple[str, ...]:
-        return (f"token frequencies alone score {unigram_baseline(prepared.sampled('train'), batches()):.4f} there",)
+        loss = unigram_baseline(prepared.sampled("train"), batches(), causal=subject.loaded.causal)
+        return (f"token frequencies alone score {loss:.4f} there",)
 
     return _of_batches(subject, batches, baseline=baseline)
 
@@ -158,13 +162,14 @@ def _of_text(subject: Subject, inputs: Sequence[Path], text_field: str) -> _Scor
 
 
 def _of_batches(subject: Subject, batches: Callable[[], Iterable[Batch]], **more: Any) -> _Scorer:
-    def score(gates: Gates | None) -> MaskedLmScore:
-        return score_masked_lm(subject.model, batches(), subject.precision, subject.runtime, gates)
+    def score(gates: Gates | None) -> LmScore:
+        return score_lm(subject.model, batches(), subject.precision, subject.runtime, gates)
 
     return _Scorer(score=score, sample=lambda: next(iter(batches())), **more)
 
 
 def _of_lines(subject: Subject, inputs: Sequence[Path], text_field: str) -> _Scorer:
+    _check_masks(subject, "--pseudo-perplexity", hint="--text FILE gives its perplexity")
     stream = tokenise(inputs, subject.loaded.tokenizer, text_field=text_field, document_per="line")
     return _Scorer(
         score=lambda gates: score_texts(subject, stream, gates=gates),
@@ -188,14 +193,25 @@ _SCORERS: dict[str, Callable[[Subject, Sequence[Path], str], _Scorer]] = {
 }
 
 
+def _check_masks(subject: Subject, option: str, *, hint: str) -> None:
+    """Check that a model can fill masks.
+
+    Raises:
+        UsageError: It is causal.
+    """
+    if subject.loaded.causal:
+        what = f"{subject.loaded.where} is a causal model, which predicts the next token and fills no masks"
+        raise UsageError(what, where=option, hint=hint)
+
+
 def _copies(subject: Subject, texts: Sequence[Sequence[int]]) -> Batch:
-    batch, _ = next(masked_copies(texts, subject.loaded.tokenizer.special, subject.loaded.seq_len))
+    batch, _ = next(scored_rows(texts, subject.loaded))
     return batch
 
 
 def _sequences(subject: Subject, stream: TokenStream) -> Iterator[Batch]:
-    tokenizer = subject.loaded.tokenizer
-    batches = stream_batches(stream, tokenizer.special, subject.loaded.seq_len, vocab_size=tokenizer.vocab_size)
+    loaded, tokenizer = subject.loaded, subject.loaded.tokenizer
+    batches = stream_batches(stream, tokenizer.special, loaded.seq_len, vocab_size=tokenizer.vocab_size, causal=loaded.causal)
     with Progress("Scoring", total=stream.num_tokens, unit="tokens") as progress:
         for batch in batches:
             yield batch

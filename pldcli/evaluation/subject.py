@@ -1,4 +1,4 @@
-"""A masked language model, ready to be measured."""
+"""A language model, ready to be measured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Opening(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its masked-LM head on its device, in evaluation mode."""
+    """A model with its language-model head on its device, in evaluation mode."""
 
     loaded: Pretrained
     model: StBert

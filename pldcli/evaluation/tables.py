@@ -12,7 +12,7 @@ import typer
 from pldcli.console.screen import screen, table
 
 if TYPE_CHECKING:
-    from pldcli.engine.validation import MaskedLmScore
+    from pldcli.engine.validation import LmScore
     from pldcli.evaluation.depth import DepthReport, Gates
     from pldcli.evaluation.evaluate import Evaluated
     from pldcli.evaluation.fill_mask import Candidate
@@ -24,11 +24,11 @@ __all__ = [
     "depths_json",
     "draw_depths",
     "fill_json",
-    "masked_lm_json",
+    "lm_json",
     "pairs_json",
     "show_depths",
     "show_fill",
-    "show_masked_lm",
+    "show_lm",
     "show_pairs",
     "show_task",
     "show_texts",
@@ -39,24 +39,26 @@ __all__ = [
 _NAMES = {
     "mlm_loss": "masked-LM loss",
     "mlm_accuracy": "accuracy",
+    "clm_loss": "next-token loss",
+    "clm_accuracy": "accuracy",
     "pseudo_perplexity": "pseudo-perplexity",
     "pseudo_log_likelihood": "log-likelihood",
 }
 
 
-def masked_lm_json(score: MaskedLmScore) -> dict[str, Any]:
-    """Name every number of a masked-LM score."""
+def lm_json(score: LmScore) -> dict[str, Any]:
+    """Name every number of a language model's score."""
     return {**score.values, "num_targets": score.num_targets, "tokens_per_second": score.tokens_per_second}
 
 
-def show_masked_lm(result: Evaluated[MaskedLmScore]) -> None:
-    """Print a masked-LM score."""
+def show_lm(result: Evaluated[LmScore]) -> None:
+    """Print a language model's score."""
     score = result.score
     _heading(result)
     _lines(
-        ("masked-LM loss", f"{score.mlm_loss:.4f}"),
+        (_NAMES[f"{score.kind}_loss"], f"{score.loss:.4f}"),
         ("perplexity", f"{score.perplexity:.2f}"),
-        ("accuracy", f"{score.mlm_accuracy:.4f}"),
+        ("accuracy", f"{score.accuracy:.4f}"),
         ("targets", f"{score.num_targets:,}"),
         ("tokens/s", f"{score.tokens_per_second:,.0f}"),
     )

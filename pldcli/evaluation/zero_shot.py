@@ -1,4 +1,4 @@
-"""What a masked language model knows without fine-tuning: pseudo-perplexity of texts, and choices between minimal pairs."""
+"""What a language model knows without fine-tuning: pseudo-perplexity of texts, and choices between minimal pairs."""
 
 from __future__ import annotations
 

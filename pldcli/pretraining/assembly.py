@@ -11,6 +11,7 @@ import torch
 from pldcli.config import Config
 from pldcli.data.loader import PairSamples, Samples, SpanSamples
 from pldcli.data.masking import Masking
+from pldcli.data.next_token import NextTokenSteps
 from pldcli.data.packing import PackedSamples
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
@@ -37,6 +38,7 @@ __all__ = [
     "compiles",
     "cut_rows",
     "initial_model",
+    "next_token_steps",
     "place",
     "random_model",
 ]
@@ -63,7 +65,8 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
     model = initial_model(config, prepared, source)
     samples = cut_rows(config, prepared.stream("train"), prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
-    return assemble(config, place(model, config, runtime), samples, masking, runtime)
+    next_tokens = next_token_steps(config, prepared.special)
+    return assemble(config, place(model, config, runtime), samples, masking, runtime, next_tokens=next_tokens)
 
 
 def assemble(
@@ -73,6 +76,7 @@ def assemble(
     masking: Masking,
     runtime: Runtime,
     *,
+    next_tokens: NextTokenSteps | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Trainer[StepBatches]:
     """Put a trainer together.
@@ -83,6 +87,7 @@ def assemble(
         samples: The sequences that it reads, by their length.
         masking: Chooses targets.
         runtime: Device and processes.
+        next_tokens: The steps that have other targets, as `next_token_steps` finds them.
         optimizer: Of the model; a fresh one by default.
 
     Raises:
@@ -101,15 +106,17 @@ def assemble(
         rank=runtime.rank,
         world_size=runtime.world_size,
         pin_memory=on_cuda,
+        next_tokens=next_tokens,
     )
     precision = resolve_precision(config.runtime.precision, runtime.device)
     return Trainer(
         model,
         objective=MaskedLm(
-            config.objective.next_sentence,
-            compiles(config, runtime),
-            _CUDA_VOCAB_MULTIPLE if on_cuda else 1,
-            config.objective.span_boundary,
+            next_sentence=config.objective.next_sentence,
+            compiled=compiles(config, runtime),
+            vocab_multiple=_CUDA_VOCAB_MULTIPLE if on_cuda else 1,
+            token_losses=config.objective.token_losses,
+            span_boundary=config.objective.span_boundary,
         ),
         schedule=config.pld_schedule,
         optimizer=optimizer or build_optimizer(model, config.optim, precision.name),
@@ -163,6 +170,14 @@ def cut_rows(config: Config, stream: TokenStream, special: SpecialTokens) -> dic
     return {length: cut(stream, special, length, seed=config.train.seed) for length in config.curriculum.sequences_by_length}
 
 
+def next_token_steps(config: Config, special: SpecialTokens) -> NextTokenSteps | None:
+    """Choose the steps that predict the next token, as `objective.kind` and `objective.causal_share` say; None where there are none."""
+    objective = config.objective
+    if "clm" not in objective.token_losses:
+        return None
+    return NextTokenSteps(special, objective.kind, objective.causal_share, config.train.seed)
+
+
 def check_vocabulary(config: Config, prepared: PreparedData) -> None:
     """Check that the embeddings have a row for every entry of the tokenizer.
 
@@ -203,7 +218,7 @@ def initial_model(config: Config, prepared: PreparedData, source: Pretrained | N
     if source is None:
         model = random_model(config)
         if config.train.unigram_bias:
-            _set_unigram_bias(model, prepared)
+            _set_unigram_bias(model, prepared, causal=config.objective.is_causal)
         return model
     check_tokenizer(source, prepared)
     for name, value in source.settings:
@@ -236,11 +251,11 @@ def compiles(config: Config, runtime: Runtime) -> bool:
 
 
 @torch.no_grad()
-def _set_unigram_bias(model: StBert, prepared: PreparedData) -> None:
+def _set_unigram_bias(model: StBert, prepared: PreparedData, *, causal: bool) -> None:
     """Set the masked-LM head's bias to the log frequencies of the training text's tokens; rows without a token get the lowest."""
     assert model.mlm_head is not None
     assert model.mlm_head.bias is not None
-    shares_V = token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special)
+    shares_V = token_shares(prepared.stream("train"), prepared.vocab_size, prepared.special, causal=causal)
     logs_V = np.log(np.maximum(shares_V, shares_V[shares_V > 0].min()))
     model.mlm_head.bias.fill_(float(logs_V.min()))
     model.mlm_head.bias[: len(logs_V)] = torch.from_numpy(logs_V).float()

@@ -10,7 +10,7 @@ from pldcli.config import Config, ModelConfig, describe_dropping
 from pldcli.console.units import duration, quantity
 from pldcli.data.prepared import PreparedData, unknown_shares
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.metrics import read_metrics
+from pldcli.engine.metrics import read_metrics, validation_key
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.model_types import model_type_of
 from pldcli.plots.curves import Curve, plot_curves
@@ -32,12 +32,17 @@ def write(run: RunDirectory, config: Config, prepared: PreparedData, position: P
 
 def _plot(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
     training = [row for row in rows if row.get("train/loss") is not None]
-    validation = [row for row in rows if row.get("eval/mlm_loss") is not None]
     steps = [row["step"] for row in training]
+    causal = [row for row in training if "train/clm_loss" in row]
+    others = [row for row in training if "train/clm_loss" not in row]
+    validation = [(row["step"], row[name]) for row in rows if (name := validation_key(row)) and row[name] is not None]
     losses = [
-        Curve("training, kept blocks only", steps, [row["train/loss"] for row in training]),
-        Curve("validation, full depth", [row["step"] for row in validation], [row["eval/mlm_loss"] for row in validation], "points"),
+        Curve("training, kept blocks only", [row["step"] for row in others], [row["train/loss"] for row in others]),
+        Curve("validation, full depth", [step for step, _ in validation], [loss for _, loss in validation], "points"),
     ]
+    if causal:  # beside steps of another kind
+        next_tokens = [row["step"] for row in causal], [row["train/clm_loss"] for row in causal]
+        losses.append(Curve("training, next tokens", *next_tokens, "points"))
     plot_curves(losses, run.plots / "loss.png", title=run.path.name, x_label="step", y_label="loss (nats)")
     for name, file, label in (
         ("pld/kept_blocks", "kept_blocks.png", "blocks that ran"),
@@ -58,37 +63,38 @@ def _card(
     rows: list[dict[str, Any]],
     start: dict[str, Any],
 ) -> str:
-    evaluation: dict[str, Any] = next((row for row in reversed(rows) if row.get("eval/mlm_loss") is not None), {})
+    evaluation: dict[str, Any] = next((row for row in reversed(rows) if (key := validation_key(row)) and row[key] is not None), {})
     training: dict[str, Any] = next((row for row in reversed(rows) if row.get("train/loss") is not None), {})
     counts = prepared.manifest["counts"]
     names = [Path(source["name"]).name for source in prepared.manifest["sources"]]
     sources = ", ".join(names[:_MOST_NAMES]) + f" and {len(names) - _MOST_NAMES} more files" * (len(names) > _MOST_NAMES)
     unknown = "".join(f", {share:.2%} of the {split} tokens unknown" for split, share in unknown_shares(counts).items())
-    objective = config.objective
-    shares = " to ".join(f"{share:.0%}" for share in dict.fromkeys(objective.mask_probabilities))
-    targets = f"masked LM, {shares} of the tokens" + f" by {objective.masking}" * (objective.masking != "token")
-    targets += " + next sentence" * objective.next_sentence + " + span boundary" * objective.span_boundary
+    causal = config.objective.is_causal
+    task, auto, kind = ("text-generation", "CausalLM", "clm") if causal else ("fill-mask", "MaskedLM", "mlm")
+    scored, where = ("next-token loss (full depth)", "next") if causal else ("masked-LM loss (full depth, fixed masks)", "masked")
     lengths = ", ".join(f"{length:,}" for length in config.curriculum.sequences_by_length)
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
-    heads = ["next-sentence"] * objective.next_sentence + ["span-boundary"] * objective.span_boundary
+    heads = ["next-sentence"] * config.objective.next_sentence + ["span-boundary"] * config.objective.span_boundary
     left_out = "".join(f"\nIt was trained with a {head} head, which is left out of `model/`.\n" for head in heads)
-    norm = f"{config.model.norm.capitalize()}-LN (`{model_type_of(dict(config.model))}`)"
+    shape = (
+        f"{config.model.norm.capitalize()}-LN (`{model_type_of(dict(config.model), causal=causal)}`) {'decoder' if causal else 'encoder'}"
+    )
     return f"""---
 library_name: transformers
-pipeline_tag: fill-mask
-tags: [pldcli, progressive-layer-dropping, masked-lm]
+pipeline_tag: {task}
+tags: [pldcli, progressive-layer-dropping, {"causal-lm" if causal else "masked-lm"}]
 ---
 
 # {run.path.name}
 
-A {norm} encoder with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
+A {shape} with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
 {_windows(config.model)}Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
 {left_out}
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelFor{auto}, AutoTokenizer
 
-model = AutoModelForMaskedLM.from_pretrained("{run.model}")
+model = AutoModelFor{auto}.from_pretrained("{run.model}")
 tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 ```
 
@@ -102,7 +108,7 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 | vocabulary | {prepared.vocab_size:,} entries{unknown} |
 | seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {lengths}, {position.step:,} steps |
 | one step | {config.curriculum.describe()} tokens |
-| objective | {targets} |
+| objective | {_objective(config)} |
 | executed | {quantity(position.executed_flops)}FLOP, forward and backward, dropped blocks not counted |
 | training time | {duration(position.train_seconds)} ({duration(position.wall_seconds)} with validation and saving) |
 | hardware | {hardware}, {workers} |
@@ -113,10 +119,10 @@ tokenizer = AutoTokenizer.from_pretrained("{run.model}")
 | | |
 |---|---|
 | training loss of the last step | {_number(training.get("train/loss"))} |
-| validation masked-LM loss (full depth, fixed masks) | {_number(evaluation.get("eval/mlm_loss"))} |
+| validation {scored} | {_number(evaluation.get(f"eval/{kind}_loss"))} |
 | the same of the unigram baseline (token frequencies, no context) | {_number(evaluation.get("eval/frequency_loss"))} |
 | validation perplexity | {_number(evaluation.get("eval/perplexity"))} |
-| validation accuracy on masked tokens | {_number(evaluation.get("eval/mlm_accuracy"))} |
+| validation accuracy on {where} tokens | {_number(evaluation.get(f"eval/{kind}_accuracy"))} |
 
 ![loss](plots/loss.png)
 ![blocks that ran](plots/kept_blocks.png)
@@ -131,6 +137,16 @@ def _windows(model: ModelConfig) -> str:
     if not model.has_local_layers:
         return ""
     return f"{len(model.global_layer_numbers)} of the blocks attend to all tokens, the others to windows of {model.local_attention}.\n"
+
+
+def _objective(config: Config) -> str:
+    objective = config.objective
+    shares = " to ".join(f"{share:.0%}" for share in dict.fromkeys(objective.mask_probabilities))
+    masked = f"masked LM, {shares} of the tokens" + f" by {objective.masking}" * (objective.masking != "token")
+    masked += " + next sentence" * objective.next_sentence + " + span boundary" * objective.span_boundary
+    if objective.kind == "masked":
+        return masked + (f"; causal LM in {objective.causal_share:.0%} of the steps" if objective.causal_share else "")
+    return "causal LM" if objective.is_causal else f"a third of the steps each: {masked}; causal LM; next tokens behind a prefix"
 
 
 def _number(value: float | None) -> str:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from pldcli.console.units import duration, quantity
+from pldcli.engine.metrics import validation_key
 
 __all__ = ["RunDisplay"]
 
@@ -67,9 +68,11 @@ class RunDisplay:
         """Show a validation."""
         self._evaluation = row
         if self._live is None:
+            name = validation_key(row)
+            assert name is not None
             self.say(
-                f"step {row['step']:,}/{self._total:,}  validation loss {row['eval/mlm_loss']:.4f} (unigram baseline: "
-                f"{row['eval/frequency_loss']:.4f})  accuracy {row['eval/mlm_accuracy']:.3f}"
+                f"step {row['step']:,}/{self._total:,}  validation loss {row[name]:.4f} (unigram baseline: "
+                f"{row['eval/frequency_loss']:.4f})  accuracy {row[name.replace('_loss', '_accuracy')]:.3f}"
             )
 
     def logged(self, row: Mapping[str, Any]) -> None:
@@ -106,7 +109,7 @@ class RunDisplay:
             ("tokens/s", quantity(row["speed/tokens_per_second"])),
             ("MFU", f"{row['speed/mfu']:.1%}" if "speed/mfu" in row else "-"),
             ("tokens", quantity(row["progress/tokens"])),
-            ("validation", f"{self._evaluation['eval/mlm_loss']:.4f}" if self._evaluation else "-"),
+            ("validation", f"{self._evaluation[name]:.4f}" if (name := validation_key(self._evaluation)) else "-"),
             ("next checkpoint", f"step {next_save:,}"),
             ("time left", left),
         ]

@@ -169,6 +169,7 @@ def _activation_bytes_per_sequence(config: Config) -> int:
     """Estimate what one sequence keeps for the backward pass, in bytes: measured on autocast runs, rounded up."""
     model, length = config.model, config.data.seq_len
     block = length * (40 * model.hidden_size + 8 * model.intermediate_size) + 6 * model.num_attention_heads * length**2
+    share = 1.0 if "clm" in config.objective.token_losses else max(config.objective.mask_probabilities)
     heads = 1 + config.objective.span_boundary
-    head = heads * int(max(config.objective.mask_probabilities) * length + 1) * model.vocab_size * 16
+    head = heads * int(share * length + 1) * model.vocab_size * 16
     return model.num_hidden_layers * block + head

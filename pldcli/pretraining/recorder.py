@@ -28,7 +28,7 @@ from pldcli.engine.metrics import MetricsLog, reads_context
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.trainer import Observation, Trainer
-from pldcli.engine.validation import MaskedLmScore, fixed_batches, score_masked_lm, unigram_baseline
+from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_baseline
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.pretraining import card
@@ -48,7 +48,7 @@ class PretrainResult:
     position: Position
     was_finished: bool = False
     """It was finished before this call."""
-    score: MaskedLmScore | None = None
+    score: LmScore | None = None
     """Of this call's last validation."""
     unigram_loss: float | None = None
     """Of the unigram baseline there; None without a validation."""
@@ -61,7 +61,7 @@ class PretrainResult:
         """Return whether the model is clearly better than the unigram baseline; None without a validation."""
         if self.score is None or self.unigram_loss is None:
             return None
-        return reads_context(self.score.mlm_loss, self.unigram_loss)
+        return reads_context(self.score.loss, self.unigram_loss)
 
 
 class RunRecorder:
@@ -94,7 +94,7 @@ class RunRecorder:
         self.peak = peak_flops_per_second(self.runtime.device, trainer.precision.name)
         self.started = time.perf_counter() - position.wall_seconds
         self.last_logged, self.saved_step = position, position.step
-        self.score: MaskedLmScore | None = None
+        self.score: LmScore | None = None
         self.unigram_loss: float | None = None
         self.phase_seconds = dict.fromkeys(PHASES, 0.0)
 
@@ -197,7 +197,7 @@ class RunRecorder:
         padded_tokens = curriculum.tokens_until(position.step) - curriculum.tokens_until(before.step)
         seconds = max(position.train_seconds - before.train_seconds, 1e-9)
         row: dict[str, Any] = {"step": position.step, "train/loss": seen.losses["loss"]}
-        if len(seen.losses) > 2:
+        if len(self.trainer.objective.names) > 1:
             row |= {f"train/{name}_loss": value for name, value in seen.losses.items() if name != "loss"}
         row |= {
             "optim/learning_rate": seen.learning_rate,
@@ -217,21 +217,18 @@ class RunRecorder:
 
     def _validate(self) -> None:
         if self.unigram_loss is None:
-            self.unigram_loss = unigram_baseline(self.prepared, self._validation_batches())
-        self.score = score_masked_lm(self.trainer.model, self._validation_batches(), self.trainer.precision, self.runtime)
+            causal = self.config.objective.is_causal
+            self.unigram_loss = unigram_baseline(self.prepared, self._validation_batches(), causal=causal)
+        self.score = score_lm(self.trainer.model, self._validation_batches(), self.trainer.precision, self.runtime)
         self.position = replace(self.position, wall_seconds=self._wall_seconds())
-        row = {
-            "step": self.position.step,
-            "eval/mlm_loss": self.score.mlm_loss,
-            "eval/perplexity": self.score.perplexity,
-            "eval/mlm_accuracy": self.score.mlm_accuracy,
-            "eval/frequency_loss": self.unigram_loss,
-        }
+        values = {f"eval/{name}": value for name, value in self.score.values.items()}
+        row = {"step": self.position.step, **values, "eval/frequency_loss": self.unigram_loss}
         self._write(row)
         self.display.evaluated(row)
 
     def _validation_batches(self) -> Iterator[Batch]:
-        return fixed_batches(self.prepared, self.config.data.seq_len, max_sequences=self.config.eval.max_sequences)
+        config = self.config
+        return fixed_batches(self.prepared, config.data.seq_len, causal=config.objective.is_causal, max_sequences=config.eval.max_sequences)
 
     def _write(self, row: dict[str, Any]) -> None:
         """Complete a row with the run's progress, and write it."""
@@ -260,7 +257,8 @@ class RunRecorder:
     def _export(self) -> ReadBack:
         model, tokenizer = self.trainer.model, load_prepared_tokenizer(self.prepared.path)
         with atomic.directory(self.run.model, overwrite=True) as place:
-            save_pretrained(place, model, self.config.model, tokenizer=tokenizer, seq_len=self.config.data.seq_len)
+            causal = self.config.objective.is_causal
+            save_pretrained(place, model, self.config.model, tokenizer=tokenizer, seq_len=self.config.data.seq_len, causal=causal)
         return read_back(self.run.model, model, self.prepared.special)
 
     def _wall_seconds(self) -> float:

@@ -177,7 +177,15 @@ class _Twin:
         self._steps.close()
         before, config = self.recorder.trainer, shortened(self.recorder.config, total_steps)
         batches = before.batches
-        trainer = assemble(config, before.model, batches.samples, batches.masking, before.runtime, optimizer=before.optimizer)
+        trainer = assemble(
+            config,
+            before.model,
+            batches.samples,
+            batches.masking,
+            before.runtime,
+            next_tokens=batches.next_tokens,
+            optimizer=before.optimizer,
+        )
         trainer.scaler.load_state_dict(before.scaler.state_dict())
         self.recorder.shorten(config, trainer)
         self._steps = self._begin()

@@ -11,7 +11,7 @@ from pathlib import Path
 from pldcli.comparison.comparison import Comparison, Contrast, compare_systems
 from pldcli.comparison.read import read_run
 from pldcli.comparison.runs import Run, System
-from pldcli.engine.metrics import read_metrics
+from pldcli.engine.metrics import read_metrics, validation_key
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.study.checks import CheckResult, judge
 from pldcli.study.directory import Study
@@ -166,4 +166,4 @@ def read_results(study: Study, ended: Mapping[str, Outcome]) -> Results:
 
 
 def _was_validated(run: Path) -> bool:
-    return any("eval/mlm_loss" in row for row in read_metrics(RunDirectory(run).metrics))
+    return any(map(validation_key, read_metrics(RunDirectory(run).metrics)))

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from pldcli.engine.metrics import read_metrics
+from pldcli.engine.metrics import read_metrics, validation_key
 from pldcli.engine.run_directory import RunDirectory, summarise
 from pldcli.errors import DivergedError
 from pldcli.study.jobs import Job, Outcome, State, last_step
@@ -48,7 +48,7 @@ def read_outcome(directory: Path) -> Outcome:
         return Outcome(State.NOT_STARTED)
     summary = summarise(run)
     if summary.state == "finished":
-        loss = [row["eval/mlm_loss"] for row in read_metrics(run.metrics) if "eval/mlm_loss" in row][-1]
+        loss = [row[name] for row in read_metrics(run.metrics) if (name := validation_key(row))][-1]
         if loss is None:
             return Outcome(State.DIVERGED, summary.step, note="the last validation loss is not finite")
         return Outcome(State.FINISHED, summary.step, loss)

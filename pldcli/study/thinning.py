@@ -9,6 +9,7 @@ from typing import Any
 
 from pldcli.bench.step_time import StepTime
 from pldcli.comparison.runs import Run
+from pldcli.engine.metrics import validation_key
 
 __all__ = ["calibrated"]
 
@@ -33,7 +34,7 @@ def calibrated(run: Run, time: StepTime, *, most: int = _MOST_ROWS) -> Run:
     every = max(1, math.ceil(len(logged) / most))
     # From the end, so that the last stretch is a whole one.
     kept = {logged[end]["step"]: _average(logged[max(0, end - every + 1) : end + 1]) for end in range(len(logged) - 1, -1, -every)}
-    thin = [kept.get(row["step"], row) if "train/loss" in row else row for row in run.rows if row["step"] in kept or "eval/mlm_loss" in row]
+    thin = [kept.get(row["step"], row) if "train/loss" in row else row for row in run.rows if row["step"] in kept or validation_key(row)]
     schedule = run.config.pld_schedule
 
     def on_clock(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,9 +49,9 @@ def calibrated(run: Run, time: StepTime, *, most: int = _MOST_ROWS) -> Run:
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the last of some rows with the mean of their losses; a loss that is not finite makes the mean so."""
+    """Return the last of some rows with the mean of their losses, as far as they have them; one that is not finite makes the mean so."""
     losses: dict[str, list[Any]] = {
-        name: [row.get(name) for row in rows] for name in rows[-1] if name.startswith("train/") and name.endswith("loss")
+        name: [row[name] for row in rows if name in row] for name in rows[-1] if name.startswith("train/") and name.endswith("loss")
     }
     return {**rows[-1], **{name: None if None in found else math.fsum(found) / len(found) for name, found in losses.items()}}
 

@@ -20,7 +20,7 @@ from pldcli.data.prepare import prepare
 from pldcli.data.prepared import open_prepared
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.validation import fixed_batches, score_masked_lm
+from pldcli.engine.validation import fixed_batches, score_lm
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation.evaluate import evaluate
 from pldcli.model import StBert
@@ -72,7 +72,7 @@ def test_every_moment_is_measured_and_has_the_loss_of_evaluation(trained: Path, 
         (12, "model"),
     ]
     for state, place in zip(run.states[1:], ("checkpoints/step-00000004", "checkpoints/step-00000008", "model"), strict=True):
-        assert state.loss() == pytest.approx(evaluate(trained / place, data=prepared).score.mlm_loss, rel=1e-5)
+        assert state.loss() == pytest.approx(evaluate(trained / place, data=prepared).score.loss, rel=1e-5)
     assert (run.name, run.path, run.norm, run.num_blocks, run.seq_len, run.data) == ("pld", str(trained), "pre", 3, 32, str(prepared))
     assert run.num_sequences == sum(len(batch.input_ids) for batch in fixed_batches(open_prepared(prepared), 32))
     assert (run.removal.step, run.removal.loss) == (12, pytest.approx(run.states[-1].loss(), rel=1e-6))
@@ -84,7 +84,7 @@ def test_step_0_has_the_weights_that_training_began_with(trained: Path, prepared
     model = StBert(**vars(config.model), seed=config.train.seed)
     batches = fixed_batches(open_prepared(prepared), 32, max_sequences=6)
     cpu = torch.device("cpu")
-    expected = score_masked_lm(model, batches, Precision("fp32", cpu), Runtime(cpu)).mlm_loss
+    expected = score_lm(model, batches, Precision("fp32", cpu), Runtime(cpu)).loss
     assert only(trained).states[0].loss() == pytest.approx(expected, rel=1e-6)
 
 

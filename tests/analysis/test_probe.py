@@ -13,7 +13,7 @@ from pldcli.analysis.probe import probe, remove_blocks
 from pldcli.data.loader import Batch
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
-from pldcli.engine.validation import score_masked_lm
+from pldcli.engine.validation import score_lm
 from pldcli.model import StBert
 from pldcli.pld import Plan
 
@@ -207,7 +207,7 @@ def test_leaving_out_is_a_model_without_these_blocks(norm: str) -> None:
     def loss_of(*numbers: int) -> float:
         smaller = copy.deepcopy(model)
         smaller.blocks = torch.nn.ModuleList(smaller.blocks[number] for number in numbers)
-        return score_masked_lm(smaller, batches, Precision("fp32", CPU), Runtime(CPU)).mlm_loss
+        return score_lm(smaller, batches, Precision("fp32", CPU), Runtime(CPU)).loss
 
     assert (found.step, found.loss, len(passes)) == (40, loss_of(0, 1, 2), 7)
     assert found.alone == (loss_of(1, 2), loss_of(0, 2), loss_of(0, 1))

@@ -10,19 +10,19 @@ import pytest
 from pldcli import demo as engine
 from pldcli.demo import Demo, DemoRun, FilledMask
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.validation import MaskedLmScore
+from pldcli.engine.validation import LmScore
 
 DENSE = DemoRun(
     "modern-tiny-preln",
     Position(250, tokens=1_000_000, train_seconds=50.0, executed_flops=2e12),
-    MaskedLmScore(mlm_loss=5.5, mlm_accuracy=0.2, num_targets=1, num_tokens=1, seconds=1.0),
+    LmScore(loss=5.5, accuracy=0.2, num_targets=1, num_tokens=1, seconds=1.0),
     kept_fraction=1.0,
     predicted_saving=0.0,
 )
 DROPPED = DemoRun(
     "modern-tiny-pld",
     replace(DENSE.position, train_seconds=37.0, executed_flops=1.46e12),
-    replace(DENSE.score, mlm_loss=5.6),
+    replace(DENSE.score, loss=5.6),
     kept_fraction=0.725,
     predicted_saving=0.27,
 )

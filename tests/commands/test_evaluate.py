@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pldcli.engine import model_source
-from pldcli.engine.validation import MaskedLmScore
+from pldcli.engine.validation import LmScore
 from pldcli.evaluation import evaluate as engine
 from pldcli.evaluation.depth import DepthReport, DepthScore
 from pldcli.evaluation.evaluate import Evaluated
@@ -12,8 +12,8 @@ from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
 
 MATERIALS = {
-    "validation": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
-    "text": MaskedLmScore(2.0, 0.25, 1234, 5000, 2.0),
+    "validation": LmScore(2.0, 0.25, 1234, 5000, 2.0),
+    "text": LmScore(2.0, 0.25, 1234, 5000, 2.0),
     "pseudo-perplexity": PseudoPerplexity((TextScore(3, -6.0), TextScore(1, -2.0))),
     "minimal-pairs": MinimalPairs((PairScore(-1.0, -2.0), PairScore(-2.0, -2.0)), {"UID": {"[a]": GroupScore(0.5, 2)}}),
 }

@@ -203,7 +203,7 @@ def test_validation_batches_never_change(stream: TokenStream) -> None:
 def equal(one: Batch, other: Batch) -> bool:
     """Compare field by field; a field that is None must be None in both."""
     pairs = zip(vars(one).values(), vars(other).values(), strict=True)
-    return all(torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a is b for a, b in pairs)
 
 
 def test_to_batch_masks_and_makes_tensors(stream: TokenStream) -> None:

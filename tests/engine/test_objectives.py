@@ -65,7 +65,9 @@ def part(batch: Batch, rows: slice) -> Batch:
     start, stop, _ = rows.indices(len(batch.input_ids))
     inside = (batch.positions >= start * 10) & (batch.positions < stop * 10)
     fields = {
-        name: None if value is None else value[rows] for name, value in vars(batch).items() if name not in ("positions", "target_ids")
+        name: value[rows] if isinstance(value, Tensor) else value
+        for name, value in vars(batch).items()
+        if name not in ("positions", "target_ids")
     }
     return Batch(positions=batch.positions[inside] - start * 10, target_ids=batch.target_ids[inside], **fields)
 

@@ -68,8 +68,8 @@ def test_the_loss_is_what_it_is_called(run, prepared):
             count += int((labels != -100).sum())
     score = evaluate(run, data=prepared).score
     assert score.num_targets == count > 20
-    assert score.mlm_loss == pytest.approx(total / count, rel=1e-5)
-    assert score.mlm_accuracy == pytest.approx(hits / count)
+    assert score.loss == pytest.approx(total / count, rel=1e-5)
+    assert score.accuracy == pytest.approx(hits / count)
 
 
 def test_masks_are_fixed_and_cover_the_split(prepared):
@@ -133,7 +133,7 @@ def test_the_latest_run(tmp_path):
 def test_reduced_precision_when_asked_for(run, prepared):
     exact, rough = (evaluate(run, data=prepared, precision=name) for name in ("fp32", "bf16"))
     assert (exact.precision, rough.precision) == ("fp32", "bf16")
-    assert exact.score.mlm_loss != rough.score.mlm_loss == pytest.approx(exact.score.mlm_loss, rel=0.01)
+    assert exact.score.loss != rough.score.loss == pytest.approx(exact.score.loss, rel=0.01)
 
 
 def test_the_masks_are_those_of_every_other_day():
