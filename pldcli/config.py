@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from pldcli.choices import AttentionInit, Device, FeedForward, LmHead, MaskingUnit, Norm, PositionEmbedding, PrecisionChoice
+from pldcli.choices import AttentionInit, Device, FeedForward, LmHead, Norm, PositionEmbedding, PrecisionChoice
 from pldcli.curriculum import Curriculum, Stage, largest_divisor
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
 from pldcli.model_types import model_type_of
+from pldcli.objective import ObjectiveConfig
 from pldcli.pld import DepthRule, Draw, Schedule, TimeSchedule
 from pldcli.run_flops import RunFlops
 from pldcli.settings import AS_NUMBER, Count, Fraction, Natural, NonNegative, Positive, Settings, Share, Switch, fields
@@ -240,74 +241,6 @@ class DataConfig(Settings):
                 raise UsageError(what, where=f"{where}.seq_len", hint="a step keeps its tokens: choose lengths that divide it")
             before = stage.until
         return self
-
-
-class ObjectiveConfig(Settings):
-    """What the model learns from."""
-
-    mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] = 0.15
-    """Share of the maskable tokens of a sequence that are targets."""
-    final_mask_probability: Annotated[float, Field(gt=0, lt=1), AS_NUMBER] | None = None
-    """The share at the last step, to which it moves linearly from `mask_probability` (published: 0.3 to 0.15); null: it stays."""
-    masking: MaskingUnit = "token"
-    """What is masked together: a `token`, a `whole-word`, or a `span` of 1 to 10 words (SpanBERT: geometric, mean 3.8)."""
-    span_boundary: bool = False
-    """Add SpanBERT's head and loss, which predict a span from the two tokens around it; needs objective.masking=span."""
-    next_sentence: bool = False
-    """Add BERT's next-sentence head and loss; needs data.layout=nsp-pairs."""
-    kind: LmKind = "masked"
-    """`masked` LM (BERT); `causal` LM (GPT-2): every token predicts the next one; `prefix`: masked LM, causal LM, and next tokens behind a
-    prefix of random length whose tokens all see each other, a third of the steps each (UniLM's mixture, without right-to-left)."""
-    causal_share: Share = 0.0
-    """For `masked`: the share of steps that are causal LM instead, through the same blocks and head; about 0.06 in GPT-BERT, whose masked
-    targets are shifted to the position before as well, which is not done here."""
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        if self.causal_share and self.kind != "masked":
-            known = "every step" if self.kind == "causal" else "a third of the steps"
-            raise UsageError(f"with kind={self.kind} {known} is causal", where="objective.causal_share", hint="leave it out")
-        if self.next_sentence and "clm" in self.token_losses:
-            what = "reads whole pairs of texts, which no token sees under causal attention"
-            raise UsageError(what, where="objective.next_sentence", hint="leave it out, or use kind=masked without a causal_share")
-        if self.span_boundary and "clm" in self.token_losses:
-            what = "needs masked spans in every step"
-            raise UsageError(what, where="objective.span_boundary", hint="leave it out, or use kind=masked without a causal_share")
-        return self
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether the model that comes of it reads from left to right only."""
-        return self.kind == "causal"
-
-    @property
-    def token_losses(self) -> tuple[str, ...]:
-        """Name the losses of tokens that occur in the run: of masked ones (`mlm`) and of next ones (`clm`)."""
-        if self.kind == "causal":
-            return ("clm",)
-        return ("mlm", "clm") if self.kind == "prefix" or self.causal_share else ("mlm",)
-
-    def over_steps(self, *, masked: float, causal: float, prefix: float) -> float:
-        """Average over the steps of a run what differs between its kinds of steps."""
-        if self.kind == "masked":
-            return (1.0 - self.causal_share) * masked + self.causal_share * causal
-        return causal if self.kind == "causal" else (masked + causal + prefix) / 3
-
-    def attended_tokens(self, visible: float) -> float:
-        """Average over a run how many tokens a token attends to, where `visible` is their number when it sees all of its text."""
-        return self.over_steps(masked=visible, causal=(visible + 1) / 2, prefix=2 * visible / 3)
-
-    @model_validator(mode="after")
-    def _check_span_boundary(self) -> Self:
-        if self.span_boundary and self.masking != "span":
-            raise UsageError("needs masked spans", where="objective.span_boundary", hint="add objective.masking=span")
-        return self
-
-    @property
-    def mask_probabilities(self) -> tuple[float, float]:
-        """Return the shares of the first and of the last step."""
-        final = self.final_mask_probability
-        return self.mask_probability, self.mask_probability if final is None else final
 
 
 class OptimConfig(Settings):

@@ -41,7 +41,9 @@ class NextTokens:
     targets are the other special tokens, the separator that closes a row, since text was cut there, and the tokens of a prefix.
 
     Source: Radford et al. 2019 (GPT-2), section 2. For prefixes Dong et al. 2019 (UniLM), section 2.3; here the prefix is a random part of
-    a row instead of its first segment, and all tokens behind it are targets instead of masked ones.
+    a row instead of its first segment, all tokens behind it are targets instead of masked ones, and none is predicted from right to left.
+    For causal steps of an encoder Charpentier & Samuel 2024 (GPT-BERT), who predict masked tokens too at the position before; here those
+    are predicted where they stand, as BERT does.
     """
 
     special: SpecialTokens
