@@ -15,7 +15,7 @@ from pldcli.data.loader import Batch
 from pldcli.data.prepared import open_prepared
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import launch
-from pldcli.engine.validation import fixed_batches, score_masked_lm
+from pldcli.engine.validation import fixed_batches, score_lm
 from pldcli.huggingface.load import load_pretrained
 from tests.benchmark_scripts import BENCHMARKS, load
 
@@ -245,9 +245,7 @@ def test_without_text_nothing_is_run(plan_file: Path, tmp_path: Path, monkeypatc
 
 def our_loss(model: Path, batches: list[Batch]) -> float:
     with launch("cpu") as runtime:
-        return score_masked_lm(
-            load_pretrained(model).masked_lm(dropout=0.0), batches, resolve_precision("fp32", runtime.device), runtime
-        ).mlm_loss
+        return score_lm(load_pretrained(model).masked_lm(dropout=0.0), batches, resolve_precision("fp32", runtime.device), runtime).loss
 
 
 def trained(job: Any, work: Path, tmp_path: Path) -> dict[str, Any]:
@@ -301,10 +299,8 @@ def test_peers_are_scored_on_the_very_targets_that_ours_are_scored_on(plan: Any,
     peers.peer_tokenizer(data).save_pretrained(tmp_path)
     batches = list(fixed_batches(data, 32, max_sequences=40))
     with launch("cpu") as runtime:
-        ours = score_masked_lm(
-            load_pretrained(tmp_path).masked_lm(dropout=0.0), batches, resolve_precision("fp32", runtime.device), runtime
-        )
-    assert peers.score_peer(theirs, batches) == pytest.approx(ours.mlm_loss, rel=1e-5)
+        ours = score_lm(load_pretrained(tmp_path).masked_lm(dropout=0.0), batches, resolve_precision("fp32", runtime.device), runtime)
+    assert peers.score_peer(theirs, batches) == pytest.approx(ours.loss, rel=1e-5)
     assert theirs.training, "it goes on training afterwards"
 
 
