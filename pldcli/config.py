@@ -183,8 +183,7 @@ class TrainConfig(Settings):
     init_from: str | None = None
     """Begin with the weights of this run, checkpoint or Hugging Face directory; its shape takes the place of the preset's."""
     unigram_bias: bool = False
-    """Begin the masked-LM head's bias at the log frequencies of the training tokens, which short runs then need not learn. With `init_from`
-    the bias is that model's."""
+    """Begin the masked-LM head's bias at the log frequencies of the training tokens, not with init_from: short runs need not learn them."""
 
     @property
     def smallest_batch_size(self) -> int:

@@ -56,8 +56,11 @@ def arguments_of(line: str) -> list[str]:
         return [*_without(words, "--steps"), *SMALLER, "--steps", "5"]
     if "pretrain" not in words:
         return words
-    own_shape = "--init-from" in words  # the shape is the model's
-    return [*_without(words, "--budget"), *(change for change in SMALLER if not (own_shape and change.startswith("model.")))]
+    kept = ["model."] if "--init-from" in words else []  # the shape is the model's
+    if any(word.startswith("data.length_stages=") for word in words):
+        kept += ["data.seq_len", "train."]  # these have to fit the stages
+        words = [*words, "train.total_steps=10", "train.global_batch_size=16", "train.initial_batch_size=4"]
+    return [*_without(words, "--budget"), *(change for change in SMALLER if not change.startswith(tuple(kept)))]
 
 
 def run_all(lines: Iterable[str], pld: Callable[..., Any]) -> None:

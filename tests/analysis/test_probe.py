@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pldcli.analysis.probe import probe, remove_blocks
+from pldcli.attention import Attention
 from pldcli.data.loader import Batch
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -64,7 +65,7 @@ def loss_by_hand(model: StBert, batch: Batch, plan: Plan | None, shifts: dict[in
     for number, block in enumerate(model.blocks):
         x = x + shifts.get(number, 0.0)
         if plan is None or plan.gates[number]:
-            x = block(x, mask, None if plan is None else torch.tensor(plan.residual_scales[number]))
+            x = block(x, Attention(mask), None if plan is None else torch.tensor(plan.residual_scales[number]))
     logits = model.mlm_logits(model.final_norm(x).flatten(0, 1)[batch.positions])
     return float(functional.cross_entropy(logits, batch.target_ids))
 

@@ -13,6 +13,7 @@ from pldcli.config import Config, documentation, flatten
 
 Run = Callable[..., Any]
 PRESETS = Path(__file__).parents[2] / "presets"
+SIZES = ("  bert-", "  modern-", "  gpt-")
 
 
 def test_show_tells_value_origin_and_meaning_of_every_key(pld: Run) -> None:
@@ -112,7 +113,7 @@ def test_list_groups_by_system_the_small_ones_first(pld: Run) -> None:
     start = next(number for number, line in enumerate(lines) if line.startswith("rand  "))
     assert lines[start].split("  ")[1] == '"Rand", stochastic depth at a fixed rate: every block alike, from the first step to the last.'
     assert [line.split()[0] for line in lines[start + 1 : start + 5]] == [
-        f"bert-{size}-rand" for size in ("tiny", "small", "base", "large")
+        *("modern-tiny-rand", "bert-tiny-rand", "bert-small-rand", "modern-small-rand"),
     ]
 
 
@@ -120,8 +121,8 @@ def test_list_fits_a_narrow_screen(pld: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "80")
     lines = pld("config", "list").out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
-    assert sorted(line.split()[0] for line in lines if line.startswith("  bert-")) == presets.names()
-    starts = {line.rstrip().find(" M ") for line in lines if line.startswith("  bert-")}
+    assert sorted(line.split()[0] for line in lines if line.startswith(SIZES)) == presets.names()
+    starts = {line.rstrip().find(" M ") for line in lines if line.startswith(SIZES)}
     assert len(starts) == 1
 
 

@@ -39,8 +39,9 @@ def test_what_is_dropped(changes: list[str], text: str) -> None:
 
 def test_stages_and_ramps_are_named_in_words() -> None:
     stages = "data.length_stages=[{until: 0.7, seq_len: 8, global_rope_theta: 10000}, {until: 0.9, seq_len: 16}]"
-    other = made_up_run("b", DENSE, "model.position_embedding=rotary", stages, "train.batch_ramp=0.25")
-    assert differences(made_up_run("a", DENSE, "model.position_embedding=rotary"), other) == (
+    rotary = ("model.position_embedding=rotary", "model.type_vocab_size=0", "model.feed_forward=geglu", "model.first_attention_norm=false")
+    other = made_up_run("b", DENSE, *rotary, stages, "train.batch_ramp=0.25")
+    assert differences(made_up_run("a", DENSE, *rotary), other) == (
         "shorter rows at first: 8 tokens at theta 10,000 until 70% of the run, 16 tokens until 90% of the run (baseline: none)",
         "share of the run in which the batch grows: 0.25 (baseline: 0.0)",
         "total tokens: 8,896 (baseline: 10,240)",

@@ -243,7 +243,11 @@ def test_work_adds_up_over_lengths_and_batches():
 
 def test_positions_are_rotated_as_the_stage_says():
     stages = "data.length_stages=[{until: 0.5, seq_len: 8, global_rope_theta: 100}, {until: 0.75, seq_len: 16}]"
-    rotary = ("model.position_embedding=rotary", "model.global_rope_theta=40000", stages)
+    rotary = (
+        *("model.position_embedding=rotary", "model.type_vocab_size=0", "model.feed_forward=geglu", "model.first_attention_norm=false"),
+        "model.global_rope_theta=40000",
+        stages,
+    )
 
     def thetas(position):
         trainer = tiny_trainer(*rotary)

@@ -85,7 +85,10 @@ def test_packed_documents_of_every_length_resume_too(pld, prepared, tmp_path, mo
 
 def test_a_checkpoint_rotates_positions_as_its_stage_did(pld, prepared, tmp_path, monkeypatch):
     stages = "data.length_stages=[{until: 0.5, seq_len: 8, global_rope_theta: 100}, {until: 0.75, seq_len: 16, global_rope_theta: 900}]"
-    rotary = ("model.position_embedding=rotary", "model.attention_init=normal", "model.global_rope_theta=40000")
+    rotary = (
+        *("model.position_embedding=rotary", "model.type_vocab_size=0", "model.feed_forward=geglu", "model.first_attention_norm=false"),
+        *("model.attention_init=normal", "model.global_rope_theta=40000"),
+    )
     stop_in_step(monkeypatch, 7)
     assert pld(*arguments(prepared, tmp_path / "run", *rotary, stages)).code == 75
     opened = {path.name: open_model(path, data=prepared) for path in list_checkpoints(tmp_path / "run" / "checkpoints")}
