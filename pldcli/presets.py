@@ -186,10 +186,12 @@ def _shipped() -> Path:
 _read_shipped = cache(read_yaml)
 
 
+@cache
 def _stems(kind: str) -> list[str]:
     return sorted(path.stem for path in (_shipped() / _FOLDERS[kind]).glob("*.yaml"))
 
 
+@cache
 def _products() -> dict[str, tuple[str, str]]:
     """Map the name of every size, with every system that makes sense for it, to both."""
     pairs = product(_stems("size"), _stems("system"))

@@ -54,7 +54,7 @@ TEXT = gzip.decompress(table_bytes(RUNS[:1])).decode()
     [
         (b"no gzip", r"cannot be read as a table of runs \(Not a gzipped file"),
         (table_bytes(RUNS)[:-40], r"cannot be read as a table of runs \(Compressed file ended"),
-        (gzip.compress(b"\xff\xfe"), "cannot be read as a table of runs"),
+        (gzip.compress(b"\xff\xfe", mtime=0), "cannot be read as a table of runs"),
         ("", "is no table of runs: it has no column run, about, step, eval/mlm_loss, progress/tokens"),
         (TEXT.replace("progress/train_seconds", "seconds"), "is no table of runs: it has no column progress/train_seconds;"),
         (TEXT.splitlines()[0], "holds no run"),
