@@ -66,12 +66,12 @@ def configuration() -> str:
         "their values and where each came from. Defaults here are those before any preset.\n",
     ]
     for name, section in get_type_hints(Config).items():
-        parts += [f"## {name}\n", f"{inspect.getdoc(section)}\n", _key_table(keys(section, prefix=f"{name}."))]
+        parts += _section(f"## {name}\n", section.model_json_schema(), prefix=f"{name}.")
     parts += [
         "## Fine-tuning\n",
         "Settings of `pld finetune`, typed as `KEY=VALUE`; `KEY=VALUE,VALUE` is an axis of a grid.\n",
         _key_table(keys(FinetuneConfig)),
-        *_study(),
+        *_section("## Study files\n", Study.model_json_schema()),
     ]
     return "\n".join(parts)
 
@@ -93,17 +93,12 @@ def _keys_of(schema: dict[str, Any], prefix: str = "") -> list[Key]:
     ]
 
 
-def _study() -> Iterator[str]:
-    """Write the keys of a study's file, and of the parts that stand in it."""
-    schema = Study.model_json_schema()
-    yield "## Study files\n"
-    yield f"{schema['description']}\n"
-    yield _key_table(_keys_of(schema))
-    for name, part in schema["$defs"].items():
+def _section(heading: str, schema: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Write the keys of a section, and of the parts that stand in it."""
+    yield from (heading, f"{schema['description']}\n", _key_table(_keys_of(schema, prefix)))
+    for name, part in schema.get("$defs", {}).items():
         if "properties" in part:
-            yield f"### {name}\n"
-            yield f"{part.get('description', '')}\n"
-            yield _key_table(_keys_of(part))
+            yield from (f"### {name}\n", f"{part.get('description', '')}\n", _key_table(_keys_of(part)))
 
 
 def _schema_type(field: dict[str, Any]) -> str:
