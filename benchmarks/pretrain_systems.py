@@ -134,8 +134,7 @@ class Ours:
         model = load_ours(case) if has_peer else StBert(**dict(config.model), seed=case.seed)
         model.to(runtime.device).train()
         if case.compiled:
-            for part in (model.embeddings, *model.blocks):
-                part.compile()
+            model.compile_parts()
         batches = labelled_batches(case)
         self._trainer: Trainer[FixedBatches] = Trainer(
             model,

@@ -179,17 +179,19 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p_d
     return mixed
 
 
-def rope_frequencies(head_size: int, theta: float) -> Tensor:
+def rope_frequencies(head_size: int, theta: float, device: torch.device | None = None) -> Tensor:
     """Return the angular frequencies of rotary positions, in radians per token, [K / 2].
+
+    Computed on the device: a copy of them from the host would wait there, in every forward pass, for all that is queued before it.
 
     Source: Su et al. 2021 (RoFormer, arXiv 2104.09864), section 3.2.2.
     """
-    return theta ** -(torch.arange(0, head_size, 2).float() / head_size)
+    return theta ** -(torch.arange(0, head_size, 2, device=device).float() / head_size)
 
 
 def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the cosines and sines that `rotate` wants, from positions [T] or [B, T]."""
-    angles = positions[..., None, None, None].float() * frequencies.to(positions.device)
+    angles = positions[..., None, None, None].float() * frequencies
     angles = angles if positions.ndim == 2 else angles[None]
     return angles.cos(), angles.sin()
 

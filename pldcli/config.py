@@ -289,14 +289,10 @@ class Config(Settings):
     def warmup_steps(self) -> int:
         """Count the steps of warm-up, however it is given."""
         if self.optim.warmup_tokens is not None:
-            return self.steps_for(self.optim.warmup_tokens)
+            return self.curriculum.steps_for(self.optim.warmup_tokens)
         if self.optim.warmup_steps is not None:
             return self.optim.warmup_steps
         return round(self.optim.warmup_fraction * self.train.total_steps)
-
-    def steps_for(self, tokens: int) -> int:
-        """Count the first steps of a run that together have at least so many tokens."""
-        return self.curriculum.steps_for(tokens)
 
     @property
     def _batch_sizes(self) -> tuple[tuple[str, int], ...]:

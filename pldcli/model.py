@@ -395,16 +395,27 @@ class StBert(nn.Module):
 
     def _attention_by_kind(self, x_BTD: Tensor, rows: Rows, position_ids_BT: Tensor | None) -> dict[bool, Attention]:
         """Prepare what all global blocks share, and all local ones."""
-        kernel, shared = self.has_varlen_kernel(x_BTD), {}
+        kernel, device, shared = self.has_varlen_kernel(x_BTD), x_BTD.device, {}
         for is_global in {bool(block.is_global) for block in self.blocks}:
             reach = None if is_global else self.reach
-            how = attention_of(rows, reach, kernel=kernel, device=x_BTD.device, batch_size=len(x_BTD))
+            how = attention_of(rows, reach, kernel=kernel, device=device, batch_size=len(x_BTD))
             if self.is_rotary:
-                positions = torch.arange(rows.num_tokens, device=x_BTD.device) if position_ids_BT is None else position_ids_BT
-                frequencies = rope_frequencies(self.head_size, self.global_rope_theta if is_global else self.local_rope_theta)
-                how = how._replace(rotation=rotation(positions, frequencies))
+                positions = torch.arange(rows.num_tokens, device=device) if position_ids_BT is None else position_ids_BT
+                theta = self.global_rope_theta if is_global else self.local_rope_theta
+                how = how._replace(rotation=rotation(positions, rope_frequencies(self.head_size, theta, device)))
             shared[is_global] = how
         return shared
+
+    def compile_parts(self, *, dynamic: bool | None = None) -> None:
+        """Compile embeddings and blocks, each by itself.
+
+        A whole model would be compiled anew for every pattern of gates, up to the recompile limit, then run eagerly.
+
+        Args:
+            dynamic: As of torch.compile: True where rows of each batch have a length of their own.
+        """
+        for part in (self.embeddings, *self.blocks):
+            part.compile(dynamic=dynamic)
 
     def has_varlen_kernel(self, x_BTD: Tensor) -> bool:
         """Return whether torch has a kernel for documents of unequal length and for windows here; elsewhere scores are masked."""

@@ -143,7 +143,7 @@ def test_marks_of_a_step_are_counted(run: Run, prepared: Path) -> None:
 
 def test_compiled_steps_are_compared_with_plain_ones(run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
     monkeypatch.setattr("pldcli.engine.objectives.torch.compile", lambda function: compiled.append(function) or function)
     document = run("--parts", "compile", "--data", prepared, "--steps", 2)
     (row,) = rows_of(document, "## torch.compile")

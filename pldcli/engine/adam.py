@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Adam", "Scaling"]
+__all__ = ["Adam", "Scaling", "with_moments"]
 
 Scaling = Literal["none", "trust-ratio", "clipped"]
 """What the update of a whole tensor is multiplied by."""
@@ -49,14 +49,7 @@ class Adam(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        states = [self.state[parameter] for parameter in parameters]
+        states = with_moments(self.state, parameters, steps_on_device=False)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         for state in states:
@@ -81,6 +74,21 @@ class Adam(torch.optim.Optimizer):
         if factors is not None:
             torch._foreach_mul_(updates, factors)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+def with_moments(state: MutableMapping[Any, Any], parameters: Sequence[Tensor], *, steps_on_device: bool) -> list[dict[str, Tensor]]:
+    """Return Adam's state of each parameter, begun where there is none.
+
+    Args:
+        state: Of an optimizer.
+        parameters: Those to update.
+        steps_on_device: Keep step counters beside the parameters, as fused kernels want them, and not on the host.
+    """
+    for parameter in parameters:
+        if not state[parameter]:
+            step = torch.zeros((), device=parameter.device if steps_on_device else None)
+            state[parameter] = {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    return [state[parameter] for parameter in parameters]
 
 
 def _trust_ratios(parameters: list[Tensor], updates: tuple[Tensor, ...]) -> list[Tensor]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from pldcli.engine.adam import with_moments
+
 __all__ = ["Muon", "orthogonalize"]
 
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
@@ -78,14 +80,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        states = [self.state[parameter] for parameter in parameters]
+        states = with_moments(self.state, parameters, steps_on_device=True)
         beta1, beta2 = group["betas"]
         adamw(
             parameters,

@@ -68,9 +68,11 @@ class MaskedLm:
         """Run the model and sum each loss over its targets."""
         assert model.mlm_head is not None
         hidden_BTD = encode(model, batch, gates, residual_scales_L)
-        loss_sum = compiled_masked_loss_sum() if self.compiled else masked_loss_sum
-        targets: dict[str, Any] = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
-        of_tokens = loss_sum(model.mlm_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)
+        functions: tuple[Callable[..., Tensor], ...] = masked_loss_sum, boundary_loss_sum
+        masked, boundary = (compiled_once(loss_sum) if self.compiled else loss_sum for loss_sum in functions)
+        inputs = hidden_BTD, model.embeddings.word.weight
+        targets = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
+        of_tokens = masked(model.mlm_head, *inputs, **targets, vocab_multiple=self.vocab_multiple)
         sums = [of_tokens if name == token_loss(batch) else torch.zeros_like(of_tokens) for name in self.token_losses]
         if self.next_sentence:
             assert model.nsp_head is not None
@@ -78,10 +80,7 @@ class MaskedLm:
             sums.append(functional.cross_entropy(model.nsp_head(hidden_BTD).float(), batch.next_sentence_labels, reduction="sum"))
         if self.span_boundary:
             assert model.sbo_head is not None
-            boundary_sum = compiled_boundary_loss_sum() if self.compiled else boundary_loss_sum
-            sums.append(
-                boundary_sum(model.sbo_head, hidden_BTD, model.embeddings.word.weight, vocab_multiple=self.vocab_multiple, **targets)
-            )
+            sums.append(boundary(model.sbo_head, *inputs, **targets, vocab_multiple=self.vocab_multiple))
         return torch.stack(sums)
 
 
@@ -158,16 +157,10 @@ def boundary_loss_sum(
 
 
 @cache
-def compiled_masked_loss_sum() -> Callable[..., Tensor]:
-    """Compile `masked_loss_sum` once."""
+def compiled_once(loss_sum: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a head and its loss together, once."""
     # Fused with the loss, the float32 copy of the logits is never in memory.
-    return torch.compile(masked_loss_sum)
-
-
-@cache
-def compiled_boundary_loss_sum() -> Callable[..., Tensor]:
-    """Compile `boundary_loss_sum` once."""
-    return torch.compile(boundary_loss_sum)
+    return torch.compile(loss_sum)
 
 
 def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, residual_scales_L: Tensor | None = None) -> Tensor:

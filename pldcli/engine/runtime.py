@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pldcli.choices import Device
 from pldcli.errors import DeviceError, UsageError
+from pldcli.settings import Switch
 
 __all__ = ["Runtime", "launch", "out_of_memory"]
 
@@ -43,6 +44,10 @@ class Runtime:
     def is_main(self) -> bool:
         """Return whether this process writes files and prints."""
         return self.rank == 0
+
+    def compiles(self, choice: Switch) -> bool:
+        """Return whether parts of a model are compiled here: `auto` is on for CUDA."""
+        return choice == "on" or (choice == "auto" and self.device.type == "cuda")
 
     def replicate(self, units: Sequence[nn.Module]) -> None:
         """Name the modules whose gradients are summed together; every parameter belongs to one of them."""

@@ -220,7 +220,7 @@ def _score(inputs: RunInputs, settings: FinetuneConfig, model: StBert, runtime: 
     examples, features = inputs.rows(settings).of(split)
     pad_id = inputs.start.tokenizer.special.pad_id
     # What is compiled for training is not compiled again for evaluation, in another number format and without gradients.
-    with torch.compiler.set_stance("force_eager") if settings.compiles(runtime.device.type) else nullcontext():
+    with torch.compiler.set_stance("force_eager") if runtime.compiles(settings.compile) else nullcontext():
         return score_split(model, examples, features, inputs.data.task, Precision("fp32", runtime.device), runtime, pad_id=pad_id)
 
 

@@ -58,10 +58,6 @@ class FinetuneConfig(Settings):
     compile: Switch = "auto"
     """torch.compile of each block and the embeddings in training; `auto` is on for CUDA and off for CPU."""
 
-    def compiles(self, device_type: str) -> bool:
-        """Return whether blocks are compiled on this kind of device."""
-        return self.compile == "on" or (self.compile == "auto" and device_type == "cuda")
-
     @property
     def optim(self) -> OptimConfig:
         """Build the optimizer's configuration."""

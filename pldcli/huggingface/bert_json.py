@@ -49,10 +49,6 @@ class BertJson:
             "type_vocab_size": settings.type_vocab_size,
             "initializer_range": settings.initializer_range,
             "layer_norm_eps": settings.layer_norm_eps,
-            "tie_word_embeddings": True,
-            "pad_token_id": special.pad_id,
-            "bos_token_id": special.cls_id,
-            "eos_token_id": special.sep_id,
         }
 
     def zero_biases(self, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -55,10 +55,6 @@ class Gpt2Json:
             **dict.fromkeys(_DROPOUTS, settings.dropout),
             "layer_norm_epsilon": settings.layer_norm_eps,
             "initializer_range": settings.initializer_range,
-            "tie_word_embeddings": True,
-            "pad_token_id": special.pad_id,
-            "bos_token_id": special.cls_id,
-            "eos_token_id": special.sep_id,
         }
 
     def zero_biases(self, config: Mapping[str, Any]) -> tuple[str, ...]:

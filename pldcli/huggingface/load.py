@@ -17,6 +17,7 @@ from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.config_json import whole_number
 from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family, HeadName
+from pldcli.model_types import CAUSAL_TYPES
 from pldcli.pretrained import Pretrained
 from pldcli.settings import validate
 
@@ -70,7 +71,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         task=task if isinstance(task, dict) else None,
         head_kind=None if task_head is None else "sequence" if task_head == "sequence" else "token",
         labels=_labels(config, weights),
-        causal=family.causal,
+        causal=config["model_type"] in CAUSAL_TYPES,
         pooling=family.config.pooling(config),
         without_masked_lm=without_masked_lm,
     )

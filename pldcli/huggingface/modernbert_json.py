@@ -87,10 +87,6 @@ class ModernBertJson:
             **({"classifier_pooling": POOLING[usual_pooling(settings)]} if self.has_pooling else {}),
             "local_attention": settings.local_attention,
             **_layers(settings),
-            "tie_word_embeddings": True,
-            "pad_token_id": special.pad_id,
-            "bos_token_id": special.cls_id,
-            "eos_token_id": special.sep_id,
             "cls_token_id": special.cls_id,
             "sep_token_id": special.sep_id,
         }

@@ -115,8 +115,6 @@ class Family:
     """Of its classes in transformers, without their endings."""
     classes: Mapping[HeadName, str] = field(default_factory=lambda: _CLASSES)
     """Those endings, by head."""
-    causal: bool = False
-    """They predict the next token."""
     transposed: bool = False
     """The matrices of their blocks are the transposes of ours."""
 
@@ -185,7 +183,6 @@ FAMILIES = {
         heads=_DECODER_HEADS,
         class_name="ModernBertDecoder",
         classes={**_CLASSES, "mlm": "ForCausalLM"},
-        causal=True,
     ),
     "gpt2": Family(
         config=Gpt2Json(),
@@ -196,7 +193,6 @@ FAMILIES = {
         heads={"mlm": {}},
         class_name="GPT2",
         classes={**_CLASSES, "mlm": "LMHeadModel"},
-        causal=True,
         transposed=True,
     ),
 }

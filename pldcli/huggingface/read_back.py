@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pldcli.data.tokenizer import SpecialTokens
-from pldcli.huggingface.names import FAMILIES
 from pldcli.model import StBert
+from pldcli.model_types import CAUSAL_TYPES
 
 __all__ = ["ReadBack", "largest_difference", "read_back"]
 
@@ -98,7 +98,7 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor, att
     training, device = model.training, next(model.parameters()).device
     model.eval().cpu()
     mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if attention_mask_BT is None else attention_mask_BT
-    hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT, causal=FAMILIES[config["model_type"]].causal)
+    hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT, causal=config["model_type"] in CAUSAL_TYPES)
     ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD, attention_mask_BT)
     outputs = theirs(input_ids=input_ids_BT, attention_mask=mask_BT.long())
     model.to(device).train(training)

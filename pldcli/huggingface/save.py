@@ -50,12 +50,13 @@ def save_pretrained(
     """
     model_type, family = family_to_write(settings, causal=causal)
     head, config = _head_name(model, task), family.config.write(settings, tokenizer.special)
+    config |= {"tie_word_embeddings": True, **_special_ids(tokenizer.special), SEQ_LEN: seq_len}
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if family.transposed:
         weights = transpose_blocks(weights)
     theirs = _to_hugging_face(weights, family.encoder(settings) | family.head(head, settings), family.config.unused_positions(config))
     (directory / "model.safetensors").write_bytes(save(theirs, metadata={"format": "pt"}))
-    config = {"architectures": [family.class_name + family.classes[head]], "model_type": model_type, **config, SEQ_LEN: seq_len}
+    config = {"architectures": [family.class_name + family.classes[head]], "model_type": model_type, **config}
     config |= _task_json(task, max_seq_len, stride) if task else {}
     if isinstance(model.task_head, TransformHead) and model.task_head.pooling is not None:
         config["classifier_pooling"] = POOLING[model.task_head.pooling]
@@ -83,6 +84,10 @@ def _to_hugging_face(weights: dict[str, Tensor], names: dict[str, tuple[str, ...
     for our_name, parts in names.items():
         theirs |= dict(zip(parts, weights[our_name].chunk(len(parts)), strict=True))
     return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
+
+
+def _special_ids(special: SpecialTokens) -> dict[str, int]:
+    return {"pad_token_id": special.pad_id, "bos_token_id": special.cls_id, "eos_token_id": special.sep_id}
 
 
 def _task_json(task: Task, max_seq_len: int, stride: int) -> dict[str, Any]:

@@ -35,7 +35,6 @@ __all__ = [
     "build_trainer",
     "check_vocabulary",
     "choose_masking",
-    "compiles",
     "cut_rows",
     "initial_model",
     "next_token_steps",
@@ -113,7 +112,7 @@ def assemble(
         model,
         objective=MaskedLm(
             next_sentence=config.objective.next_sentence,
-            compiled=compiles(config, runtime),
+            compiled=runtime.compiles(config.runtime.compile),
             vocab_multiple=_CUDA_VOCAB_MULTIPLE if on_cuda else 1,
             token_losses=config.objective.token_losses,
             span_boundary=config.objective.span_boundary,
@@ -238,16 +237,9 @@ def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
     """Move a model to the device, ready to be trained; compile its parts where the configuration says so."""
     model.to(runtime.device).train()
     model.checkpoint_activations = config.runtime.checkpoint_activations
-    if compiles(config, runtime):
-        # Block by block: a whole model would be compiled anew for every pattern of gates, up to the recompile limit, then run eagerly.
-        for part in (model.embeddings, *model.blocks):
-            part.compile()
+    if runtime.compiles(config.runtime.compile):
+        model.compile_parts()
     return model
-
-
-def compiles(config: Config, runtime: Runtime) -> bool:
-    """Return whether blocks are compiled here."""
-    return config.runtime.compile == "on" or (config.runtime.compile == "auto" and runtime.device.type == "cuda")
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Trainer
 from pldcli.pretrained import Pretrained
-from pldcli.pretraining.assembly import build_trainer, compiles
+from pldcli.pretraining.assembly import build_trainer
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
@@ -127,7 +127,7 @@ def _pretrain(
         )
         with _out_of_memory(trainer):
             recorder.announce(estimate(config, trainer), command, resumed=resumed)
-            if compiles(config, runtime):
+            if runtime.compiles(config.runtime.compile):
                 trainer.warm_up(position.step)
             with display:
                 recorder.train(stop)

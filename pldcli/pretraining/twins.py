@@ -20,7 +20,7 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.trainer import Observation
 from pldcli.errors import PldError
-from pldcli.pretraining.assembly import assemble, build_trainer, compiles
+from pldcli.pretraining.assembly import assemble, build_trainer
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.system import atomic
@@ -201,7 +201,7 @@ def _recorded(config: Config, prepared: PreparedData, run: RunDirectory, runtime
     with run.lock():
         atomic.write_text(run.config, presets.dump(config))
         trainer = build_trainer(config, prepared, runtime)
-        if compiles(config, runtime):
+        if runtime.compiles(config.runtime.compile):
             trainer.warm_up()
         display = RunDisplay(Console(quiet=True), title=str(run.path), total_steps=0, save_every=1, quiet=True)
         with RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=Position()) as recorder:

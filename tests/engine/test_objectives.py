@@ -149,7 +149,7 @@ def test_head_and_loss_compile_into_one_graph(monkeypatch: pytest.MonkeyPatch) -
     from torch._dynamo.utils import counters
 
     compiled = torch.compile(objectives.masked_loss_sum, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(objectives, "compiled_masked_loss_sum", lambda: compiled)
+    monkeypatch.setattr(objectives, "compiled_once", lambda loss_sum: compiled)
     torch._dynamo.reset()
     counters.clear()
     model, batch = make_model(), make_batch()
@@ -264,10 +264,9 @@ def test_another_number_of_targets_compiles_head_and_loss_once_more(monkeypatch:
     """A share of targets that moves: after the second number any number runs what is there."""
     from torch._dynamo.utils import counters
 
-    names = ("masked_loss_sum", "boundary_loss_sum")
-    for name in names:
-        compiled = torch.compile(getattr(objectives, name), backend="eager", fullgraph=True)
-        monkeypatch.setattr(objectives, f"compiled_{name}", lambda compiled=compiled: compiled)
+    functions = objectives.masked_loss_sum, objectives.boundary_loss_sum
+    compiled = {function: torch.compile(function, backend="eager", fullgraph=True) for function in functions}
+    monkeypatch.setattr(objectives, "compiled_once", compiled.__getitem__)
     torch._dynamo.reset()
     counters.clear()
     model = make_model(span_boundary=True)
