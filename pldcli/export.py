@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from pldcli.evaluation.depth import Gates, choose_depths
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
-from pldcli.pretrained import Pretrained, global_layers_of
+from pldcli.pretrained import Pretrained
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new, check_output
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.task import Task
 
-__all__ = ["Exported", "export", "with_blocks"]
+__all__ = ["Exported", "export"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def export(
     if keep_blocks is not None:
         choice = choose_depths(target, (keep_blocks,), blocks, loaded.settings, where="--keep-blocks")
         gates, reason = choice.gates[0], choice.reason
-    smaller = with_blocks(loaded, gates)
+    smaller = loaded.with_blocks(gates)
     model, task = _with_its_head(smaller)
     with atomic.directory(out, overwrite=overwrite) as place:
         rows = {name: value for name, value in (loaded.task or {}).items() if name in ("max_seq_len", "stride")}
@@ -81,21 +81,6 @@ def export(
     left_out = tuple(head for weight, head in heads.items() if weight in loaded.weights)
     checked = read_back(out, model, loaded.tokenizer.special)
     return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked)
-
-
-def with_blocks(loaded: Pretrained, gates: Gates) -> Pretrained:
-    """Keep the blocks whose gate is on, renumbered; heads and embeddings stay."""
-    numbers = {old: new for new, old in enumerate(block for block, runs in enumerate(gates) if runs)}
-    weights = {}
-    for name, tensor in loaded.weights.items():
-        first, _, rest = name.partition(".")
-        number, _, parameter = rest.partition(".")
-        if first != "blocks":
-            weights[name] = tensor
-        elif int(number) in numbers:
-            weights[f"blocks.{numbers[int(number)]}.{parameter}"] = tensor
-    layers = global_layers_of(tuple(numbers[block] for block in loaded.settings.global_layer_numbers if block in numbers), len(numbers))
-    return replace(loaded, weights=weights, settings=loaded.settings.replace(num_hidden_layers=len(numbers), global_layers=layers))
 
 
 def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:

@@ -124,15 +124,21 @@ class Block(nn.Module):
         self.ffn_output = nn.Linear(intermediate_size, hidden_size, bias=mlp_bias)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, attention: Attention | None = None, residual_scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, attention: Attention | None = None, residual_scale: Tensor | None = None, whole: bool = False
+    ) -> Tensor:
         """Run both sublayers.
 
         Args:
             x_BTD: The residual stream.
             attention: Who looks at whom, and rotary positions; None for everyone at everyone, without positions.
             residual_scale: Factor of both sublayers' outputs, a 0-d tensor (a compiled block would recompile for every number); None for 1.
+            whole: Multiply all that the block adds instead. Only so is the mean over gates, at a scale of 1 / p, the block itself: one by
+                one, the second sublayer reads what the first, made larger, has added.
         """
         attention = attention or Attention()
+        if whole and residual_scale is not None:
+            return x_BTD + residual_scale * (self.forward(x_BTD, attention) - x_BTD)
         if self.pre_norm:
             h_BTD = x_BTD + _scaled(self._attention(self.attention_norm(x_BTD), attention), residual_scale)
             return h_BTD + _scaled(self._ffn(self.ffn_norm(h_BTD)), residual_scale)
@@ -301,6 +307,8 @@ class StBert(nn.Module):
         self.max_position_embeddings, self.reach = max_position_embeddings, local_attention // 2
         self.global_rope_theta, self.local_rope_theta = global_rope_theta, local_rope_theta
         """May be raised between steps, for longer sequences; rotary positions have no parameters."""
+        self.scales_whole_blocks = False
+        """What residual scales multiply: all that a block adds, not the output of each sublayer."""
         self.checkpoint_activations = False
         """In training, store a block's input only, and recompute the block in its backward pass."""
         self.initialize(initializer_range, attention=attention_init, seed=seed)
@@ -368,7 +376,7 @@ class StBert(nn.Module):
             causal: No token attends to a later one.
             prefix_lengths_B: With `causal`: so many first tokens of a sequence that all its tokens attend to.
             gates: Which blocks run, [L]; None for all.
-            residual_scales_L: Per block, the factor of its sublayers' outputs; None for 1.
+            residual_scales_L: Per block, the factor of its sublayers' outputs, or as `scales_whole_blocks` says; None for 1.
 
         Returns:
             Hidden states, [B, T, D].
@@ -388,7 +396,8 @@ class StBert(nn.Module):
             # Layer dropping: a block whose gate is off is not called, so it costs nothing and its gradients stay None. This is a branch
             # of the host outside of the compiled blocks, so gates that change never recompile anything.
             if gates is None or gates[index]:
-                inputs = (x_BTD, attention[bool(block.is_global)], None if residual_scales_L is None else residual_scales_L[index])
+                scale = None if residual_scales_L is None else residual_scales_L[index]
+                inputs = (x_BTD, attention[bool(block.is_global)], scale, self.scales_whole_blocks)
                 x_BTD = checkpoint(block, *inputs, use_reentrant=False) if recomputes else block(*inputs)
         x_BTD = self.final_norm(x_BTD)
         return x_BTD  # type: ignore[no-any-return]

@@ -13,15 +13,36 @@ import bisect
 import hashlib
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DepthRule", "Draw", "Plan", "Schedule", "TimeSchedule"]
+__all__ = [
+    "RESIDUALS",
+    "DepthRule",
+    "Draw",
+    "Dropping",
+    "Growth",
+    "GrowthState",
+    "NewBlocks",
+    "Plan",
+    "ResidualScale",
+    "Schedule",
+    "TimeSchedule",
+]
 
 TimeSchedule = Literal["exponential", "constant", "linear", "growing"]
 DepthRule = Literal["paper", "algorithm1", "uniform"]
 Draw = Literal["bernoulli", "fixed-depth"]
+ResidualScale = Literal["sublayer", "block", "none"]
+"""What is multiplied by 1 / keep probability: the output of each sublayer, the whole update of a block, or nothing."""
+NewBlocks = Literal["initialised", "copied", "zero-output"]
+"""How blocks begin that have not run before: with their first weights, as the nearest block that has, or so that they change nothing."""
+GrowthState = Literal["kept", "copied", "fresh"]
+"""The optimizer's state when blocks are added: that of the others stays, is copied to the new ones too, or all begins anew."""
+RESIDUALS: dict[ResidualScale, list[str]] = {"sublayer": [], "block": ["whole updates scaled"], "none": ["residuals not scaled"]}
+"""What is said of each."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Plan:
     keep_probs: tuple[float, ...]
     """Per block: the probability with which its gate was drawn."""
     residual_scales: tuple[float, ...]
-    """Per block: the factor of a sublayer's output, 1 / keep probability (1 with scaling off)."""
+    """Per block: the factor of its sublayers' outputs or its update, 1 / keep probability (1 with scaling off, or where it never runs)."""
 
     @property
     def kept_blocks(self) -> int:
@@ -46,20 +67,107 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Growth:
+    """Blocks that have never run begin to."""
+
+    running: tuple[int, ...]
+    """Blocks that ran until now, from 0."""
+    new: tuple[int, ...]
+    weights: NewBlocks
+    state: GrowthState
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
     """The keep probabilities of every block over a run, and the gates drawn from them."""
 
     num_blocks: int
     total_steps: int
+    draw: Draw = "bernoulli"
+    residual: ResidualScale = "sublayer"
+
+    @property
+    @abstractmethod
+    def is_dense(self) -> bool:
+        """Whether every block runs in every step."""
+
+    @property
+    def scales(self) -> bool:
+        """Whether any residual scale of the run differs from 1."""
+        return self.residual != "none" and not self.is_dense
+
+    @abstractmethod
+    def theta(self, step: int) -> float:
+        """Return one number for how much runs after `step` completed updates, 1 where everything does."""
+
+    @property
+    @abstractmethod
+    def lowest_theta(self) -> float:
+        """Theta in the step that drops most."""
+
+    @abstractmethod
+    def keep_probs(self, step: int) -> tuple[float, ...]:
+        """Return the keep probability of each block at `step`, [L]."""
+
+    @abstractmethod
+    def mean_kept_fraction_until(self, steps: int) -> float:
+        """Average the expected fraction of blocks that run over the first `steps` steps."""
+
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """Say in a few phrases what is left out."""
+
+    def first_step_dropping(self, fraction: float) -> int | None:
+        """Return the first step with so much of the dropping that comes in gradually; None where none does."""
+        return None
+
+    def growth_at(self, step: int) -> Growth | None:
+        """Return which blocks begin to run at `step`, of those that never ran before, if the run waits for that to prepare them."""
+        return None
+
+    def trained_blocks(self, steps: int) -> tuple[int, ...]:
+        """List the blocks of the model that there is after `steps` completed updates, from 0: all but those that could not run yet."""
+        return tuple(range(self.num_blocks))
+
+    def expected_kept_blocks(self, step: int) -> float:
+        """Return the expected number of blocks that run at `step`."""
+        return math.fsum(self.keep_probs(step))
+
+    def plan(self, step: int, group: int, *, seed: int) -> Plan:
+        """Draw the gates of one gate group.
+
+        Args:
+            step: Completed updates, 0..T-1.
+            group: Number of the gate group, an equal slice of the global batch.
+            seed: The run's seed.
+        """
+        probs = self.keep_probs(step)
+        rng = _generator(seed, step, group)
+        gates = _fixed_depth(probs, rng) if self.draw == "fixed-depth" else tuple(rng.random() < p for p in probs)
+        return Plan(gates, probs, tuple(1.0 / p if p and self.residual != "none" else 1.0 for p in probs))
+
+    def mean_kept_fraction_between(self, first: int, stop: int) -> float:
+        """Average the expected fraction of blocks that run over steps first..stop-1."""
+        before = first * self.mean_kept_fraction_until(first) if first else 0.0
+        return (stop * self.mean_kept_fraction_until(stop) - before) / (stop - first)
+
+    @property
+    def mean_kept_fraction(self) -> float:
+        """Expected fraction of blocks that run, averaged over the run."""
+        return self.mean_kept_fraction_until(self.total_steps)
+
+
+@dataclass(frozen=True)
+class Dropping(Schedule):
+    """Blocks drawn at random, each with a probability that depends on its depth and on the time."""
+
     time: TimeSchedule = "exponential"
     theta_bar: float = 0.5
     gamma: float | Literal["auto"] = "auto"
     depth_rule: DepthRule = "paper"
-    draw: Draw = "bernoulli"
     recovery_fraction: float = 0.0
     keep_first: int = 0
     keep_last: int = 0
-    scale_residual: bool = True
 
     @property
     def gamma_per_step(self) -> float:
@@ -67,9 +175,9 @@ class Schedule:
         return 100.0 / self.total_steps if self.gamma == "auto" else self.gamma
 
     @property
-    def scales(self) -> bool:
-        """Whether any residual scale of the run differs from 1."""
-        return self.scale_residual and self.theta_bar < 1.0
+    def is_dense(self) -> bool:
+        """Whether every block runs in every step."""
+        return self.theta_bar == 1.0
 
     def theta(self, step: int) -> float:
         """Return theta, the keep probability of the deepest block, after `step` completed updates.
@@ -86,6 +194,11 @@ class Schedule:
         if self.time == "linear":
             return 1.0 - dropped * step / self.dropping_steps
         return self.theta_bar + dropped * step / self.dropping_steps
+
+    @property
+    def lowest_theta(self) -> float:
+        """Theta in the step that drops most: before the recovery, a schedule rises or falls throughout."""
+        return min(self.theta(0), self.theta(max(0, self.dropping_steps - 1)))
 
     @property
     def dropping_steps(self) -> int:
@@ -109,22 +222,18 @@ class Schedule:
         """Return the keep probability of each block at `step`, [L]."""
         return self.keep_probs_at(self.theta(step))
 
-    def expected_kept_blocks(self, step: int) -> float:
-        """Return the expected number of blocks that run at `step`."""
-        return math.fsum(self.keep_probs(step))
-
-    def plan(self, step: int, group: int, *, seed: int) -> Plan:
-        """Draw the gates of one gate group.
-
-        Args:
-            step: Completed updates, 0..T-1.
-            group: Number of the gate group, an equal slice of the global batch.
-            seed: The run's seed.
-        """
-        probs = self.keep_probs(step)
-        rng = _generator(seed, step, group)
-        gates = _fixed_depth(probs, rng) if self.draw == "fixed-depth" else tuple(rng.random() < p for p in probs)
-        return Plan(gates, probs, tuple(1.0 / p if self.scale_residual else 1.0 for p in probs))
+    def describe(self) -> list[str]:
+        """Say in a few phrases what is left out."""
+        growing = self.time == "growing"
+        parts = [f"growing from theta {self.theta_bar:g}" if growing else f"{self.time} to theta_bar {self.theta_bar:g}"]
+        if self.recovery_fraction:
+            parts.append(f"the last {self.recovery_fraction:.0%} at full depth")
+        always = [f"the {end} {count}" for end, count in (("first", self.keep_first), ("last", self.keep_last)) if count]
+        if always:
+            parts.append(f"{' and '.join(always)} always kept")
+        if self.gamma != "auto" and self.time == "exponential":
+            parts.append(f"gamma {self.gamma:g}")
+        return [*parts, f"depth rule {self.depth_rule}", f"draw {self.draw}", *RESIDUALS[self.residual]]
 
     def mean_theta(self, steps: int) -> float:
         """Average theta over the first `steps` steps (1..T), in closed form, since a run may have millions of steps."""
@@ -145,16 +254,6 @@ class Schedule:
         """Average the expected fraction of blocks that run over the first `steps` steps."""
         # Keep probabilities are linear in theta, so their mean over steps is that at the mean theta.
         return math.fsum(self.keep_probs_at(self.mean_theta(steps))) / self.num_blocks
-
-    def mean_kept_fraction_between(self, first: int, stop: int) -> float:
-        """Average the expected fraction of blocks that run over steps first..stop-1."""
-        before = first * self.mean_kept_fraction_until(first) if first else 0.0
-        return (stop * self.mean_kept_fraction_until(stop) - before) / (stop - first)
-
-    @property
-    def mean_kept_fraction(self) -> float:
-        """Expected fraction of blocks that run, averaged over the run."""
-        return self.mean_kept_fraction_until(self.total_steps)
 
     def first_step_dropping(self, fraction: float) -> int | None:
         """Return the first step with 1 - theta >= fraction x (1 - theta_bar).

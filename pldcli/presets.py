@@ -24,7 +24,7 @@ from pldcli.settings import Layer, located, merge, parse, read_yaml
 
 __all__ = ["Part", "Resolved", "build", "dump", "header", "load", "names", "parts", "resolve", "schema", "system"]
 
-_REMOVED = {"pld.scaling_error": False}
+_REMOVED = {"pld.scaling_error": False, "pld.scale_residual": True}
 """Keys that earlier versions had, and their defaults: run directories of that time hold them."""
 
 _FIELDS = ("Purpose", "System", "Size", "Source", "Differs from the paper", "Hardware", "Time and score", "Command")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -46,6 +47,20 @@ class Pretrained:
     def untrained(self) -> Pretrained:
         """Keep the shape and the tokenizer, forget the weights."""
         return replace(self, weights={}, from_scratch=True)
+
+    def with_blocks(self, gates: Sequence[bool]) -> Pretrained:
+        """Keep the blocks whose gate is on, renumbered; heads and embeddings stay."""
+        numbers = {old: new for new, old in enumerate(block for block, runs in enumerate(gates) if runs)}
+        weights = {}
+        for name, tensor in self.weights.items():
+            first, _, rest = name.partition(".")
+            number, _, parameter = rest.partition(".")
+            if first != "blocks":
+                weights[name] = tensor
+            elif int(number) in numbers:
+                weights[f"blocks.{numbers[int(number)]}.{parameter}"] = tensor
+        layers = global_layers_of(tuple(numbers[block] for block in self.settings.global_layer_numbers if block in numbers), len(numbers))
+        return replace(self, weights=weights, settings=self.settings.replace(num_hidden_layers=len(numbers), global_layers=layers))
 
     def masked_lm(
         self,

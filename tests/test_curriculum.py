@@ -6,7 +6,7 @@ import pytest
 
 from pldcli.curriculum import Curriculum, Stage, largest_divisor
 from pldcli.flops import Flops
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping
 from pldcli.run_flops import RunFlops
 
 STAGES = (Stage(0.7, 32, 10.0), Stage(0.9, 64, 20.0))
@@ -121,7 +121,7 @@ def test_largest_divisor() -> None:
 
 def test_flops_of_a_run_add_up_step_by_step() -> None:
     """Two blocks; dropping rises linearly, so that long sequences are dropped more often than short ones."""
-    schedule = Schedule(num_blocks=2, total_steps=4, time="linear", theta_bar=0.2, depth_rule="uniform")
+    schedule = Dropping(num_blocks=2, total_steps=4, time="linear", theta_bar=0.2, depth_rule="uniform")
     flops = RunFlops(
         schedule,
         Curriculum(total_steps=4, seq_len=8, batch_size=4, stages=(Stage(0.5, 4),), initial_batch_size=2, ramp_fraction=0.25),

@@ -342,6 +342,35 @@ def test_scale_multiplies_each_sublayers_output_before_the_residual_add(norm: No
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("p", [0.5, 0.75])
+def test_the_mean_over_gates_is_the_block_itself_only_where_its_whole_update_is_scaled(norm: Norm, p: float) -> None:
+    """E[train] - eval over both gates of one block, as a share of the block's own update: none, or the bias of the paper's form."""
+    model = make_model(norm).double()
+    block, x = model.blocks[0], torch.randn(2, 9, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for parameter in block.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, 0.0, parameter.shape[1] ** -0.5, generator=torch.Generator().manual_seed(1))
+    biases = {}
+    with torch.no_grad():
+        for whole in (True, False):
+            kept = block(x, None, torch.tensor(1 / p, dtype=torch.float64), whole=whole)
+            biases[whole] = float((p * kept + (1 - p) * x - block(x)).norm() / (block(x) - x).norm())
+    assert biases[True] < 1e-14
+    assert biases[False] > 0.03
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_scales_of_whole_updates_reach_every_block(recomputed: bool) -> None:
+    model, scales = shaken(make_model()), torch.tensor([1.0, 4.0, 2.0])
+    model.scales_whole_blocks, model.checkpoint_activations = True, recomputed
+    x_BTD = model.embeddings(random_input())
+    for index in (0, 2):
+        x_BTD = x_BTD + scales[index] * (model.blocks[index](x_BTD) - x_BTD)
+    got = model(random_input(), gates=(True, False, True), residual_scales_L=scales)
+    torch.testing.assert_close(got, model.final_norm(x_BTD))
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_each_block_gets_its_own_scale(norm: Norm) -> None:
     model = shaken(make_model(norm))
     scales = torch.tensor([1.0, 4.0, 2.0])

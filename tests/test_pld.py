@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping
 
-PAPER = Schedule(num_blocks=12, total_steps=200_000)
+PAPER = Dropping(num_blocks=12, total_steps=200_000)
 
 
-def constant(**changes: object) -> Schedule:
-    return Schedule(**{"num_blocks": 12, "total_steps": 10_000, "time": "constant", **changes})  # type: ignore[arg-type]
+def constant(**changes: object) -> Dropping:
+    return Dropping(**{"num_blocks": 12, "total_steps": 10_000, "time": "constant", **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -24,40 +24,40 @@ def test_exponential_values(step: int, theta: float) -> None:
 
 def test_theta_starts_at_exactly_one_for_every_lowest_ratio() -> None:
     for theta_bar in [k / 997 for k in range(1, 998)]:
-        assert Schedule(12, 1000, theta_bar=theta_bar).theta(0) == 1.0
+        assert Dropping(12, 1000, theta_bar=theta_bar).theta(0) == 1.0
 
 
 def test_gamma_as_a_number_is_per_step() -> None:
-    released = Schedule(12, 200_000, gamma=0.001)
+    released = Dropping(12, 200_000, gamma=0.001)
     assert released.theta(1000) == pytest.approx(0.68393972, abs=1e-8)
     assert released.theta(2000) == pytest.approx(0.56766764, abs=1e-8)
-    assert Schedule(12, 100_000, gamma="auto").theta(1000) == pytest.approx(0.68393972, abs=1e-8)
-    assert Schedule(12, 100, gamma=0.0).theta(99) == 1.0
+    assert Dropping(12, 100_000, gamma="auto").theta(1000) == pytest.approx(0.68393972, abs=1e-8)
+    assert Dropping(12, 100, gamma=0.0).theta(99) == 1.0
 
 
 def test_half_and_99_percent_on() -> None:
     assert PAPER.first_step_dropping(0.5) == 1387
     assert PAPER.first_step_dropping(0.99) == 9211
-    assert Schedule(12, 1000, time="linear").first_step_dropping(0.5) == 500
-    assert Schedule(12, 1000, time="constant").first_step_dropping(0.99) == 0
-    for nothing in (Schedule(12, 1000, theta_bar=1.0), Schedule(12, 1000, time="growing"), Schedule(12, 1000, gamma=0.0), Schedule(12, 1)):
+    assert Dropping(12, 1000, time="linear").first_step_dropping(0.5) == 500
+    assert Dropping(12, 1000, time="constant").first_step_dropping(0.99) == 0
+    for nothing in (Dropping(12, 1000, theta_bar=1.0), Dropping(12, 1000, time="growing"), Dropping(12, 1000, gamma=0.0), Dropping(12, 1)):
         assert nothing.first_step_dropping(0.5) is None
 
 
 def test_linear_is_half_on_halfway_in_spite_of_rounding() -> None:
     for theta_bar in [k / 100 for k in range(1, 100)]:
         for steps in (10, 30, 70, 1000, 4400):
-            assert Schedule(12, steps, time="linear", theta_bar=theta_bar).first_step_dropping(0.5) == steps // 2
+            assert Dropping(12, steps, time="linear", theta_bar=theta_bar).first_step_dropping(0.5) == steps // 2
 
 
 def test_linear_and_constant_values() -> None:
-    linear = Schedule(12, 1000, time="linear", theta_bar=0.6)
+    linear = Dropping(12, 1000, time="linear", theta_bar=0.6)
     assert [linear.theta(step) for step in (0, 250, 500)] == pytest.approx([1.0, 0.9, 0.8], abs=1e-12)
     assert [constant(theta_bar=0.7).theta(step) for step in (0, 9999)] == [0.7, 0.7]
 
 
 def test_growing_rises_from_theta_bar_and_recovers_to_exactly_one() -> None:
-    growing = Schedule(12, 100, time="growing", theta_bar=0.4, recovery_fraction=0.2)
+    growing = Dropping(12, 100, time="growing", theta_bar=0.4, recovery_fraction=0.2)
     assert [growing.theta(step) for step in (0, 20, 40, 60, 79)] == pytest.approx([0.4, 0.55, 0.7, 0.85, 0.9925], abs=1e-12)
     assert {growing.theta(step) for step in range(80, 100)} == {1.0}
     assert set(growing.keep_probs(80)) == {1.0}
@@ -67,19 +67,19 @@ def test_growing_rises_from_theta_bar_and_recovers_to_exactly_one() -> None:
     ("steps", "fraction", "first_full"), [(70, 0.1, 63), (10, 0.1, 9), (4400, 0.1, 3960), (7, 0.1, 6), (3, 0.9, 0), (1, 0.5, 0)]
 )
 def test_recovery_takes_the_stated_part_of_the_run(steps: int, fraction: float, first_full: int) -> None:
-    growing = Schedule(4, steps, time="growing", recovery_fraction=fraction)
+    growing = Dropping(4, steps, time="growing", recovery_fraction=fraction)
     assert next(step for step in range(steps) if growing.theta(step) == 1.0) == first_full
 
 
 def test_every_schedule_may_end_at_full_depth() -> None:
-    falling = Schedule(4, 100, time="linear", theta_bar=0.5, recovery_fraction=0.2)
+    falling = Dropping(4, 100, time="linear", theta_bar=0.5, recovery_fraction=0.2)
     assert [falling.theta(step) for step in (0, 40, 79)] == pytest.approx([1.0, 0.75, 0.50625], abs=1e-12)
-    for schedule in (falling, *(Schedule(4, 100, time=time, recovery_fraction=0.2) for time in ("exponential", "constant"))):  # type: ignore[arg-type]
+    for schedule in (falling, *(Dropping(4, 100, time=time, recovery_fraction=0.2) for time in ("exponential", "constant"))):  # type: ignore[arg-type]
         assert schedule.theta(79) < 0.51
         assert {schedule.theta(step) for step in range(80, 100)} == {1.0}
         assert schedule.plan(80, 0, seed=0).residual_scales == (1.0,) * 4
     # The paper's speed is tied to the whole run.
-    assert Schedule(4, 100, recovery_fraction=0.2).gamma_per_step == 1.0
+    assert Dropping(4, 100, recovery_fraction=0.2).gamma_per_step == 1.0
 
 
 def test_blocks_at_the_ends_may_always_run() -> None:
@@ -122,7 +122,7 @@ def test_probabilities_stay_usable_for_tiny_ratios() -> None:
 @pytest.mark.parametrize("theta_bar", [0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7, 70, 1000])
 def test_means_are_those_of_the_steps(time: str, theta_bar: float, steps: int) -> None:
-    schedule = Schedule(6, steps, time=time, theta_bar=theta_bar, recovery_fraction=0.3, keep_last=1)  # type: ignore[arg-type]
+    schedule = Dropping(6, steps, time=time, theta_bar=theta_bar, recovery_fraction=0.3, keep_last=1)  # type: ignore[arg-type]
     for until in {1, (steps + 1) // 2, steps}:
         kept = [schedule.expected_kept_blocks(step) for step in range(until)]
         assert schedule.mean_kept_fraction_until(until) == pytest.approx(sum(kept) / until / 6, abs=1e-12)
@@ -130,15 +130,15 @@ def test_means_are_those_of_the_steps(time: str, theta_bar: float, steps: int) -
 
 
 def test_the_mean_of_a_run_of_any_length_is_quick() -> None:
-    assert Schedule(12, 10**15).mean_kept_fraction * 12 == pytest.approx(8.7825, abs=1e-9)
+    assert Dropping(12, 10**15).mean_kept_fraction * 12 == pytest.approx(8.7825, abs=1e-9)
 
 
 def test_theta_bar_one_drops_nothing_and_scales_by_exactly_one() -> None:
     for time in ("exponential", "constant", "linear", "growing"):
-        off = Schedule(12, 50, time=time, theta_bar=1.0)  # type: ignore[arg-type]
+        off = Dropping(12, 50, time=time, theta_bar=1.0)  # type: ignore[arg-type]
         for step in range(50):
             for draw in ("bernoulli", "fixed-depth"):
-                plan = Schedule(12, 50, time=time, theta_bar=1.0, draw=draw).plan(step, 0, seed=step)  # type: ignore[arg-type]
+                plan = Dropping(12, 50, time=time, theta_bar=1.0, draw=draw).plan(step, 0, seed=step)  # type: ignore[arg-type]
                 assert plan.gates == (True,) * 12
                 assert plan.residual_scales == (1.0,) * 12
         assert off.mean_kept_fraction == 1.0
@@ -150,13 +150,13 @@ def test_a_plan_carries_the_scales_of_its_own_probabilities() -> None:
     assert plan.keep_probs == (0.875, 0.75, 0.625, 0.5)
     assert plan.residual_scales == pytest.approx((8 / 7, 4 / 3, 1.6, 2.0), abs=1e-15)
     assert plan.kept_blocks == plan.gates.count(True)
-    assert constant(num_blocks=4, scale_residual=False).plan(3, 0, seed=0).residual_scales == (1.0, 1.0, 1.0, 1.0)
+    assert constant(num_blocks=4, residual="none").plan(3, 0, seed=0).residual_scales == (1.0, 1.0, 1.0, 1.0)
     assert constant(num_blocks=4).scales
-    assert not constant(num_blocks=4, scale_residual=False).scales
+    assert not constant(num_blocks=4, residual="none").scales
 
 
 def test_scaling_does_not_change_the_gates() -> None:
-    assert constant(scale_residual=False).plan(9, 1, seed=2).gates == constant().plan(9, 1, seed=2).gates
+    assert constant(residual="none").plan(9, 1, seed=2).gates == constant().plan(9, 1, seed=2).gates
 
 
 @pytest.mark.parametrize("draw", ["bernoulli", "fixed-depth"])

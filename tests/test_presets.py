@@ -21,6 +21,7 @@ SYSTEMS = [
     "depth-only",
     "lamb",
     "growing",
+    "expansion",
     "fixed-depth",
 ]
 SIZES = {
@@ -77,10 +78,10 @@ def test_odd_values_survive_dump_and_load(tmp_path: Path) -> None:
         "optim.learning_rate=1e-4",
         "model.layer_norm_eps=1e-12",
         "pld.gamma=3e-5",
-        "pld.scale_residual=false",
+        "pld.residual=none",
     ]
     config = presets.resolve("bert-tiny-pld", changes).config
-    assert (config.runtime.compile, config.optim.learning_rate, config.pld.gamma, config.pld.scale_residual) == ("off", 1e-4, 3e-5, False)
+    assert (config.runtime.compile, config.optim.learning_rate, config.pld.gamma, config.pld.residual) == ("off", 1e-4, 3e-5, "none")
     dumped = tmp_path / "config.yaml"
     dumped.write_text(presets.dump(config), encoding="utf-8")
     assert presets.load(dumped) == config
@@ -90,7 +91,9 @@ def test_a_run_made_when_there_was_a_scaling_error_is_read_unless_it_had_one(tmp
     config = presets.resolve("bert-tiny-pld").config
     stored = tmp_path / "config.yaml"
     text = presets.dump(config)
-    stored.write_text(text.replace("  scale_residual: true\n", "  scale_residual: true\n  scaling_error: false\n"), encoding="utf-8")
+    stored.write_text(
+        text.replace("  residual: sublayer\n", "  residual: sublayer\n  scale_residual: true\n  scaling_error: false\n"), encoding="utf-8"
+    )
     assert "scaling_error" in stored.read_text(encoding="utf-8")
     assert presets.load(stored) == presets.resolve(str(stored)).config == config
 
@@ -173,6 +176,10 @@ def test_what_makes_each_system_what_it_is(size: str) -> None:
     assert differences(f"{size}-depth-only", pld) == {"pld.schedule": "constant"}
     assert differences(f"{size}-growing", pld) == {"pld.schedule": "growing", "pld.recovery_fraction": 0.1}
     assert presets.resolve(f"{size}-growing").config.pld.recovery_fraction == 0.1
+    stage = [{"until": 0.8, "blocks": 2}]
+    late = {"pld.schedule": "expansion", "optim.schedule": "wsd", "pld.depth_stages": stage, "optim.decay_fraction": 0.2}
+    assert differences(f"{size}-expansion", preln).items() <= late.items()
+    assert presets.resolve(f"{size}-expansion").config.pld.depth_stages[0].model_dump() == stage[0]
     assert differences(f"{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
 
 
@@ -251,7 +258,7 @@ def test_later_layers_win_and_say_so() -> None:
         ("pld.gamma=auto", "pld.gamma", "auto"),
         ("pld.gamma=1e-3", "pld.gamma", 1e-3),
         ("runtime.compile=on", "runtime.compile", "on"),
-        ("pld.scale_residual=off", "pld.scale_residual", False),
+        ("train.unigram_bias=off", "train.unigram_bias", False),
         ("pld.draw=fixed-depth", "pld.draw", "fixed-depth"),
     ],
 )
@@ -276,7 +283,7 @@ def test_values_as_typed(text: str, key: str, value: object) -> None:
         ("optim.learning_rate=[1]", "optim.learning_rate: must be a valid number, not [1]"),
         ("pld.gamma=fast", "pld.gamma: must be a valid number or 'auto', not 'fast'"),
         ("pld.scaling_error=true", "pld.scaling_error: was removed; only its default False is still accepted, not True"),
-        ("pld.scale_residual=1", "pld.scale_residual: must be true or false, not 1"),
+        ("train.unigram_bias=1", "train.unigram_bias: must be true or false, not 1"),
         ("model.norm=both", "model.norm: must be 'pre' or 'post', not 'both'"),
         ("pld.theta=0.5", "pld.theta: unknown key; did you mean pld.theta_bar?"),
         ("theta_bar=0.5", "theta_bar: unknown key; did you mean pld.theta_bar?"),

@@ -21,7 +21,7 @@ from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.validation import fixed_batches
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
-from pldcli.pld import Plan, Schedule
+from pldcli.pld import Dropping, Plan
 from pldcli.pretraining.assembly import initial_model
 
 __all__ = ["Settings", "analyze", "plans"]
@@ -84,12 +84,18 @@ class _Subject:
             CheckpointError: It cannot be read.
             DataError: It was trained with another tokenizer.
         """
+        init_from, blocks = self.config.train.init_from, self.config.model.num_hidden_layers
         if moment.place is None:
-            init_from = self.config.train.init_from
-            return initial_model(self.config, self.prepared, open_model(Path(init_from)) if init_from else None)
-        loaded = open_model(moment.place, data=self.prepared.path)
-        check_tokenizer(loaded, self.prepared)
-        return loaded.masked_lm()
+            model = initial_model(self.config, self.prepared, open_model(Path(init_from)) if init_from else None)
+        else:
+            loaded = open_model(moment.place, data=self.prepared.path)
+            if loaded.settings.num_hidden_layers < blocks:
+                what = f"only {loaded.settings.num_hidden_layers} of {blocks} blocks have run until here"
+                raise CheckpointError(what, where=str(moment.place), hint="train the run on, to where all do")
+            check_tokenizer(loaded, self.prepared)
+            model = loaded.masked_lm()
+        model.scales_whole_blocks = self.config.pld.residual == "block"
+        return model
 
 
 def analyze(targets: Sequence[Path], *, data: Path | None = None, settings: Settings | None = None) -> Analysis:
@@ -142,7 +148,7 @@ def plans(config: Config, gates: GateChoice, step: int, num_draws: int) -> list[
         at = min(step, config.train.total_steps - 1)
         return [config.pld_schedule.plan(at, group, seed=config.train.seed) for group in range(num_draws)]
     num_blocks = config.model.num_hidden_layers
-    over_draws = Schedule(num_draws, 1, time="constant", theta_bar=gates, depth_rule="uniform", draw="fixed-depth")
+    over_draws = Dropping(num_draws, 1, time="constant", theta_bar=gates, depth_rule="uniform", draw="fixed-depth")
     by_block = [over_draws.plan(0, block, seed=_SEED).gates for block in range(num_blocks)]
     same = ((gates,) * num_blocks, (1.0 / gates,) * num_blocks)
     return [Plan(drawn, *same) for drawn in zip(*by_block, strict=True)]
@@ -242,6 +248,6 @@ def _notes(subjects: Sequence[_Subject], settings: Settings) -> list[str]:
         notes.append("the runs have sequences of different lengths: their gradient norms do not compare")
     if settings.gates == "schedule":
         notes += [
-            f"{subject.name} drops nothing: its schedule runs every block" for subject in subjects if subject.config.pld.theta_bar == 1.0
+            f"{subject.name} drops nothing: its schedule runs every block" for subject in subjects if subject.config.pld_schedule.is_dense
         ]
     return notes

@@ -158,9 +158,8 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     config = _with_micro_batch(config, size, runtime.world_size)
     config = _of_length(config, total)
     configs = {"dense": _dense(config)}
-    if (theta := _lowest_theta(given)) < 1.0:
-        # Without the recovery of the end, which of so few steps is a large part.
-        configs["dropped"] = config.replace(pld={"schedule": "constant", "theta_bar": theta, "recovery_fraction": 0.0})
+    if not given.pld_schedule.is_dense:
+        configs["dropped"] = config.replace(pld=_most_dropped(given))
     trainers = {
         name: assemble(
             one, model, source.samples(one), source.masking(one), runtime, next_tokens=source.next_tokens(one), optimizer=optimizer
@@ -193,10 +192,12 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     )
 
 
-def _lowest_theta(config: Config) -> float:
-    """Compute theta where the run drops most: before the recovery, a schedule rises or falls throughout."""
-    schedule = config.pld_schedule
-    return min(schedule.theta(0), schedule.theta(max(0, schedule.dropping_steps - 1)))
+def _most_dropped(config: Config) -> dict[str, object]:
+    """Drop in every step as much as the run does in the one that drops most."""
+    # Without the recovery of the end, which of so few steps is a large part.
+    always: dict[str, object] = {"schedule": "constant", "theta_bar": config.pld_schedule.lowest_theta, "recovery_fraction": 0.0}
+    fewer = {"depth_rule": "uniform", "draw": "fixed-depth", "keep_first": 0, "keep_last": 0}
+    return always | fewer if config.pld.schedule == "expansion" else always
 
 
 def _take_turns(trainers: dict[str, Trainer[StepBatches]], per_part: int, report: Report) -> tuple[Mode, ...]:

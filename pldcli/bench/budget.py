@@ -53,7 +53,7 @@ def calibrate(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("works with one process", where="--budget", hint="time a step with `pld bench`, and set train.total_steps")
     # With as few blocks dropped as some schedules ever drop, ten steps would not show what a block takes.
-    base = half_dropped(config) if config.pld.theta_bar < 1.0 else config
+    base = config if config.pld_schedule.is_dense else half_dropped(config)
     lengths = dict.fromkeys([*(stage.seq_len for stage in config.data.length_stages), config.data.seq_len])
     measured = {length: bench(_at_length(base, length), data=data, steps=_STEPS, report=report) for length in lengths}
 

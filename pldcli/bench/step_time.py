@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pldcli.config import Config, PldConfig
 from pldcli.errors import UsageError
@@ -67,5 +68,5 @@ def parse_seconds(text: str, where: str) -> float:
 
 def half_dropped(config: Config) -> Config:
     """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
-    pld = PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", draws_per_step=config.pld.draws_per_step)
-    return config.replace(pld=pld)
+    same: dict[str, Any] = {"draws_per_step": config.pld.draws_per_step, "residual": config.pld.residual}
+    return config.replace(pld=PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", **same))

@@ -169,7 +169,7 @@ def _find(name: str, systems: Sequence[System]) -> System:
 def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Contrast:
     compares = not any(incomparable(run, other) for run in system.runs for other in baseline.runs)
     reaches = [reach for run in system.runs if (reach := _reach(run, _partner(run, baseline)))] if compares else []
-    controls = [control.name for control in find_controls(system, systems)] if system.config.pld.theta_bar < 1.0 else []
+    controls = [control.name for control in find_controls(system, systems)] if not system.config.pld_schedule.is_dense else []
     return Contrast(
         system=system,
         difference=_difference(system, baseline) if compares else None,

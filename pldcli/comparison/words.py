@@ -122,7 +122,7 @@ def find_controls(system: System, systems: Sequence[System]) -> list[System]:
 
     def is_control(other: Config) -> bool:
         same_shape = (other.model.num_hidden_layers, other.model.hidden_size) == (mine.model.num_hidden_layers, mine.model.hidden_size)
-        return other.model.norm == "pre" and other.pld.theta_bar == 1.0 and same_shape and other.optim == mine.optim
+        return other.model.norm == "pre" and other.pld_schedule.is_dense and same_shape and other.optim == mine.optim
 
     return [other for other in systems if is_control(other.config)]
 
@@ -194,7 +194,7 @@ def _seconds_compare(systems: Sequence[System], baseline: System) -> Iterator[st
 
 def _controls_are_there(systems: Sequence[System], baseline: System) -> Iterator[str]:
     for system in systems:
-        if system.config.pld.theta_bar < 1.0 and not find_controls(system, systems):
+        if not system.config.pld_schedule.is_dense and not find_controls(system, systems):
             yield (
                 f"no control for {system.name} (Pre-LN, same shape and optimizer, nothing dropped) is among these runs: "
                 "what dropping did cannot be told from the rest"

@@ -145,15 +145,23 @@ def _from_checkpoint(path: Path, data: Path) -> Pretrained:
     snapshot = checkpoint.read(path)
     config = snapshot.config
     tokenizer = _tokenizer_of(path, data, snapshot.tokenizer_fingerprint)
-    # In the middle of a run, positions are rotated as in the stage that these weights were trained in last.
-    settings = config.model.replace(global_rope_theta=config.curriculum.at(max(0, snapshot.position.step - 1)).rope_theta)
-    return Pretrained(
+    # In the middle of a run, positions are rotated as in the stage that these weights were trained in last, and blocks that never ran
+    # are no part of the model yet.
+    step = snapshot.position.step
+    settings = config.model.replace(global_rope_theta=config.curriculum.at(max(0, step - 1)).rope_theta)
+    loaded = Pretrained(
         where=str(path),
         settings=settings,
         weights=snapshot.weights,
         seq_len=config.data.seq_len,
         tokenizer=tokenizer,
         causal=config.objective.is_causal,
+    )
+    trained = config.pld_schedule.trained_blocks(step)
+    return (
+        loaded
+        if len(trained) == settings.num_hidden_layers
+        else loaded.with_blocks([k in trained for k in range(settings.num_hidden_layers)])
     )
 
 

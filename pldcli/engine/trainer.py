@@ -16,6 +16,7 @@ from pldcli.data.loader import Inputs, count_tokens
 from pldcli.data.order import key
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
+from pldcli.engine.growth import grow
 from pldcli.engine.objectives import Objective
 from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.phases import Phase, PhaseTimer
@@ -178,6 +179,8 @@ class Trainer(Generic[BatchesT]):
             self.phases.begin("data")
             groups = next(batches)
             self.phases.begin("other")
+            if growth := self.schedule.growth_at(step):
+                grow(self.model, self.optimizer, growth)
             set_learning_rate(self.optimizer, self.learning_rate(step))
             try:
                 done = self._step(step, groups, stop)

@@ -13,7 +13,8 @@ from pldcli.choices import BlockChoice
 from pldcli.config import ModelConfig
 from pldcli.engine.runtime import Runtime
 from pldcli.errors import PldError, UsageError
-from pldcli.pld import Schedule
+from pldcli.expansion import Expansion, spread
+from pldcli.pld import Dropping
 
 __all__ = [
     "DepthChoice",
@@ -134,8 +135,7 @@ def kept_blocks(num_blocks: int, depth: int, how: BlockChoice, keep_probs: Seque
     if how == "first":
         chosen = set(range(depth))
     elif how == "even":
-        gaps = max(1, depth - 1)
-        chosen = {(2 * place * (num_blocks - 1) + gaps) // (2 * gaps) for place in range(depth)}
+        chosen = set(spread(depth, num_blocks))
     else:
         chosen = set(sorted(range(num_blocks), key=lambda block: (not (keep_first and block == 0), -keep_probs[block]))[:depth])
     return tuple(block in chosen for block in range(num_blocks))
@@ -154,9 +154,11 @@ def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
         except PldError:
             continue  # a configuration of something else
         schedule = config.pld_schedule
-        if schedule.num_blocks == num_blocks and schedule.theta_bar < 1.0:
+        if schedule.num_blocks == num_blocks and isinstance(schedule, Dropping) and not schedule.is_dense:
             rule = f"{schedule.time} schedule, {schedule.depth_rule} rule"
             return KeepProbs(schedule.keep_probs(schedule.total_steps - 1), f"keep probabilities of {place} at its last step ({rule})")
+        if schedule.num_blocks == num_blocks and isinstance(schedule, Expansion):
+            return KeepProbs(schedule.shares_of_run, f"the part of the run in which {place} trained each")
         if schedule.num_blocks == num_blocks:
             return KeepProbs(_papers(num_blocks), f"{place} was trained without layer dropping, so the paper's rule is taken")
     return KeepProbs(_papers(num_blocks), "how it was trained is not known here, so the paper's rule is taken")
@@ -211,4 +213,4 @@ def _speeds(forward: Callable[[Gates], int], choices: Sequence[Gates], runtime: 
 
 
 def _papers(num_blocks: int) -> tuple[float, ...]:
-    return Schedule(num_blocks, 1).keep_probs_at(0.5)
+    return Dropping(num_blocks, 1).keep_probs_at(0.5)

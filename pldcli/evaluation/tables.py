@@ -85,17 +85,23 @@ def show_texts(result: Evaluated[PseudoPerplexity]) -> None:
 def pairs_json(score: MinimalPairs, *, each: bool) -> dict[str, Any]:
     """Name the shares of right choices, and the numbers of each pair where wanted."""
     groups = {name: {value: asdict(group) for value, group in kinds.items()} for name, kinds in score.groups.items()}
-    whole = {"accuracy": score.accuracy, "num_pairs": len(score.scores), "num_ties": score.num_ties, "groups": groups}
+    files = {file: asdict(found) for file, found in score.files.items()}
+    whole = {**score.values, "num_pairs": len(score.scores), "num_ties": score.num_ties, "files": files, "groups": groups}
     pairs = [{"good": pair.good, "bad": pair.bad, "right": pair.is_right} for pair in score.scores]
     return whole | ({"pairs": pairs} if each else {})
 
 
 def show_pairs(result: Evaluated[MinimalPairs]) -> None:
-    """Print the share of right choices, and that of each kind of pairs."""
-    score = result.score
+    """Print the share of right choices, and that of each file and kind of pairs."""
+    score, many = result.score, len(result.score.files) > 1
     _heading(result)
-    _lines(("accuracy", f"{score.accuracy:.4f}"), ("pairs", f"{len(score.scores):,}"), ("ties", f"{score.num_ties:,} (count as wrong)"))
-    for name, kinds in score.groups.items():
+    _lines(
+        ("accuracy", f"{score.accuracy:.4f}"),
+        *([("mean of files", f"{score.mean_accuracy:.4f}")] if many else []),
+        ("pairs", f"{len(score.scores):,}"),
+        ("ties", f"{score.num_ties:,} (count as wrong)"),
+    )
+    for name, kinds in [*([("file", score.files)] if many else []), *score.groups.items()]:
         rows = [[_plain(value), f"{group.accuracy:.4f}", f"{group.num_pairs:,}"] for value, group in kinds.items()]
         typer.echo("")
         screen().print(table([_plain(name), "accuracy", "pairs"], rows, right=["accuracy", "pairs"], fold=[_plain(name)]))

@@ -80,6 +80,8 @@ class Pair:
     bad: tuple[int, ...]
     fields: Mapping[str, str]
     """What else the file says of the pair in words."""
+    file: str = ""
+    """Where it stands: a file's name, or its path within the directory that was named."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class MinimalPairs:
     scores: tuple[PairScore, ...]
     groups: Mapping[str, Mapping[str, GroupScore]]
     """Per column that names kinds of pairs, per kind."""
+    files: Mapping[str, GroupScore]
+    """Per file."""
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Average over files, each of which counts as much, as published sets of many files are reported."""
+        return math.fsum(score.accuracy for score in self.files.values()) / len(self.files)
 
     @property
     def accuracy(self) -> float:
@@ -124,7 +133,7 @@ class MinimalPairs:
     @property
     def values(self) -> dict[str, float]:
         """Name what says how good the model is."""
-        return {"accuracy": self.accuracy}
+        return {"accuracy": self.accuracy, "mean_accuracy": self.mean_accuracy}
 
 
 def score_texts(subject: Subject, stream: TokenStream, *, gates: Sequence[bool] | None = None, quiet: bool = False) -> PseudoPerplexity:
@@ -149,39 +158,46 @@ def judge_pairs(subject: Subject, pairs: Sequence[Pair], *, gates: Sequence[bool
         for group in _groups(pairs):
             found = _scored(subject, [ids for pair in group for ids in (pair.good, pair.bad)], gates, progress)
             scores += [PairScore(good, bad) for good, bad in zip(found[::2], found[1::2], strict=True)]
-    return MinimalPairs(tuple(scores), _by_group(pairs, scores))
+    by_file: dict[str, list[PairScore]] = {}
+    for pair, score in zip(pairs, scores, strict=True):
+        by_file.setdefault(pair.file, []).append(score)
+    files = {file: GroupScore(_accuracy(found), len(found)) for file, found in by_file.items()}
+    return MinimalPairs(tuple(scores), _by_group(pairs, scores), files)
 
 
 def read_pairs(inputs: Sequence[Path], tokenizer: Tokenizer) -> list[Pair]:
     """Read and encode minimal pairs.
 
     Args:
-        inputs: Files with the columns `sentence_good` and `sentence_bad`, JSON lines or any other table, or directories of .jsonl files.
+        inputs: Files with the columns `sentence_good` and `sentence_bad`, JSON lines or any other table, or directories with .jsonl files
+            at any depth.
         tokenizer: The model's.
 
     Raises:
         DataError: A file is missing or damaged, lacks a column, or has a sentence that is empty or no text.
     """
     pairs: list[Pair] = []
-    for path in _files(inputs):
+    for path, name in _files(inputs):
         table = read_table(path)
         good, bad = table.column(GOOD), table.column(BAD)
         others = [name for name in table.columns if name not in (GOOD, BAD)]
         for row in range(len(table)):
             words = {name: value for name in others if isinstance(value := table.columns[name][row], str)}
-            pairs.append(Pair(_ids(good[row], GOOD, table, row, tokenizer), _ids(bad[row], BAD, table, row, tokenizer), words))
+            right, wrong = (_ids(column[row], which, table, row, tokenizer) for column, which in ((good, GOOD), (bad, BAD)))
+            pairs.append(Pair(right, wrong, words, name))
     return pairs
 
 
-def _files(inputs: Sequence[Path]) -> Iterator[Path]:
+def _files(inputs: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield the files, each with its name in reports."""
     for path in inputs:
         if not path.is_dir():
-            yield path
+            yield path, path.name
             continue
-        found = sorted(path.glob("*.jsonl"))
+        found = sorted(path.rglob("*.jsonl"))
         if not found:
             raise DataError("holds no .jsonl files", where=str(path), hint="name the files")
-        yield from found
+        yield from ((file, str(file.relative_to(path))) for file in found)
 
 
 def _ids(value: Any, column: str, table: Table, row: int, tokenizer: Tokenizer) -> tuple[int, ...]:

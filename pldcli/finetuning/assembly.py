@@ -12,7 +12,7 @@ from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.inputs import RunInputs
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.kinds import head_of
 
@@ -41,7 +41,7 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
     return Trainer(
         model,
         objective=TaskLoss(task.kind),
-        schedule=Schedule(num_blocks=shape.num_hidden_layers, total_steps=total, theta_bar=1.0),
+        schedule=Dropping(num_blocks=shape.num_hidden_layers, total_steps=total, theta_bar=1.0),
         optimizer=build_optimizer(model, settings.optim),
         batches=TaskBatches(
             train,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pldcli.expansion import Expansion
 from pldcli.pld import Schedule
 from pldcli.plots.canvas import colour, evenly_spaced, picture, thousands, whole_numbers
 from pldcli.run_flops import RunFlops
@@ -54,7 +55,8 @@ def plot_schedules(schedules: Sequence[NamedSchedule], path: Path) -> None:
 
 def _draw_theta(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     axes = area.subplots()
-    _prepare(axes, schedules, "Keep ratio of the deepest block, θ(t)", y_label="θ")
+    stages = any(isinstance(named.schedule, Expansion) for named in schedules)
+    _prepare(axes, schedules, f"Keep ratio of the deepest block{', or share of blocks' if stages else ''}, θ(t)", y_label="θ")
     _overlay(axes, schedules, lambda named, step: named.schedule.theta(step))
     axes.set_ylim(0.0, 1.05)
     settled = [named.schedule.first_step_dropping(0.99) for named in schedules]
@@ -68,7 +70,7 @@ def _draw_theta(area: Any, schedules: Sequence[NamedSchedule]) -> None:
 def _draw_first_part(axes: Axes, schedules: Sequence[NamedSchedule], *, until: float) -> None:
     """Show the fall at the start larger, in the half of the panel that the curves leave free."""
     mixed = _mixed(schedules)
-    lowest = min(named.schedule.theta_bar for named in schedules)
+    lowest = min(named.schedule.lowest_theta for named in schedules)
     inset = axes.inset_axes((0.42, 0.56 if lowest <= 0.55 else 0.12, 0.52, 0.27))
     _overlay(inset, schedules, lambda named, step: named.schedule.theta(step), until=until)
     inset.set_title(f"the first {until:.0%} of the run", fontsize=8.5, fontweight="normal")

@@ -237,6 +237,7 @@ def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
     """Move a model to the device, ready to be trained; compile its parts where the configuration says so."""
     model.to(runtime.device).train()
     model.checkpoint_activations = config.runtime.checkpoint_activations
+    model.scales_whole_blocks = config.pld.residual == "block"
     if runtime.compiles(config.runtime.compile):
         model.compile_parts()
     return model

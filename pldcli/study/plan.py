@@ -116,15 +116,23 @@ class Plan:
     def _at_length(self, name: str, scale: float = 1.0) -> Config:
         """Give a system the steps of `scale` times its whole length: as many as fit into its time, or as the file says."""
         system, base = self.spec.systems[name], self.base[name]
-        length, share = system.length, scale * system.length.fraction
-        if length.equal_time is not None:
-            steps = self._steps_within(system, share * self.seconds(length.equal_time), 0.5)
-        elif length.budget is not None:
-            steps = self._steps_within(system, share * length.budget, 0.0)  # a budget is not exceeded
-        else:
-            steps = max(1, round(share * (length.steps or base.train.total_steps)))
+        share = scale * system.length.fraction
+        changes: dict[str, Any] = {"train": {"total_steps": self._steps(system, share)}}
+        optim = base.optim
+        if share < 1.0 and optim.warmup_steps is None and optim.warmup_tokens is None:
+            # A shorter trial warms up as long as the whole run: a fraction of it would favour low rates.
+            whole = round(optim.warmup_fraction * self._steps(system, 1.0))
+            changes["optim"] = {"warmup_steps": min(whole, changes["train"]["total_steps"] // 2)}
         with located({"": system.entry}):
-            return base.replace(train={"total_steps": steps})
+            return base.replace(**changes)
+
+    def _steps(self, system: SystemSpec, share: float) -> int:
+        length, base = system.length, self.base[system.name]
+        if length.equal_time is not None:
+            return self._steps_within(system, share * self.seconds(length.equal_time), 0.5)
+        if length.budget is not None:
+            return self._steps_within(system, share * length.budget, 0.0)  # a budget is not exceeded
+        return max(1, round(share * (length.steps or base.train.total_steps)))
 
     def _steps_within(self, system: SystemSpec, seconds: float, upwards: float) -> int:
         time, schedule = self.times[system.name], self.base[system.name].pld_schedule
@@ -136,6 +144,8 @@ class Plan:
 
     def _run(self, system: SystemSpec, group: str, seed: int, rung: int, config: Config) -> PlannedRun:
         config = config.replace(train={"seed": seed})
+        shorter = config.optim.warmup_steps != self.base[system.name].optim.warmup_steps
+        warmup = [f"optim.warmup_steps={config.optim.warmup_steps}"] if shorter else []
         return PlannedRun(
             name=f"{group}-seed{seed}",
             group=group,
@@ -144,7 +154,7 @@ class Plan:
             rung=rung,
             config=config,
             preset=system.preset,
-            changes=(*system.overrides, f"train.total_steps={config.train.total_steps}", f"train.seed={seed}"),
+            changes=(*system.overrides, *warmup, f"train.total_steps={config.train.total_steps}", f"train.seed={seed}"),
             seconds=self.times[system.name].seconds_until(config.pld_schedule, config.train.total_steps),
         )
 

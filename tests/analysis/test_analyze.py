@@ -136,7 +136,7 @@ def test_gates_of_the_schedule_are_those_of_the_next_update(trained: Path) -> No
 
 
 def test_gates_of_one_probability() -> None:
-    deep = tiny_config("model.num_hidden_layers=12", "pld.scale_residual=false")
+    deep = tiny_config("model.num_hidden_layers=12", "pld.residual=none")
     drawn = plans(deep, 0.25, 7, 400)
     assert drawn == plans(tiny_config("model.num_hidden_layers=12", "train.seed=5"), 0.25, 0, 400)
     assert all((plan.keep_probs, plan.residual_scales) == ((0.25,) * 12, (4.0,) * 12) for plan in drawn)

@@ -4,15 +4,15 @@ import pytest
 
 from pldcli.bench.step_time import StepTime, parse_seconds
 from pldcli.errors import UsageError
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping
 
 TIME = StepTime(dense_seconds=1.0, block_seconds=0.125)
 
 
-def schedule(**changes: object) -> Schedule:
+def schedule(**changes: object) -> Dropping:
     """Four blocks, half of them dropped from the first step to the last unless told otherwise."""
     settings = {"num_blocks": 4, "total_steps": 100, "time": "constant", "theta_bar": 0.5, "depth_rule": "uniform"} | changes
-    return Schedule(**settings)  # type: ignore[arg-type]
+    return Dropping(**settings)  # type: ignore[arg-type]
 
 
 def test_a_dropped_block_takes_its_time_away() -> None:

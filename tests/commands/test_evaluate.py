@@ -15,7 +15,9 @@ MATERIALS = {
     "validation": LmScore(2.0, 0.25, 1234, 5000, 2.0),
     "text": LmScore(2.0, 0.25, 1234, 5000, 2.0),
     "pseudo-perplexity": PseudoPerplexity((TextScore(3, -6.0), TextScore(1, -2.0))),
-    "minimal-pairs": MinimalPairs((PairScore(-1.0, -2.0), PairScore(-2.0, -2.0)), {"UID": {"[a]": GroupScore(0.5, 2)}}),
+    "minimal-pairs": MinimalPairs(
+        (PairScore(-1.0, -2.0), PairScore(-2.0, -2.0)), {"UID": {"[a]": GroupScore(0.5, 2)}}, {"pairs.jsonl": GroupScore(0.5, 2)}
+    ),
 }
 FILLED = [[Candidate(7, "[UNK]", 0.75, "the [UNK] is")]]
 DEPTHS = DepthReport(
@@ -89,7 +91,9 @@ def test_json_of_everything(pld, calls, tmp_path):
     assert values("--pseudo-perplexity", "a", "--each") == whole | {"texts": texts}
     pairs = values("--minimal-pairs", "a", "--each")
     assert pairs.pop("pairs") == [{"good": -1.0, "bad": -2.0, "right": True}, {"good": -2.0, "bad": -2.0, "right": False}]
-    assert pairs == {"accuracy": 0.5, "num_pairs": 2, "num_ties": 1, "groups": {"UID": {"[a]": {"accuracy": 0.5, "num_pairs": 2}}}}
+    half = {"accuracy": 0.5, "num_pairs": 2}
+    assert pairs.pop("files") == {"pairs.jsonl": half}
+    assert pairs == {**half, "mean_accuracy": 0.5, "num_ties": 1, "groups": {"UID": {"[a]": {"accuracy": 0.5, "num_pairs": 2}}}}
     candidate = {"token_id": 7, "token": "[UNK]", "probability": 0.75, "text": "the [UNK] is"}
     assert values("--fill", "the [MASK] is") == {"text": "the [MASK] is", "masks": [[candidate]]}
     picture = tmp_path / "d.png"

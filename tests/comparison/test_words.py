@@ -30,7 +30,7 @@ def warnings(*runs: Run) -> tuple[str, ...]:
         (["pld.theta_bar=0.5", "pld.schedule=growing", "pld.recovery_fraction=0.1"], "growing from theta 0.5, the last 10% at full depth"),
         (["pld.theta_bar=0.5", "pld.keep_first=1", "pld.keep_last=2"], "the first 1 and the last 2 always kept"),
         (["pld.draws_per_step=2"], "2 draws per step"),
-        (["pld.scale_residual=false"], "residuals not scaled"),
+        (["pld.residual=none"], "residuals not scaled"),
     ],
 )
 def test_what_is_dropped(changes: list[str], text: str) -> None:

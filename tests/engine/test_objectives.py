@@ -22,7 +22,7 @@ from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Task
@@ -409,7 +409,7 @@ def test_a_step_of_fine_tuning_without_labels_has_no_loss_and_no_gradient(kind: 
     trainer = Trainer(
         model,
         objective=TaskLoss(kind),
-        schedule=Schedule(num_blocks=2, total_steps=3, theta_bar=1.0),
+        schedule=Dropping(num_blocks=2, total_steps=3, theta_bar=1.0),
         optimizer=torch.optim.AdamW(model.parameters(), weight_decay=0.0),
         batches=Unlabelled(),
         learning_rate=lambda step: 1e-2,

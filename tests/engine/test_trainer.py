@@ -68,9 +68,7 @@ def test_nothing_dropped_is_the_preln_preset():
     assert train(tiny_trainer())[-1].losses != control[-1].losses
 
 
-@pytest.mark.parametrize(
-    ("change", "scaled"), [("pld.theta_bar=1", False), ("pld.scale_residual=false", False), ("pld.theta_bar=0.9", True)]
-)
+@pytest.mark.parametrize(("change", "scaled"), [("pld.theta_bar=1", False), ("pld.residual=none", False), ("pld.theta_bar=0.9", True)])
 def test_residuals_are_multiplied_only_where_a_factor_can_differ_from_one(change, scaled):
     trainer, seen = tiny_trainer(change), []
     for block in trainer.model.blocks:

@@ -138,10 +138,13 @@ def test_choices_and_kinds(monkeypatch):
         {"UID": "a", "note": "z", "half": "2"},
         {"half": "2"},
     ]
-    pairs = [Pair(*ids, fields) for ids, fields in zip([((1,), (2,)), ((2,), (1,)), ((2,), (3,)), ((1,), (3,))], kinds, strict=True)]
+    ids = [((1,), (2,)), ((2,), (1,)), ((2,), (3,)), ((1,), (3,))]
+    pairs = [Pair(*of_pair, fields, file) for of_pair, fields, file in zip(ids, kinds, "xxxy", strict=True)]
     score = judge_pairs(None, pairs)
     assert [found.is_right for found in score.scores] == [True, False, False, True]
     assert (score.accuracy, score.num_ties) == (0.5, 1), "a tie is no choice"
+    assert {name: (found.accuracy, found.num_pairs) for name, found in score.files.items()} == {"x": (1 / 3, 3), "y": (1.0, 1)}
+    assert score.mean_accuracy == pytest.approx(2 / 3), "each file counts as much"
     assert {name: {value: (g.accuracy, g.num_pairs) for value, g in kinds.items()} for name, kinds in score.groups.items()} == {
         "UID": {"a": (0.5, 2), "b": (0.0, 1)},
         "half": {"1": (0.5, 2), "2": (0.5, 2)},
@@ -158,8 +161,12 @@ def test_pairs_from_files(model_directory, subject, tmp_path):
     assert [one.good for one in score.scores] == pytest.approx([good for good, _ in expected], rel=1e-5)
     assert [one.bad for one in score.scores] == pytest.approx([bad for _, bad in expected], rel=1e-5)
     assert score.num_ties == 1 and score.accuracy == sum(good > bad for good, bad in (expected[0], expected[2])) / 3
+    assert list(score.files) == ["a.jsonl", "b.csv"]
     (tmp_path / "b.csv").unlink()
-    assert len(read_pairs([tmp_path], subject.loaded.tokenizer)) == 2, "a directory stands for its .jsonl files"
+    (tmp_path / "more").mkdir()
+    write_pairs(tmp_path / "more" / "c.jsonl", pair(TEXTS[0], TEXTS[1]))
+    found = [one.file for one in read_pairs([tmp_path], subject.loaded.tokenizer)]
+    assert found == ["a.jsonl", "a.jsonl", "more/c.jsonl"], "a directory stands for its .jsonl files"
 
 
 @pytest.mark.parametrize(

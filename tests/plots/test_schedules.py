@@ -12,7 +12,7 @@ from pldcli.curriculum import Curriculum
 from pldcli.errors import OutputError, UsageError
 from pldcli.evaluation.plots import plot_depths
 from pldcli.flops import Flops
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping
 from pldcli.plots.canvas import evenly_spaced
 from pldcli.plots.curves import Curve, plot_curves
 from pldcli.plots.schedules import NamedSchedule, plot_schedules
@@ -23,7 +23,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def named(name: str = "a", **changes: object) -> NamedSchedule:
-    schedule = Schedule(**{"num_blocks": 4, "total_steps": 100, **changes})  # type: ignore[arg-type]
+    schedule = Dropping(**{"num_blocks": 4, "total_steps": 100, **changes})  # type: ignore[arg-type]
     flops = Flops(matrices=6.0, attention=0.5, attended_tokens=8.0, head=10.0, num_blocks=schedule.num_blocks)
     return NamedSchedule(name, RunFlops(schedule, Curriculum(total_steps=schedule.total_steps, seq_len=8, batch_size=1), flops))
 

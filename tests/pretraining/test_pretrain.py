@@ -37,7 +37,7 @@ OUR_NAMES = {*PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
 SLOW = """
 import sys, time
 from pldcli import cli
-from pldcli.pld import Schedule
+from pldcli.pld import Dropping, Schedule
 plan = Schedule.plan
 def slow(self, *arguments, **named):
     time.sleep(0.07)  # once per gate group of a step

@@ -57,9 +57,30 @@ def test_given_steps_budgets_and_fractions(spec_of: Callable[..., Spec]) -> None
 
 def test_a_warm_up_in_steps_stays_however_short_the_run(spec_of: Callable[..., Spec]) -> None:
     warm_up = {"set": {"optim.warmup_steps": 7}}
-    systems = {"whole": PRELN | warm_up, "part": PRELN | warm_up | {"fraction": 0.5}, "share": PRELN | {"fraction": 0.5}}
+    systems = {
+        "whole": PRELN | warm_up,
+        "part": PRELN | warm_up | {"fraction": 0.5},
+        "share": PRELN | {"fraction": 0.5, "set": {"optim.warmup_fraction": 0.1}},
+    }
     configs = plan_of(spec_of(systems)).configs
-    assert [(config.warmup_steps, config.train.total_steps) for config in configs.values()] == [(7, 40), (7, 20), (1, 20)]
+    assert [(config.warmup_steps, config.train.total_steps) for config in configs.values()] == [(7, 40), (7, 20), (4, 20)]
+
+
+def test_a_shorter_trial_warms_up_as_long_as_the_whole_run(spec_of: Callable[..., Spec]) -> None:
+    tenth = {"optim.warmup_fraction": 0.1}
+    systems = {
+        "preln": PRELN | {"set": tenth},
+        "half": PLD | {"set": HALF | tenth, "equal_time": "preln", "fraction": 0.5},
+        "short": PRELN | {"set": tenth, "fraction": 0.1},
+    }
+    plan = plan_of(spec_of(systems, halving={"candidates": ["half"], "rungs": [{"fraction": 0.5}, {"fraction": 1}]}))
+    found = {name: (config.warmup_steps, config.train.total_steps) for name, config in plan.configs.items()}
+    assert found == {"preln": (4, 40), "half": (6, 29), "short": (2, 4)}, "57 steps are the whole of half; at most half of a run"
+    rung = plan.rung(0, ("half",))[0]
+    assert (rung.config.warmup_steps, rung.config.train.total_steps) == (6, 14)
+    assert rung.changes[-3:] == ("optim.warmup_steps=6", "train.total_steps=14", "train.seed=0")
+    assert plan.runs()[0].changes[-2:] == ("train.total_steps=40", "train.seed=0")
+    assert not any(change.startswith("optim.warmup_steps") for change in plan.runs()[0].changes)
 
 
 def test_a_warm_up_longer_than_a_run_of_the_study_names_the_system(spec_of: Callable[..., Spec]) -> None:
