@@ -158,7 +158,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     config = _with_micro_batch(config, size, runtime.world_size)
     config = _of_length(config, total)
     configs = {"dense": _dense(config)}
-    if not given.pld_schedule.is_dense:
+    if given.pld_schedule.lowest_theta < 1.0:
         configs["dropped"] = config.replace(pld=_most_dropped(given))
     trainers = {
         name: assemble(

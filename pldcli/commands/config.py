@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+import yaml
 from rich.markup import escape
 
 from pldcli.errors import UsageError
@@ -207,8 +209,8 @@ def _print_values(resolved: Resolved) -> None:
     console = screen()
     texts, flat = documentation(), flatten(resolved.config)
     beside = console.width >= NARROW
-    columns = [list(flat), [_as_typed(value) for value in flat.values()], list(resolved.origins.values())]
-    widths = [max(map(len, column)) for column in columns]
+    words = [_as_typed(value) for value in flat.values() if not isinstance(value, list)]  # a list may be longer, and moves what follows
+    widths = [max(map(len, column)) for column in (flat, words, resolved.origins.values())]
     for section, keys in groupby(flat, key=lambda key: key.partition(".")[0]):
         console.print(f"[bold cyan]{section}[/]  [dim]{escape(texts[section])}[/]")
         for key in keys:
@@ -227,4 +229,6 @@ def _print_values(resolved: Resolved) -> None:
 
 def _as_typed(value: object) -> str:
     """Write a value as it would be typed after KEY=."""
+    if isinstance(value, list):
+        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).strip()
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -73,7 +73,7 @@ def test_a_shorter_trial_warms_up_as_long_as_the_whole_run(spec_of: Callable[...
         "half": PLD | {"set": HALF | tenth, "equal_time": "preln", "fraction": 0.5},
         "short": PRELN | {"set": tenth, "fraction": 0.1},
     }
-    plan = plan_of(spec_of(systems, halving={"candidates": ["half"], "rungs": [{"fraction": 0.5}, {"fraction": 1}]}))
+    plan = plan_of(spec_of(systems, halving={"candidates": ["half", "short"], "rungs": [{"fraction": 0.5}, {"fraction": 1, "keep": 1}]}))
     found = {name: (config.warmup_steps, config.train.total_steps) for name, config in plan.configs.items()}
     assert found == {"preln": (4, 40), "half": (6, 29), "short": (2, 4)}, "57 steps are the whole of half; at most half of a run"
     rung = plan.rung(0, ("half",))[0]
