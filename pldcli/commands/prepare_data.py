@@ -37,7 +37,11 @@ def prepare_data(
     cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
     vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary to train.")] = 30528,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode.", show_default="one per processor")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not UTF-8, instead of replacing it.")] = False,
+    encoding: Annotated[
+        str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not of the encoding, instead of replacing it.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines of JSON files that hold no text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
     """Turn raw text into token ids, with a tokenizer trained on it."""
@@ -54,7 +58,9 @@ def prepare_data(
         cased=cased,
         vocab_size=vocab_size,
         processes=processes,
+        encoding=encoding,
         strict=strict,
+        skip_bad=skip_bad,
         overwrite=overwrite,
     )
     _show(prepared)
@@ -79,7 +85,7 @@ def _show(prepared: Prepared) -> None:
         "tokens per word": f"{tokens / words:.2f}" if words else "no words",
         "vocabulary": f"{tokenizer['vocab_size']:,} entries ({tokenizer['model_type']}, {tokenizer['normaliser']})",
         "skipped": ", ".join(f"{count:,} x {reason}" for reason, count in manifest["skipped"].items()) or "nothing",
-        "replaced": f"{manifest['replaced_bytes']:,} bytes that were not UTF-8",
+        "replaced": f"{manifest['replaced_bytes']:,} bytes that are not of the encoding",
         "read": f"{prepared.num_bytes / 1e6:,.1f} MB in {prepared.seconds:,.1f} s, {prepared.num_bytes / 1e6 / prepared.seconds:.1f} MB/s",
         "written": str(prepared.path),
     }

@@ -7,7 +7,6 @@ not depend on where in the file a piece was cut.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import io
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from pldcli.choices import DocumentPer
+from pldcli.data.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, looks_like
 from pldcli.errors import DataError, json_type
 
 if TYPE_CHECKING:
@@ -32,14 +32,12 @@ __all__ = ["Piece", "Reader", "Source", "cut_at_whitespace", "find_sources"]
 Piece = tuple[str, bool]
 """A part of a document's text, and whether it is the last one."""
 
-CHUNK_BYTES = 1 << 20
-"""Bytes read at a time, and characters of a piece at most."""
-
 MAX_RECORD_BYTES = 128 << 20
 """A longer line of a JSON-lines file is skipped: it would have to be held in memory whole."""
 
 EMPTY_DOCUMENT = "empty document"
 EMPTY_FILE = "empty file"
+FOLDER_TWICE = "folder linked twice"
 FILE_TWICE = "file named twice"
 LONG_RECORD = f"record over {MAX_RECORD_BYTES >> 20} MB"
 
@@ -65,7 +63,7 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     """List the files that the command line names.
 
     Args:
-        inputs: Files and directories; a directory is walked in sorted order, its hidden files left out.
+        inputs: Files and directories; a directory is walked in sorted order with the folders that it links to, its hidden files left out.
         exclude: A directory that is not walked into.
 
     Returns:
@@ -77,7 +75,7 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     sources: dict[Path, Source] = {}
     skipped: Counter[str] = Counter()
     for given in inputs:
-        found = _walk(given, exclude) if given.is_dir() else [given]
+        found = _walk(given, exclude, skipped) if given.is_dir() else [given]
         for path in found:
             if path.resolve() in sources:
                 skipped[FILE_TWICE] += 1
@@ -94,13 +92,21 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     return list(sources.values()), skipped
 
 
-def _walk(directory: Path, exclude: Path | None) -> Iterator[Path]:
+def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise DataError(f"cannot be read ({_reason(error)})", where=str(error.filename)) from error
 
     excluded = exclude.resolve() if exclude else None
-    for folder, folders, names in os.walk(directory, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(folder, name).resolve() != excluded)
+    walked = {directory.resolve()}
+    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
+        there, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+        for name in there:
+            place = Path(folder, name).resolve()
+            if place in walked:  # linked to from two places, or from within itself
+                skipped[FOLDER_TWICE] += 1
+            elif place != excluded:
+                walked.add(place)
+                folders.append(name)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
@@ -124,16 +130,31 @@ class Reader:
         source: The file.
         document_per: What ends a document in a text file.
         text_field: The field of a JSON object that holds the text.
-        strict: Make a byte that is not UTF-8 an error, instead of replacing and counting it.
+        encoding: Of the file; None for UTF-8, or what its first bytes announce, and an error where it is clearly neither.
+        strict: Make a byte that does not belong to the encoding an error, instead of replacing and counting it.
+        skip_bad: Leave out lines of a JSON-lines file that hold no text, and count them by cause, instead of making them an error.
     """
 
-    def __init__(self, source: Source, *, document_per: DocumentPer = "blank-line", text_field: str = "text", strict: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        document_per: DocumentPer = "blank-line",
+        text_field: str = "text",
+        encoding: str | None = None,
+        strict: bool = False,
+        skip_bad: bool = False,
+    ) -> None:
         self.source = source
+        self.encoding = encoding
+        """What it is, once reading has begun."""
         self.skipped: Counter[str] = Counter()
         self._document_per = document_per
         self._text_field = text_field
         self._raw = _HashedFile()
-        self._decoder = _Decoder(source.path, strict=strict)
+        self._decoder = Utf8Decoder(source.path, strict=strict, lenient=encoding is not None)
+        self._transcoded: Transcoded | None = None
+        self._strict, self._skip_bad = strict, skip_bad
 
     @property
     def raw_bytes(self) -> int:
@@ -147,8 +168,8 @@ class Reader:
 
     @property
     def replaced_bytes(self) -> int:
-        """Bytes that were not UTF-8 so far."""
-        return self._decoder.replaced_bytes
+        """Bytes that do not belong to the encoding so far."""
+        return self._decoder.replaced_bytes + (self._transcoded.num_replaced if self._transcoded else 0)
 
     def pieces(self) -> Iterator[Piece]:
         """Stream the documents, in the order of the file.
@@ -161,8 +182,13 @@ class Reader:
             self._raw.open(path)
             with self._raw:
                 file = self._decompressed()
+                self.encoding = self.encoding or encoding_of_mark(file.peek(4)[:4]) or "utf-8"
+                if self.encoding != "utf-8":
+                    self._transcoded = Transcoded(file, self.encoding, path, strict=self._strict)
+                    file = io.BufferedReader(self._transcoded, CHUNK_BYTES)
                 _check_head(path, file.peek(8192)[:8192])
                 yield from self._trimmed(self._json_pieces(file) if self.source.format == "json" else self._text_pieces(file))
+                self._decoder.judge()
                 while self._raw.read(CHUNK_BYTES):
                     pass  # what lies behind a compressed stream still counts in the hash
         except (EOFError, zlib.error, ValueError) as error:
@@ -206,7 +232,7 @@ class Reader:
             yield held, True
 
     def _text_pieces(self, file: BinaryIO) -> Iterator[Piece]:
-        blocks = _whole_lines(self._decoder.decode_all(file))
+        blocks = _whole_lines(self._decoder.decode_all(file, CHUNK_BYTES))
         if self._document_per == "file":
             yield from ((block, False) for block in blocks)
             yield "", True
@@ -230,26 +256,45 @@ class Reader:
                 self.skipped[LONG_RECORD] += 1
                 continue
             record = self._decoder.decode(line, final=True)
-            if not record.isspace() and record:
-                yield from cut_at_whitespace(self._text_of(record, f"{path}:{number}"), CHUNK_BYTES)
+            if record.isspace() or not record:
+                continue
+            try:
+                text = self._text_of(record, f"{path}:{number}")
+            except _NoTextError as bad:
+                if not self._skip_bad:
+                    raise
+                self.skipped[bad.cause] += 1
+            else:
+                yield from cut_at_whitespace(text, CHUNK_BYTES)
 
     def _text_of(self, line: str, where: str) -> str:
+        one_object = "one JSON object per line is needed"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-            raise DataError(f"is not JSON{reason}", where=where, hint="one JSON object per line is needed") from error
+            raise _NoTextError("line that is not JSON", f"is not JSON{reason}", where=where, hint=one_object) from error
         if not isinstance(record, dict):
-            raise DataError(f"is not a JSON object but {json_type(record)}", where=where, hint="one JSON object per line is needed")
-        if self._text_field not in record:
-            fields = ", ".join(record) or "none"
-            raise DataError(f"has no field {self._text_field!r}", where=where, hint=f"name it with --text-field; its fields are: {fields}")
-        text = record[self._text_field]
+            what = f"is not a JSON object but {json_type(record)}"
+            raise _NoTextError("line that is no JSON object", what, where=where, hint=one_object)
+        field = self._text_field
+        if field not in record:
+            hint = f"name it with --text-field; its fields are: {', '.join(record) or 'none'}"
+            raise _NoTextError(f"line without a field {field!r}", f"has no field {field!r}", where=where, hint=hint)
+        text = record[field]
         if not isinstance(text, str):
             others = ", ".join(name for name, value in record.items() if isinstance(value, str)) or "none"
-            what = f"field {self._text_field!r} is not a string but {json_type(text)}"
-            raise DataError(what, where=where, hint=f"fields that are strings: {others}")
+            what = f"field {field!r} is not a string but {json_type(text)}"
+            raise _NoTextError(f"{field!r} that is {json_type(text)}", what, where=where, hint=f"fields that are strings: {others}")
         return self._decoder.without_surrogates(text)
+
+
+class _NoTextError(DataError):
+    """A line holds no text; the cause is said of all such lines together."""
+
+    def __init__(self, cause: str, what: str, *, where: str, hint: str) -> None:
+        super().__init__(what, where=where, hint=f"{hint}; --skip-bad leaves out such lines")
+        self.cause = cause
 
 
 class _HashedFile(io.RawIOBase):
@@ -279,68 +324,6 @@ class _HashedFile(io.RawIOBase):
         if self._file is not None:
             self._file.close()
         super().close()
-
-
-class _Decoder:
-    """UTF-8 to text across chunks; bad bytes become U+FFFD and are counted, or are an error that says where they are."""
-
-    def __init__(self, path: Path, *, strict: bool) -> None:
-        self.replaced_bytes = 0
-        self._path = path
-        self._strict = strict
-        self._pending = b""
-        self._line = 1
-        self._column = 1
-        self._at_start = True
-
-    def decode_all(self, file: BinaryIO) -> Iterator[str]:
-        while chunk := file.read(CHUNK_BYTES):
-            yield self.decode(chunk)
-        yield self.decode(b"", final=True)
-
-    def decode(self, chunk: bytes, *, final: bool = False) -> str:
-        """Decode the next bytes of the file.
-
-        Args:
-            chunk: The bytes.
-            final: Nothing that belongs to these bytes follows.
-
-        Raises:
-            DataError: Some are not UTF-8, and the decoder is strict.
-        """
-        data = self._pending + chunk
-        if self._at_start and data:
-            data, self._at_start = data.removeprefix(codecs.BOM_UTF8), False
-        try:
-            text, used = codecs.utf_8_decode(data, "strict", final)
-        except UnicodeDecodeError as error:
-            if self._strict:
-                self._advance(data[: error.start].decode())
-                where = f"{self._path}:{self._line}:{self._column}"
-                what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {self._line}, column {self._column})"
-                raise DataError(what, where=where, hint="mend it, or leave out --strict to replace such bytes") from error
-            text, used = codecs.utf_8_decode(data, "replace", final)
-            num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
-            self.replaced_bytes += used - (len(text.encode()) - 3 * num_replacements)
-        self._pending = data[used:]
-        if self._strict:
-            self._advance(text)
-        return text
-
-    def without_surrogates(self, text: str) -> str:
-        """Replace the halves of surrogate pairs that JSON escapes can hold."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            self.replaced_bytes += 2 * sum(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
-            return clean
-        return text
-
-    def _advance(self, text: str) -> None:
-        newlines = text.count("\n")
-        self._line += newlines
-        self._column = len(text) - text.rfind("\n") if newlines else self._column + len(text)
 
 
 def cut_at_whitespace(text: str, size: int) -> Iterator[Piece]:
@@ -391,10 +374,12 @@ def _between_blank_lines(blocks: Iterator[str]) -> Iterator[Piece]:
 
 
 def _check_head(path: Path, head: bytes) -> None:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError("is UTF-16, not UTF-8", where=str(path), hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.txt")
-    if b"\0" in head:
-        raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain, .gz or .zst")
+    if b"\0" not in head:
+        return
+    found = looks_like(head)
+    if found and found[0].startswith("utf_16"):
+        raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found[0]}")
+    raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain, .gz or .zst")
 
 
 def _reason(error: OSError) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pldcli.choices import DocumentPer, ModelType
 from pldcli.console.progress import Progress
 from pldcli.data.corpus import Piece, Reader, Source, find_sources
+from pldcli.data.decoding import check_encoding
 from pldcli.data.encoding import Encoder, Part
 from pldcli.data.notes import check_something_is_known, notes_on_data, notes_on_training
 from pldcli.data.prepared import verify_tokenizer, write_manifest
@@ -79,7 +80,9 @@ def prepare(
     cased: bool = False,
     vocab_size: int = 30528,
     processes: int | None = None,
+    encoding: str | None = None,
     strict: bool = False,
+    skip_bad: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Prepared:
@@ -96,7 +99,9 @@ def prepare(
         cased: Keep upper and lower case apart.
         vocab_size: Entries wanted when training.
         processes: Workers that encode; None for as many as there are processors.
-        strict: Make a byte that is not UTF-8 an error.
+        encoding: Of all files; None for UTF-8, or what a file's first bytes announce.
+        strict: Make a byte that does not belong to the encoding an error.
+        skip_bad: Leave out lines of JSON-lines files that hold no text.
         overwrite: Replace `out`.
         quiet: Show no progress.
 
@@ -108,6 +113,7 @@ def prepare(
         PreemptedError: SIGTERM; nothing is left behind.
     """
     began = time.monotonic()
+    encoding = encoding and check_encoding(encoding)
     if vocab_size < _MIN_VOCAB_SIZE:
         raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
     if processes is not None and processes < 1:
@@ -121,7 +127,8 @@ def prepare(
         skipped += more_skipped
         sources = _without(sources, held_out, skipped)
         with atomic.directory(out, overwrite=overwrite) as directory:
-            corpus = _Corpus([*sources, *held_out], len(sources), document_per, text_field, strict, quiet)
+            reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding, "strict": strict, "skip_bad": skip_bad}
+            corpus = _Corpus([*sources, *held_out], len(sources), reading, quiet)
             scan = _scan(corpus, sample_bytes=0 if existing else SAMPLE_BYTES)
             chosen, notes = existing, []
             if chosen is None:
@@ -197,9 +204,8 @@ class _Corpus:
     sources: list[Source]
     num_train_sources: int
     """The rest are for validation; where there is no rest, documents are chosen."""
-    document_per: DocumentPer
-    text_field: str
-    strict: bool
+    reading: Mapping[str, Any]
+    """Arguments of `Reader`."""
     quiet: bool
 
     @property
@@ -215,7 +221,7 @@ class _Corpus:
         earlier = 0
         with Progress(description, total=self.num_bytes, unit="bytes", quiet=self.quiet) as progress:
             for source in self.sources:
-                reader = Reader(source, document_per=self.document_per, text_field=self.text_field, strict=self.strict)
+                reader = Reader(source, **self.reading)
                 for piece in reader.pieces():
                     yield piece
                     progress.update(earlier + reader.raw_bytes)
@@ -244,6 +250,8 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
         documents = len(scan.hashes) - documents_before
         documents_before = len(scan.hashes)
         scan.sources.append({"name": str(source.path), "bytes": reader.raw_bytes, "sha256": reader.sha256, "documents": documents})
+        if reader.encoding != "utf-8":
+            scan.sources[-1]["encoding"] = reader.encoding
         if len(scan.sources) > corpus.num_train_sources:
             scan.sources[-1]["split"] = "validation"
         scan.skipped.update(reader.skipped)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pldcli.data import corpus
+from pldcli.data import corpus, decoding
 from pldcli.data.corpus import Reader, find_sources
-from pldcli.errors import DataError
+from pldcli.errors import DataError, UsageError
 
 
 def documents(path: Path, **settings) -> list[str]:
@@ -138,8 +138,10 @@ def test_missing_empty_and_irregular_files(tmp_path):
 def test_binary_and_utf16_files(tmp_path):
     with pytest.raises(DataError, match=r"a.txt: is binary"):
         documents(write(tmp_path / "a.txt", b"\x7fELF\0\0abc"))
-    with pytest.raises(DataError, match=r"is UTF-16.*iconv"):
-        documents(write(tmp_path / "a.txt", "text".encode("utf-16")))
+    with pytest.raises(DataError, match=r"is UTF-16 without its mark; add --encoding utf_16_le"):
+        documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16-le")))
+    with pytest.raises(DataError, match=r"is UTF-16 without its mark; add --encoding utf_16_be"):
+        documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16-be")))
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
@@ -157,6 +159,101 @@ def test_bad_bytes_are_replaced_and_counted(tmp_path):
     reader = reader_of(write(tmp_path / "a.txt", b"a\xff b \xe2\x82 c \xef\xbf\xbd d \xc3\xa9 \xe2\x82"))
     assert list(reader.pieces()) == [("a\ufffd b \ufffd c \ufffd d é \ufffd", True)]
     assert reader.replaced_bytes == 5
+
+
+FRENCH = "Le café était fermé à l'époque où la forêt brûlait déjà.\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030"])
+@pytest.mark.parametrize("size", [1 << 20, 7])
+def test_other_encodings_are_read_as_asked_for_and_by_their_mark(tmp_path, monkeypatch, encoding, size):
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", size)
+    text = {"cp1251": "Лес горел.\n", "shift_jis": "森が燃えた。\n", "gb18030": "森林着火了。\n"}.get(encoding, FRENCH) * 50
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    known = encoding in ("utf-16", "utf-32")
+    reader = reader_of(path, document_per="file", encoding=None if known else encoding)
+    assert "".join(piece for piece, _ in reader.pieces()) == text.strip()
+    assert (reader.replaced_bytes, reader.encoding) == (0, encoding)
+    lines = write(tmp_path / "a.jsonl", ('{"text": "' + text.splitlines()[0] + '"}\r\n').encode(encoding))
+    assert documents(lines, encoding=None if known else encoding) == [text.splitlines()[0]]
+
+
+@pytest.mark.parametrize("per", ["line", "file", "blank-line"])
+def test_a_file_in_another_encoding_is_refused_with_what_it_looks_like(tmp_path, monkeypatch, per):
+    path = write(tmp_path / "a.txt", (FRENCH * 200).encode("latin-1"))
+    with pytest.raises(
+        DataError, match=r"a.txt: is not UTF-8: 1\d\.\d% of its bytes .*; it looks like cp1252 or cp1257; say .*--encoding cp1252"
+    ):
+        documents(path, document_per=per)
+    monkeypatch.setattr(decoding, "_JUDGED_BYTES", 1000)
+    reader = reader_of(path, document_per=per)
+    with pytest.raises(DataError, match="is not UTF-8"):
+        list(reader.pieces())
+    lenient = reader_of(path, document_per=per, encoding="utf-8")
+    accents = 200 * sum(not letter.isascii() for letter in FRENCH)
+    assert sum(piece.count("\ufffd") for piece, _ in lenient.pieces()) == lenient.replaced_bytes == accents
+    few = write(tmp_path / "b.txt", (FRENCH * 200).encode() + b"\xe9" * 99)
+    assert documents(few, document_per="file")[0].endswith("\ufffd" * 99), "less is an accident"
+
+
+def test_bad_bytes_of_another_encoding_are_counted_or_refused(tmp_path):
+    path = write(tmp_path / "a.txt", "森".encode("shift_jis") + b"\x81")
+    reader = reader_of(path, encoding="shift_jis")
+    assert list(reader.pieces()) == [("森\ufffd", True)] and reader.replaced_bytes == 1
+    with pytest.raises(DataError, match=r"a.txt: is not shift_jis throughout"):
+        documents(path, encoding="shift_jis", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "guess"),
+    [
+        ("Größere Wälder in Österreich wurden später überprüft.", "latin-1", "cp1252"),
+        ("Лес горел всю ночь, и никто не знал почему это случилось в тот день.", "cp1251", "cp1251"),
+        ("Лес горел всю ночь, и никто не знал почему это случилось.", "koi8-r", "koi8_r"),
+        ("森が燃えた。誰も理由を知らなかった。", "shift_jis", "cp932"),
+        ("森林着火了,没有人知道为什么。", "gb18030", "gb18030"),
+        ("Zażółć gęślą jaźń, a potem idź do domu przez ciemny las.", "cp1250", "cp1250"),
+    ],
+)
+def test_what_a_text_looks_like(text, encoding, guess):
+    assert decoding.looks_like(f"{text}\n".encode(encoding) * 50)[0] == guess
+
+
+def test_only_encodings_of_text_have_a_name():
+    assert (decoding.check_encoding("Latin-1"), decoding.check_encoding("UTF8")) == ("iso8859-1", "utf-8")
+    for name in ("martian", "base64", "rot13"):
+        with pytest.raises(UsageError, match=f"--encoding: no text encoding is called '{name}'"):
+            decoding.check_encoding(name)
+
+
+def test_folders_that_are_linked_are_read_once_and_loops_end(tmp_path):
+    (tmp_path / "corpus" / "own").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "corpus" / "own" / "1.txt", "a")
+    write(tmp_path / "elsewhere" / "2.txt", "b")
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "corpus")
+    sources, skipped = find_sources([tmp_path / "corpus"])
+    assert [str(source.path.relative_to(tmp_path / "corpus")) for source in sources] == ["linked/2.txt", "own/1.txt"]
+    assert skipped == {"folder linked twice": 2}
+
+
+def test_bad_lines_may_be_left_out_and_are_counted_by_cause(tmp_path):
+    bad = ['{"text": "a"', '["a"]', '{"body": "a"}', '{"text": 5}', '{"text": null}', '{"text": null}']
+    path = write(tmp_path / "a.jsonl", "\n".join(['{"text": "one"}', *bad, '{"text": "two"}']))
+    with pytest.raises(DataError, match="--skip-bad leaves out such lines"):
+        documents(path)
+    reader = reader_of(path, skip_bad=True)
+    assert [piece for piece, _ in reader.pieces()] == ["one", "two"]
+    assert reader.skipped == {
+        "line that is not JSON": 1,
+        "line that is no JSON object": 1,
+        "line without a field 'text'": 1,
+        "'text' that is a number": 1,
+        "'text' that is null": 2,
+    }
 
 
 @pytest.mark.parametrize("size", [1 << 20, 3])

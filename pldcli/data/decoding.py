@@ -1,0 +1,202 @@
+"""From the bytes of a text file to characters: UTF-8 as it should be, almost is, or is not, and other encodings."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pldcli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["CHUNK_BYTES", "Transcoded", "Utf8Decoder", "check_encoding", "encoding_of_mark", "looks_like"]
+
+CHUNK_BYTES = 1 << 20
+"""Bytes read at a time."""
+
+_MANY_BAD_BYTES, _MANY_BAD_SHARE = 100, 0.01
+"""So many bytes, and so large a share, that are not UTF-8 are no accident."""
+_JUDGED_BYTES = 1 << 20
+"""From here on it is judged while reading; what is smaller, at its end."""
+_SAMPLE_BYTES = 1 << 16
+"""Of the text around bad bytes, from which the encoding is guessed."""
+
+_MOST_NOISE = 0.4
+_USUAL = "cp1252"
+"""What Western text that is not UTF-8 mostly is; it holds Latin-1."""
+
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""Those of UTF-32 first: the mark of UTF-16 is the beginning of one of them."""
+
+
+def check_encoding(name: str) -> str:
+    """Return Python's name of an encoding.
+
+    Raises:
+        UsageError: There is none of this name that text is written in.
+    """
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except LookupError as error:
+        hint = "for example utf-8, utf-16, latin-1, cp1252, cp1251, shift_jis or gb18030"
+        raise UsageError(f"no text encoding is called {name!r}", where="--encoding", hint=hint) from error
+
+
+def encoding_of_mark(head: bytes) -> str | None:
+    """Name the encoding that the first bytes of a file announce; None for UTF-8 or no mark."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+
+
+def looks_like(sample: bytes) -> list[str]:
+    """Guess the encoding of text that is not UTF-8, by Python's names, the likeliest first; none where nothing fits."""
+    for name, first in (("utf_16_le", 1), ("utf_16_be", 0)):
+        if len(sample) > 1 and sample[first::2].count(0) > 0.4 * len(sample[first::2]) and not sample[1 - first :: 2].count(0):
+            return [name]
+    from charset_normalizer import from_bytes
+
+    matches = [match for match in from_bytes(sample) if match.encoding not in ("ascii", "utf_8")]
+    found = dict.fromkeys(match.encoding for match in matches)
+    # Of encodings that make as much sense, the usual one comes first; to the library its accents are noise, and short texts full of it.
+    usual = [match.coherence for match in from_bytes(sample, threshold=_MOST_NOISE) if _USUAL in match.could_be_from_charset]
+    if usual and max(usual) >= 0.9 * max((match.coherence for match in matches), default=0.0):
+        return [_USUAL, *(name for name in found if name != _USUAL)]
+    return list(found)
+
+
+class Utf8Decoder:
+    """UTF-8 to text across chunks; bad bytes become U+FFFD and are counted, or are an error.
+
+    Args:
+        path: For errors.
+        strict: Make any bad byte an error that says where it is.
+        lenient: Take any number of them; else so many that the text must be in another encoding are an error.
+    """
+
+    def __init__(self, path: Path, *, strict: bool, lenient: bool) -> None:
+        self.replaced_bytes = 0
+        self._num_bytes = self._bad_bytes = 0
+        self._lenient = lenient
+        self._sample = b""
+        self._path = path
+        self._strict = strict
+        self._pending = b""
+        self._line = 1
+        self._column = 1
+        self._at_start = True
+
+    def decode_all(self, file: BinaryIO, chunk_bytes: int) -> Iterator[str]:
+        """Decode a whole file, in chunks."""
+        while chunk := file.read(chunk_bytes):
+            yield self.decode(chunk)
+        yield self.decode(b"", final=True)
+
+    def decode(self, chunk: bytes, *, final: bool = False) -> str:
+        """Decode the next bytes of the file.
+
+        Args:
+            chunk: The bytes.
+            final: Nothing that belongs to these bytes follows.
+
+        Raises:
+            DataError: Some are not UTF-8, and the decoder is strict; or so many that it is no accident.
+        """
+        data = self._pending + chunk
+        self._num_bytes += len(chunk)
+        if self._at_start and data:
+            data, self._at_start = data.removeprefix(codecs.BOM_UTF8), False
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            if self._strict:
+                self._advance(data[: error.start].decode())
+                where = f"{self._path}:{self._line}:{self._column}"
+                what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {self._line}, column {self._column})"
+                raise DataError(what, where=where, hint="mend it, or leave out --strict to replace such bytes") from error
+            text, used = codecs.utf_8_decode(data, "replace", final)
+            num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+            num_bad = used - (len(text.encode()) - 3 * num_replacements)
+            self.replaced_bytes, self._bad_bytes = self.replaced_bytes + num_bad, self._bad_bytes + num_bad
+            self._sample = (self._sample + data)[:_SAMPLE_BYTES]
+            if self._num_bytes >= _JUDGED_BYTES:
+                self.judge()
+        self._pending = data[used:]
+        if self._strict:
+            self._advance(text)
+        return text
+
+    def judge(self) -> None:
+        """Refuse what has been read so far if it cannot be UTF-8.
+
+        Raises:
+            DataError: It cannot.
+        """
+        share = self._bad_bytes / max(1, self._num_bytes)
+        if self._lenient or self._bad_bytes < _MANY_BAD_BYTES or share < _MANY_BAD_SHARE:
+            return
+        found = looks_like(self._sample)
+        guess = f"; it looks like {' or '.join(found[:2])}" if found else ""
+        what = f"is not UTF-8: {share:.1%} of its bytes would have to be replaced{guess}"
+        name = found[0] if found else "NAME"
+        raise DataError(what, where=str(self._path), hint=f"say what it is with --encoding {name}; --encoding utf-8 replaces them")
+
+    def without_surrogates(self, text: str) -> str:
+        """Replace the halves of surrogate pairs that JSON escapes can hold."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            self.replaced_bytes += 2 * sum(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+            return clean
+        return text
+
+    def _advance(self, text: str) -> None:
+        newlines = text.count("\n")
+        self._line += newlines
+        self._column = len(text) - text.rfind("\n") if newlines else self._column + len(text)
+
+
+class Transcoded(io.RawIOBase):
+    """A file in another encoding as one in UTF-8; what does not belong to it becomes U+FFFD and is counted, or is an error.
+
+    Args:
+        file: In that encoding.
+        encoding: Python's name.
+        path: For errors.
+        strict: Make a bad byte an error.
+    """
+
+    def __init__(self, file: BinaryIO, encoding: str, path: Path, *, strict: bool) -> None:
+        self.num_replaced = 0
+        self._file, self._encoding, self._path, self._strict = file, encoding, path, strict
+        self._decoder = codecs.getincrementaldecoder(encoding)("strict" if strict else "replace")
+        self._ready, self._ended = b"", False
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fill a buffer with UTF-8; return how many bytes there are, 0 at the end.
+
+        Raises:
+            DataError: A byte does not belong to the encoding, and this is strict.
+        """
+        view = memoryview(buffer)
+        while not self._ready and not self._ended:
+            chunk = self._file.read(CHUNK_BYTES)
+            self._ended = not chunk
+            try:
+                text = self._decoder.decode(chunk, self._ended)
+            except UnicodeError as error:
+                hint = "mend it, or leave out --strict to replace such bytes"
+                raise DataError(f"is not {self._encoding} throughout", where=str(self._path), hint=hint) from error
+            self.num_replaced += text.count("\ufffd")
+            self._ready = text.encode("utf-8", "replace")
+        data, self._ready = self._ready[: len(view)], self._ready[len(view) :]
+        view[: len(data)] = data
+        return len(data)
