@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pldcli.errors import DataError
 
-__all__ = ["Row", "delimiter_of", "is_quoted", "plain_rows", "quoted_rows"]
+__all__ = ["Row", "delimiter_of", "is_quoted", "misplaced_quote", "plain_rows", "quoted_rows"]
 
 Row = tuple[int, list[str]]
 """The line that a row begins on, from 1, and its cells."""
@@ -76,6 +76,19 @@ def is_quoted(lines: Iterable[str], delimiter: str) -> bool:
     if bad_plain == bad_quoted:
         return num_quoted == len(widths)
     return bad_quoted < bad_plain
+
+
+def misplaced_quote(lines: Iterable[str], delimiter: str) -> int | None:
+    """Return the line of the first row in which a quoted cell goes on behind its closing quote, as no writer of CSV writes it."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        with _large_cells():
+            for _ in reader:
+                start = reader.line_num + 1
+    except csv.Error as error:
+        return start if "expected after" in str(error) else None
+    return None
 
 
 def _judge_quoted(lines: list[str], delimiter: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, UsageError
 from pldcli.task_files.examples import is_missing, target_of
-from pldcli.task_files.table import Table
+from pldcli.task_files.table import UNNAMED, Table
 from pldcli.tasks.task import Label, Task
 
 __all__ = ["choose_columns", "find_labels", "guess_columns"]
@@ -55,7 +55,7 @@ def guess_columns(table: Table) -> tuple[tuple[str, ...], str | None]:
     largest = [group for group in found if not any(set(group) < set(other) for other in found)]
     if len(largest) == 1:
         return tuple(by_lower[name] for name in largest[0]), label
-    rest = [name for name in table.headings if name != label and name.lower() not in _NUMBERS]
+    rest = [name for name in table.headings if name != label and name.lower() not in _NUMBERS and not name.startswith(UNNAMED)]
     return (tuple(rest) if label is not None and not found and len(rest) == 1 else ()), label
 
 

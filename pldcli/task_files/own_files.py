@@ -60,7 +60,7 @@ def load_own(
             raise DataError("no such file", where=str(path))
     start = _unknown_task(train, has_test=test is not None)
     if kind == TaskKind.SPANS or (kind is None and is_squad_json(train)):
-        task, found = _own_spans(start, train, text_columns, label_column)
+        task, found = _own_spans(start, train, text_columns, label_column, skip_bad=skip_bad)
     else:
         task, found = _own_table(start, train, text_columns, label_column, kind, skip_bad=skip_bad)
     if validation is None:
@@ -120,14 +120,14 @@ def _own_table(
     return task, replace(examples, notes=(note, *examples.notes))
 
 
-def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_column: str | None) -> tuple[Task, Examples]:
+def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_column: str | None, *, skip_bad: bool) -> tuple[Task, Examples]:
     if len(text_columns) not in (0, 2):
         raise UsageError("question answering needs two text columns, question and context", where=str(train))
     texts = tuple(text_columns) or ("question", "context")
     task = replace(
         start, kind=TaskKind.SPANS, text_columns=texts, label_column=label_column or "answers", metrics=("exact_match", "squad_f1")
     )
-    examples = _read_spans(train, task, "train")
+    examples = _read_spans(train, task, "train", skip_bad=skip_bad)
     if examples.labels is None:
         raise DataError("has questions without answers only", where=str(train), hint="training needs answers")
     num_without = sum(not answers for answers in examples.labels)
@@ -152,7 +152,7 @@ def _hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples,
 
 def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bool, guess: bool = False) -> Examples:
     if task.kind == TaskKind.SPANS:
-        examples = _read_spans(path, task, split)
+        examples = _read_spans(path, task, split, skip_bad=skip_bad)
         if labels == "required" and examples.labels is None:
             raise DataError("has questions without answers only", where=str(path), hint="validation needs answers")
         return examples
@@ -167,13 +167,13 @@ def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bo
     return replace(examples, notes=(*notes, *examples.notes))
 
 
-def _read_spans(path: Path, task: Task, split: str) -> Examples:
+def _read_spans(path: Path, task: Task, split: str, *, skip_bad: bool) -> Examples:
     from pldcli.task_files.squad import read_squad, squad_examples
 
     if is_squad_json(path):
-        return read_squad(path, split=split)
-    table = open_table(path, task, split)
-    return squad_examples(span_rows(table, task), split=split, source=str(path))
+        return read_squad(path, split=split, skip_bad=skip_bad)
+    table = open_table(path, task, split, skip_broken_rows=skip_bad)
+    return squad_examples(span_rows(table, task), split=split, source=str(path), skip_bad=skip_bad)
 
 
 def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pldcli.errors import DataError, json_type
 from pldcli.task_files.text_file import open_text, parse_json
@@ -19,8 +19,13 @@ _MAX_SHIFT = 2
 """Characters by which a published `answer_start` may be wrong: in SQuAD 1.1 a few are, by one."""
 
 
-def read_squad(path: Path, *, split: str) -> Examples:
+def read_squad(path: Path, *, split: str, skip_bad: bool = False) -> Examples:
     """Read a file in the layout of SQuAD 1.1 or 2.0.
+
+    Args:
+        path: The file.
+        split: What to call the questions.
+        skip_bad: Leave out questions that cannot be used, and say how many in a note.
 
     Returns:
         Questions and contexts; for each question its different right answers in the order of the file, none where
@@ -31,76 +36,112 @@ def read_squad(path: Path, *, split: str) -> Examples:
     """
     with open_text(path) as file:
         content = parse_json(file.read(), str(path), hint="the file may be cut off; fetch it again")
-    return squad_examples(_rows(content, str(path)), split=split, source=str(path))
+    return squad_examples(_rows(content, str(path)), split=split, source=str(path), skip_bad=skip_bad)
 
 
-def squad_examples(rows: Iterable[Mapping[str, Any]], *, split: str, source: str) -> Examples:
+def squad_examples(rows: Iterable[Mapping[str, Any] | DataError], *, split: str, source: str, skip_bad: bool = False) -> Examples:
     """Check questions as the Hugging Face hub has them.
 
     Args:
-        rows: Each with `id`, `question`, `context` and, unless it is a test set, `answers`: `text` and `answer_start`, two lists of
-            one length, empty where the context holds no answer. A true `is_impossible` says so outright.
+        rows: Each with `question`, `context` and, unless it is a test set, `answers`: `text` and `answer_start`, two lists of
+            one length, empty where the context holds no answer. A true `is_impossible` says so outright. `id` is a string or a whole
+            number; a question without one is called by its number.
         split: What to call them.
         source: Where they come from, for messages.
+        skip_bad: Leave out questions that cannot be used, and say how many in a note.
 
     Raises:
         DataError: A key is missing, an id occurs twice, a context is empty, or an answer does not stand in its context.
     """
-    ids: dict[str, None] = {}
-    questions: list[str] = []
-    contexts: list[str] = []
-    labels: list[list[tuple[int, str]] | None] = []
-    num_moved = 0
-    num_impossible = 0
-    for number, row in enumerate(rows):
-        name = _string(row, "id", f"{source}: question number {number + 1}")
-        where = f"{source}: question {name}"
-        if name in ids:
-            raise DataError("the id is there twice", where=where, hint="give every question an id of its own")
-        ids[name] = None
-        questions.append(_string(row, "question", where).strip())
-        contexts.append(_string(row, "context", where))
-        if not contexts[-1].strip():
-            raise DataError("the context is empty", where=where, hint="leave the question out")
-        impossible = row.get("is_impossible") is True
-        answers = [] if impossible else _answers(row, where)
-        found = None if answers is None else [_standing(text, start, contexts[-1], where) for text, start in answers]
-        num_impossible += impossible
-        num_moved += sum(moved for *_, moved in found or [])
-        labels.append(None if found is None else list(dict.fromkeys((start, text) for start, text, _ in found)))
-    if not ids:
-        raise DataError("holds no questions", where=source)
-    has_labels = num_impossible > 0 or any(labels)
-    if has_labels and None in labels:
-        where = f"{source}: question {list(ids)[labels.index(None)]}"
-        raise DataError("has no 'answers', and other questions have", where=where, hint="give an empty list where there is no answer")
+    found: dict[str, _Question] = {}
+    bad: list[DataError] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            name = _name(row, number, source)
+            if name in found:
+                hint = "give every question an id of its own"
+                raise DataError("the id is there twice", where=f"{source}: question {name}", hint=hint)
+            found[name] = _question(row, f"{source}: question {name}")
+        except DataError as error:
+            if not skip_bad:
+                raise
+            bad.append(error)
+    if not found:
+        what = f"all {len(bad):,} questions are unusable; the first: {bad[0].what}" if bad else "holds no questions"
+        raise DataError(what, where=source)
+    has_labels = any(question.answers or question.is_impossible for question in found.values())
+    for name in [name for name, question in found.items() if has_labels and question.answers is None]:
+        what, hint = "has no 'answers', and other questions have", "give an empty list where there is no answer"
+        bad.append(DataError(what, where=f"{source}: question {name}", hint=hint))
+        if not skip_bad:
+            raise bad[-1]
+        del found[name]
     notes = []
-    if num_moved:
+    if bad:
+        questions = "1 question" if len(bad) == 1 else f"{len(bad):,} questions"
+        notes.append(f"{source}: left out {questions} that cannot be used; the first: {bad[0]}")
+    if num_moved := sum(question.num_moved for question in found.values()):
         notes.append(f"{source}: answers found a character or two beside their answer_start: {num_moved:,}")
-    if blank := sum(not question for question in questions):
+    if blank := sum(not question.text for question in found.values()):
         notes.append(f"{source}: empty questions: {blank:,}")
-    return Examples(split, source, (questions, contexts), list(labels) if has_labels else None, list(ids), tuple(notes))
+    texts = [question.text for question in found.values()], [question.context for question in found.values()]
+    labels = [question.answers for question in found.values()] if has_labels else None
+    return Examples(split, source, texts, labels, list(found), tuple(notes))
 
 
-def _rows(content: Any, source: str) -> Iterator[dict[str, Any]]:
-    """Unfold articles and paragraphs; answers become two lists, as on the hub."""
+class _Question(NamedTuple):
+    text: str
+    context: str
+    answers: list[tuple[int, str]] | None
+    """Where each begins, and its text; None where nothing is said of answers."""
+    is_impossible: bool
+    num_moved: int
+    """Of the answers, those found beside where they should stand."""
+
+
+def _name(row: Mapping[str, Any], number: int, source: str) -> str:
+    given = row.get("id")
+    if given is None:
+        return str(number)
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        raise DataError(f"'id' is {json_type(given)}, neither a string nor a whole number", where=f"{source}: question number {number}")
+    return str(given)
+
+
+def _question(row: Mapping[str, Any], where: str) -> _Question:
+    text, context = _string(row, "question", where).strip(), _string(row, "context", where)
+    if not context.strip():
+        raise DataError("the context is empty", where=where, hint="leave the question out")
+    impossible = row.get("is_impossible") is True
+    answers = [] if impossible else _answers(row, where)
+    standing = None if answers is None else [_standing(answer, start, context, where) for answer, start in answers]
+    num_moved = sum(moved for *_, moved in standing or [])
+    distinct = None if standing is None else list(dict.fromkeys((start, answer) for start, answer, _ in standing))
+    return _Question(text, context, distinct, impossible, num_moved)
+
+
+def _rows(content: Any, source: str) -> Iterator[dict[str, Any] | DataError]:
+    """Unfold articles and paragraphs; what is no question comes as the error that it is."""
     for a, article in enumerate(_list(content, "data", source)):
         for p, paragraph in enumerate(_list(article, "paragraphs", f"{source}: data[{a}]")):
             where = f"{source}: data[{a}].paragraphs[{p}]"
             for q, question in enumerate(_list(paragraph, "qas", where)):
-                if not isinstance(question, dict):
-                    raise DataError(f"is {json_type(question)}, not an object with a question", where=f"{where}.qas[{q}]")
-                row = {**question, "context": _string(paragraph, "context", where)}
-                if isinstance(given := question.get("answers"), list):
-                    one = f"{source}: question {question.get('id', f'{where}.qas[{q}]')}"
-                    row["answers"] = {key: [_get(answer, key, one) for answer in given] for key in ("text", "answer_start")}
-                yield row
+                try:
+                    if not isinstance(question, dict):
+                        raise DataError(f"is {json_type(question)}, not an object with a question", where=f"{where}.qas[{q}]")
+                    yield {**question, "context": _string(paragraph, "context", where)}
+                except DataError as error:
+                    yield error
 
 
 def _answers(row: Mapping[str, Any], where: str) -> list[tuple[str, int]] | None:
     """Read the right answers of a hub row; None where there is no such key."""
     if (given := row.get("answers")) is None:
         return None
+    if isinstance(given, list):  # as published; the hub has two lists
+        given = {key: [_get(answer, key, where) for answer in given] for key in ("text", "answer_start")}
     texts, starts = (_list(given, key, f"{where}: answers") for key in ("text", "answer_start"))
     if len(texts) != len(starts):
         raise DataError(f"has {len(texts)} answer texts and {len(starts)} answer_start", where=where)

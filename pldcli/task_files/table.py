@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from pldcli.errors import DataError, json_type
 from pldcli.task_files import columnar
-from pldcli.task_files.delimited import Row, delimiter_of, is_quoted, plain_rows, quoted_rows
+from pldcli.task_files.delimited import Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
 from pldcli.task_files.text_file import FORMATS, open_text, parse_json
 
-__all__ = ["ENDINGS", "Table", "did_you_mean", "ending", "read_table"]
+__all__ = ["ENDINGS", "UNNAMED", "Table", "did_you_mean", "ending", "read_table"]
 
 _DELIMITED = (".csv", ".tsv", ".txt")
 _JSON = (".jsonl", ".json", ".ndjson")
 _COLUMNAR = (".parquet", ".arrow")
+UNNAMED = "unnamed column "
+"""With its number, the name of a column whose heading is empty, but for the first such one."""
 ENDINGS = (*_DELIMITED, *_JSON, *_COLUMNAR)
 """Endings of files that `read_table` reads; those of text also with `.gz` behind them."""
 
@@ -85,7 +87,7 @@ def read_table(
     Args:
         path: The file, or a directory that `Dataset.save_to_disk` wrote.
         columns: Names for a CSV or TSV file without heading; a heading that is there nevertheless counts.
-        quoted: Whether CSV or TSV cells may stand in quotes; None: in CSV they may, in TSV where the file looks like it.
+        quoted: Whether CSV or TSV cells may stand in quotes; None: where the file looks like it.
         skip_broken_rows: Leave out rows with a wrong number of cells, and say so in a note, instead of failing.
         keep: Columns to keep where they are there; None for all.
 
@@ -124,11 +126,16 @@ def _read_delimited(
 ) -> Table:
     with open_text(path) as file:
         delimiter = delimiter_of(file.readline(), ending(path))
+    notes: tuple[str, ...] = ()
     if quoted is None:
-        quoted = True
-        if delimiter == "\t":
-            with open_text(path) as file:
+        with open_text(path) as file:
+            if delimiter == "\t":
                 quoted = is_quoted(file, delimiter)
+            else:
+                misplaced = misplaced_quote(file, delimiter)
+                quoted = misplaced is None
+        if delimiter != "\t" and misplaced is not None:
+            notes = _quotes_are_characters(path, delimiter, misplaced)
     with open_text(path) as file:
         rows = quoted_rows(file, delimiter, path) if quoted else plain_rows(file, delimiter)
         first = next(rows, None)
@@ -137,11 +144,30 @@ def _read_delimited(
         headless = columns is not None and len(set(columns) & {cell.strip() for cell in first[1]}) < 2
         headings = tuple(columns) if columns is not None and headless else _headings(first, path)
         pending = [first] if headless else []
-        return _collect(path, headings, pending, rows, skip_broken_rows, keep)
+        table = _collect(path, headings, pending, rows, skip_broken_rows, keep)
+        return replace(table, notes=(*notes, *table.notes))
+
+
+def _quotes_are_characters(path: Path, delimiter: str, line: int) -> tuple[str, ...]:
+    """Say that quotes are read as characters.
+
+    Raises:
+        DataError: Rows have different numbers of columns then, so that the file cannot be read so either.
+    """
+    with open_text(path) as file:
+        widths = {len(cells) for _, cells in plain_rows(file, delimiter)}
+    if len(widths) > 1:
+        what = "a quote that opens here closes in the middle of a cell"
+        raise DataError(
+            what, where=f"{path}:{line}", hint='write a quote within a cell twice, and the cell in quotes: "so ""good"", it was"'
+        )
+    return (f"{path}: quotes are read as characters of the text: the one that opens in line {line} closes in the middle of a cell",)
 
 
 def _headings(first: Row, path: Path) -> tuple[str, ...]:
-    names = tuple(cell.strip() for cell in first[1])
+    given = [cell.strip() for cell in first[1]]
+    # Spreadsheets leave columns without a heading behind the last one; nobody asks for them.
+    names = tuple(name or (f"{UNNAMED}{place}" if "" in given[: place - 1] else "") for place, name in enumerate(given, 1))
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"the heading has {name!r} twice", where=f"{path}:{first[0]}", hint="give each column its own name")

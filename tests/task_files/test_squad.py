@@ -111,8 +111,8 @@ def test_halves_of_characters_and_empty_questions(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": ...}, r"a.json: question number 1: has no 'id'; the layout of SQuAD is needed"),
-        ({"id": 7}, r"a.json: question number 1: 'id' is a number, not a string"),
+        ({"id": 7.5}, r"a.json: question number 1: 'id' is a number, neither a string nor a whole number"),
+        ({"id": True}, r"a.json: question number 1: 'id' is a boolean, neither a string nor a whole number"),
         ({"question": ...}, r"a.json: question q1: has no 'question'"),
         ({"question": ["x"]}, r"a.json: question q1: 'question' is a list, not a string"),
         ({"answers": [{"text": "Denver"}]}, r"a.json: question q1: has no 'answer_start'"),
@@ -135,6 +135,24 @@ def test_questions_that_are_not_what_they_should_be(tmp_path, change, message):
     with pytest.raises(DataError, match=message) as caught:
         read_squad(write(tmp_path / "a.json", question(**change)), split="train")
     assert "\n" not in str(caught.value)
+
+
+def test_ids_are_whole_numbers_or_made(tmp_path):
+    examples = read_squad(write(tmp_path / "a.json", question(id=7), question(id=...), question("q3")), split="train")
+    assert examples.indices == ["7", "2", "q3"]
+
+
+def test_questions_that_cannot_be_used_may_be_left_out(tmp_path):
+    good, bad = question("good"), question("q2", answers=[{"text": "Denver", "answer_start": 3}])
+    path = write(tmp_path / "a.json", bad, good, question("good"), question("q4", answers=...), question("q5", answers=["x"]), 5)
+    examples = read_squad(path, split="train", skip_bad=True)
+    assert examples.indices == ["good"]
+    assert examples.notes == (
+        f"{path}: left out 5 questions that cannot be used; the first: {path}: question q2: the answer 'Denver' does not stand at "
+        "character 3 of its context; correct answer_start",
+    )
+    with pytest.raises(DataError, match=r"a.json: all 1 questions are unusable; the first: the answer 'Denver' does not stand"):
+        read_squad(write(tmp_path / "a.json", bad), split="train", skip_bad=True)
 
 
 def test_a_negative_start_does_not_count_from_the_end():

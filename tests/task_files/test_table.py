@@ -75,6 +75,28 @@ def test_a_truncated_tsv(tmp_path):
     assert error_of(path) == "a.tsv:4: a quote that opens here is never closed; is the file cut short?"
 
 
+def test_a_quote_in_a_csv_that_closes_in_the_middle_of_a_cell_is_noticed(tmp_path):
+    lines = [f"row {number},{number % 2}" for number in range(12)]
+    lines[3], lines[7] = '"' + lines[3], '"' + lines[7]
+    path = write(tmp_path / "a.csv", "text,label\n" + "\n".join(lines) + "\n")
+    table = read_table(path)
+    assert len(table) == 12 and table.columns["text"][3] == '"row 3', "read by the rules of CSV these would be 8 rows"
+    assert table.notes == (
+        f"{path}: quotes are read as characters of the text: the one that opens in line 5 closes in the middle of a cell",
+    )
+    lines[5] = "a, b,1"
+    path = write(tmp_path / "a.csv", "text,label\n" + "\n".join(lines) + "\n")
+    assert error_of(path).startswith("a.csv:5: a quote that opens here closes in the middle of a cell; write a quote within a cell twice")
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path):
+    content = 'text,label\n"so ""good"", it was",1\n"two\nlines",0\n5" pipe,1\n'
+    assert read_table(write(tmp_path / "a.csv", content)).columns["text"] == ['so "good", it was', "two\nlines", '5" pipe']
+    table = read_table(write(tmp_path / "a.csv", "v1,v2,,,\r\nham,one,,,\r\nspam,two,,,\r\n"))
+    assert table.headings == ("v1", "v2", "", "unnamed column 4", "unnamed column 5")
+    assert table.columns["v2"] == ["one", "two"] and not table.notes
+
+
 def test_a_truncated_csv(tmp_path):
     assert error_of(write(tmp_path / "a.csv", "a,b\n1,2\n3")) == "a.csv:3: has 1 column, the heading has 2; is the file cut short?"
     for end in ("", "\n"):
