@@ -156,7 +156,7 @@ LAMB = {
     "bert-tiny": (512, 550, 2.83e-3),
     "bert-small": (256, 200, 2.83e-3),
     **dict.fromkeys(("bert-base", "bert-large"), (32768, 25_000, 5e-3)),
-    "modern-tiny": (512, 550, 2.83e-3),
+    "modern-tiny": (128, 2200, 2.83e-3),
     "modern-small": (2048, 1000, 2.83e-3),
     **dict.fromkeys(("modern-base", "modern-large"), (4096, 12_500, 2.83e-3)),
     "gpt-small": (4096, 2500, 2.83e-3),

@@ -16,8 +16,8 @@ __all__ = ["demo"]
 
 _NEXT = (
     "pld prepare-data your-text.txt --vocab-size 8192 --out data",
-    "pld pretrain --preset bert-small-pld --data data --budget 1h",
-    "pld evaluate runs/bert-small-pld --fill 'a sentence with one word [MASK]'",
+    "pld pretrain --preset modern-tiny-preln --data data --budget 1h model.num_hidden_layers=4",
+    "pld evaluate runs/modern-tiny-preln --fill 'a sentence with one word [MASK]'",
 )
 
 

@@ -99,6 +99,7 @@ def _show(prepared: Prepared) -> None:
 
 
 def _preset_for(num_tokens: int) -> str:
-    """Name a preset of a size that goes with the text."""
-    size = "tiny" if num_tokens < 3_000_000 else "small" if num_tokens < 300_000_000 else "base"
-    return f"bert-{size}-pld"
+    """Name a preset of a size that goes with the text and, as far as one sees without loading torch, with the machine."""
+    is_small = num_tokens < 3_000_000 or not Path("/dev/nvidia0").exists()
+    size = "tiny" if is_small else "small" if num_tokens < 300_000_000 else "base"
+    return f"modern-{size}-preln"

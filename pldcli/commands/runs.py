@@ -26,7 +26,7 @@ def runs(
         typer.echo(json.dumps([asdict(run) | {"path": str(run.path)} for run in found]))
         return
     if not found:
-        typer.echo(f"no runs in {directory}; start one with `pld pretrain --preset bert-small-pld`")
+        typer.echo(f"no runs in {directory}; start one with `pld pretrain --preset modern-tiny-preln`")
         return
     headings = ["run", "state", "step", "of", "train loss", "validation", "time"]
     rows = [

@@ -50,13 +50,13 @@ def test_the_table_at_the_end(tmp_path):
         "unknown tokens   0.00% train, 0.00% validation",
         "vocabulary",
         "2 x empty document",
-        "1 bytes that were not UTF-8",
+        "1 bytes that are not of the encoding",
         "MB/s",
     ):
         assert words in result.output.replace("2 train", "3 train")
     assert "unknown tokens   0.00% train, 0.00% validation" in result.output
     assert "Note: The corpus supports a vocabulary of" in result.output
-    assert f"Next: pld pretrain --preset bert-tiny-pld --data {tmp_path / 'out'}" in result.output
+    assert f"Next: pld pretrain --preset modern-tiny-preln --data {tmp_path / 'out'}" in result.output
 
 
 @pytest.mark.parametrize(
