@@ -41,6 +41,22 @@ TINY = (
 """Changes that make bert-tiny-pld a run of a second."""
 
 
+SLOW_FILES = (
+    "tests/commands/test_study.py",
+    "tests/test_benchmarks.py",
+    "tests/study/test_calibration.py",
+    "tests/finetuning/test_finetune_compiled.py",
+    "tests/test_docs.py",
+    "tests/test_benchmarks_loader.py",
+)
+"""Begun first: of two workers that share files, none is left with a long one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first, all others in their order."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FILES))
+
+
 def pytest_configure() -> None:
     """Compute on one thread, here and in every process that a test starts: sums then come out the same to the last bit."""
     os.environ["OMP_NUM_THREADS"] = "1"

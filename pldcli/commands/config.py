@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-import yaml
 from rich.markup import escape
 
 from pldcli.errors import UsageError
@@ -230,5 +229,7 @@ def _print_values(resolved: Resolved) -> None:
 def _as_typed(value: object) -> str:
     """Write a value as it would be typed after KEY=."""
     if isinstance(value, list):
+        import yaml
+
         return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).strip()
     return str(value).lower() if isinstance(value, bool) else str(value)

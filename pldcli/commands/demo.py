@@ -16,7 +16,7 @@ __all__ = ["demo"]
 
 _NEXT = (
     "pld prepare-data your-text.txt --vocab-size 8192 --out data",
-    "pld pretrain --preset modern-tiny-preln --data data --budget 1h model.num_hidden_layers=4",
+    "pld pretrain --preset modern-tiny-preln --data data --budget 1h",
     "pld evaluate runs/modern-tiny-preln --fill 'a sentence with one word [MASK]'",
 )
 

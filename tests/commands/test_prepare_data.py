@@ -30,12 +30,14 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     assert calls[0][0] == ([Path("a.txt"), Path("b")], Path("o"))
     given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "model_type": "unigram"}
     rest = {"validation": (), "cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
+    rest |= {"encoding": None, "skip_bad": False}
     assert calls[0][1] == given | rest
-    run("a.txt", "--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--validation", "v", "--validation", "w")
+    words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--encoding", "cp1252", "--skip-bad")
+    run("a.txt", *words, "--validation", "v", "--validation", "w")
     assert calls[1][0] == ([Path("a.txt")], Path("data"))
     assert calls[1][1] == {
         "validation": [Path("v"), Path("w")], "document_per": "blank-line", "text_field": "text", "tokenizer": None, "model_type": "bpe",
-        "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True,
+        "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
     }  # fmt: skip
 
 
