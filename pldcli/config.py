@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 from pldcli.choices import Device, PrecisionChoice
-from pldcli.curriculum import Curriculum, Stage, largest_divisor
+from pldcli.curriculum import Curriculum, Stage, check_ends, largest_divisor
 from pldcli.errors import UsageError
-from pldcli.expansion import DepthStage, Expansion, StageBlocks
 from pldcli.flops import Flops, count_parameters
 from pldcli.model_config import ModelConfig
 from pldcli.model_types import model_type_of
 from pldcli.objective import ObjectiveConfig
-from pldcli.pld import DepthRule, Draw, Dropping, GrowthState, NewBlocks, ResidualScale, Schedule, TimeSchedule
+from pldcli.pld import Schedule
+from pldcli.pld_config import PldConfig
 from pldcli.run_flops import RunFlops
-from pldcli.settings import AS_NUMBER, Count, Fraction, Natural, NonNegative, Positive, Settings, Share, Switch, fields
+from pldcli.settings import AS_NUMBER, Count, Natural, NonNegative, Positive, Settings, Share, Switch, fields
 
 __all__ = [
     "RUN_CONTROL",
@@ -53,77 +53,6 @@ RUN_CONTROL = (
 """Keys that say how a run is carried out, not which run it is: they may change on resume."""
 
 
-class DepthStageConfig(Settings):
-    """A part of a run in which fewer blocks run than at its end."""
-
-    until: Annotated[float, Field(gt=0), AS_NUMBER]
-    """Where the stage ends, as a fraction of the run."""
-    blocks: Count
-    """How many run; more than in the stage before."""
-
-
-class PldConfig(Settings):
-    """Progressive layer dropping, off at theta_bar = 1, or expansion: few blocks first, all of them later."""
-
-    schedule: TimeSchedule | Literal["expansion"] = "exponential"
-    """How theta moves: `exponential` (the paper), `constant` ("Rand"), `linear`, `growing` (rises from theta_bar); or `expansion`."""
-    theta_bar: Fraction = 1.0
-    """The lowest keep ratio of the deepest block; 0.5 in the paper, 0.5 to 0.9 advised, 1 drops nothing. Not used by `expansion`."""
-    gamma: NonNegative | Literal["auto"] = "auto"
-    """Speed of the exponential schedule in 1/steps; `auto` is the paper's 100 / total_steps."""
-    depth_rule: DepthRule = "paper"
-    """Keep probability of block i of L: `paper` 1 - i/L (1 - theta), `algorithm1` 1 - (i-1)/L (1 - theta), `uniform` theta."""
-    draw: Draw = "bernoulli"
-    """`bernoulli`: every block on its own. `fixed-depth`: same probabilities, but the number kept is the floor or ceiling of its mean."""
-    draws_per_step: Count = 1
-    """Gate groups: equal slices of the global batch, each with its own draw. The released code drew 4 per step."""
-    recovery_fraction: Share = 0.0
-    """The last part of the run, as a fraction, in which every block runs, whatever the schedule."""
-    keep_first: Natural = 0
-    """Blocks at the input that always run."""
-    keep_last: Natural = 0
-    """Blocks at the output that always run."""
-    residual: ResidualScale = "sublayer"
-    """What 1 / keep probability multiplies in training: `sublayer` outputs (the paper), a `block`'s whole update (unbiased), or `none`."""
-    depth_stages: Annotated[tuple[DepthStageConfig, ...], Strict(False)] = (DepthStageConfig(until=0.8, blocks=2),)
-    """Used by `expansion` only: how many blocks run, by part of the run: `[{until: 0.5, blocks: 2}, {until: 0.8, blocks: 4}]`."""
-    stage_blocks: StageBlocks = "spread"
-    """Used by `expansion` only: the `first`, the `last`, evenly `spread` ones with both ends, or others in each draw: `random` (RaPTr)."""
-    new_blocks: NewBlocks = "initialised"
-    """Used by `expansion` only: new blocks have their `initialised` weights, are `copied` from the nearest, or begin with `zero-output`."""
-    growth_state: GrowthState = "kept"
-    """Used by `expansion` only: moments of the others are `kept` when blocks are added, `copied` to new blocks too, or begin `fresh`."""
-
-    @model_validator(mode="after")
-    def _check_expansion(self) -> Self:
-        if self.schedule != "expansion":
-            return self
-        before = DepthStageConfig.model_construct(until=0.0, blocks=0)
-        for number, stage in enumerate(self.depth_stages):
-            where = f"pld.depth_stages[{number}]"
-            if not before.until < stage.until < 1:
-                what = f"{stage.until:g} does not lie between {before.until:g}, where the stage begins, and 1"
-                hint = "list stages in order; after the last one all blocks run"
-                raise UsageError(what, where=f"{where}.until", hint=hint)
-            if stage.blocks <= before.blocks:
-                what = f"{stage.blocks} blocks are not more than the {before.blocks} of the stage before"
-                raise UsageError(what, where=f"{where}.blocks", hint="a run may only grow")
-            before = stage
-        if not self.depth_stages:
-            raise UsageError("an expansion without a stage", where="pld.depth_stages", hint="use `[{until: 0.8, blocks: 2}]`")
-        if self.recovery_fraction:
-            what = "an expansion ends at full depth anyway"
-            raise UsageError(what, where="pld.recovery_fraction", hint="say how long with pld.depth_stages")
-        for key, usual in (("new_blocks", "initialised"), ("growth_state", "kept")):
-            if self.stage_blocks == "random" and getattr(self, key) != usual:
-                what = f"no block is new after stages of random ones, so it cannot be {getattr(self, key)}"
-                raise UsageError(what, where=f"pld.{key}", hint=f"use pld.{key}={usual}, or other pld.stage_blocks")
-        if self.growth_state == "copied" and self.new_blocks != "copied":
-            what = "moments are copied with the weights that they belong to"
-            raise UsageError(what, where="pld.growth_state", hint="add pld.new_blocks=copied")
-        return self
-
-
 class LengthStage(Settings):
     """A part of a run in which sequences are shorter than at its end: of a quarter of the length, a step reads four times as many."""
 
@@ -149,17 +78,13 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
-        before = 0.0
+        rest = "what comes after the last one has the length data.seq_len"
+        check_ends([stage.until for stage in self.length_stages], key="data.length_stages", rest=rest)
         for number, stage in enumerate(self.length_stages):
-            where = f"data.length_stages[{number}]"
-            if not before < stage.until < 1:
-                what = f"{stage.until:g} does not lie between {before:g}, where the stage begins, and 1"
-                hint = "list stages in order; what comes after the last one has the length data.seq_len"
-                raise UsageError(what, where=f"{where}.until", hint=hint)
             if self.seq_len % stage.seq_len:
                 what = f"{stage.seq_len} tokens do not divide data.seq_len {self.seq_len}, the length at the end of the run"
-                raise UsageError(what, where=f"{where}.seq_len", hint="a step keeps its tokens: choose lengths that divide it")
-            before = stage.until
+                hint = "a step keeps its tokens: choose lengths that divide it"
+                raise UsageError(what, where=f"data.length_stages[{number}].seq_len", hint=hint)
         return self
 
 
@@ -300,11 +225,7 @@ class Config(Settings):
         if data.seq_len > model.max_position_embeddings:
             what = f"{data.seq_len} tokens do not fit model.max_position_embeddings {model.max_position_embeddings}"
             raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
-        if (always := pld.keep_first + pld.keep_last) > model.num_hidden_layers:
-            what = f"{always} blocks at both ends are more than model.num_hidden_layers {model.num_hidden_layers}"
-            raise UsageError(what, where="pld.keep_first", hint="keep fewer")
-        if pld.schedule == "expansion":
-            self._check_stages()
+        pld.check_blocks(model.num_hidden_layers, first_attention_norm=model.first_attention_norm)
         for key, batch in self._batch_sizes:
             if batch % pld.draws_per_step:
                 what = f"{batch} sequences do not divide into pld.draws_per_step {pld.draws_per_step} gate groups"
@@ -325,19 +246,6 @@ class Config(Settings):
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
         model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
         return self
-
-    def _check_stages(self) -> None:
-        model, pld = self.model, self.pld
-        for number, stage in enumerate(pld.depth_stages):
-            if stage.blocks > model.num_hidden_layers:
-                what = f"{stage.blocks} blocks are more than model.num_hidden_layers {model.num_hidden_layers}"
-                raise UsageError(what, where=f"pld.depth_stages[{number}].blocks", hint="use fewer")
-        if pld.stage_blocks == "random" and pld.keep_first + pld.keep_last > pld.depth_stages[0].blocks:
-            what = f"{pld.keep_first + pld.keep_last} blocks at both ends are more than run in the first stage"
-            raise UsageError(what, where="pld.keep_first", hint="keep fewer")
-        if pld.stage_blocks == "last" and not model.first_attention_norm:
-            what = "the first block, which has no norm before its attention, must be among those that run"
-            raise UsageError(what, where="pld.stage_blocks", hint="use spread or first")
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
@@ -379,31 +287,7 @@ class Config(Settings):
     @property
     def pld_schedule(self) -> Schedule:
         """Build the schedule that trainer and plots share."""
-        pld = self.pld
-        shared: dict[str, Any] = {
-            "num_blocks": self.model.num_hidden_layers,
-            "total_steps": self.train.total_steps,
-            "residual": pld.residual,
-            "keep_first": pld.keep_first,
-            "keep_last": pld.keep_last,
-        }
-        if pld.schedule == "expansion":
-            return Expansion(
-                **shared,
-                stages=tuple(DepthStage(stage.until, stage.blocks) for stage in pld.depth_stages),
-                which=pld.stage_blocks,
-                new_blocks=pld.new_blocks,
-                growth_state=pld.growth_state,
-            )
-        return Dropping(
-            **shared,
-            time=pld.schedule,
-            theta_bar=pld.theta_bar,
-            gamma=pld.gamma,
-            depth_rule=pld.depth_rule,
-            draw=pld.draw,
-            recovery_fraction=pld.recovery_fraction,
-        )
+        return self.pld.build(num_blocks=self.model.num_hidden_layers, total_steps=self.train.total_steps)
 
     @property
     def flops(self) -> Flops:

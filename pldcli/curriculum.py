@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 
-__all__ = ["Curriculum", "Stage", "Stretch", "largest_divisor"]
+from pldcli.errors import UsageError
+
+__all__ = ["Curriculum", "Stage", "Stretch", "check_ends", "largest_divisor", "step_at"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Curriculum:
     def stretches(self) -> tuple[Stretch, ...]:
         """All steps, grouped: a few entries, over which sums and means are taken instead of over steps."""
         stages = [*self.stages, Stage(1.0, self.seq_len, self.rope_theta)]
-        begins = [0, *(self._step_at(stage.until) for stage in self.stages)]
+        begins = [0, *(step_at(stage.until, self.total_steps) for stage in self.stages)]
         edges = sorted({*begins, *self._growth_steps})
         counted: Counter[int] = Counter()
         found = []
@@ -149,18 +151,37 @@ class Curriculum:
     def _tokens_before(self) -> list[int]:
         return [0, *accumulate(stretch.num_tokens for stretch in self.stretches)]
 
-    def _step_at(self, fraction: float) -> int:
-        # Rounded first: 0.29 x 100 is a little under 29 in floating point.
-        return int(round(fraction * self.total_steps, 6))
-
     @cached_property
     def _growth_steps(self) -> list[int]:
         """Steps at which the batch grows: each size takes an equal share of the ramp."""
-        times, ramp = self.batch_size // (self.initial_batch_size or self.batch_size), self._step_at(self.ramp_fraction)
+        times, ramp = self.batch_size // (self.initial_batch_size or self.batch_size), step_at(self.ramp_fraction, self.total_steps)
         return [-(-grown * ramp // (times - 1)) for grown in range(1, times)]
 
     def _batch_size_at(self, step: int) -> int:
         return (self.initial_batch_size or self.batch_size) * (1 + bisect_right(self._growth_steps, step))
+
+
+def step_at(fraction: float, total_steps: int) -> int:
+    """Return the first step behind such a part of a run."""
+    # Rounded first: 0.29 x 100 is a little under 29 in floating point.
+    return int(round(fraction * total_steps, 6))
+
+
+def check_ends(ends: Sequence[float], *, key: str, rest: str) -> None:
+    """Check that the stages of a run end in order, and within it.
+
+    Args:
+        ends: Fractions of the run.
+        key: Of the list of stages.
+        rest: What holds behind the last stage.
+
+    Raises:
+        UsageError: They do not.
+    """
+    for number, (before, end) in enumerate(pairwise((0.0, *ends))):
+        if not before < end < 1:
+            what = f"{end:g} does not lie between {before:g}, where the stage begins, and 1"
+            raise UsageError(what, where=f"{key}[{number}].until", hint=f"list stages in order; {rest}")
 
 
 def largest_divisor(number: int, most: int) -> int:

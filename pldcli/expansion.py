@@ -14,12 +14,22 @@ from itertools import pairwise
 from operator import mul
 from typing import Literal
 
+from pldcli.curriculum import step_at
 from pldcli.pld import RESIDUALS, Draw, Growth, GrowthState, NewBlocks, Schedule
 
 __all__ = ["DepthStage", "Expansion", "StageBlocks", "spread"]
 
 StageBlocks = Literal["first", "last", "spread", "random"]
 """Which blocks run in a stage: the lowest, the highest, evenly spaced ones with both ends among them, or others in every draw."""
+
+
+_NEW_BLOCKS: dict[NewBlocks, list[str]] = {
+    "initialised": [],
+    "copied": ["new blocks are copies"],
+    "zero-output": ["new blocks change nothing at first"],
+}
+_STATES: dict[GrowthState, list[str]] = {"kept": [], "copied": ["moments copied too"], "fresh": ["all moments begin anew"]}
+"""What is said of each."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +51,6 @@ class Expansion(Schedule):
     which: StageBlocks = "spread"
     new_blocks: NewBlocks = "initialised"
     growth_state: GrowthState = "kept"
-    keep_first: int = 0
-    """Of `random`: so many at the input run in every draw."""
-    keep_last: int = 0
 
     @property
     def is_dense(self) -> bool:
@@ -57,7 +64,7 @@ class Expansion(Schedule):
 
     def theta(self, step: int) -> float:
         """Return the share of blocks that run after `step` completed updates."""
-        return self._depth_at(step) / self.num_blocks
+        return self._depths[self._stage_at(step)] / self.num_blocks
 
     @property
     def lowest_theta(self) -> float:
@@ -85,31 +92,26 @@ class Expansion(Schedule):
         """Return which blocks begin to run at `step`, of those that never ran before; None for random ones, which all have."""
         if step == 0 or self.which == "random":
             return None
-        before, now = self.trained_blocks(step), self.trained_blocks(step + 1)
-        new = tuple(block for block in now if block not in before)
-        return Growth(before, new, self.new_blocks, self.growth_state) if new else None
+        before, now = self.trained_gates(step), self.trained_gates(step + 1)
+        if before == now:
+            return None
+        running = tuple(block for block, ran in enumerate(before) if ran)
+        new = tuple(block for block, runs in enumerate(now) if runs and not before[block])
+        return Growth(running, new, self.new_blocks, self.growth_state)
 
-    def trained_blocks(self, steps: int) -> tuple[int, ...]:
-        """List the blocks of the model that there is after `steps` completed updates, from 0: all but those that could not run yet."""
-        return tuple(block for block, prob in enumerate(self._probs[self._stage_at(max(0, steps - 1))]) if prob)
+    def trained_gates(self, steps: int) -> tuple[bool, ...]:
+        """Return the gates of the model that there is after `steps` completed updates: off for blocks that could not run yet."""
+        return tuple(map(bool, self._probs[self._stage_at(max(0, steps - 1))]))
 
     def describe(self) -> list[str]:
         """Say in a few phrases what is left out."""
         stages = [f"{self._number(stage.blocks)} until {stage.until:.0%}" for stage in self.stages]
-        parts = [f"{', then '.join(stages)} of the run, then all"]
-        if self.which == "random":
-            return parts + RESIDUALS[self.residual]
-        parts += {"initialised": [], "copied": ["new blocks are copies"], "zero-output": ["new blocks change nothing at first"]}[
-            self.new_blocks
-        ]
-        return parts + {"kept": [], "copied": ["moments copied too"], "fresh": ["all moments begin anew"]}[self.growth_state]
+        how = RESIDUALS[self.residual] if self.which == "random" else _NEW_BLOCKS[self.new_blocks] + _STATES[self.growth_state]
+        return [f"{', then '.join(stages)} of the run, then all", *how]
 
     def _number(self, blocks: int) -> str:
         words = {"spread": "evenly spaced", "random": "random"}
         return f"the {self.which} {blocks} blocks" if self.which in ("first", "last") else f"{blocks} {words[self.which]} blocks"
-
-    def _depth_at(self, step: int) -> int:
-        return self._depths[self._stage_at(step)]
 
     def _stage_at(self, step: int) -> int:
         return bisect_right(self._begins, step) - 1
@@ -121,7 +123,7 @@ class Expansion(Schedule):
     @cached_property
     def _begins(self) -> tuple[int, ...]:
         """First step of each stage and of the whole model; a stage of a very short run may have none."""
-        return (0, *(int(round(stage.until * self.total_steps, 6)) for stage in self.stages))
+        return (0, *(step_at(stage.until, self.total_steps) for stage in self.stages))
 
     @cached_property
     def _probs(self) -> tuple[tuple[float, ...], ...]:
@@ -140,7 +142,7 @@ class Expansion(Schedule):
     def _drawn(self, depth: int) -> tuple[float, ...]:
         middle = self.num_blocks - self.keep_first - self.keep_last
         prob = (depth - self.keep_first - self.keep_last) / middle if middle else 1.0
-        return (1.0,) * self.keep_first + (prob,) * middle + (1.0,) * self.keep_last
+        return self._with_ends((prob,) * self.num_blocks)
 
 
 def spread(chosen: int, among: int) -> tuple[int, ...]:

@@ -85,6 +85,9 @@ class Schedule(ABC):
     total_steps: int
     draw: Draw = "bernoulli"
     residual: ResidualScale = "sublayer"
+    keep_first: int = 0
+    """So many blocks at the input run in every draw."""
+    keep_last: int = 0
 
     @property
     @abstractmethod
@@ -125,9 +128,9 @@ class Schedule(ABC):
         """Return which blocks begin to run at `step`, of those that never ran before, if the run waits for that to prepare them."""
         return None
 
-    def trained_blocks(self, steps: int) -> tuple[int, ...]:
-        """List the blocks of the model that there is after `steps` completed updates, from 0: all but those that could not run yet."""
-        return tuple(range(self.num_blocks))
+    def trained_gates(self, steps: int) -> tuple[bool, ...]:
+        """Return the gates of the model that there is after `steps` completed updates: off for blocks that could not run yet."""
+        return (True,) * self.num_blocks
 
     def expected_kept_blocks(self, step: int) -> float:
         """Return the expected number of blocks that run at `step`."""
@@ -145,6 +148,10 @@ class Schedule(ABC):
         rng = _generator(seed, step, group)
         gates = _fixed_depth(probs, rng) if self.draw == "fixed-depth" else tuple(rng.random() < p for p in probs)
         return Plan(gates, probs, tuple(1.0 / p if p and self.residual != "none" else 1.0 for p in probs))
+
+    def _with_ends(self, probs: tuple[float, ...]) -> tuple[float, ...]:
+        """Let the blocks at both ends run in any case."""
+        return (1.0,) * self.keep_first + probs[self.keep_first : self.num_blocks - self.keep_last] + (1.0,) * self.keep_last
 
     def mean_kept_fraction_between(self, first: int, stop: int) -> float:
         """Average the expected fraction of blocks that run over steps first..stop-1."""
@@ -166,8 +173,6 @@ class Dropping(Schedule):
     gamma: float | Literal["auto"] = "auto"
     depth_rule: DepthRule = "paper"
     recovery_fraction: float = 0.0
-    keep_first: int = 0
-    keep_last: int = 0
 
     @property
     def gamma_per_step(self) -> float:
@@ -211,12 +216,12 @@ class Dropping(Schedule):
 
         Source: `paper` is the paper's equation in section 4.2, `algorithm1` the loop of its released code.
         """
-        blocks, always = self.num_blocks, (1.0,)
+        blocks = self.num_blocks
         first = 1 if self.depth_rule == "paper" else 0
         depths = [1.0 if self.depth_rule == "uniform" else (i + first) / blocks for i in range(blocks)]
         # 1 - depth (1 - theta), rearranged: exactly 1 at theta = 1 and exactly theta at full depth, never 0 for a tiny theta.
         probs = tuple((1.0 - depth) + depth * theta for depth in depths)
-        return always * self.keep_first + probs[self.keep_first : blocks - self.keep_last] + always * self.keep_last
+        return self._with_ends(probs)
 
     def keep_probs(self, step: int) -> tuple[float, ...]:
         """Return the keep probability of each block at `step`, [L]."""

@@ -23,6 +23,10 @@ def runs(schedule: Expansion, step: int) -> set[int]:
     return {block for block, gate in enumerate(schedule.plan(step, 0, seed=0).gates) if gate}
 
 
+def trained(schedule: Expansion, steps: int) -> set[int]:
+    return {block for block, gate in enumerate(schedule.trained_gates(steps)) if gate}
+
+
 def configured(*changes: str) -> Any:
     return presets.resolve("modern-tiny-preln", ["pld.schedule=expansion", *changes]).config
 
@@ -34,7 +38,7 @@ def test_each_stage_runs_its_blocks_and_the_end_all(which: str, first: set[int],
     schedule = expansion(which=which)
     assert [runs(schedule, step) for step in range(10)] == [first] * 5 + [second] * 3 + [set(range(8))] * 2
     assert [schedule.theta(step) for step in (0, 4, 5, 7, 8, 9)] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
-    assert [set(schedule.trained_blocks(done)) for done in (0, 1, 5, 6, 8, 9)] == [first, first, first, second, second, set(range(8))]
+    assert [trained(schedule, done) for done in (0, 1, 5, 6, 8, 9)] == [first, first, first, second, second, set(range(8))]
     for plan in (schedule.plan(step, group, seed=seed) for step in range(10) for group in range(2) for seed in range(2)):
         assert plan.residual_scales == (1.0,) * 8
         assert plan.gates == tuple(prob == 1.0 for prob in plan.keep_probs)
@@ -80,7 +84,7 @@ def test_random_stages_draw_anew_and_keep_both_ends() -> None:
     assert all(abs(counts[block] / 3600 - 1 / 3) < 0.04 for block in range(1, 7))
     assert drawn[0].residual_scales == pytest.approx((1.0, *(3.0,) * 6, 1.0))
     assert schedule.plan(3600, 0, seed=0).residual_scales == (1.0,) * 8
-    assert schedule.scales and schedule.growth_at(3600) is None and len(schedule.trained_blocks(1)) == 8
+    assert schedule.scales and schedule.growth_at(3600) is None and len(trained(schedule, 1)) == 8
     unscaled = expansion(which="random", residual="none").plan(0, 0, seed=0)
     assert unscaled.residual_scales == (1.0,) * 8
     never = expansion(which="random", keep_first=1, keep_last=1).plan(0, 0, seed=0)  # two of two at the ends: the others never

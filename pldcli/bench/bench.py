@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pldcli.bench.result import Bench, MicroBatch, Mode
+from pldcli.bench.step_time import always_dropped
 from pldcli.config import Config
 from pldcli.data.loader import Samples
 from pldcli.data.masking import Masking
@@ -158,8 +159,8 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     config = _with_micro_batch(config, size, runtime.world_size)
     config = _of_length(config, total)
     configs = {"dense": _dense(config)}
-    if given.pld_schedule.lowest_theta < 1.0:
-        configs["dropped"] = config.replace(pld=_most_dropped(given))
+    if (theta := given.pld_schedule.lowest_theta) < 1.0:
+        configs["dropped"] = _most_dropped(config, theta)
     trainers = {
         name: assemble(
             one, model, source.samples(one), source.masking(one), runtime, next_tokens=source.next_tokens(one), optimizer=optimizer
@@ -192,12 +193,12 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     )
 
 
-def _most_dropped(config: Config) -> dict[str, object]:
+def _most_dropped(config: Config, theta: float) -> Config:
     """Drop in every step as much as the run does in the one that drops most."""
+    if config.pld.schedule == "expansion":
+        return always_dropped(config, theta=theta)
     # Without the recovery of the end, which of so few steps is a large part.
-    always: dict[str, object] = {"schedule": "constant", "theta_bar": config.pld_schedule.lowest_theta, "recovery_fraction": 0.0}
-    fewer = {"depth_rule": "uniform", "draw": "fixed-depth", "keep_first": 0, "keep_last": 0}
-    return always | fewer if config.pld.schedule == "expansion" else always
+    return config.replace(pld={"schedule": "constant", "theta_bar": theta, "recovery_fraction": 0.0})
 
 
 def _take_turns(trainers: dict[str, Trainer[StepBatches]], per_part: int, report: Report) -> tuple[Mode, ...]:

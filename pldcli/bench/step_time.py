@@ -13,7 +13,7 @@ from pldcli.config import Config, PldConfig
 from pldcli.errors import UsageError
 from pldcli.pld import Schedule
 
-__all__ = ["StepTime", "half_dropped", "parse_seconds"]
+__all__ = ["StepTime", "always_dropped", "half_dropped", "parse_seconds"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = r"(\d+(?:\.\d+)?)\s*(min|[smhd])"
@@ -67,6 +67,11 @@ def parse_seconds(text: str, where: str) -> float:
 
 
 def half_dropped(config: Config) -> Config:
-    """Drop half of the blocks, always as many: what a block takes is then the half of the difference that matters."""
+    """Drop half of the blocks: what a block takes is then the half of the difference that matters."""
+    return always_dropped(config, theta=0.5)
+
+
+def always_dropped(config: Config, *, theta: float) -> Config:
+    """Keep this share of the blocks, whichever, as many in every step."""
     same: dict[str, Any] = {"draws_per_step": config.pld.draws_per_step, "residual": config.pld.residual}
-    return config.replace(pld=PldConfig(schedule="constant", theta_bar=0.5, depth_rule="uniform", draw="fixed-depth", **same))
+    return config.replace(pld=PldConfig(schedule="constant", theta_bar=theta, depth_rule="uniform", draw="fixed-depth", **same))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from pldcli.choices import DocumentPer
-from pldcli.data.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, looks_like
+from pldcli.data.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
 from pldcli.errors import DataError, json_type
 
 if TYPE_CHECKING:
@@ -376,9 +376,8 @@ def _between_blank_lines(blocks: Iterator[str]) -> Iterator[Piece]:
 def _check_head(path: Path, head: bytes) -> None:
     if b"\0" not in head:
         return
-    found = looks_like(head)
-    if found and found[0].startswith("utf_16"):
-        raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found[0]}")
+    if found := utf16_without_mark(head):
+        raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found}")
     raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain, .gz or .zst")
 
 

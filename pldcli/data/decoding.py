@@ -13,7 +13,7 @@ from pldcli.errors import DataError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["CHUNK_BYTES", "Transcoded", "Utf8Decoder", "check_encoding", "encoding_of_mark", "looks_like"]
+__all__ = ["CHUNK_BYTES", "Transcoded", "Utf8Decoder", "check_encoding", "encoding_of_mark", "looks_like", "utf16_without_mark"]
 
 CHUNK_BYTES = 1 << 20
 """Bytes read at a time."""
@@ -52,11 +52,17 @@ def encoding_of_mark(head: bytes) -> str | None:
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
 
 
+def utf16_without_mark(head: bytes) -> str | None:
+    """Name the encoding of Western text of which every other byte is zero."""
+    for name, first in (("utf_16_le", 1), ("utf_16_be", 0)):
+        high, low = head[first::2], head[1 - first :: 2]
+        if low and high.count(0) > 0.4 * len(high) and not low.count(0):
+            return name
+    return None
+
+
 def looks_like(sample: bytes) -> list[str]:
     """Guess the encoding of text that is not UTF-8, by Python's names, the likeliest first; none where nothing fits."""
-    for name, first in (("utf_16_le", 1), ("utf_16_be", 0)):
-        if len(sample) > 1 and sample[first::2].count(0) > 0.4 * len(sample[first::2]) and not sample[1 - first :: 2].count(0):
-            return [name]
     from charset_normalizer import from_bytes
 
     matches = [match for match in from_bytes(sample) if match.encoding not in ("ascii", "utf_8")]

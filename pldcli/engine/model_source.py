@@ -157,12 +157,8 @@ def _from_checkpoint(path: Path, data: Path) -> Pretrained:
         tokenizer=tokenizer,
         causal=config.objective.is_causal,
     )
-    trained = config.pld_schedule.trained_blocks(step)
-    return (
-        loaded
-        if len(trained) == settings.num_hidden_layers
-        else loaded.with_blocks([k in trained for k in range(settings.num_hidden_layers)])
-    )
+    trained = config.pld_schedule.trained_gates(step)
+    return loaded if all(trained) else loaded.with_blocks(trained)
 
 
 def _tokenizer_of(path: Path, data: Path, fingerprint: str) -> Tokenizer:

@@ -154,13 +154,14 @@ def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
         except PldError:
             continue  # a configuration of something else
         schedule = config.pld_schedule
-        if schedule.num_blocks == num_blocks and isinstance(schedule, Dropping) and not schedule.is_dense:
+        if schedule.num_blocks != num_blocks:
+            continue
+        if isinstance(schedule, Expansion):
+            return KeepProbs(schedule.shares_of_run, f"the part of the run in which {place} trained each")
+        if isinstance(schedule, Dropping) and not schedule.is_dense:
             rule = f"{schedule.time} schedule, {schedule.depth_rule} rule"
             return KeepProbs(schedule.keep_probs(schedule.total_steps - 1), f"keep probabilities of {place} at its last step ({rule})")
-        if schedule.num_blocks == num_blocks and isinstance(schedule, Expansion):
-            return KeepProbs(schedule.shares_of_run, f"the part of the run in which {place} trained each")
-        if schedule.num_blocks == num_blocks:
-            return KeepProbs(_papers(num_blocks), f"{place} was trained without layer dropping, so the paper's rule is taken")
+        return KeepProbs(_papers(num_blocks), f"{place} was trained without layer dropping, so the paper's rule is taken")
     return KeepProbs(_papers(num_blocks), "how it was trained is not known here, so the paper's rule is taken")
 
 

@@ -161,8 +161,7 @@ def judge_pairs(subject: Subject, pairs: Sequence[Pair], *, gates: Sequence[bool
     by_file: dict[str, list[PairScore]] = {}
     for pair, score in zip(pairs, scores, strict=True):
         by_file.setdefault(pair.file, []).append(score)
-    files = {file: GroupScore(_accuracy(found), len(found)) for file, found in by_file.items()}
-    return MinimalPairs(tuple(scores), _by_group(pairs, scores), files)
+    return MinimalPairs(tuple(scores), _by_group(pairs, scores), _score_each(by_file))
 
 
 def read_pairs(inputs: Sequence[Path], tokenizer: Tokenizer) -> list[Pair]:
@@ -224,10 +223,14 @@ def _by_group(pairs: Sequence[Pair], scores: Sequence[PairScore]) -> dict[str, d
         for name, value in pair.fields.items():
             members.setdefault(name, {}).setdefault(value, []).append(score)
     return {
-        name: {value: GroupScore(_accuracy(found), len(found)) for value, found in sorted(kinds.items())}
+        name: _score_each(dict(sorted(kinds.items())))
         for name, kinds in members.items()
         if name in _GROUPING or (len(kinds) <= _MAX_GROUPS and 2 * len(kinds) <= sum(map(len, kinds.values())))
     }
+
+
+def _score_each(members: Mapping[str, Sequence[PairScore]]) -> dict[str, GroupScore]:
+    return {name: GroupScore(_accuracy(found), len(found)) for name, found in members.items()}
 
 
 def _accuracy(scores: Sequence[PairScore]) -> float:

@@ -219,8 +219,7 @@ class RunRecorder:
         if self.unigram_loss is None:
             causal = self.config.objective.is_causal
             self.unigram_loss = unigram_baseline(self.prepared, self._validation_batches(), causal=causal)
-        trained = self.config.pld_schedule.trained_blocks(self.position.step)
-        gates = [block in trained for block in range(self.config.model.num_hidden_layers)]
+        gates = self.config.pld_schedule.trained_gates(self.position.step)
         self.score = score_lm(self.trainer.model, self._validation_batches(), self.trainer.precision, self.runtime, gates)
         self.position = replace(self.position, wall_seconds=self._wall_seconds())
         values = {f"eval/{name}": value for name, value in self.score.values.items()}

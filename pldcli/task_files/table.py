@@ -128,14 +128,7 @@ def _read_delimited(
         delimiter = delimiter_of(file.readline(), ending(path))
     notes: tuple[str, ...] = ()
     if quoted is None:
-        with open_text(path) as file:
-            if delimiter == "\t":
-                quoted = is_quoted(file, delimiter)
-            else:
-                misplaced = misplaced_quote(file, delimiter)
-                quoted = misplaced is None
-        if delimiter != "\t" and misplaced is not None:
-            notes = _quotes_are_characters(path, delimiter, misplaced)
+        quoted, notes = _find_quoting(path, delimiter)
     with open_text(path) as file:
         rows = quoted_rows(file, delimiter, path) if quoted else plain_rows(file, delimiter)
         first = next(rows, None)
@@ -148,12 +141,18 @@ def _read_delimited(
         return replace(table, notes=(*notes, *table.notes))
 
 
-def _quotes_are_characters(path: Path, delimiter: str, line: int) -> tuple[str, ...]:
-    """Say that quotes are read as characters.
+def _find_quoting(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
+    """Find whether cells may stand in quotes; where a `.csv` is not what a writer of CSV writes, say that quotes are characters.
 
     Raises:
-        DataError: Rows have different numbers of columns then, so that the file cannot be read so either.
+        DataError: It is not, and with quotes as characters rows have different numbers of columns.
     """
+    with open_text(path) as file:
+        if delimiter == "\t":
+            return is_quoted(file, delimiter), ()
+        line = misplaced_quote(file, delimiter)
+    if line is None:
+        return True, ()
     with open_text(path) as file:
         widths = {len(cells) for _, cells in plain_rows(file, delimiter)}
     if len(widths) > 1:
@@ -161,7 +160,7 @@ def _quotes_are_characters(path: Path, delimiter: str, line: int) -> tuple[str, 
         raise DataError(
             what, where=f"{path}:{line}", hint='write a quote within a cell twice, and the cell in quotes: "so ""good"", it was"'
         )
-    return (f"{path}: quotes are read as characters of the text: the one that opens in line {line} closes in the middle of a cell",)
+    return False, (f"{path}: quotes are read as characters of the text: the one that opens in line {line} closes in the middle of a cell",)
 
 
 def _headings(first: Row, path: Path) -> tuple[str, ...]:
