@@ -293,7 +293,7 @@ class _NoTextError(DataError):
     """A line holds no text; the cause is said of all such lines together."""
 
     def __init__(self, cause: str, what: str, *, where: str, hint: str) -> None:
-        super().__init__(what, where=where, hint=f"{hint}; --skip-bad leaves out such lines")
+        super().__init__(what, where=where, hint=f"{hint}; in `pld prepare-data` --skip-bad leaves out such lines")
         self.cause = cause
 
 
@@ -377,7 +377,7 @@ def _check_head(path: Path, head: bytes) -> None:
     if b"\0" not in head:
         return
     if found := utf16_without_mark(head):
-        raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found}")
+        raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found} to `pld prepare-data`, or convert it")
     raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain, .gz or .zst")
 
 

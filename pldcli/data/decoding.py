@@ -148,7 +148,11 @@ class Utf8Decoder:
         guess = f"; it looks like {' or '.join(found[:2])}" if found else ""
         what = f"is not UTF-8: {share:.1%} of its bytes would have to be replaced{guess}"
         name = found[0] if found else "NAME"
-        raise DataError(what, where=str(self._path), hint=f"say what it is with --encoding {name}; --encoding utf-8 replaces them")
+        raise DataError(
+            what,
+            where=str(self._path),
+            hint=f"say what it is with `pld prepare-data --encoding {name}`, or convert it; --encoding utf-8 replaces them",
+        )
 
     def without_surrogates(self, text: str) -> str:
         """Replace the halves of surrogate pairs that JSON escapes can hold."""

@@ -96,6 +96,7 @@ def span_rows(table: Table, task: Task) -> Iterator[dict[str, Any]]:
     columns.update({name: table.columns[name] for name in ("id", "is_impossible") if name in table.columns})
     if task.label_column in table.columns:
         columns["answers"] = table.columns[task.label_column]
+    columns["id"] = [None if name is None else str(name) for name in columns.get("id", range(len(table)))]
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
 

@@ -316,6 +316,13 @@ def squad(path, *, answered=12, unanswered=0):
     return write(path, json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "In Rome.", "qas": qas}]}]}))
 
 
+def test_questions_of_a_table_without_ids_count_from_0(tmp_path):
+    answers = {"text": ["Rome"], "answer_start": [3]}
+    rows = [{"question": "Where?", "context": "In Rome.", "answers": answers} for _ in range(4)]
+    data = load_own(jsonl(tmp_path / "a.jsonl", rows), validation=jsonl(tmp_path / "b.jsonl", rows[:2]), kind="spans")
+    assert data.train.indices == ["0", "1", "2", "3"]
+
+
 def test_questions_of_ones_own(tmp_path):
     data = load_own(squad(tmp_path / "a.json"))
     assert data.task.kind == "spans" and data.task.text_columns == ("question", "context") and not data.task.unanswerable
