@@ -31,8 +31,8 @@ from dropping_counts import ask_calls, ask_communication
 from dropping_steps import DRAWS, PHASES, WARM_UP_STEPS, Bench, is_compiled, timed_step
 from measuring import prepared_documentation, say, steps_in_turn, timed
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.optim import build_optimizer, clip_gradients
 from pldcli.engine.runtime import launch
+from pldcli.optimizers.build import build_optimizer, clip_gradients
 from pldcli.pretraining.assembly import build_trainer
 from reporting import command, hardware, head, publish, row, software, spread
 

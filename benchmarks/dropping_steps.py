@@ -12,8 +12,8 @@ from measuring import timed
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData
-from pldcli.engine.optim import clip_gradients
 from pldcli.engine.runtime import Runtime
+from pldcli.optimizers.build import clip_gradients
 from pldcli.pld import Plan
 from pldcli.pretraining.assembly import build_trainer
 

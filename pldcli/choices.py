@@ -19,6 +19,7 @@ __all__ = [
     "Pooling",
     "PositionEmbedding",
     "PrecisionChoice",
+    "PrecisionName",
     "TaskKind",
 ]
 
@@ -60,6 +61,9 @@ PositionEmbedding = Literal["learned", "rotary"]
 
 PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 """Number formats; `auto` takes what is fast on the device."""
+
+PrecisionName = Literal["bf16", "fp16", "fp32"]
+"""A number format of autocast, chosen."""
 
 
 class TaskKind(StrEnum):

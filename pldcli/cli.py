@@ -16,8 +16,10 @@ import typer
 
 from pldcli import __version__
 from pldcli.commands import (
+    advise,
     analyze,
     bench,
+    checkpoint,
     compare,
     config,
     data,
@@ -56,6 +58,7 @@ class Entry:
 COMMANDS: tuple[Entry, ...] = (
     Entry("prepare-data", prepare_data.prepare_data, DATA, "pld prepare-data corpus.txt --out data --vocab-size 8192"),
     Entry("data verify", data.verify, DATA, "pld data verify data"),
+    Entry("advise", advise.advise, TRAINING, "pld advise --budget 2h --data data"),
     Entry("pretrain", pretrain.pretrain, TRAINING, "pld pretrain --preset bert-small-pld train.total_steps=1000 --data data"),
     Entry("study", study.study, TRAINING, "pld study benchmarks/studies/tiny.yaml --dry-run"),
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
@@ -64,6 +67,9 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("compare", compare.compare, RESULTS, "pld compare runs/bert-small-preln runs/bert-small-pld --out comparison"),
     Entry("analyze", analyze.analyze, RESULTS, "pld analyze runs/bert-small-postln runs/bert-small-preln --gates 0.5 --out analysis"),
     Entry("export", export.export, RESULTS, "pld export runs/bert-small-pld --keep-blocks 9 --out smaller"),
+    Entry("checkpoint list", checkpoint.list_, RESULTS, "pld checkpoint list runs/bert-small-pld"),
+    Entry("checkpoint verify", checkpoint.verify, RESULTS, "pld checkpoint verify runs/bert-small-pld"),
+    Entry("checkpoint prune", checkpoint.prune, RESULTS, "pld checkpoint prune runs/bert-small-pld --keep 1"),
     Entry("runs", runs.runs, RESULTS, "pld runs"),
     Entry("tasks", tasks.tasks, LOOKING, "pld tasks"),
     Entry("plot-schedule", plot_schedule.plot_schedule, LOOKING, "pld plot-schedule --preset bert-base-pld pld.theta_bar=0.7"),
@@ -78,7 +84,11 @@ COMMANDS: tuple[Entry, ...] = (
 )
 """Every subcommand, once."""
 
-_GROUPS = {"config": "Show, check, list and import configurations.", "data": "Look after prepared data."}
+_GROUPS = {
+    "checkpoint": "List, verify and remove the checkpoints of a run.",
+    "config": "Show, check, list and import configurations.",
+    "data": "Look after prepared data.",
+}
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _CommandLineError = typer.BadParameter.__mro__[1]

@@ -42,11 +42,14 @@ RUN_CONTROL = (
     "runtime.device",
     "runtime.precision",
     "runtime.compile",
+    "runtime.timeout_seconds",
     "runtime.checkpoint_activations",
     "train.micro_batch_size",
     "train.log_every_steps",
+    "train.max_skipped_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "checkpoint.keep_every_steps",
     "eval.every_steps",
     "eval.max_sequences",
 )
@@ -146,6 +149,10 @@ class TrainConfig(Settings):
     """The first part of the run, as a fraction, in which the batch grows, linearly in steps and in multiples of initial_batch_size."""
     initial_batch_size: Count | Literal["auto"] = "auto"
     """Used with batch_ramp only: sequences of the first step, which divide global_batch_size; `auto` is about a quarter."""
+    max_skipped_steps: Count = 10
+    """Steps in a row, or a tenth of the run if that is less, whose loss or gradient is not finite end the run; fewer are left out."""
+    skip_spikes: Positive | None = None
+    """Leave out steps whose loss or gradient norm is so many standard deviations above the mean of the last 128; 6 is usual."""
     micro_batch_size: Count | Literal["auto"] = "auto"
     """Most sequences of data.seq_len tokens per forward pass and process; `auto` fits the memory. Lower it when memory runs out."""
     seed: Natural = 0
@@ -184,6 +191,8 @@ class RuntimeConfig(Settings):
     """Autocast format; weights stay fp32. `auto`: bf16 where fast (Ampere, AMX, AMD with AVX-512), else fp16 on CUDA and fp32 on CPU."""
     compile: Switch = "auto"
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""
+    timeout_seconds: Positive = 1800.0
+    """Of several processes: one that waits so long for the others ends the run."""
     checkpoint_activations: bool = False
     """Keep only the input of each block for the backward pass and run the block again: less memory, about a third more time."""
 
@@ -195,6 +204,15 @@ class CheckpointConfig(Settings):
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 2
     """Newest checkpoints that stay."""
+    keep_every_steps: Count | None = None
+    """Every checkpoint at a multiple of this many steps stays as well: a multiple of `every_steps`."""
+
+    @model_validator(mode="after")
+    def _check_multiple(self) -> Self:
+        if self.keep_every_steps is not None and self.keep_every_steps % self.every_steps:
+            what = f"{self.keep_every_steps} is no multiple of checkpoint.every_steps {self.every_steps}, so that few would stay"
+            raise UsageError(what, where="checkpoint.keep_every_steps", hint="make it one")
+        return self
 
 
 class EvalConfig(Settings):

@@ -27,12 +27,12 @@ from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
-from pldcli.engine.optim import build_optimizer
 from pldcli.engine.phases import PHASES
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.errors import DeviceError, UsageError
+from pldcli.optimizers.build import build_optimizer
 from pldcli.pretraining.assembly import (
     assemble,
     check_vocabulary,

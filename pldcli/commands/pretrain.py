@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pldcli.commands.config import Overrides, complete_preset
+from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pldcli.config import Config
@@ -21,10 +23,19 @@ if TYPE_CHECKING:
 
 __all__ = ["pretrain"]
 
+_AUTO = "auto"
+_ONE_OF_SEVERAL = "WORLD_SIZE"
+"""Stands in the environment of a process that torchrun started."""
+
 
 def pretrain(
     overrides: Overrides = None,
-    preset: Annotated[str, typer.Option(help="A shipped preset or a YAML file.", autocompletion=complete_preset)] = "bert-base-pld",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="A shipped preset, a YAML file, or auto: what `pld advise` chooses for --budget.", autocompletion=complete_preset
+        ),
+    ] = "bert-base-pld",
     data: Annotated[Path, typer.Option(help="The prepared directory.")] = Path("data"),
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/PRESET")] = None,
     init_from: Annotated[
@@ -38,6 +49,17 @@ def pretrain(
         str | None,
         typer.Option(help="Train for so long (24h, 90m): steps are timed once, and train.total_steps is set.", show_default=False),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train in so many processes here, one per GPU; on a CPU they share its cores.", show_default=False),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="With --gpus: where a process fails, resume from the newest checkpoint, at most so often.")
+    ] = 0,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(help="Stop after so long (3h), saved; the same command resumes. For queues with a limit.", show_default=False),
+    ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the path of a checkpoint.")] = "auto",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
     allow_bin: Annotated[
@@ -47,24 +69,30 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder with layer dropping; a run that was stopped resumes.
 
-    Several GPUs: torchrun --nproc-per-node 8 -m pldcli pretrain ...
+    Several machines: torchrun --nnodes 2 --nproc-per-node 8 ... -m pldcli pretrain ...
     """
     from pldcli import presets
+    from pldcli.bench.step_time import parse_seconds
 
+    stop_at = None if stop_after is None else time.monotonic() + parse_seconds(stop_after, "--stop-after")
+    processes = 1 if _ONE_OF_SEVERAL in os.environ else gpus or 1
+    if processes > 1 and budget is not None:
+        hint = "time a step with `pld bench`, and set train.total_steps"
+        raise UsageError("steps are timed in one process", where="--budget with --gpus", hint=hint)
     wanted = [
         *(overrides or []),
         *([f"runtime.device={device}"] if device else []),
         *([f"train.init_from={init_from}"] if init_from else []),
     ]
+    place = out or Path("runs") / Path(preset).stem
+    if preset == _AUTO:
+        preset, budget = _advised(data, place, budget, wanted, resume=resume, dry_run=dry_run), None
     first = presets.resolve(preset, wanted).config  # what is wrong without the data shows before it is read
     if budget is not None:
-        from pldcli.bench.step_time import parse_seconds
-
         seconds = parse_seconds(budget, "--budget")
     from pldcli.data.prepared import open_prepared
     from pldcli.engine.run_directory import RunDirectory
 
-    place = out or Path("runs") / Path(preset).stem
     prepared = open_prepared(data)
     earlier = None
     if (budget is not None or first.train.init_from is not None) and not dry_run and resume != "never":
@@ -88,9 +116,32 @@ def pretrain(
         if estimated.is_main:
             _show_estimate(estimated)
         return
-    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, command=_command_line())
+    if processes > 1:
+        from pldcli.engine.launcher import run_processes
+
+        raise typer.Exit(run_processes(processes, sys.argv[1:], max_restarts=max_restarts))
+    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
     if result.is_main:
         _show(result, data)
+
+
+def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, resume: str, dry_run: bool) -> str:
+    """Let `pld advise` choose, and write its preset beside the run; a run that is there keeps its configuration."""
+    from pldcli.engine.run_directory import RunDirectory
+
+    stored = RunDirectory(place).config
+    if resume != "never" and stored.is_file():
+        return str(stored)
+    if budget is None or dry_run:
+        what = "--dry-run says nothing about it" if dry_run else "needs a --budget of time"
+        raise UsageError(
+            what, where=f"--preset {_AUTO}", hint="try `pld advise --budget 2h`" if dry_run else "add --budget 2h, for example"
+        )
+    from pldcli.commands.advise import write_advice
+
+    chosen = place.with_name(f"{place.name}.yaml")
+    write_advice(chosen, data=data, budget=budget, overrides=wanted, command=_command_line())
+    return str(chosen)
 
 
 def _within(config: Config, seconds: float, prepared: PreparedData, stored: Config | None) -> Config:
@@ -121,7 +172,7 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
 def _command_line() -> str:
     """Write down what was typed."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    program = ["pld"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
+    program = ["pld"] if processes == "1" or "--gpus" in sys.argv else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
     return shlex.join([*program, *sys.argv[1:]])
 
 
@@ -134,6 +185,8 @@ def _show(result: PretrainResult, data: Path) -> None:
         typer.echo(f"{run.path} is finished: {position.step:,} steps, model in {run.model}; {following}")
         return
     typer.echo(f"finished {position.step:,} steps, {quantity(position.tokens)} tokens in {duration(position.train_seconds)} of training")
+    if position.skipped_steps:
+        typer.echo(f"note: the updates of {position.skipped_steps:,} steps were left out: loss or gradient not finite, or a spike")
     if (score := result.score) is not None:
         typer.echo(f"validation loss {score.loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.accuracy:.3f}")
     if result.has_read_context is False:

@@ -33,6 +33,8 @@ __all__ = [
     "list_checkpoints",
     "newest_valid",
     "optimizer_tensors",
+    "position",
+    "prune",
     "read",
     "restore_optimizer",
     "verify",
@@ -59,6 +61,8 @@ class Position:
     """With everything, over all resumes."""
     executed_flops: float = 0.0
     """Of blocks that ran; forward and backward."""
+    skipped_steps: int = 0
+    """Whose update was left out, as a loss or a gradient was not finite, or a spike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ class Snapshot:
     config: Config
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    """`<entry>/<parameter>` to its tensor."""
+    """`<entry>/<parameter>` to its tensor, and the state of the guard."""
     scaler: dict[str, Any]
     data_fingerprint: str
     tokenizer_fingerprint: str
@@ -84,11 +88,13 @@ def write(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: dict[str, Any],
+    guard: Mapping[str, Tensor],
     data_fingerprint: str,
     tokenizer_fingerprint: str,
     keep: int,
+    keep_every: int | None = None,
 ) -> Path:
-    """Save the state of a run; keep it and the `keep` - 1 before it.
+    """Save the state of a run; keep it, the `keep` - 1 before it, and of all others those at multiples of `keep_every` steps.
 
     Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
     What killed processes left half-written goes as well, whatever its step.
@@ -105,12 +111,12 @@ def write(
         "tokenizer_fingerprint": tokenizer_fingerprint,
     }
     atomic.remove_leftovers_in(directory)
-    tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
+    tensors = {"model": model.state_dict(), "optimizer": {**optimizer_tensors(model, optimizer), **guard}}
     write_sealed(path, tensors, {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(config)})
-    there = list_checkpoints(directory)
-    here = there.index(path)
-    for other in [*there[: max(0, here + 1 - keep)], *there[here + 1 :]]:
-        shutil.rmtree(other, ignore_errors=True)
+    for other in list_checkpoints(directory):
+        if other.name > path.name:
+            shutil.rmtree(other, ignore_errors=True)
+    _keep_newest(list_checkpoints(directory), keep, keep_every)
     return path
 
 
@@ -140,6 +146,39 @@ def write_sealed(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts:
 def list_checkpoints(directory: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first, verified or not."""
     return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def prune(directory: Path, *, keep: int, keep_every: int | None = None) -> list[Path]:
+    """Remove checkpoints but for the newest `keep` that verify, and those at multiples of `keep_every` steps; return what was removed.
+
+    Raises:
+        CheckpointError: None verifies; nothing is removed then.
+    """
+    there = list_checkpoints(directory)
+    damaged = []
+    for path in there:
+        try:
+            verify(path)
+        except CheckpointError:
+            damaged.append(path)
+    sound = [path for path in there if path not in damaged]
+    if there and not sound:
+        raise CheckpointError("none of the checkpoints verifies, and none is removed", where=str(directory))
+    for path in damaged:
+        shutil.rmtree(path, ignore_errors=True)
+    return sorted([*damaged, *_keep_newest(sound, keep, keep_every)])
+
+
+def position(path: Path) -> Position:
+    """Read how far a run had come at a checkpoint, which is not verified for that.
+
+    Raises:
+        CheckpointError: That cannot be read.
+    """
+    try:
+        return Position(**json.loads((path / "state.json").read_text(encoding="utf-8"))["position"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
 
 def verify(path: Path, *, needed: frozenset[str] = _FILES) -> None:
@@ -248,6 +287,14 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """Name the state of each parameter `<entry>/<parameter>`, by parameter and not by its number as torch does."""
     named = model.named_parameters()
     return {f"{entry}/{name}": tensor for name, parameter in named for entry, tensor in optimizer.state.get(parameter, {}).items()}
+
+
+def _keep_newest(paths: list[Path], keep: int, keep_every: int | None) -> list[Path]:
+    """Remove all but the last `keep`, and those at multiples of `keep_every` steps; return what was removed."""
+    removed = [path for path in paths[:-keep] if keep_every is None or int(path.name.removeprefix("step-")) % keep_every]
+    for path in removed:
+        shutil.rmtree(path, ignore_errors=True)
+    return removed
 
 
 def _errno_of(error: SafetensorError) -> int:

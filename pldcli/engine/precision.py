@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from pldcli.choices import PrecisionChoice
+from pldcli.choices import PrecisionChoice, PrecisionName
 from pldcli.system.machine import processor_fields, processor_flags
 
-__all__ = ["Precision", "PrecisionName", "bf16_is_fast", "resolve_precision"]
-
-PrecisionName = Literal["bf16", "fp16", "fp32"]
+__all__ = ["Precision", "bf16_is_fast", "resolve_precision"]
 
 _SCALE_GROWTH_STEPS = 2000
 

@@ -39,6 +39,7 @@ class RunDirectory:
         self.model = path / "model"  # the finished model as a Hugging Face directory
         self.plots = path / "plots"
         self.card = path / "README.md"
+        self.save_request = path / "SAVE"  # made by whoever wants a checkpoint now, and removed once it is there
 
     def check_usable(self) -> None:
         """Refuse a directory that holds something else.

@@ -1,4 +1,4 @@
-"""Devices and processes: the only module that talks to torch.distributed.
+"""Devices and processes: the only module that talks to torch.distributed (`launcher` starts processes, and does not).
 
 One process is the plain case. Under torchrun each process holds a replica; gradients are summed by one flat all-reduce per
 unit of the model that ran. A block that no gate group ran communicates nothing and keeps its gradients None.
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -101,11 +102,12 @@ class Runtime:
 
 
 @contextmanager
-def launch(device: Device = "auto") -> Iterator[Runtime]:
+def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[Runtime]:
     """Choose the device and, under torchrun, join the other processes.
 
     Args:
         device: `auto` takes CUDA when there is any.
+        timeout_seconds: After waiting so long for the other processes, this one gives them up.
 
     Raises:
         DeviceError: CUDA was asked for and is not there, or there are more processes than devices.
@@ -123,19 +125,21 @@ def launch(device: Device = "auto") -> Iterator[Runtime]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
     runtime = Runtime(chosen, rank, world_size)
     try:
+        dist.init_process_group(backend, timeout=timeout)
         yield runtime
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise DeviceError("lost the other processes", where=f"process {rank}", hint="one of them says why") from error
         raise
     finally:
         # Parameters are released first: gloo may abort the process at its exit otherwise.
         runtime.replicate([])
         gc.collect()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _keep_freed_memory() -> None:

@@ -17,8 +17,8 @@ from pldcli.data.order import key
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.growth import grow
+from pldcli.engine.guard import Guard, Skipped
 from pldcli.engine.objectives import Objective
-from pldcli.engine.optim import clip_gradients, set_learning_rate
 from pldcli.engine.phases import Phase, PhaseTimer
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -26,6 +26,7 @@ from pldcli.engine.validation import count_attended
 from pldcli.errors import CheckpointError, DivergedError, PldError
 from pldcli.flops import Flops
 from pldcli.model import StBert
+from pldcli.optimizers.build import clip_gradients, set_learning_rate
 from pldcli.pld import Plan, Schedule
 from pldcli.system.signals import STOP_SIGNALS, StopRequest
 
@@ -72,6 +73,8 @@ class Observation:
     """Where the time since the last observation went."""
     stop_signal: int
     """The signal that ended the loop, or 0."""
+    was_asked: bool = False
+    """Some process asked for this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +83,14 @@ class _Step:
 
     plans: list[Plan]
     loss_sums: Tensor
+    """Over all processes."""
     num_targets: list[float]
     grad_norm: Tensor
     group_tokens: list[float]
     group_attended: list[float]
     """Per gate group, the tokens that each token attends to, summed."""
+    was_asked: bool
+    """Some process wants to see the run after this step."""
 
 
 class _StepAbortedError(Exception):
@@ -107,6 +113,8 @@ class Trainer(Generic[BatchesT]):
         flops: Counts executed work.
         seed: Seed of gates and dropout.
         curriculum: Lengths of sequences, and bases of rotary positions; None where both stay.
+        max_skipped_steps: So many steps in a row, or a tenth of the run if that is less, whose update is left out end the run.
+        spike_sigmas: As `Guard`'s.
     """
 
     def __init__(
@@ -124,10 +132,14 @@ class Trainer(Generic[BatchesT]):
         flops: Flops,
         seed: int,
         curriculum: Curriculum | None = None,
+        max_skipped_steps: int = 10,
+        spike_sigmas: float | None = None,
     ) -> None:
         self.model, self.objective, self.schedule, self.optimizer = model, objective, schedule, optimizer
         self.batches, self.learning_rate, self.max_grad_norm = batches, learning_rate, max_grad_norm
         self.precision, self.runtime, self.flops, self.seed, self.curriculum = precision, runtime, flops, seed, curriculum
+        self.guard = Guard(sigmas=spike_sigmas, device=runtime.device)
+        self.most_skipped = max(1, min(max_skipped_steps, schedule.total_steps // 10))
         self._seq_len = 0
         self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
         runtime.replicate(model.units)
@@ -151,9 +163,12 @@ class Trainer(Generic[BatchesT]):
         except RuntimeError as error:
             raise CheckpointError("weights do not fit the configuration", where=where) from error
         checkpoint.restore_optimizer(optimizer, self.model, self.optimizer)
+        self.guard.restore(optimizer)
         self.scaler.load_state_dict(scaler)
 
-    def steps(self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest) -> Generator[Observation, None, None]:
+    def steps(
+        self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest, ask: Callable[[], bool] = lambda: False
+    ) -> Generator[Observation, None, None]:
         """Train to the end of the schedule.
 
         The clock of `train_seconds` stands still while the caller holds an observation.
@@ -162,13 +177,12 @@ class Trainer(Generic[BatchesT]):
             position: Where the run is.
             observe: Whether to yield after this many completed steps; only then the host waits for the device.
             stop: Read before every forward pass; on a signal the step under way is discarded.
+            ask: Read before every step; where it is true on any process, all yield after that step.
 
         Raises:
-            DivergedError: A loss or a gradient norm is not finite, or fp16 skips every update.
+            DivergedError: Too many steps in a row were left out, or fp16 skips every update.
         """
         total_steps = self.schedule.total_steps
-        # Checked at observations only: reading it after every step would make the host wait for the device.
-        finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
         self.set_length(position.step)
         self.runtime.synchronize()
         self.phases.read()  # discard what was timed before the first step
@@ -183,16 +197,13 @@ class Trainer(Generic[BatchesT]):
                 grow(self.model, self.optimizer, growth)
             set_learning_rate(self.optimizer, self.learning_rate(step))
             try:
-                done = self._step(step, groups, stop)
+                done = self._step(step, groups, stop, asks=ask())
             except _StepAbortedError as aborted:
-                yield self._observe(position, started, finite, stop_signal=aborted.signal_number)
+                yield self._observe(position, started, stop_signal=aborted.signal_number)
                 return
-            finite = finite & done.loss_sums.isfinite().all()
-            if not self.scaler.is_enabled():  # under loss scaling gradients overflow by design, and the update is skipped
-                finite = finite & done.grad_norm.isfinite()
             position = self._advance(position, done)
-            if observe(position.step) or position.step == total_steps:
-                seen = self._observe(position, started, finite, done)
+            if observe(position.step) or done.was_asked or position.step == total_steps:
+                seen = self._observe(position, started, done)
                 position = seen.position
                 yield seen
                 started = time.perf_counter()
@@ -244,7 +255,7 @@ class Trainer(Generic[BatchesT]):
         self.phases.begin("other")
         return loss_sums.detach()
 
-    def _step(self, step: int, groups: list[list[Any]], stop: StopRequest) -> _Step:
+    def _step(self, step: int, groups: list[list[Any]], stop: StopRequest, *, asks: bool) -> _Step:
         """Take one step: draw gates, accumulate gradients, reduce, clip, update.
 
         Raises:
@@ -252,7 +263,7 @@ class Trainer(Generic[BatchesT]):
         """
         # A pure function of (seed, step, group): all processes draw the same gates without communication.
         plans = [self.schedule.plan(step, group, seed=self.seed) for group in range(len(groups))]
-        num_targets, group_tokens, group_attended = self._agree(groups, plans)
+        num_targets, group_tokens, group_attended, was_asked = self._agree(groups, plans, asks=asks)
         loss_sums = torch.zeros(len(num_targets), device=self.runtime.device)
         micro_steps = [(plan, batch) for plan, batches in zip(plans, groups, strict=True) for batch in batches]
         for micro_step, (plan, batch) in enumerate(micro_steps):
@@ -266,8 +277,10 @@ class Trainer(Generic[BatchesT]):
         self.phases.begin("optimizer")
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        loss_sums = self.runtime.sum(loss_sums.double())
+        means = [_mean(total, count) for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]
+        # Under loss scaling gradients overflow by design, and the scaler leaves the update out.
+        self._update(self.guard.judge(step, torch.stack(means).sum(), None if self.scaler.is_enabled() else grad_norm))
         # None, not zero: a block that no group runs in the next step then has no gradient, and the optimizer leaves it alone.
         self.optimizer.zero_grad(set_to_none=True)
         self.phases.begin("other")
@@ -278,21 +291,41 @@ class Trainer(Generic[BatchesT]):
             grad_norm=grad_norm,
             group_tokens=group_tokens,
             group_attended=group_attended,
+            was_asked=was_asked,
         )
 
-    def _agree(self, groups: list[list[Any]], plans: list[Plan]) -> tuple[list[float], list[float], list[float]]:
-        """Count targets, tokens and attended tokens of the step over all processes, and check that all drew the same gates."""
+    def _update(self, is_left_out: Tensor) -> None:
+        """Apply an update or, where a 0-d tensor says so, leave weights and optimizer as they are."""
+        if isinstance(self.optimizer, torch.optim.AdamW) and not self.scaler.is_enabled():
+            # Its kernel looks itself, as loss scalers make it: the host does not wait. The other optimizers make it wait on CUDA.
+            self.optimizer.found_inf = is_left_out.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not self.scaler.is_enabled():
+            if not bool(is_left_out):
+                self.optimizer.step()
+        else:
+            if self.guard.sigmas is None or not bool(is_left_out):
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _agree(self, groups: list[list[Any]], plans: list[Plan], *, asks: bool) -> tuple[list[float], list[float], list[float], bool]:
+        """Count targets, tokens and attended tokens of the step over all processes, and check that all drew the same gates.
+
+        Returns:
+            The counts, and whether any process asks for an observation.
+        """
         counts = [self.objective.num_targets(batch) for micro_batches in groups for batch in micro_batches]
         targets = [float(sum(column)) for column in zip(*counts, strict=True)]
         tokens = [float(sum(map(count_tokens, micro_batches))) for micro_batches in groups]
         attended = [sum(count_attended(batch, self.flops.attended_tokens) for batch in micro_batches) for micro_batches in groups]
         gates = [float(gate) for plan in plans for gate in plan.gates]
-        summed = iter(self.runtime.sum_on_host([*targets, *tokens, *attended, *gates]))
+        summed = iter(self.runtime.sum_on_host([*targets, *tokens, *attended, float(asks), *gates]))
         targets, tokens, attended = (list(islice(summed, len(counts))) for counts in (targets, tokens, attended))
+        was_asked = next(summed) > 0
         # With other gates each process would wait for a reduction that the others never start, or sum gradients of other blocks.
         if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, summed, strict=True)):
             raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
-        return targets, tokens, attended
+        return targets, tokens, attended, was_asked
 
     def _agreed_stop(self, stop: StopRequest) -> int:
         """Return the signal that any process has received, or 0: the same on all of them, since a lone one would wait for the others."""
@@ -311,23 +344,26 @@ class Trainer(Generic[BatchesT]):
             executed_flops=position.executed_flops + sum(flops),
         )
 
-    def _observe(
-        self, position: Position, started: float, finite: Tensor, done: _Step | None = None, *, stop_signal: int = 0
-    ) -> Observation:
+    def _observe(self, position: Position, started: float, done: _Step | None = None, *, stop_signal: int = 0) -> Observation:
         """Wait for the device, stop the clock, and read the numbers of the last step.
 
         Raises:
-            DivergedError: A step since the last observation was not finite.
+            DivergedError: Too many steps in a row were left out since the last observation.
         """
         self.runtime.synchronize()
-        self._check_finite(finite, position.step)
-        position = replace(position, train_seconds=position.train_seconds + time.perf_counter() - started)
+        skipped = self.guard.take_skipped()
+        self._check_health(skipped, position.step)
+        position = replace(
+            position,
+            train_seconds=position.train_seconds + time.perf_counter() - started,
+            skipped_steps=position.skipped_steps + skipped.steps,
+        )
         self.phases.pause()
         self.runtime.synchronize()  # again: on CUDA the pause is an event, which has to be over before it is read
         step = max(0, position.step - 1)
         losses, grad_norm, kept = {}, 0.0, 0.0
         if done is not None:
-            sums = self.runtime.sum(done.loss_sums.double()).tolist()
+            sums = done.loss_sums.tolist()
             means = [_mean(total, count) for total, count in zip(sums, done.num_targets, strict=True)]
             counted = zip(self.objective.names, means, done.num_targets, strict=True)
             # A step may have targets of one kind only; a loss of 0 of the other would be a lie.
@@ -343,18 +379,24 @@ class Trainer(Generic[BatchesT]):
             kept_blocks=kept,
             phase_seconds=self.phases.read(),
             stop_signal=stop_signal,
+            was_asked=done is not None and done.was_asked,
         )
 
-    def _check_finite(self, finite: Tensor, step: int) -> None:
-        """Raise DivergedError where numbers are not finite, or at a loss scale so low that every update has been skipped."""
-        overflowing = self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_LOSS_SCALE
-        if overflowing or not bool(finite):
-            what = "gradients overflow at every loss scale" if overflowing else "the loss or its gradient is not finite"
-            raise DivergedError(
-                f"training diverged: {what}",
-                where=f"step {step}",
-                hint="lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers",
-            )
+    def _check_health(self, skipped: Skipped, step: int) -> None:
+        """Raise DivergedError where too many steps were left out in a row, or at a loss scale so low that every update has been."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_LOSS_SCALE:
+            what, where = "gradients overflow at every loss scale", f"step {step}"
+        elif skipped.longest >= self.most_skipped:
+            first, last = skipped.first_step, skipped.first_step + skipped.longest - 1
+            sequences = sum(self.batches.num_sequences(one) for one in range(first))
+            number = sum(self.batches.num_sequences(one) for one in range(first, last + 1))
+            what = "the loss or its gradient is not finite" + ("" if self.guard.sigmas is None else ", or far above those before")
+            steps = f"steps {first} to {last}" if last > first else f"step {first}"
+            where = f"{steps} (sequences {sequences} to {sequences + number - 1} of the run)"
+        else:
+            return
+        hint = "lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers"
+        raise DivergedError(f"training diverged: {what}", where=where, hint=hint)
 
 
 def _mean(total: NumberT, num_targets: float) -> NumberT:

@@ -6,12 +6,12 @@ import math
 
 from pldcli.choices import TaskKind
 from pldcli.engine.objectives import TaskLoss
-from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.inputs import RunInputs
+from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pld import Dropping
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.kinds import head_of

@@ -101,7 +101,7 @@ def write(place: Path, settings: FinetuneConfig, course: Course, trainer: Traine
     }
     tensors = {
         "model": trainer.model.state_dict(),
-        "optimizer": checkpoint.optimizer_tensors(trainer.model, trainer.optimizer),
+        "optimizer": {**checkpoint.optimizer_tensors(trainer.model, trainer.optimizer), **trainer.guard.state()},
         "best": course.best.weights if course.best else {},
     }
     checkpoint.write_sealed(_beside(place), tensors, {"state.json": json.dumps(state)})

@@ -20,13 +20,13 @@ from pldcli.data.tokenizer import SpecialTokens, load_prepared_tokenizer
 from pldcli.data.words import find_continuations
 from pldcli.engine.model_source import check_tokenizer
 from pldcli.engine.objectives import MaskedLm
-from pldcli.engine.optim import build_optimizer, learning_rate
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.engine.validation import token_shares
 from pldcli.errors import UsageError
 from pldcli.model import StBert
+from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
 
@@ -127,6 +127,8 @@ def assemble(
         flops=config.flops,
         seed=train.seed,
         curriculum=curriculum,
+        max_skipped_steps=train.max_skipped_steps,
+        spike_sigmas=train.skip_spikes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -78,8 +79,9 @@ class RunDisplay:
     def logged(self, row: Mapping[str, Any]) -> None:
         """Show a logged step."""
         loss = row["train/loss"]
-        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
-        self._smoothed += (loss - self._smoothed) * (1 - _SMOOTHING) / self._weight  # the first rows count in full
+        if math.isfinite(loss):  # one that is not would stay in the mean
+            self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
+            self._smoothed += (loss - self._smoothed) * (1 - _SMOOTHING) / self._weight  # the first rows count in full
         step, seconds = row["step"], row["progress/wall_seconds"]
         if self._first is None:
             self._first = (step, seconds)

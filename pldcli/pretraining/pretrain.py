@@ -35,6 +35,7 @@ def pretrain(
     out: Path,
     source: Pretrained | None = None,
     resume: str = "auto",
+    stop_at: float | None = None,
     command: str = "",
     console: Console | None = None,
 ) -> PretrainResult:
@@ -46,13 +47,14 @@ def pretrain(
         out: The run directory.
         source: The model of `train.init_from`, whose weights are released once they are loaded; not needed to resume.
         resume: `auto` (the newest checkpoint that verifies), `never`, or the path of a checkpoint.
+        stop_at: When `time.monotonic()` says this, stop with the state saved.
         command: What the user typed, for the model card.
         console: Where to show progress.
 
     Raises:
         PldError: Bad data, another run's checkpoint, out of memory, divergence, a full disk, or a stop with the state saved.
     """
-    with launch(config.runtime.device) as runtime:
+    with launch(config.runtime.device, timeout_seconds=config.runtime.timeout_seconds) as runtime:
         # In a function of its own: the model has to be released before the process group, or gloo may abort at exit.
         return _pretrain(
             config,
@@ -61,6 +63,7 @@ def pretrain(
             run=RunDirectory(out),
             source=source,
             resume=resume,
+            stop_at=stop_at,
             command=command,
             console=console or Console(),
         )
@@ -72,7 +75,7 @@ def dry_run(config: Config, *, prepared: PreparedData, source: Pretrained | None
     Raises:
         PldError: As `pretrain`, for what shows before the first step.
     """
-    with launch(config.runtime.device) as runtime:
+    with launch(config.runtime.device, timeout_seconds=config.runtime.timeout_seconds) as runtime:
         trainer = build_trainer(config, replace(prepared, share=(runtime.rank, runtime.world_size)), runtime, source=source)
         with _out_of_memory(trainer):
             estimated = estimate(config, trainer)
@@ -88,6 +91,7 @@ def _pretrain(
     run: RunDirectory,
     source: Pretrained | None,
     resume: str,
+    stop_at: float | None,
     command: str,
     console: Console,
 ) -> PretrainResult:
@@ -115,7 +119,7 @@ def _pretrain(
             trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(saved.path))
         assert resumed or source or config.train.init_from is None
         del start, saved  # tensors as large as the model and its optimizer's state
-        stop = stack.enter_context(stop_requests())
+        stop = stack.enter_context(stop_requests(stop_at))
         if runtime.is_main:
             if stranded_step:
                 aside = atomic.set_aside(run.metrics)

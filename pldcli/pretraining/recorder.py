@@ -40,6 +40,11 @@ from pldcli.system.signals import StopRequest, stop_error
 __all__ = ["PretrainResult", "RunRecorder", "record_start"]
 
 
+_NOT_SOUND = "loss or gradient not finite, or a spike"
+_LOOK_SECONDS = 1.0
+"""Between two looks for a request to save: on a shared file system one may take milliseconds."""
+
+
 @dataclass(frozen=True)
 class PretrainResult:
     """A finished run."""
@@ -94,6 +99,7 @@ class RunRecorder:
         self.peak = peak_flops_per_second(self.runtime.device, trainer.precision.name)
         self.started = time.perf_counter() - position.wall_seconds
         self.last_logged, self.saved_step = position, position.step
+        self.next_look = 0.0
         self.score: LmScore | None = None
         self.unigram_loss: float | None = None
         self.phase_seconds = dict.fromkeys(PHASES, 0.0)
@@ -133,7 +139,7 @@ class RunRecorder:
         Raises:
             StoppedError, PreemptedError: A signal arrived; the state is saved.
         """
-        for seen in self.trainer.steps(self.position, observe=self._is_due, stop=stop):
+        for seen in self.trainer.steps(self.position, observe=self._is_due, stop=stop, ask=self._is_save_asked):
             self.record(seen)
 
     def record(self, seen: Observation) -> None:
@@ -142,6 +148,8 @@ class RunRecorder:
         Raises:
             StoppedError, PreemptedError: A signal ended the loop; the state is saved.
         """
+        if left_out := seen.position.skipped_steps - self.position.skipped_steps:
+            self.display.say(f"warning: the updates of {left_out:,} steps up to step {seen.position.step:,} were left out: {_NOT_SOUND}")
         self.position = position = replace(seen.position, wall_seconds=self._wall_seconds())
         for phase, seconds in seen.phase_seconds.items():
             self.phase_seconds[phase] += seconds
@@ -153,8 +161,11 @@ class RunRecorder:
             self._log(seen)
         if self._due(position.step, self.config.eval.every_steps):
             self._validate()
-        if self._due(position.step, self.config.checkpoint.every_steps):
+        if self._due(position.step, self.config.checkpoint.every_steps) or seen.was_asked:
             self._save()
+        if seen.was_asked and self.runtime.is_main:
+            self.run.save_request.unlink(missing_ok=True)
+            self.display.say(f"saved at step {position.step:,}, as {self.run.save_request.name} asked")
 
     def pause(self, seconds: float) -> None:
         """Leave a time out of the run's wall seconds, in which another run took its turn."""
@@ -186,6 +197,13 @@ class RunRecorder:
         """Return whether anything is recorded after this many steps."""
         every = (self.config.train.log_every_steps, self.config.eval.every_steps, self.config.checkpoint.every_steps)
         return any(self._due(step, one) for one in every)
+
+    def _is_save_asked(self) -> bool:
+        """Return whether the run's SAVE file is there; looked at once a second, on one process."""
+        if not self.runtime.is_main or time.monotonic() < self.next_look:
+            return False
+        self.next_look = time.monotonic() + _LOOK_SECONDS
+        return self.run.save_request.exists()
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.train.total_steps
@@ -249,9 +267,11 @@ class RunRecorder:
                 model=self.trainer.model,
                 optimizer=self.trainer.optimizer,
                 scaler=self.trainer.scaler.state_dict(),
+                guard=self.trainer.guard.state(),
                 data_fingerprint=self.prepared.data_fingerprint,
                 tokenizer_fingerprint=self.prepared.fingerprint,
                 keep=self.config.checkpoint.keep,
+                keep_every=self.config.checkpoint.keep_every_steps,
             )
         self.runtime.wait_for_all()
 

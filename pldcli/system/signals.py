@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: noted once, and turned into the error that ends the program."""
+"""SIGINT, SIGTERM and SIGUSR1: noted once, and turned into the error that ends the program."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from pldcli.errors import PreemptedError, StoppedError
 
 __all__ = ["STOP_SIGNALS", "StopRequest", "first_signal", "stop_error", "stop_requests"]
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)
+"""SIGUSR1 is what queues send ahead of SIGTERM; SIGALRM comes from the timer of `stop_requests`."""
 
 _ONE_SIGNAL_SECONDS = 0.1
 """A repeat within this time is the same signal: `timeout`, for one, signals the process and then its group."""
 
 
+_SOON_SECONDS = 1e-3
+"""A timer of zero is none."""
+
+
 @contextmanager
 def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -> Iterator[None]:
-    """Answer the first SIGINT or SIGTERM that arrives while the block runs; a second one does what it did before the block.
+    """Answer the first stop signal that arrives while the block runs; a second one does what it did before the block.
+
+    The timer's is answered and does not count: a first Ctrl-C after it is answered too.
 
     Does nothing outside the main thread, where Python delivers no signals.
 
@@ -38,7 +45,9 @@ def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if not first:
+        if number == signal.SIGALRM:
+            answer(number)
+        elif not first:
             first = time.monotonic()
             answer(number)
         elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
@@ -67,25 +76,36 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM while the block runs; a second one stops at once."""
+def stop_requests(at: float | None = None) -> Iterator[StopRequest]:
+    """Catch stop signals while the block runs; a second one stops at once.
+
+    Args:
+        at: Ask to stop when `time.monotonic()` says this, too.
+    """
     request = StopRequest()
 
     def note(number: int) -> None:
         request.signal_number = number
 
     with first_signal(note):
-        yield request
+        if at is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(at - time.monotonic(), _SOON_SECONDS))
+        try:
+            yield request
+        finally:
+            if at is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def stop_error(signal_number: int, state: str = "", *, where: str = "", hint: str = "") -> StoppedError | PreemptedError:
-    """Make the error of a signal: "interrupted" by SIGINT or "terminated" by SIGTERM, and the state that this left.
+    """Make the error of a stop: "interrupted" by SIGINT, "time is up" by the timer, otherwise "terminated", and the state that this left.
 
     Args:
-        signal_number: Of SIGINT or SIGTERM.
+        signal_number: One of `STOP_SIGNALS`.
         state: What is saved and what is lost, in a few words.
         where: The run that was stopped.
         hint: How to resume it.
     """
-    kind, word = (StoppedError, "interrupted") if signal_number == signal.SIGINT else (PreemptedError, "terminated")
+    kind = StoppedError if signal_number == signal.SIGINT else PreemptedError
+    word = {signal.SIGINT: "interrupted", signal.SIGALRM: "time is up"}.get(signal.Signals(signal_number), "terminated")
     return kind(f"{word}, {state}" if state else word, where=where, hint=hint)

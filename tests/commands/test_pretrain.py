@@ -1,4 +1,5 @@
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_defaults(pld, calls, monkeypatch):
     [(name, (config,), given)] = calls
     assert name == "pretrain"
     expected = {"prepared": Path("data"), "out": Path("runs/bert-base-pld"), "resume": "auto", "command": "pld pretrain"}
-    assert given == expected | {"source": None}
+    assert given == expected | {"source": None, "stop_at": None}
     flat = flatten(config)
     assert (flat["model.num_hidden_layers"], flat["model.vocab_size"], flat["pld.theta_bar"], flat["runtime.device"]) == (
         12,
@@ -58,14 +59,15 @@ def test_every_option(pld, calls, monkeypatch):
         "--resume",
         "never",
     ]
-    line += ["--device", "cpu", "optim.learning_rate=1e-4"]
+    line += ["--device", "cpu", "--stop-after", "2m", "optim.learning_rate=1e-4"]
     monkeypatch.setattr(sys, "argv", ["pld", *line])
     pld(*line)
     [(_, (config,), given)] = calls
+    assert 110 < given.pop("stop_at") - time.monotonic() <= 120
     assert given == {
         "prepared": Path("elsewhere"), "out": Path("my place"), "resume": "never", "source": None,
         "command": "pld pretrain --preset bert-tiny-preln train.total_steps=9 --data elsewhere --out 'my place' --resume never "
-        "--device cpu optim.learning_rate=1e-4",
+        "--device cpu --stop-after 2m optim.learning_rate=1e-4",
     }  # fmt: skip
     flat = flatten(config)
     found = [

@@ -39,7 +39,7 @@ def trainer():
     return trainer
 
 
-def save(directory, trainer, step=2, *, keep=2):
+def save(directory, trainer, step=2, *, keep=2, keep_every=None):
     return checkpoint.write(
         directory,
         position=Position(step, 16, 512, 1.5, 2.5, 1e9 + 0.1),
@@ -47,9 +47,11 @@ def save(directory, trainer, step=2, *, keep=2):
         model=trainer.model,
         optimizer=trainer.optimizer,
         scaler=trainer.scaler.state_dict(),
+        guard=trainer.guard.state(),
         data_fingerprint="data",
         tokenizer_fingerprint="tokenizer",
         keep=keep,
+        keep_every=keep_every,
     )
 
 
@@ -178,6 +180,37 @@ def test_only_the_newest_stay(tmp_path, trainer):
     assert steps(tmp_path) == [5]
     save(tmp_path, trainer, 5, keep=1)
     assert steps(tmp_path) == [5]
+
+
+def test_every_so_many_stay_for_good(tmp_path, trainer):
+    for step in (2, 4, 6, 8, 10, 12):
+        save(tmp_path, trainer, step, keep=1, keep_every=4)
+    assert steps(tmp_path) == [4, 8, 12]
+    save(tmp_path, trainer, 6, keep=1, keep_every=4)  # set back: what comes later was of another course
+    assert steps(tmp_path) == [4, 6]
+
+
+def test_pruning_counts_sound_ones_only(tmp_path, trainer):
+    for step in (2, 3, 4, 6, 8):
+        save(tmp_path, trainer, step, keep=9)
+    (tmp_path / "step-00000008" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "step-00000002" / "state.json").unlink()
+    removed = checkpoint.prune(tmp_path, keep=1, keep_every=3)
+    assert [path.name[-1] for path in removed] == ["2", "4", "8"] and steps(tmp_path) == [3, 6]
+    (tmp_path / "step-00000003" / "state.json").unlink()
+    (tmp_path / "step-00000006" / "config.yaml").write_text("")
+    with pytest.raises(CheckpointError, match="none of the checkpoints verifies, and none is removed"):
+        checkpoint.prune(tmp_path, keep=1)
+    assert steps(tmp_path) == [3, 6]
+    assert checkpoint.prune(tmp_path / "nowhere", keep=1) == []
+
+
+def test_the_position_is_read_without_the_rest(tmp_path, trainer):
+    path = save(tmp_path, trainer, 7)
+    assert checkpoint.position(path).step == 7
+    (path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.position(path)
 
 
 def test_older_ones_go_only_when_the_new_one_is_there(tmp_path, trainer, monkeypatch):

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import re
 import signal
@@ -99,6 +100,8 @@ def one_of_two(place: str) -> None:
         trainer.forward_backward = interrupted
         found["stop"] = observed(trainer, stop=stop, every=100)
 
+        found["asked"] = [asked_by(rank, runtime) for rank in range(2)]
+
         plan = Schedule.plan
         if runtime.rank == 1:
             Schedule.plan = lambda self, step, group, *, seed: plan(self, step, group, seed=seed + 1)
@@ -108,6 +111,14 @@ def one_of_two(place: str) -> None:
         except PldError as error:
             found["gates"] = str(error)
         Path(place, f"{runtime.rank}.json").write_text(json.dumps(found))
+
+
+def asked_by(rank, runtime):
+    """Train while one process asks for an observation before the fourth step."""
+    steps = itertools.count()
+    ask = (lambda: next(steps) == 3) if runtime.rank == rank else (lambda: False)
+    seen = tiny_trainer(*DROPPING, runtime=runtime).steps(Position(), observe=lambda step: False, stop=StopRequest(), ask=ask)
+    return [(one.position.step, one.was_asked) for one in seen]
 
 
 def pair(processes, code):
@@ -155,6 +166,13 @@ def test_a_block_that_no_group_ran_is_not_communicated(two):
 def test_a_signal_to_one_process_stops_both_at_the_same_step(two):
     assert two[0]["stop"] == two[1]["stop"]
     assert [(row["step"], row["stop"]) for row in two[0]["stop"]] == [(1, signal.SIGTERM)]
+
+
+def test_either_process_can_ask_for_an_observation(two):
+    assert two[0]["asked"] == two[1]["asked"]
+    [[first, last], other] = two[0]["asked"]
+    assert first == [4, True] and last[0] > 4 and not last[1]
+    assert other[0] == [4, True]
 
 
 def test_different_gates_are_noticed(two):

@@ -365,18 +365,103 @@ def test_a_stop_gives_up_the_step_under_way(monkeypatch, number):
 
 
 def test_divergence_ends_the_run():
-    with pytest.raises(DivergedError, match=r"step \d+: training diverged.*optim.learning_rate") as caught:
+    with pytest.raises(
+        DivergedError, match=r"step \d+ \(sequences \d+ to \d+ of the run\): training diverged.*optim.learning_rate"
+    ) as caught:
         train(tiny_trainer("optim.learning_rate=1e30", "optim.max_grad_norm=0", "optim.warmup_fraction=0"))
     assert caught.value.exit_code == 6
 
 
 def test_divergence_is_noticed_where_nobody_looked():
-    """One bad step between two observations, after which every number is finite again."""
+    """One bad step between two observations, after which every number is finite again: in a run of 12 steps that is too many."""
     trainer = tiny_trainer()
     forward_backward, calls = trainer.forward_backward, itertools.count(1)
     trainer.forward_backward = lambda *a: forward_backward(*a) * (math.nan if next(calls) == 2 else 1.0)
-    with pytest.raises(DivergedError, match="step 4"):
+    with pytest.raises(DivergedError, match=r"step 1 \(sequences 8 to 15 of the run\)"):
         train(trainer, every=4)
+
+
+LONG = ("train.total_steps=40", "optim.warmup_fraction=0.5", "train.micro_batch_size=8", "pld.draws_per_step=1")
+
+
+def spoilt(trainer, factors):
+    """Multiply the loss, and so the gradient, of some steps by a factor."""
+    forward_backward, calls = trainer.forward_backward, itertools.count()
+
+    def spoil(*arguments):
+        sums = forward_backward(*arguments)
+        factor = factors.get(next(calls), 1.0)
+        for parameter in trainer.model.parameters():
+            if parameter.grad is not None and factor != 1.0:
+                parameter.grad.mul_(factor)
+        return sums * factor
+
+    trainer.forward_backward = spoil
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lamb", "stable-adamw"])
+def test_a_step_that_is_not_finite_changes_nothing(optimizer):
+    """Weights and the optimizer's state, to the last bit; it is counted, and the run goes on."""
+    trainer = spoilt(tiny_trainer(*LONG, f"optim.name={optimizer}"), {3: math.nan, 7: math.inf, 8: math.nan})
+    last, moved = None, {}
+    for seen in trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()):
+        state = {name: entries.get("step", entries.get("momentum")) for name, entries in named_state(trainer).items()}
+        state = {name: tensor.clone() for name, tensor in state.items()}
+        now = weights(trainer), state
+        if last is not None:
+            moved[seen.position.step] = not (same(last[0], now[0]) and same(last[1], now[1]))
+        last = now
+        if seen.position.step == 10:
+            break
+    assert moved == {step: step not in (4, 8, 9) for step in range(2, 11)}
+    assert seen.position.skipped_steps == 3
+    assert math.isfinite(seen.losses["loss"])
+
+
+def named_state(trainer):
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    return {names[parameter]: entries for parameter, entries in trainer.optimizer.state.items()}
+
+
+def test_so_many_in_a_row_end_the_run_wherever_it_is_looked_at():
+    changes = (*LONG, "train.max_skipped_steps=3")
+    some = dict.fromkeys((1, 2, 5, 6, 8), math.nan)
+    assert train(spoilt(tiny_trainer(*changes), some), every=5)[-1].position.skipped_steps == 5
+    for every in (1, 4, 100):
+        with pytest.raises(DivergedError, match=r"^steps 10 to 1[2-9] \(sequences 80 to \d+ of the run\): training diverged"):
+            train(spoilt(tiny_trainer(*changes), {**some, **dict.fromkeys(range(10, 20), math.nan)}), every=every)
+
+
+def test_spikes_are_left_out_once_there_is_something_to_compare_with(monkeypatch):
+    monkeypatch.setattr("pldcli.engine.guard._REMEMBERED", 8)
+    changes = (*LONG, "train.skip_spikes=6", "optim.learning_rate=1e-6")
+    factors = {3: 1e3, 20: 30.0, 30: 1e3}
+    seen = train(spoilt(tiny_trainer(*changes), factors))
+    skipped = [
+        one.position.step - 1 for before, one in itertools.pairwise(seen) if one.position.skipped_steps > before.position.skipped_steps
+    ]
+    assert skipped == [20, 30], "the first eight have nothing before them"
+    assert train(spoilt(tiny_trainer(*LONG, "optim.learning_rate=1e-6"), factors))[-1].position.skipped_steps == 0
+
+
+def test_a_resumed_run_judges_alike(monkeypatch, tmp_path):
+    monkeypatch.setattr("pldcli.engine.guard._REMEMBERED", 8)
+    changes, factors = (*LONG, "train.skip_spikes=6"), {19: math.nan, 20: math.nan, 25: 50.0}
+    whole = spoilt(tiny_trainer(*changes), factors)
+    end = train(whole)[-1]
+    first = spoilt(tiny_trainer(*changes), factors)
+    middle = train(first, every=20, until=20)[-1].position
+    path = module.checkpoint.write(
+        tmp_path, position=middle, config=tiny_config(*changes), model=first.model, optimizer=first.optimizer,
+        scaler=first.scaler.state_dict(), guard=first.guard.state(), data_fingerprint="", tokenizer_fingerprint="", keep=1,
+    )  # fmt: skip
+    saved = module.checkpoint.read(path)
+    second = spoilt(tiny_trainer(*changes), {step - 20: factor for step, factor in factors.items()})
+    second.restore(saved.weights, saved.optimizer, saved.scaler, where="")
+    assert train(second, position=saved.position)[-1].position.skipped_steps == end.position.skipped_steps == 3
+    assert same(weights(second), weights(whole))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(second.guard.state().values(), whole.guard.state().values(), strict=True))
 
 
 def test_a_stop_does_not_hide_divergence():

@@ -54,7 +54,7 @@ def test_checkpoints_are_as_large_as_said(tmp_path):
     trainer = tiny_trainer("pld.theta_bar=1", "train.total_steps=1")
     list(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()))
     path = checkpoint.write(
-        tmp_path, position=Position(1), config=tiny_config(), model=trainer.model, optimizer=trainer.optimizer, scaler={},
+        tmp_path, position=Position(1), config=tiny_config(), model=trainer.model, optimizer=trainer.optimizer, scaler={}, guard={},
         data_fingerprint="", tokenizer_fingerprint="", keep=1,
     )  # fmt: skip
     size = sum(file.stat().st_size for file in path.iterdir())

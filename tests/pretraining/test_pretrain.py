@@ -33,7 +33,7 @@ TRAINING_NAMES = {
     "progress/tokens", "progress/train_seconds", "progress/wall_seconds", "progress/executed_flops",
 }  # fmt: skip
 PHASE_NAMES = {f"speed/{phase}_fraction" for phase in ("data_wait", "forward", "backward", "optimizer", "other")}
-OUR_NAMES = {*PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
+OUR_NAMES = {"progress/skipped_steps", *PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
 SLOW = """
 import sys, time
 from pldcli import cli
@@ -257,7 +257,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pld, prepared, stopped, whole, m
     assert len(json.loads((stopped / "environment.json").read_text())["starts"]) == 2
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated"), (signal.SIGUSR1, 75, "terminated")],
+)
 def test_a_real_signal_saves_and_says_how_to_go_on(processes, pld, prepared, tmp_path, whole, number, code, word):
     out = tmp_path / "run"
     process = processes.python(SLOW.format(arguments=arguments(prepared, out, "checkpoint.every_steps=100")))
@@ -270,6 +273,37 @@ def test_a_real_signal_saves_and_says_how_to_go_on(processes, pld, prepared, tmp
     outcome = pld(*arguments(prepared, out))
     assert outcome.code == 0, outcome.err
     assert f"resuming after step {step}" in outcome.out
+    assert weights(out) == weights(whole)
+
+
+def test_a_run_stops_when_its_time_is_up(processes, pld, prepared, tmp_path, whole):
+    out = tmp_path / "run"
+    line = arguments(prepared, out, "checkpoint.every_steps=100")
+    process = processes.python(SLOW.replace("0.07", "1.0").format(arguments=[*line, "--stop-after", "4s"]))
+    process.wait()
+    assert "SystemExit: 75" in process.err
+    assert f"error: {out}: time is up, " in process.err and "run the same command again to resume" in process.err
+    assert len(steps(out)) <= 1  # none where this machine took all the time to begin
+    assert pld(*line, "--stop-after", "10h").code == 0
+    assert weights(out) == weights(whole)
+    assert "--stop-after: '3' is not a time" in pld(*line, "--stop-after", "3").err
+
+
+def test_a_checkpoint_can_be_asked_for(processes, pld, prepared, tmp_path, whole):
+    """By a file in the run directory, which goes once the checkpoint is there; the run goes on as it would have."""
+    out = tmp_path / "run"
+    eager = SLOW.replace("raise", "from pldcli.pretraining import recorder\nrecorder._LOOK_SECONDS = 0.0\nraise")
+    process = processes.python(eager.format(arguments=arguments(prepared, out, "checkpoint.every_steps=100")))
+    wait_for(lambda: (out / "metrics.jsonl").is_file() and "train/loss" in (out / "metrics.jsonl").read_text())
+    (out / "SAVE").touch()
+    wait_for(lambda: not (out / "SAVE").exists())
+    step = steps(out)[0]
+    verify(out / "checkpoints" / f"step-{step:08d}")
+    process.kill(signal.SIGKILL)
+    process.wait()
+    assert f"saved at step {step}, as SAVE asked" in process.out
+    outcome = pld(*arguments(prepared, out, "checkpoint.every_steps=100"))
+    assert outcome.code == 0, outcome.err
     assert weights(out) == weights(whole)
 
 
@@ -477,7 +511,7 @@ def test_damaged_data(pld, prepared, tmp_path):
 def test_divergence_saves_nothing_ruined(pld, prepared, tmp_path):
     out = tmp_path / "run"
     outcome = pld(*arguments(prepared, out, "optim.learning_rate=1e37", "optim.max_grad_norm=0", "checkpoint.every_steps=1"))
-    assert outcome.code == 6 and re.fullmatch(r"error: step \d+: training diverged: .*\n", outcome.err)
+    assert outcome.code == 6 and re.fullmatch(r"error: steps? \d+.*: training diverged: .*\n", outcome.err)
     for path in list_checkpoints(out / "checkpoints"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path / "model.safetensors").values())
 

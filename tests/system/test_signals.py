@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -8,7 +9,7 @@ from pldcli.system import signals
 from pldcli.system.signals import stop_error, stop_requests
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_is_noted_and_the_second_acts(number, monkeypatch):
     monkeypatch.setattr(signals, "_ONE_SIGNAL_SECONDS", 0.0)
 
@@ -53,7 +54,31 @@ def test_outside_the_main_thread_nothing_is_caught():
     assert found == [(0, before)]
 
 
-@pytest.mark.parametrize(("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 75)])
+def test_the_timer_asks_once_and_leaves_the_first_signal_to_be_noted():
+    with stop_requests(at=time.monotonic() + 0.05) as stop:
+        while not stop.signal_number:
+            time.sleep(0.01)
+        assert stop.signal_number == signal.SIGALRM
+        os.kill(os.getpid(), signal.SIGINT)  # the first that anybody sent: noted, not fatal
+        assert stop.signal_number == signal.SIGINT
+    with stop_requests(at=time.monotonic() + 0.1) as stop:
+        pass
+    time.sleep(0.2)  # a timer that was left on would end the process
+    assert stop.signal_number == 0
+    with stop_requests(at=time.monotonic() - 5.0) as stop:  # the time was over before it began
+        time.sleep(0.05)
+        assert stop.signal_number == signal.SIGALRM
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "code"),
+    [
+        (signal.SIGINT, "interrupted", 130),
+        (signal.SIGTERM, "terminated", 75),
+        (signal.SIGUSR1, "terminated", 75),
+        (signal.SIGALRM, "time is up", 75),
+    ],
+)
 def test_a_signal_becomes_the_error_that_ends_the_program(number, word, code):
     error = stop_error(number, "saved at step 7", where="runs/mine", hint="run it again")
     assert (str(error), error.exit_code) == (f"runs/mine: {word}, saved at step 7; run it again", code)

@@ -14,9 +14,9 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 from pldcli.config import OptimConfig
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.muon import Muon, orthogonalize
-from pldcli.engine.optim import build_optimizer, set_learning_rate
 from pldcli.model import StBert
+from pldcli.optimizers.build import build_optimizer, set_learning_rate
+from pldcli.optimizers.muon import Muon, orthogonalize
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 

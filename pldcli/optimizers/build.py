@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pldcli.choices import PrecisionName
 from pldcli.config import OptimConfig
-from pldcli.engine.adam import Adam, Scaling
-from pldcli.engine.muon import Muon
-from pldcli.engine.precision import PrecisionName
 from pldcli.model import Block, StBert
+from pldcli.optimizers.adam import Adam, Scaling
+from pldcli.optimizers.muon import Muon
 
 __all__ = ["build_optimizer", "clip_gradients", "learning_rate", "set_learning_rate"]
 

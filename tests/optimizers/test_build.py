@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pldcli.config import OptimConfig
-from pldcli.engine.adam import Adam
-from pldcli.engine.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from pldcli.optimizers.adam import Adam
+from pldcli.optimizers.build import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 PEAK = 1e-3
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pldcli.engine.adam import with_moments
+from pldcli.optimizers.adam import with_moments
 
 __all__ = ["Muon", "orthogonalize"]
 

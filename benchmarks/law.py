@@ -1,0 +1,187 @@
+"""Fit the loss of an encoder to its parameters and tokens, check the fit on runs that it never saw, and write what `pld advise` reads.
+
+    python benchmarks/first_hour.py run --plan benchmarks/first_hour/law.yaml --work hour --core 0
+    python benchmarks/law.py --work hour --hold-out 4 --out benchmarks/results/law-cpu
+
+Of runs of one shape and about as many tokens the best one counts. Runs with dropping or growing are no points of the law; each is compared
+with the run without, of equal settings, time and seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from first_hour_report import describe_text
+from pldcli import presets
+from pldcli.advice import evidence as record
+from pldcli.advice.evidence import SHAPE, Comparison, Recorded, body_parameters
+from pldcli.advice.law import Law, fit, leave_one_out
+from pldcli.plots.canvas import picture
+from pldcli.system import atomic
+from reporting import command, head, row
+
+DENSE = "-preln"
+ALIKE = 1.25
+"""Runs of one shape whose tokens differ by less than this factor are candidates of one another."""
+EVIDENCE = Path(record.__file__).with_name("evidence.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, nargs="+", required=True, help="directories of benchmarks/first_hour.py")
+    parser.add_argument("--text", default="English Wikipedia and books", help="what they hold, in words")
+    parser.add_argument("--hold-out", type=int, default=4, help="runs that the checked fit does not see")
+    parser.add_argument("--seed", type=int, default=0, help="of their choice")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="where `pld advise` reads")
+    parser.add_argument("--out", type=Path, required=True, help="path of the report and the picture without an ending")
+    options = parser.parse_args()
+    runs: list[Recorded] = []
+    comparisons: list[Comparison] = []
+    seen: list[Mapping[str, Any]] = []
+    for work in options.work:
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "results").glob("*.json"))]
+        ours = [result for result in results if result["kind"] == "pld" and result["preset"].startswith("modern-")]
+        text = describe_text(work / "data", 128)
+        runs += recorded(ours, text)
+        comparisons += compared(ours)
+        seen += ours
+    runs = best_of_each(runs)
+    content = {"text": options.text, "runs": [asdict(run) for run in runs], "comparisons": [asdict(one) for one in comparisons]}
+    hidden = set(random.Random(options.seed).sample(range(len(runs)), options.hold_out))
+    shown = [run for number, run in enumerate(runs) if number not in hidden]
+    held_out = [runs[number] for number in sorted(hidden)]
+    try:
+        law = fit([run.point for run in shown])
+        document = report(runs, held_out, law, comparisons, options.text, seen, picture_name=f"{options.out.name}.png")
+    except ValueError as error:
+        sys.exit(str(error))
+    atomic.write_text(options.evidence, json.dumps(content, indent=1) + "\n")
+    draw(shown, held_out, law, options.out.with_suffix(".png"))
+    atomic.write_text(options.out.with_suffix(".md"), document)
+    print(document)
+
+
+def recorded(results: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> list[Recorded]:
+    """Take the runs without dropping, by the size that their preset extends and what differs from it."""
+    runs = []
+    for result in results:
+        preset, _, _ = result["preset"].partition(DENSE)
+        if not result["preset"].endswith(DENSE) or result["final_loss"] is None:
+            continue
+        overrides = [f"{key}={value}" for key, value in result["settings"].items()]
+        config = presets.resolve(result["preset"], overrides, from_data={"model.vocab_size": text["vocab_size"]}).config
+        shape = {f"model.{name}": getattr(config.model, name) for name in SHAPE}
+        runs.append(
+            Recorded(
+                size=preset,
+                settings=shape | {key: value for key, value in result["settings"].items() if key not in shape},
+                parameters=body_parameters(config),
+                tokens=result["tokens"],
+                unique_tokens=text["train_tokens"],
+                loss=round(result["final_loss"], 5),
+                unigram_loss=round(text["unigram_loss"], 5),
+            )
+        )
+    return runs
+
+
+def best_of_each(runs: Sequence[Recorded]) -> list[Recorded]:
+    """Keep the best of runs of one shape on about as many tokens."""
+    kept: list[Recorded] = []
+    for run in sorted(runs, key=lambda run: run.loss):
+        rivals = [one for one in kept if one.shape == run.shape and one.unigram_loss == run.unigram_loss]
+        if not any(1 / ALIKE < one.tokens / run.tokens < ALIKE for one in rivals):
+            kept.append(run)
+    return sorted(kept, key=lambda run: (run.parameters, run.tokens))
+
+
+def compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+    """Pair each run of another system with the run without of equal settings, time and seed."""
+    dense = {pairing(result): result for result in results if result["preset"].endswith(DENSE)}
+    found = []
+    for result in results:
+        other = dense.get(pairing(result))
+        if result["preset"].endswith(DENSE) or other is None or None in (result["final_loss"], other["final_loss"]):
+            continue
+        blocks = presets.resolve(other["preset"], [f"{key}={value}" for key, value in other["settings"].items()]).config
+        found.append(
+            Comparison(
+                system=presets.system(result["preset"]),
+                num_hidden_layers=blocks.model.num_hidden_layers,
+                tokens=other["tokens"],
+                difference=round(result["final_loss"] - other["final_loss"], 4),
+            )
+        )
+    return found
+
+
+def pairing(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    size = result["preset"].removesuffix(f"-{presets.system(result['preset'])}")
+    return size, json.dumps(result["settings"], sort_keys=True), result["budget"], result["seed"]
+
+
+def report(
+    runs: Sequence[Recorded],
+    held_out: Sequence[Recorded],
+    law: Law,
+    comparisons: Sequence[Comparison],
+    text: str,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    picture_name: str,
+) -> str:
+    """Write down the runs, the law, and how far it was off."""
+    whole = fit([run.point for run in runs])
+    lines = [head("blocks x width", "parameters", "tokens", "loss", "share of the unigram baseline", "predicted", "off")]
+    for run in runs:
+        seen = "held out" if run in held_out else ""
+        share, predicted = run.point.loss, law.loss(run.parameters, run.point.tokens)
+        shape = f"{run.shape['model.num_hidden_layers']} x {run.shape['model.hidden_size']}"
+        cells = (f"{run.parameters / 1e6:.2f} M", f"{run.tokens / 1e6:.2f} M", f"{run.loss:.3f}", f"{share:.4f}", f"{predicted:.4f}")
+        lines.append(row(f"{shape} {seen}".strip(), *cells, f"{predicted / share - 1:+.1%}".replace("%", " %")))
+    worst = max((abs(law.loss(run.parameters, run.point.tokens) / run.point.loss - 1) for run in held_out), default=0.0)
+    checked = f", the worst of the {len(held_out)} held out is off by {worst:.1%}" if held_out else ""
+    parts = [
+        "# The loss of an encoder, from its parameters and tokens",
+        f"![Predicted against measured losses]({picture_name})",
+        f"Command: `{command()}`. Text: {text}. {'; '.join(sorted({result['hardware'] for result in results}))}; "
+        f"{'; '.join(sorted({result['software'] for result in results}))}.",
+        f"Fitted to {len(runs) - len(held_out)} runs{checked}. Each of the {len(runs)} left out in turn: "
+        f"{leave_one_out([run.point for run in runs]):.1%} (root mean square).".replace("%", " %"),
+        "\n".join(lines),
+        f"All runs together: loss / unigram = {formula(whole)}, in millions of parameters without what grows with the vocabulary and of "
+        "fresh tokens.",
+    ]
+    if comparisons:
+        table = [head("system", "blocks", "tokens of the run without", "loss with less loss without, at equal time")]
+        table += [row(one.system, str(one.num_hidden_layers), f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}") for one in comparisons]
+        parts.append("\n".join(table))
+    return "\n\n".join(parts) + "\n"
+
+
+def formula(law: Law) -> str:
+    return f"{law.floor:.3f} + {law.a:.3f} / N^{law.alpha:.2f} + {law.b:.3f} / D^{law.beta:.2f}"
+
+
+def draw(shown: Sequence[Recorded], held_out: Sequence[Recorded], law: Law, path: Path) -> None:
+    """Draw predicted against measured shares of the unigram baseline."""
+    with picture(path, width=5.0, height=4.6) as figure:
+        axes = figure.subplots()
+        for runs, colour, label in ((shown, "#1f6fb4", "fitted"), (held_out, "#c03a6b", "held out")):
+            measured = [run.point.loss for run in runs]
+            axes.scatter(measured, [law.loss(run.parameters, run.point.tokens) for run in runs], color=colour, label=label, zorder=3)
+        ends = [run.point.loss for run in (*shown, *held_out)]
+        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#8a8a8a", linewidth=1)
+        axes.set(xlabel="measured loss / unigram baseline", ylabel="predicted")
+        axes.legend(frameon=False)
+
+
+if __name__ == "__main__":
+    main()

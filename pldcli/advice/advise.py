@@ -1,0 +1,280 @@
+"""Choose a model and its recipe for a budget of time: steps are timed here, and losses predicted from runs on record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import yaml
+
+from pldcli import presets
+from pldcli.advice import evidence as record
+from pldcli.advice.evidence import SHAPE, Comparison, Evidence, body_parameters
+from pldcli.advice.law import fit, fresh_tokens, leave_one_out
+from pldcli.bench.budget import calibrate
+from pldcli.config import Config
+from pldcli.console.units import duration, quantity
+from pldcli.data.prepared import PreparedData
+from pldcli.engine.validation import fixed_batches, unigram_baseline
+
+__all__ = ["Advice", "Candidate", "advise"]
+
+_DENSE = "preln"
+"""The system that drops nothing."""
+_SHIPPED = ("modern-tiny", "modern-small", "modern-base", "modern-large")
+"""Sizes that are candidates though perhaps no run of theirs is on record."""
+_TIMED = 3
+"""So many of the most promising candidates are timed; the others are estimated from FLOPs."""
+_LEAST_PAIRS = 2
+"""Comparisons that have to agree before dropping or growing is advised."""
+_NEAR = 4.0
+"""Runs whose tokens differ by no more than this factor say something about one another."""
+_AS_DEEP = 1.5
+"""Likewise of their blocks, for what dropping bought."""
+_BEYOND = 1.5
+"""So far outside the runs on record a prediction still counts as within them."""
+_WIDE = 2.0
+"""Standard errors on both sides of a prediction."""
+_CLOSE = 1.01
+"""Predictions closer to one another than this are told as close."""
+_SAVES = 10
+"""Checkpoints and validations of the run."""
+
+
+class _Model(NamedTuple):
+    """A shipped size, and the shape that replaces its own, by dotted key."""
+
+    size: str
+    shape: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that was considered."""
+
+    model: _Model
+    """What it is made of."""
+    recipe: dict[str, Any]
+    """Settings beside the shape that differ from the size's, by dotted key."""
+    config: Config
+    """With as many steps as fit."""
+    step_seconds: float
+    is_timed: bool
+    """Measured here; otherwise estimated from FLOPs."""
+    share: float
+    """Predicted loss as a share of the unigram baseline."""
+    is_on_record: bool
+    """Parameters and tokens lie within those of the runs on record."""
+
+    @property
+    def name(self) -> str:
+        """Name the shape as blocks x width."""
+        return f"{self.config.model.num_hidden_layers} x {self.config.model.hidden_size}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it reads in the budget."""
+        return _step_tokens(self.config) * self.config.train.total_steps
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to train, and why."""
+
+    candidates: tuple[Candidate, ...]
+    """Those that were timed, the best first; then those that were estimated."""
+    system: str
+    """Shipped system that says what is dropped."""
+    unigram_loss: float
+    """Of the data's unigram baseline, in nats."""
+    error: float
+    """Relative standard error of a prediction, at runs that the law was not fitted to."""
+    reasons: tuple[str, ...]
+
+    def expected_loss(self, candidate: Candidate) -> tuple[float, float]:
+        """Return the predicted validation loss, in nats, and how far to both sides the true one may lie."""
+        loss = candidate.share * self.unigram_loss
+        return loss, _WIDE * self.error * loss
+
+    def preset(self, command: str) -> str:
+        """Write the choice as a preset file.
+
+        Args:
+            command: What was typed.
+        """
+        best = self.candidates[0]
+        total_steps = best.config.train.total_steps
+        loss, margin = self.expected_loss(best)
+        comment = (
+            f"Chosen by: {command}",
+            f"Expected: validation loss {loss:.2f} ± {margin:.2f} after {duration(total_steps * best.step_seconds)} of training.",
+            *(f"{reason[0].upper()}{reason[1:]}." for reason in self.reasons),
+        )
+        every = max(1, total_steps // _SAVES)
+        flat = best.model.shape | best.recipe | {"train.total_steps": total_steps}
+        sections: dict[str, Any] = {"extends": [best.model.size, self.system]}
+        for key, value in (flat | {"checkpoint.every_steps": every, "eval.every_steps": every}).items():
+            section, _, name = key.partition(".")
+            sections.setdefault(section, {})[name] = value
+        return "".join(f"# {line}\n" for line in comment) + yaml.safe_dump(sections, sort_keys=False)
+
+
+def advise(
+    prepared: PreparedData,
+    *,
+    seconds: float,
+    overrides: Sequence[str] = (),
+    evidence: Evidence | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Advice:
+    """Choose among the shapes on record and the shipped sizes what reaches the lowest loss within a budget.
+
+    Args:
+        prepared: What is to be trained on.
+        seconds: Training time, without validation and saving.
+        overrides: `KEY=VALUE` for every candidate.
+        evidence: In place of what is shipped.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: A setting is wrong, or not even one step fits.
+    """
+    evidence = evidence or record.load()
+    chooser = _Chooser(prepared, seconds, overrides, evidence)
+    candidates = chooser.candidates(report)
+    system, of_system = _choose_system(candidates[0], evidence.comparisons)
+    if system != _DENSE:
+        candidates = (chooser.time(candidates[0], system), *candidates[1:])
+    best = candidates[0]
+    unigram = unigram_baseline(prepared, fixed_batches(prepared, best.config.data.seq_len))
+    reasons = (*_reasons(candidates, evidence, chooser.unique_tokens), of_system)
+    return Advice(candidates, system, unigram, chooser.error, reasons)
+
+
+class _Chooser:
+    """Configure, time and judge candidates."""
+
+    def __init__(self, prepared: PreparedData, seconds: float, overrides: Sequence[str], evidence: Evidence) -> None:
+        self.prepared, self.seconds, self.overrides, self.runs = prepared, seconds, overrides, evidence.runs
+        self.unique_tokens = prepared.stream("train").num_tokens
+        points = [run.point for run in self.runs]
+        self.law, self.error = fit(points), leave_one_out(points)
+
+    def candidates(self, report: Callable[[str], None]) -> tuple[Candidate, ...]:
+        """Time the most promising candidates and estimate the others.
+
+        Raises:
+            UsageError: Not even one step of one of them fits.
+        """
+
+        def timed(guess: Candidate) -> Candidate:
+            report(f"timing {guess.name}")
+            return self.time(guess)
+
+        # One measured step gives the speed of this machine in FLOPs per second, and that an estimate for every shape.
+        models = self._models()
+        first = timed(self._estimate(models[0], flops_per_second=1.0))
+        speed = _step_flops(first.config) / first.step_seconds
+        guesses = sorted((self._estimate(model, speed) for model in models), key=lambda guess: guess.share)
+        guesses = [guess for guess in guesses if guess.step_seconds < self.seconds] or [first]
+        tried = [first if guess.model == first.model else timed(guess) for guess in guesses[:_TIMED]]
+        return (*sorted(tried, key=lambda one: one.share), *guesses[_TIMED:])
+
+    def time(self, guess: Candidate, system: str = _DENSE) -> Candidate:
+        """Measure steps of a candidate here, with what another system drops, and count those that fit.
+
+        Raises:
+            UsageError: Not even one fits.
+        """
+        config = self._config(guess.model, guess.recipe, system)
+        found = calibrate(config, data=self.prepared, seconds=self.seconds)
+        return self._judge(replace(guess, step_seconds=found.step_seconds, is_timed=True), config, found.total_steps)
+
+    def _models(self) -> list[_Model]:
+        """List the shapes on record and those shipped, the cheapest first."""
+        models = [_Model(run.size, run.shape) for run in self.runs]
+        for size in _SHIPPED:
+            shipped = presets.resolve(f"{size}-{_DENSE}").config.model
+            models.append(_Model(size, {f"model.{name}": getattr(shipped, name) for name in SHAPE}))
+        different = {tuple(model.shape.values()): model for model in reversed(models)}  # of equal ones the first
+        return sorted(different.values(), key=lambda model: model.shape["model.num_hidden_layers"] * model.shape["model.hidden_size"] ** 2)
+
+    def _estimate(self, model: _Model, flops_per_second: float) -> Candidate:
+        """Predict from FLOPs how many tokens a model reads, and take over the recipe of the run on record that read about as many."""
+        tokens = self.seconds * flops_per_second / self._config(model, {}).flops.dense
+        same = [run for run in self.runs if run.shape == model.shape]
+        recipe = min(same, key=lambda run: abs(math.log(max(1.0, tokens) / run.tokens))).recipe if same else {}
+        config = self._config(model, recipe)
+        step_seconds = _step_flops(config) / flops_per_second
+        guess = Candidate(model, recipe, config, step_seconds, is_timed=False, share=1.0, is_on_record=False)
+        return self._judge(guess, config, max(1, int(self.seconds / step_seconds)))
+
+    def _judge(self, candidate: Candidate, config: Config, total_steps: int) -> Candidate:
+        """Predict the loss after so many steps."""
+        config = config.replace(train={"total_steps": total_steps})
+        parameters = body_parameters(config)
+        tokens = fresh_tokens(_step_tokens(config) * total_steps, self.unique_tokens)
+        inside = _is_within(parameters, [run.parameters for run in self.runs])
+        inside &= _is_within(tokens, [run.point.tokens for run in self.runs])
+        return replace(candidate, config=config, share=min(1.0, self.law.loss(parameters, tokens)), is_on_record=inside)
+
+    def _config(self, model: _Model, recipe: dict[str, Any], system: str = _DENSE) -> Config:
+        settings = model.shape | recipe
+        texts = [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in settings.items()]
+        vocabulary = {"model.vocab_size": self.prepared.vocab_size}
+        return presets.resolve(f"{model.size}-{system}", [*texts, *self.overrides], from_data=vocabulary).config
+
+
+def _step_tokens(config: Config) -> int:
+    return config.train.global_batch_size * config.data.seq_len
+
+
+def _step_flops(config: Config) -> float:
+    return config.flops.dense * _step_tokens(config)
+
+
+def _is_within(value: float, known: Sequence[float]) -> bool:
+    return min(known) / _BEYOND <= value <= max(known) * _BEYOND
+
+
+def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[str, str]:
+    """Choose whether to drop or to grow from what it bought in runs of about as many tokens; return the reason, too."""
+    near = [
+        one
+        for one in comparisons
+        if 1 / _NEAR <= best.tokens / one.tokens <= _NEAR
+        and 1 / _AS_DEEP <= best.config.model.num_hidden_layers / one.num_hidden_layers <= _AS_DEEP
+    ]
+    if not near:
+        return _DENSE, "dropping and growing: no run on record is about as deep and read about as many tokens, so nothing is dropped"
+    differences: dict[str, list[float]] = {}
+    for one in near:
+        differences.setdefault(one.system, []).append(one.difference)
+    means = {name: sum(values) / len(values) for name, values in differences.items()}
+    ranked = sorted(means, key=lambda name: means[name])
+    paid = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
+    told = ", ".join(f"{name} {means[name]:+.3f} nats ({len(differences[name])})" for name in ranked)
+    verdict = f"{paid[0]}" if paid else "nothing is dropped"
+    return (paid or [_DENSE])[0], f"dropping and growing: {verdict}; beside the same model without, at equal time (runs): {told}"
+
+
+def _reasons(candidates: Sequence[Candidate], evidence: Evidence, unique_tokens: int) -> Iterator[str]:
+    best = candidates[0]
+    config, optim = best.config, best.config.optim
+    timed = [one for one in candidates if one.is_timed]
+    close = [one.name for one in timed[1:] if one.share < _CLOSE * best.share]
+    also = f"; {' and '.join(close)} would end within {_CLOSE - 1:.0%} of it" if close else ""
+    yield f"depth and width: {best.name} ends lowest of {len(timed)} timed here{also}"
+    rates = (
+        f"AdamW {optim.learning_rate:g}" if optim.name != "muon" else f"Muon {optim.muon_learning_rate:g}, AdamW {optim.learning_rate:g}"
+    )
+    yield (
+        f"recipe: {config.train.global_batch_size} x {config.data.seq_len} tokens a step, {config.objective.mask_probability:.0%} masked, "
+        f"{rates}, {'as the nearest run on record' if best.recipe else f'as {best.model.size} has it'}"
+    )
+    yield f"text: {quantity(best.tokens)} tokens are {best.tokens / unique_tokens:.2g} passes over it"
+    if not best.is_on_record:
+        least, most = (quantity(edge(run.tokens for run in evidence.runs)) for edge in (min, max))
+        yield f"outside the evidence, which is runs of {least} to {most} tokens on {evidence.text}: the loss is a guess"

@@ -1,0 +1,95 @@
+"""Runs on record: what the law is fitted to, and whose settings are taken over. `benchmarks/law.py` writes the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pldcli.advice.law import Point, fresh_tokens
+from pldcli.config import Config
+
+__all__ = ["SHAPE", "Comparison", "Evidence", "Recorded", "body_parameters", "load", "read"]
+
+SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+"""The settings of a model that make it larger or smaller."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run without dropping, to its end."""
+
+    size: str
+    """The shipped size that its preset extends."""
+    settings: Mapping[str, Any]
+    """What differs from it, by dotted key: the model's shape, and the recipe."""
+    parameters: int
+    """As `body_parameters` counts them."""
+    tokens: int
+    unique_tokens: int
+    """Of the text."""
+    loss: float
+    """Validation, at its end, in nats."""
+    unigram_loss: float
+    """Of the unigram baseline there."""
+
+    @property
+    def point(self) -> Point:
+        """Return what the law is fitted to: the loss as a share of the unigram baseline, which carries over to other texts best."""
+        return Point(self.parameters, fresh_tokens(self.tokens, self.unique_tokens), self.loss / self.unigram_loss)
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Return the settings of the model's shape, by dotted key."""
+        return {key: value for key, value in self.settings.items() if key.removeprefix("model.") in SHAPE}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Return the other settings."""
+        return {key: value for key, value in self.settings.items() if key not in self.shape}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run that drops blocks or adds them later, beside one that does not, of the same time on the same machine."""
+
+    system: str
+    num_hidden_layers: int
+    tokens: int
+    """Of the run without."""
+    difference: float
+    """Loss with, less loss without, in nats: below zero it paid."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All of it."""
+
+    text: str
+    """What the runs were trained on, in words."""
+    runs: tuple[Recorded, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def body_parameters(config: Config) -> int:
+    """Count the parameters that do not grow with the vocabulary, which another tokenizer would change."""
+    return config.num_parameters - config.model.vocab_size * (config.model.hidden_size + (config.model.lm_head == "transform"))
+
+
+@cache
+def load() -> Evidence:
+    """Read what is shipped."""
+    return read(Path(__file__).with_name("evidence.json"))
+
+
+def read(path: Path) -> Evidence:
+    """Read a file that `benchmarks/law.py` wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Evidence(
+        text=content["text"],
+        runs=tuple(Recorded(**run) for run in content["runs"]),
+        comparisons=tuple(Comparison(**comparison) for comparison in content["comparisons"]),
+    )

@@ -1,0 +1,77 @@
+"""`pld advise`: what to train on some data within a budget of time."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pldcli.commands.config import Overrides
+
+if TYPE_CHECKING:
+    from pldcli.advice.advise import Advice
+
+__all__ = ["advise", "write_advice"]
+
+
+def advise(
+    budget: Annotated[str, typer.Option(help="Training time: 24h, 90m.")],
+    overrides: Overrides = None,
+    data: Annotated[Path, typer.Option(help="The prepared directory.")] = Path("data"),
+    out: Annotated[Path, typer.Option(help="The preset to write.")] = Path("auto.yaml"),
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
+) -> None:
+    """Choose size, recipe and what to drop for a budget, from runs on record and steps timed here; write a preset."""
+    wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
+    write_advice(out, data=data, budget=budget, overrides=wanted, command=shlex.join(["pld", *sys.argv[1:]]))
+    typer.echo(f"next: {shlex.join(['pld', 'pretrain', '--preset', str(out), '--data', str(data)])}")
+
+
+def write_advice(out: Path, *, data: Path, budget: str, overrides: Sequence[str], command: str) -> None:
+    """Choose, print why, and write the preset.
+
+    Args:
+        out: Where the preset goes.
+        data: The prepared directory.
+        budget: Training time, as typed.
+        overrides: `KEY=VALUE` for every candidate.
+        command: What was typed.
+    """
+    from pldcli.advice.advise import advise as choose
+    from pldcli.bench.step_time import parse_seconds
+    from pldcli.data.prepared import open_prepared
+    from pldcli.system import atomic
+
+    seconds = parse_seconds(budget, "--budget")
+    advice = choose(open_prepared(data), seconds=seconds, overrides=overrides, report=lambda line: typer.echo(line, err=True))
+    _show(advice)
+    atomic.write_text(out, advice.preset(command))
+    typer.echo(f"preset {out}")
+
+
+def _show(advice: Advice) -> None:
+    """Print the candidates and the reasons."""
+    from pldcli.console.screen import print_sections, screen
+    from pldcli.console.section import Section
+    from pldcli.console.units import quantity
+
+    rows = []
+    for candidate in advice.candidates:
+        loss, margin = advice.expected_loss(candidate)
+        rows.append(
+            (
+                candidate.name,
+                quantity(candidate.config.num_parameters),
+                f"{candidate.step_seconds * 1e3:,.0f}" + ("" if candidate.is_timed else " est."),
+                f"{candidate.config.train.total_steps:,}",
+                quantity(candidate.tokens),
+                f"{loss:.2f} ± {margin:.2f}" if candidate.is_on_record else f"{loss:.2f} (a guess)",
+            )
+        )
+    headings = ("blocks x width", "parameters", "ms a step", "steps", "tokens", "expected loss")
+    title = f"validation loss to expect (unigram baseline {advice.unigram_loss:.2f})"
+    print_sections(screen(), [Section(title, headings, tuple(rows), notes=advice.reasons)])

@@ -1,0 +1,88 @@
+"""`pld checkpoint`: look after the checkpoints of a run."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["list_", "prune", "verify"]
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+
+
+def list_(run: Run) -> None:
+    """List the checkpoints of a run: step, tokens, size, and when each was saved."""
+    from pldcli.console.screen import screen, table
+    from pldcli.console.units import quantity
+    from pldcli.engine import checkpoint
+
+    rows = []
+    for path in _checkpoints(run):
+        position = checkpoint.position(path)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        saved = datetime.fromtimestamp((path / "state.json").stat().st_mtime).isoformat(" ", timespec="minutes")
+        rows.append([str(path), f"{position.step:,}", quantity(position.tokens), f"{size / 1e6:,.1f}", saved])
+    headings = ["checkpoint", "step", "tokens", "MB", "saved"]
+    screen().print(table(headings, rows, right=headings[1:4], fold=["checkpoint"]))
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or one checkpoint.", show_default=False)],
+) -> None:
+    """Read every byte of a run's checkpoints and compare it with the checksums that were taken when they were saved."""
+    from pldcli.engine import checkpoint
+    from pldcli.errors import CheckpointError
+
+    paths = [run] if (run / "state.json").is_file() else _checkpoints(run)
+    damaged = []
+    for path in paths:
+        try:
+            checkpoint.verify(path)
+            typer.echo(f"{path}: sound")
+        except CheckpointError as error:
+            damaged.append(path)
+            typer.echo(f"{path}: damaged ({error.where}: {error.what})")
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(paths)} checkpoints damaged",
+            where=str(run),
+            hint="a run resumes from the newest sound one; `pld checkpoint prune` removes the others",
+        )
+
+
+def prune(
+    run: Run,
+    keep: Annotated[int, typer.Option(min=1, help="Newest sound checkpoints that stay.")] = 1,
+    keep_every: Annotated[
+        int | None, typer.Option(min=1, help="Those at multiples of so many steps stay, too.", show_default=False)
+    ] = None,
+) -> None:
+    """Remove checkpoints that are damaged, and older ones; a run that is training is left alone."""
+    from pldcli.engine import checkpoint
+    from pldcli.engine.run_directory import RunDirectory
+
+    there = _checkpoints(run)
+    with RunDirectory(run).lock():
+        removed = checkpoint.prune(RunDirectory(run).checkpoints, keep=keep, keep_every=keep_every)
+    for path in removed:
+        typer.echo(f"removed {path}")
+    typer.echo(f"{len(there) - len(removed)} of {len(there)} checkpoints stay")
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    from pldcli.engine.checkpoint import list_checkpoints
+    from pldcli.engine.run_directory import RunDirectory
+    from pldcli.errors import CheckpointError
+
+    found = list_checkpoints(RunDirectory(run).checkpoints)
+    if not found:
+        raise CheckpointError("no checkpoints here", where=str(run), hint="name a directory that `pld pretrain` made")
+    return found

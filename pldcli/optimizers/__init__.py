@@ -1,0 +1,1 @@
+"""Optimizers: those that torch lacks, and which one a configuration asks for."""

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pldcli import presets
+from pldcli.advice import advise as module
+from pldcli.advice import evidence as record
+from pldcli.advice.advise import Advice, advise
+from pldcli.advice.evidence import Comparison, Evidence, Recorded, body_parameters
+from pldcli.advice.law import Law, fit, fresh_tokens, leave_one_out
+from pldcli.bench.budget import Calibration
+from pldcli.config import Config
+from pldcli.data.prepared import PreparedData, open_prepared
+from pldcli.errors import UsageError
+
+FLOPS_PER_SECOND = 1e10
+SHAPES = {1: (1, 16), 2: (2, 32), 3: (4, 64)}
+LAW = Law(floor=0.2, a=0.02, alpha=0.5, b=0.1, beta=0.5)
+
+
+def shape(number: int) -> dict[str, int]:
+    blocks, width = SHAPES[number]
+    sizes = {"num_hidden_layers": blocks, "hidden_size": width, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    return {f"model.{name}": value for name, value in sizes.items()}
+
+
+def run(number: int, tokens: float, **recipe: Any) -> Recorded:
+    overrides = [f"{key}={value}" for key, value in shape(number).items()]
+    model = presets.resolve("modern-tiny-preln", overrides).config
+    parameters = body_parameters(model)
+    settings = {**shape(number), **{key.replace("__", "."): value for key, value in recipe.items()}}
+    loss = 7.0 * LAW.loss(parameters, tokens)
+    return Recorded("modern-tiny", settings, parameters, int(tokens), 10**9, loss, 7.0)
+
+
+EVIDENCE = Evidence(
+    text="a text",
+    runs=(
+        *(run(number, tokens, train__global_batch_size=4) for number in (1, 2, 3) for tokens in (1e5, 4e5, 2e6)),
+        *(run(number, 2e7, train__global_batch_size=8, optim__muon_learning_rate=0.01) for number in (1, 2, 3)),
+    ),
+    comparisons=(),
+)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """A machine of so many FLOPs a second, and what it was asked to time."""
+    asked: list[Config] = []
+
+    def calibrate(config: Config, *, data: PreparedData, seconds: float) -> Calibration:
+        asked.append(config)
+        tokens = config.train.global_batch_size * config.data.seq_len
+        step_seconds = config.flops.dense * tokens / FLOPS_PER_SECOND
+        if step_seconds > seconds:
+            raise UsageError("a step takes too long", where="--budget")
+        return Calibration(step_seconds, int(seconds / step_seconds))
+
+    monkeypatch.setattr(module, "calibrate", calibrate)
+    return asked
+
+
+def names(advice: Advice) -> list[str]:
+    return [candidate.name for candidate in advice.candidates]
+
+
+def test_what_ends_lowest_is_chosen_and_timed(prepared: Path, timed: list[Config]) -> None:
+    data = open_prepared(prepared)
+    advice = advise(data, seconds=60.0, evidence=EVIDENCE)
+    best = advice.candidates[0]
+    # Of the larger ones that are shipped not one step fits.
+    assert sorted(names(advice)) == ["1 x 16", "2 x 32", "4 x 64", "8 x 128"]
+    assert [candidate.is_timed for candidate in advice.candidates] == [True, True, True, False]
+    shares = [candidate.share for candidate in advice.candidates]
+    assert shares == sorted(shares)
+    # The machine is as fast for all: what the law says of the tokens that fit decides.
+    unique = data.stream("train").num_tokens
+    for candidate in advice.candidates[:3]:
+        config = candidate.config
+        assert candidate.tokens == pytest.approx(60.0 * FLOPS_PER_SECOND / config.flops.dense, abs=config.train.global_batch_size * 128)
+        assert candidate.share == pytest.approx(LAW.loss(body_parameters(config), fresh_tokens(candidate.tokens, unique)), rel=0.01)
+    assert advice.error == leave_one_out([one.point for one in EVIDENCE.runs])
+    loss, margin = advice.expected_loss(best)
+    assert loss == pytest.approx(best.share * advice.unigram_loss) and margin == pytest.approx(2 * advice.error * loss)
+    assert len(timed) == len({(one.model.num_hidden_layers, one.model.hidden_size) for one in timed})
+
+
+def test_more_time_chooses_a_larger_model(prepared: Path, timed: list[Config]) -> None:
+    data = open_prepared(prepared)
+    widths = [advise(data, seconds=seconds, evidence=EVIDENCE).candidates[0].config.model.hidden_size for seconds in (0.5, 20.0, 3000.0)]
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+
+
+def test_the_recipe_is_that_of_the_nearest_run(prepared: Path, timed: list[Config]) -> None:
+    data = open_prepared(prepared)
+    short, long = (advise(data, seconds=seconds, evidence=EVIDENCE).candidates for seconds in (1.0, 2500.0))
+    for candidates, batch in ((short, 4), (long, 8)):
+        mine = next(one for one in candidates if one.is_timed and one.recipe)
+        assert mine.config.train.global_batch_size == batch
+    assert "optim.muon_learning_rate" in next(one for one in long if one.recipe).recipe
+
+
+def test_the_preset_is_the_choice(prepared: Path, timed: list[Config], tmp_path: Path) -> None:
+    data = open_prepared(prepared)
+    advice = advise(data, seconds=30.0, overrides=["data.seq_len=64"], evidence=EVIDENCE)
+    best = advice.candidates[0]
+    assert best.config.data.seq_len == 64
+    text = advice.preset("pld advise --budget 30s")
+    assert text.startswith("# Chosen by: pld advise --budget 30s\n# Expected: validation loss ")
+    path = tmp_path / "auto.yaml"
+    path.write_text(text, encoding="utf-8")
+    config = presets.resolve(str(path), ["data.seq_len=64"], from_data={"model.vocab_size": data.vocab_size}).config
+    assert (config.model, config.optim, config.train, config.pld) == (
+        best.config.model,
+        best.config.optim,
+        best.config.train,
+        best.config.pld,
+    )
+    assert config.eval.every_steps == max(1, config.train.total_steps // 10)
+    assert yaml.safe_load(text)["extends"] == ["modern-tiny", "preln"]
+
+
+def test_outside_the_evidence_it_says_so(prepared: Path, timed: list[Config]) -> None:
+    data = open_prepared(prepared)
+    inside, outside = (advise(data, seconds=seconds, evidence=EVIDENCE) for seconds in (2.0, 1e6))
+    assert inside.candidates[0].is_on_record and not any("outside the evidence" in reason for reason in inside.reasons)
+    assert not outside.candidates[0].is_on_record
+    assert "outside the evidence, which is runs of 100 k to 20 M tokens on a text: the loss is a guess" in outside.reasons
+
+
+@pytest.mark.parametrize(
+    ("differences", "system", "words"),
+    [
+        ((), "preln", "no run on record is about as deep and read about as many tokens"),
+        ((("pld", -0.1),), "preln", "nothing is dropped"),  # one pair is not enough
+        ((("pld", -0.1), ("pld", -0.02)), "pld", "pld -0.060 nats (2)"),
+        ((("pld", -0.1), ("pld", 0.02)), "preln", "nothing is dropped"),
+        ((("pld", -0.1), ("pld", -0.1), ("expansion", -0.2), ("expansion", -0.3)), "expansion", "expansion -0.250 nats (2), pld -0.100"),
+    ],
+)
+def test_dropping_is_advised_where_it_paid(
+    prepared: Path, timed: list[Config], differences: tuple[tuple[str, float], ...], system: str, words: str
+) -> None:
+    data = open_prepared(prepared)
+    tokens = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0].tokens
+    blocks = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0].config.model.num_hidden_layers
+    near = tuple(Comparison(name, blocks, int(tokens * 1.3), difference) for name, difference in differences)
+    far = (Comparison("growing", blocks, tokens * 10, -1.0), Comparison("growing", 2 * blocks, tokens, -1.0)) * 2
+    advice = advise(data, seconds=30.0, evidence=replace(EVIDENCE, comparisons=(*near, *far)))
+    assert advice.system == system
+    assert words in advice.reasons[-1]
+    assert presets.system(f"modern-tiny-{system}") == yaml.safe_load(advice.preset("x"))["extends"][1]
+
+
+def test_no_time_for_a_step(prepared: Path, timed: list[Config]) -> None:
+    with pytest.raises(UsageError, match="--budget"):
+        advise(open_prepared(prepared), seconds=1e-6, evidence=EVIDENCE)
+
+
+def test_what_is_shipped_can_be_fitted() -> None:
+    shipped = record.load()
+    assert shipped.text
+    law = fit([one.point for one in shipped.runs])
+    for one in shipped.runs:
+        assert law.loss(one.parameters, one.point.tokens) == pytest.approx(one.point.loss, rel=0.1)
+        overrides = [f"{key}={value}" for key, value in one.settings.items()]
+        config = presets.resolve(f"{one.size}-preln", overrides).config  # every setting is still known
+        assert one.parameters == body_parameters(config)
+    assert all(f"modern-tiny-{one.system}" in presets.names() for one in shipped.comparisons)

@@ -1,0 +1,62 @@
+import math
+import random
+
+import pytest
+
+from pldcli.advice.law import Law, Point, fit, fresh_tokens, leave_one_out
+
+TRUE = Law(floor=0.2, a=0.06, alpha=0.35, b=0.4, beta=0.5)
+SHAPES = (3e5, 6e5, 1.3e6, 5e6)
+LENGTHS = (1e6, 3e6, 8e6, 16e6)
+
+
+def points(noise: float = 0.0) -> list[Point]:
+    random.seed(1)
+    return [
+        Point(parameters, tokens, TRUE.loss(parameters, tokens) * (1 + random.gauss(0, noise)))
+        for parameters in SHAPES
+        for tokens in LENGTHS
+    ]
+
+
+def test_a_law_by_hand() -> None:
+    assert Law(1.0, 2.0, 0.5, 3.0, 1.0).loss(4e6, 2e6) == pytest.approx(1.0 + 2.0 / 2.0 + 3.0 / 2.0)
+
+
+def test_the_law_that_made_the_points_is_found() -> None:
+    found = fit(points())
+    for parameters, tokens in ((4.5e5, 2e6), (2e6, 12e6), (8e6, 25e6)):  # none of the points, the last one outside
+        assert found.loss(parameters, tokens) == pytest.approx(TRUE.loss(parameters, tokens), rel=3e-3)
+    assert leave_one_out(points()) < 2e-3
+
+
+def test_noise_shows_in_what_is_left_out() -> None:
+    assert 0.005 < leave_one_out(points(0.01)) < 0.03
+    found = fit(points(0.01))
+    assert found.loss(2e6, 12e6) == pytest.approx(TRUE.loss(2e6, 12e6), rel=0.02)
+
+
+def test_no_term_is_negative() -> None:
+    """Larger models that are no better, and losses that rise: the law never says that more of anything does harm."""
+    odd = [Point(parameters, tokens, 0.5 + 0.1 * parameters / 5e6) for parameters in SHAPES for tokens in LENGTHS]
+    found = fit(odd)
+    assert min(found.floor, found.a, found.b) >= 0
+    assert found.loss(5e6, 16e6) <= found.loss(3e5, 1e6)
+
+
+def test_one_size_of_model_is_enough_for_its_own_losses() -> None:
+    one = [Point(3e5, tokens, TRUE.loss(3e5, tokens)) for tokens in (1e6, 2e6, 4e6, 8e6, 16e6, 32e6)]
+    found = fit(one)
+    assert found.loss(3e5, 11e6) == pytest.approx(TRUE.loss(3e5, 11e6), rel=2e-3)
+
+
+def test_too_few_runs() -> None:
+    with pytest.raises(ValueError, match="5 runs are too few, 6 are needed"):
+        fit(points()[:5])
+
+
+def test_repeated_text_is_worth_less_and_less() -> None:
+    assert fresh_tokens(5e6, 10e6) == 5e6 and fresh_tokens(10e6, 10e6) == 10e6
+    assert fresh_tokens(40e6, 10e6) == pytest.approx(10e6 * (1 + 15.4 * (1 - math.exp(-3 / 15.4))))
+    worth = [fresh_tokens(times * 1e6, 1e6) for times in (1, 2, 4, 16, 64, 1000)]
+    assert worth == sorted(worth) and worth[1] == pytest.approx(2e6, rel=0.04) and worth[-1] < 16.5e6

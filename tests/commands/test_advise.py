@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pldcli import presets
+from tests.conftest import Outcome
+
+
+def test_advice_on_real_text_is_a_preset_that_trains(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
+    place = tmp_path / "auto.yaml"
+    done = pld("advise", "--budget", "2s", "--data", prepared, "--out", place, "data.seq_len=32")
+    assert done.code == 0, done.err
+    assert "validation loss to expect (unigram baseline" in done.out
+    assert f"preset {place}" in done.out and f"next: pld pretrain --preset {place} --data {prepared}" in done.out
+    assert "depth and width:" in done.out and "recipe:" in done.out and "timing" in done.err
+    config = presets.resolve(str(place)).config
+    assert config.train.total_steps >= 1
+    assert place.read_text(encoding="utf-8").startswith("# Chosen by: pld ")
+
+
+def test_auto_trains_what_is_advised_and_resumes(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
+    line = ("pretrain", "--preset", "auto", "--data", prepared, "--out", tmp_path / "run", "data.seq_len=32")
+    done = pld(*line, "--budget", "1s")
+    assert done.code == 0, done.err
+    chosen = tmp_path / "run.yaml"
+    total_steps = presets.resolve(str(chosen)).config.train.total_steps
+    assert f"finished {total_steps:,} steps" in done.out and f"preset {chosen}" in done.out
+    stored = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+    again = pld(*line, "--budget", "30s")
+    assert again.code == 0 and "is finished" in again.out and "timing" not in again.err
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == stored
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("advise", "--budget", "soon"), 2, "--budget: 'soon' is not a time"),
+        (("advise", "--budget", "1h", "--data", "nowhere"), 3, "nowhere: no such directory of prepared data"),
+        (("pretrain", "--preset", "auto"), 2, "--preset auto: needs a --budget of time"),
+        (("pretrain", "--preset", "auto", "--budget", "1h", "--dry-run"), 2, "--preset auto: --dry-run says nothing about it"),
+    ],
+)
+def test_refusals(
+    pld: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = pld(*words)
+    assert done.code == code
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from pldcli.engine.checkpoint import list_checkpoints, verify
+from tests.conftest import wait_for
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+
+MODEL = ("model.hidden_size=32", "model.num_hidden_layers=3", "model.intermediate_size=64", "data.seq_len=32", "train.global_batch_size=8")
+RUN = (*MODEL, "pld.draws_per_step=2", "train.total_steps=150", "checkpoint.every_steps=10", "eval.every_steps=150", "eval.max_sequences=8")
+
+
+def line(prepared: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "pretrain",
+        "--preset",
+        "bert-tiny-pld",
+        *RUN,
+        "--data",
+        str(prepared),
+        "--out",
+        str(out),
+        "--gpus",
+        "2",
+        "--device",
+        "cpu",
+        *more,
+    ]
+
+
+def ranks(parent: int) -> dict[int, int]:
+    """Find the processes below one, by RANK."""
+    found: dict[int, int] = {}
+    for place in Path("/proc").iterdir():
+        try:
+            if place.name.isdecimal() and int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                variables = dict(entry.partition("=")[::2] for entry in (place / "environ").read_text().split("\0"))
+                if "RANK" in variables and variables.get("WORLD_SIZE") == "2":
+                    found[int(variables["RANK"])] = int(place.name)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists() and Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def has_saved(out: Path) -> bool:
+    return bool(list_checkpoints(out / "checkpoints"))
+
+
+def weights(out: Path) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in load_file(out / "model" / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def whole(processes: Any, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in two processes that nothing happened to."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    process = processes.pld(*line(prepared, out))
+    assert process.wait() == 0, process.err
+    return out
+
+
+def test_one_command_trains_in_two_processes(whole: Path) -> None:
+    [start] = json.loads((whole / "environment.json").read_text())["starts"]
+    assert start["processes"] == 2 and start["command"].startswith("pld pretrain") and "--gpus 2" in start["command"]
+
+
+def test_a_process_that_is_killed_ends_all_by_name(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out))
+    wait_for(lambda: has_saved(out))
+    below = ranks(process.number)
+    assert set(below) == {0, 1}
+    os.kill(below[1], signal.SIGKILL)
+    began = time.monotonic()
+    assert process.wait() == 5
+    assert time.monotonic() - began < 45
+    assert "error: process 1 of 2 was ended by SIGKILL; run the same command again to resume" in process.err
+    wait_for(lambda: not any(map(alive, below.values())), seconds=5)
+    for path in list_checkpoints(out / "checkpoints"):
+        verify(path)
+
+
+def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "checkpoint.every_steps=1000"))
+    wait_for(lambda: (out / "metrics.jsonl").is_file() and "train/loss" in (out / "metrics.jsonl").read_text())
+    below = ranks(process.number)
+    process.kill(signal.SIGUSR1)
+    assert process.wait() == 75
+    assert re.search(r"terminated, saved at step \d+", process.err) and "all 2 processes have ended after SIGTERM" in process.err
+    assert not any(map(alive, below.values())) and has_saved(out)
+
+
+def test_the_others_begin_anew_and_end_where_nothing_had_happened(processes: Any, prepared: Path, tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "--max-restarts", "1"))
+    wait_for(lambda: has_saved(out))
+    os.kill(ranks(process.number)[0], signal.SIGKILL)
+    assert process.wait() == 0, process.err
+    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 2
+    assert weights(out) == weights(whole)
+
+
+def test_what_is_wrong_is_said_once(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    process = processes.pld(*line(prepared, tmp_path / "run", "model.hidden_size=33"))
+    assert process.wait() == 2 and process.err.count("error:") == 1
+    process = processes.pld(*line(prepared, tmp_path / "run", "--budget", "1h"))
+    assert process.wait() == 2 and "--budget with --gpus: steps are timed in one process" in process.err
+    assert not (tmp_path / "run").exists() and sys.platform == "linux"
