@@ -24,7 +24,7 @@ from pldcli.engine.validation import fixed_batches
 __all__ = ["build_peer", "peer_tokenizer", "score_peer", "train_peer", "training_rows"]
 
 WARM_UP_STEPS = 5
-CALIBRATION_STEPS = 40
+CALIBRATION_STEPS = 400
 CALIBRATION_SHARE = 0.05
 """Of the budget: steps are timed for no longer, but at least as many as warm up."""
 

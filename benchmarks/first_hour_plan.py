@@ -14,7 +14,7 @@ import yaml
 from pldcli.bench.step_time import parse_seconds
 from pldcli.errors import UsageError
 
-__all__ = ["Contestant", "Job", "Peer", "Plan", "read_plan"]
+__all__ = ["Contestant", "Job", "Peer", "Plan", "read_plan", "written"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Job:
     @property
     def key(self) -> str:
         """Name its files."""
-        chosen = [f"{name.rpartition('.')[2]}{value:g}" for name, value in self.candidate.items()]
+        chosen = [f"{name.rpartition('.')[2]}{written(value)}" for name, value in self.candidate.items()]
         return "-".join([self.contestant, *chosen, f"{self.budget:g}s", f"seed{self.seed}"])
 
 
@@ -207,6 +207,11 @@ def _contestant(name: str, entry: Mapping[str, Any]) -> Contestant:
     elif unknown := {*settings, *grid} - {one.name for one in fields(Peer)}:
         raise ValueError(f"{name}: {', '.join(sorted(unknown))} is no setting of a peer")
     return found
+
+
+def written(value: Any) -> str:
+    """Write a setting as short as it goes."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _number(value: Any) -> Any:

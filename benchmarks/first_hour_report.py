@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from first_hour_plan import Plan
+from first_hour_plan import Plan, written
 from pldcli.plots.canvas import COLOURS, picture
 from reporting import head, row
 
@@ -209,7 +209,7 @@ def tuning_table(found: Results) -> list[tuple[str, ...]]:
             candidate = {name: value for name, value in tried.items() if name != "loss"}
             is_chosen = candidate == one["chosen"]
             note = "chosen" + (", at an end of its grid" if is_at_an_end(candidate, one["tried"]) else "") if is_chosen else ""
-            text = ", ".join(f"{name.rpartition('.')[2]} {value:g}" for name, value in candidate.items())
+            text = ", ".join(f"{name.rpartition('.')[2]} {written(value)}" for name, value in candidate.items())
             table.append((one["label"], text, "diverged" if tried["loss"] is None else f"{tried['loss']:.3f}", note))
     return table if len(table) > 1 else []
 

@@ -1,6 +1,6 @@
 """Fit the loss of an encoder to its parameters and tokens, check the fit on runs that it never saw, and write what `pld advise` reads.
 
-    python benchmarks/first_hour.py run --plan benchmarks/first_hour/law.yaml --work hour --core 0
+    python benchmarks/first_hour.py run --plan benchmarks/law.yaml --work hour --core 0
     python benchmarks/law.py --work hour --hold-out 4 --out benchmarks/results/law-cpu
 
 Of runs of one shape and about as many tokens the best one counts. Runs with dropping or growing are no points of the law; each is compared

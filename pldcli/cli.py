@@ -34,6 +34,7 @@ from pldcli.commands import (
     runs,
     study,
     tasks,
+    tokenizer,
 )
 from pldcli.errors import OutputError, PldError
 from pldcli.system.machine import share_cores
@@ -57,8 +58,11 @@ class Entry:
 
 COMMANDS: tuple[Entry, ...] = (
     Entry("prepare-data", prepare_data.prepare_data, DATA, "pld prepare-data corpus.txt --out data --vocab-size 8192"),
+    Entry("data inspect", data.inspect, DATA, "pld data inspect data --samples 3"),
     Entry("data verify", data.verify, DATA, "pld data verify data"),
     Entry("advise", advise.advise, TRAINING, "pld advise --budget 2h --data data"),
+    Entry("tokenizer train", tokenizer.train, DATA, "pld tokenizer train corpus.txt --vocab-size 8192"),
+    Entry("tokenizer inspect", tokenizer.inspect, DATA, "pld tokenizer inspect tokenizer other.txt"),
     Entry("pretrain", pretrain.pretrain, TRAINING, "pld pretrain --preset bert-small-pld train.total_steps=1000 --data data"),
     Entry("study", study.study, TRAINING, "pld study benchmarks/studies/tiny.yaml --dry-run"),
     Entry("finetune", finetune.finetune, TRAINING, "pld finetune glue/mrpc --data-dir glue --seeds 5"),
@@ -88,6 +92,7 @@ _GROUPS = {
     "checkpoint": "List, verify and remove the checkpoints of a run.",
     "config": "Show, check, list and import configurations.",
     "data": "Look after prepared data.",
+    "tokenizer": "Train tokenizers, and see how they fit a text.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

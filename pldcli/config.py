@@ -47,8 +47,10 @@ RUN_CONTROL = (
     "train.micro_batch_size",
     "train.log_every_steps",
     "train.max_skipped_steps",
+    "train.on_divergence",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "checkpoint.background",
     "checkpoint.keep_every_steps",
     "eval.every_steps",
     "eval.max_sequences",
@@ -151,6 +153,8 @@ class TrainConfig(Settings):
     """Used with batch_ramp only: sequences of the first step, which divide global_batch_size; `auto` is about a quarter."""
     max_skipped_steps: Count = 10
     """Steps in a row, or a tenth of the run if that is less, whose loss or gradient is not finite end the run; fewer are left out."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """When that happens: end the run, or go back to the newest checkpoint and pass over the sequences read since, at most three times."""
     skip_spikes: Positive | None = None
     """Leave out steps whose loss or gradient norm is so many standard deviations above the mean of the last 128; 6 is usual."""
     micro_batch_size: Count | Literal["auto"] = "auto"
@@ -191,6 +195,8 @@ class RuntimeConfig(Settings):
     """Autocast format; weights stay fp32. `auto`: bf16 where fast (Ampere, AMX, AMD with AVX-512), else fp16 on CUDA and fp32 on CPU."""
     compile: Switch = "auto"
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of several processes: number format in which gradients travel and are summed; `bf16` halves what is sent, and rounds."""
     timeout_seconds: Positive = 1800.0
     """Of several processes: one that waits so long for the others ends the run."""
     checkpoint_activations: bool = False
@@ -204,6 +210,8 @@ class CheckpointConfig(Settings):
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 2
     """Newest checkpoints that stay."""
+    background: Switch = "auto"
+    """Write from a copy in memory while training goes on; `auto` is on for CUDA. On a CPU both would share the cores."""
     keep_every_steps: Count | None = None
     """Every checkpoint at a multiple of this many steps stays as well: a multiple of `every_steps`."""
 

@@ -8,7 +8,6 @@ Source: DeepSpeed, runtime/progressive_layer_drop.py, runtime/constants.py and r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +19,7 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.errors import UsageError
 from pldcli.settings import convert, nearest
+from pldcli.system.json_text import from_json
 
 __all__ = ["import_deepspeed"]
 
@@ -49,7 +49,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = from_json(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"cannot be read as JSON ({getattr(error, 'strerror', error)})", where=str(path)) from error
         if not isinstance(content, dict) or not content.keys() & {*_BLOCKS, *_KEYS, "gradient_clipping", "gradient_accumulation_steps"}:

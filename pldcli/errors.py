@@ -84,6 +84,8 @@ class DivergedError(PldError):
     """Training that produces no finite numbers any more."""
 
     exit_code = 6
+    last_step = 0
+    """Of those that were not sound."""
 
 
 class OutputError(PldError):

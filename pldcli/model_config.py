@@ -24,7 +24,7 @@ _NEWER_SETTINGS = (
 class ModelConfig(Settings):
     """The encoder. Names and defaults as BERT-base."""
 
-    num_hidden_layers: Count = 12
+    num_hidden_layers: Annotated[int, Field(ge=1, le=10_000), AS_NUMBER] = 12
     """Number of ST blocks, L."""
     hidden_size: Count = 768
     """Width of the residual stream, D."""

@@ -195,11 +195,11 @@ for line in sys.stdin:
         os._exit(code)
 """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, preload: str = "") -> None:
         self._directory, self._count = directory, 0
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
-            [sys.executable, "-c", self._SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", f"{preload}\n{self._SERVER}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def pld(self, *arguments: object, environment: dict[str, str] | None = None) -> Process:

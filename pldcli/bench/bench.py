@@ -181,7 +181,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
         sequences_per_step=trainers["dense"].batches.num_sequences(0),
         seq_len=config.data.seq_len,
         precision=precision,
-        compiled=runtime.compiles(config.runtime.compile),
+        compiled=runtime.is_on(config.runtime.compile),
         hardware=hardware_name(device),
         threads=torch.get_num_threads(),
         processes=runtime.world_size,

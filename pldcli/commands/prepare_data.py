@@ -19,7 +19,9 @@ def prepare_data(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CORPUS...", help="Text or JSON-lines files, plain, .gz or .zst, or directories of them.", show_default=False
+            metavar="CORPUS...",
+            help="Text, JSON-lines, CSV, Parquet or Arrow files, directories of them, or - for standard input.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("data"),
@@ -46,23 +48,27 @@ def prepare_data(
 ) -> None:
     """Turn raw text into token ids, with a tokenizer trained on it."""
     from pldcli.data.prepare import prepare
+    from pldcli.data.spool import spooled
+    from pldcli.system.output_place import check_new
 
-    prepared = prepare(
-        inputs,
-        out,
-        validation=validation or (),
-        document_per=document_per,
-        text_field=text_field,
-        tokenizer=tokenizer,
-        model_type=model_type,
-        cased=cased,
-        vocab_size=vocab_size,
-        processes=processes,
-        encoding=encoding,
-        strict=strict,
-        skip_bad=skip_bad,
-        overwrite=overwrite,
-    )
+    check_new(out, overwrite=overwrite)  # before all of standard input is read
+    with spooled(inputs, out) as files:
+        prepared = prepare(
+            files,
+            out,
+            validation=validation or (),
+            document_per=document_per,
+            text_field=text_field,
+            tokenizer=tokenizer,
+            model_type=model_type,
+            cased=cased,
+            vocab_size=vocab_size,
+            processes=processes,
+            encoding=encoding,
+            strict=strict,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+        )
     _show(prepared)
 
 

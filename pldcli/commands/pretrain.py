@@ -119,7 +119,10 @@ def pretrain(
     if processes > 1:
         from pldcli.engine.launcher import run_processes
 
-        raise typer.Exit(run_processes(processes, sys.argv[1:], max_restarts=max_restarts))
+        places = ["--preset", preset, "--data", str(data), "--out", str(place), "--resume", resume]
+        more = ["--allow-bin"] if allow_bin else []
+        more += ["--stop-after", f"{max(1.0, stop_at - time.monotonic()):.0f}s"] if stop_at is not None else []
+        raise typer.Exit(run_processes(processes, ["pretrain", *wanted, *places, *more], max_restarts=max_restarts))
     result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
     if result.is_main:
         _show(result, data)
@@ -172,7 +175,7 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
 def _command_line() -> str:
     """Write down what was typed."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    program = ["pld"] if processes == "1" or "--gpus" in sys.argv else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
+    program = ["pld"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
     return shlex.join([*program, *sys.argv[1:]])
 
 

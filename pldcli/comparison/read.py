@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
 from pldcli.errors import CheckpointError, DataError, UsageError
+from pldcli.system.json_text import from_json
 
 __all__ = ["name_runs", "read_config", "read_run", "read_runs"]
 
@@ -108,7 +108,7 @@ def _finetuned(run: Path, root: Path) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
     for path in sorted((root / run.resolve().name).glob("*/results.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = from_json(path.read_text(encoding="utf-8"))
             if not _started_from(run, Path(content["start"])):
                 continue
             scores = [group["score"]["values"] for group in content["groups"] if group["score"]]

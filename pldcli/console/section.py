@@ -41,9 +41,24 @@ def markdown(section: Section) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, marks: Sequence[str] = ()) -> str:
-    """Write a table; `marks` align its columns, `---` as the reader likes."""
+    """Write a table; `marks` align its columns, `---` as the reader likes. Names that users gave stay one cell of plain text."""
     lines = [headings, marks or ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _plain(cell: str) -> str:
+    return " ".join(cell.splitlines()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _no_formula(value: Any) -> Any:
+    """Source: OWASP, "CSV Injection"."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -65,7 +80,7 @@ def html(section: Section) -> str:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Write a head and a line per row.
+    """Write a head and a line per row; texts that a spreadsheet would take for a formula begin with an apostrophe.
 
     Args:
         rows: Column to value; a column that a row lacks is empty.
@@ -74,5 +89,5 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: _no_formula(value) for column, value in row.items()} for row in rows)
     return text.getvalue()

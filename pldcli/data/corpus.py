@@ -1,4 +1,4 @@
-"""Stream documents out of text and JSON-lines files, plain or compressed, in little memory.
+"""Stream documents out of text, JSON-lines and table files, plain or compressed, in little memory.
 
 A document comes as a sequence of pieces `(text, last)` of about a megabyte at most, cut at whitespace where there is
 some, so that a single line of any length passes through. White space around a document is dropped, so that its text does
@@ -7,10 +7,12 @@ not depend on where in the file a piece was cut.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import zlib
@@ -18,10 +20,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from pldcli.choices import DocumentPer
 from pldcli.data.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
+from pldcli.data.tables import columnar_texts, csv_texts
 from pldcli.errors import DataError, json_type
 
 if TYPE_CHECKING:
@@ -41,11 +44,21 @@ FOLDER_TWICE = "folder linked twice"
 FILE_TWICE = "file named twice"
 LONG_RECORD = f"record over {MAX_RECORD_BYTES >> 20} MB"
 
-_JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_SAVED_DATASET = {"state.json", "dataset_info.json"}
+"""Files in a directory that `datasets` saved, beside its Arrow files."""
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_FIRST_BYTES = re.compile(rb"(\x1f\x8b\x08)|(BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(\xfd7zXZ\0)|(\x28\xb5\x2f\xfd)")
+"""Of compressed files, whatever they are called, in the order of `_COMPRESSIONS`. Source: RFC 1952, RFC 8878; the formats of bzip2, xz."""
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
 _END_AT_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _MAX_CARRIED_CHARACTERS = 4096
+
+
+Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow"]
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,9 +67,9 @@ class Source:
 
     path: Path
     num_bytes: int
-    format: Literal["text", "json"]
+    format: Format
     compression: str
-    """`gzip`, `zstd`, or empty for a plain file."""
+    """`gzip`, `bzip2`, `xz`, `zstd`, or empty for a plain file."""
 
 
 def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tuple[list[Source], Counter[str]]:
@@ -107,7 +120,9 @@ def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Itera
             elif place != excluded:
                 walked.add(place)
                 folders.append(name)
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        if set(names) >= _SAVED_DATASET:
+            names = [name for name in names if name.endswith(".arrow")]
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
 
 
 def _source(path: Path) -> Source:
@@ -118,9 +133,20 @@ def _source(path: Path) -> Source:
         raise DataError(what, where=str(path)) from error
     if not path.is_file():
         raise DataError("is not a regular file", where=str(path), hint="the corpus is read twice, so write it to a file first")
-    compression = _COMPRESSIONS.get(path.suffix.lower(), "")
-    suffix = Path(path.stem).suffix if compression else path.suffix
-    return Source(path, num_bytes, "json" if suffix.lower() in _JSON_SUFFIXES else "text", compression)
+    named = _COMPRESSIONS.get(path.suffix.lower(), "")
+    suffix = Path(path.stem).suffix if named else path.suffix
+    # What it is called counts where its first bytes are damaged.
+    return Source(path, num_bytes, _FORMATS.get(suffix.lower(), "text"), _compression(path) or named)
+
+
+def _compression(path: Path) -> str:
+    """Tell from a file's first bytes how it is compressed; empty where it is not, or cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            found = _FIRST_BYTES.match(file.read(16))
+    except OSError:
+        return ""
+    return list(_COMPRESSIONS.values())[(found.lastindex or 1) - 1] if found else ""
 
 
 class Reader:
@@ -181,17 +207,24 @@ class Reader:
         try:
             self._raw.open(path)
             with self._raw:
+                if self.source.format in ("parquet", "arrow"):
+                    rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet")
+                    yield from self._trimmed(self._row_pieces(rows))
+                    while self._raw.read(CHUNK_BYTES):
+                        pass  # for the hash
+                    return
                 file = self._decompressed()
                 self.encoding = self.encoding or encoding_of_mark(file.peek(4)[:4]) or "utf-8"
                 if self.encoding != "utf-8":
                     self._transcoded = Transcoded(file, self.encoding, path, strict=self._strict)
                     file = io.BufferedReader(self._transcoded, CHUNK_BYTES)
                 _check_head(path, file.peek(8192)[:8192])
-                yield from self._trimmed(self._json_pieces(file) if self.source.format == "json" else self._text_pieces(file))
+                pieces = {"json": self._json_pieces, "text": self._text_pieces}.get(self.source.format, self._csv_pieces)
+                yield from self._trimmed(pieces(file))
                 self._decoder.judge()
                 while self._raw.read(CHUNK_BYTES):
                     pass  # what lies behind a compressed stream still counts in the hash
-        except (EOFError, zlib.error, ValueError) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise DataError("is truncated or damaged", where=str(path), hint="compress or copy it again") from error
         except OSError as error:
             damaged = bool(self.source.compression) and error.errno is None
@@ -201,6 +234,10 @@ class Reader:
     def _decompressed(self) -> io.BufferedReader:
         if self.source.compression == "gzip":
             return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=cast(BinaryIO, io.BufferedReader(self._raw, CHUNK_BYTES)))))
+        if self.source.compression == "bzip2":
+            return io.BufferedReader(bz2.BZ2File(cast(BinaryIO, io.BufferedReader(self._raw, CHUNK_BYTES))), CHUNK_BYTES)
+        if self.source.compression == "xz":
+            return io.BufferedReader(lzma.LZMAFile(cast(BinaryIO, io.BufferedReader(self._raw, CHUNK_BYTES))), CHUNK_BYTES)
         if self.source.compression == "zstd":
             import pyarrow as pa
 
@@ -266,6 +303,24 @@ class Reader:
                 self.skipped[bad.cause] += 1
             else:
                 yield from cut_at_whitespace(text, CHUNK_BYTES)
+
+    def _csv_pieces(self, file: BinaryIO) -> Iterator[Piece]:
+        lines = _lines(_whole_lines(self._decoder.decode_all(file, CHUNK_BYTES)))
+        delimiter = "\t" if self.source.format == "tsv" else ","
+        rows = csv_texts(lines, self.source.path, field=self._text_field, delimiter=delimiter, most_characters=MAX_RECORD_BYTES)
+        yield from self._row_pieces(rows)
+
+    def _row_pieces(self, rows: Iterator[tuple[str, Any]]) -> Iterator[Piece]:
+        field = self._text_field
+        for where, text in rows:
+            if isinstance(text, str):
+                yield from cut_at_whitespace(self._decoder.without_surrogates(text), CHUNK_BYTES)
+                continue
+            what = "nothing" if text is None else json_type(text)
+            bad = _NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", where=where, hint="mend it")
+            if not self._skip_bad:
+                raise bad
+            self.skipped[bad.cause] += 1
 
     def _text_of(self, line: str, where: str) -> str:
         one_object = "one JSON object per line is needed"
@@ -352,6 +407,17 @@ def _whole_lines(chunks: Iterator[str]) -> Iterator[str]:
         yield rest
 
 
+def _lines(blocks: Iterator[str]) -> Iterator[str]:
+    """Part blocks into lines with their ends, and put together a line that comes in parts, as far as a record may be long."""
+    begun = ""
+    for block in blocks:
+        *whole, rest = (begun + block).split("\n")
+        yield from (f"{line}\n" for line in whole)
+        begun = rest if len(rest) <= MAX_RECORD_BYTES else rest[:MAX_RECORD_BYTES]
+    if begun:
+        yield begun
+
+
 def _between_blank_lines(blocks: Iterator[str]) -> Iterator[Piece]:
     is_open, at_line_start = False, True
     for block in blocks:
@@ -378,7 +444,7 @@ def _check_head(path: Path, head: bytes) -> None:
         return
     if found := utf16_without_mark(head):
         raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found} to `pld prepare-data`, or convert it")
-    raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain, .gz or .zst")
+    raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain or compressed")
 
 
 def _reason(error: OSError) -> str:

@@ -23,7 +23,7 @@ from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.errors import DeviceError
 from pldcli.system.workers import close_pipe, own_stdout, start_worker
 
-__all__ = ["Encoded", "Encoder", "Part"]
+__all__ = ["Encoded", "Encoder", "Part", "count_words"]
 
 _TASKS_IN_FLIGHT_PER_WORKER = 2
 _COUNT = np.dtype("<u8")
@@ -87,7 +87,7 @@ class Encoder:
         if self._threads is None:
             tokenizer = load_prepared_tokenizer(self._directory)
             for part in chain.from_iterable(tasks):
-                yield part, _ids(tokenizer, part.text, part.continued), _num_words(part.text)
+                yield part, _ids(tokenizer, part.text, part.continued), count_words(part.text)
             return
         flying: deque[tuple[list[Part], Future[list[bytes]]]] = deque()
         for parts in tasks:
@@ -120,7 +120,7 @@ def serve() -> None:
     while True:
         try:
             parts = [(part[1:].decode(), part[:1] == _CONTINUED) for part in _read(sys.stdin.buffer)]
-            num_words = np.array([_num_words(text) for text, _ in parts], _COUNT)
+            num_words = np.array([count_words(text) for text, _ in parts], _COUNT)
             _write(out, [num_words.tobytes(), *(_ids(tokenizer, *part).tobytes() for part in parts)])
         except (EOFError, BrokenPipeError):
             os._exit(0)
@@ -130,7 +130,8 @@ def _ids(tokenizer: Tokenizer, text: str, continued: bool) -> npt.NDArray[np.uin
     return np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), _TOKEN)
 
 
-def _num_words(text: str) -> int:
+def count_words(text: str) -> int:
+    """Count what stands between white space."""
     return len(text.split())
 
 

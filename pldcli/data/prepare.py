@@ -89,7 +89,7 @@ def prepare(
     """Turn text into a prepared directory.
 
     Args:
-        inputs: Text or JSON-lines files, plain, .gz or .zst, and directories of them.
+        inputs: Text, JSON-lines, CSV, Parquet or Arrow files, and directories of them.
         out: The directory to make.
         validation: Text for validation alone, read as `inputs` are; without it one document in 301 is taken, chosen by a hash of its text.
         document_per: What ends a document in a text file.

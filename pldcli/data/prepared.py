@@ -24,6 +24,7 @@ from pldcli.data.shards import PREPARE_AGAIN, open_shard, segments
 from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import SpecialTokens, Tokenizer
 from pldcli.errors import DataError
+from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_file, file_sha256, is_sealed, sealed
 
 __all__ = [
@@ -116,6 +117,7 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
         _check_tokenizer(path, tokenizer)
         for name, shard in manifest["shards"].items():
             _check_size(path / Path(name).name, int(shard["bytes"]))
+            str(shard["sha256"])  # there, for whoever reads the shard
         return PreparedData(
             path=path,
             manifest=manifest,
@@ -126,7 +128,7 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
             verify=verify,
             share=share,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _incomplete(path) from error
 
 
@@ -229,7 +231,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError("no such directory of prepared data" if not path.exists() else "is not a directory", where=str(path), hint=hint)
     place = path / _MANIFEST
     try:
-        manifest = json.loads(place.read_bytes())
+        manifest = from_json(place.read_bytes())
     except FileNotFoundError as error:
         hint = f"make some with `pld prepare-data`, not in {path}"
         raise DataError(f"is not prepared data: it has no {_MANIFEST}", where=str(path), hint=hint) from error

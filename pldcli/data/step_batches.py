@@ -40,6 +40,8 @@ class StepBatches:
     """Return batches in pinned memory, for CUDA."""
     next_tokens: NextTokenSteps | None = None
     """Which steps predict the next token instead of masked ones; None for none."""
+    shift: int = 0
+    """Sequences that are passed over before every step."""
 
     def step(self, step: int) -> list[list[Batch]]:
         """Build the batches of a step: per gate group, per micro-step."""
@@ -51,7 +53,7 @@ class StepBatches:
         size = self._sequences_per_forward(stretch)
         groups = []
         for group in range(self.num_groups):
-            first = self.curriculum.first_sequence(step) + group * group_size + self.rank * share
+            first = self.curriculum.first_sequence(step) + self.shift + group * group_size + self.rank * share
             groups.append([self.batch(step, start, size) for start in range(first, first + share, size)])
         return pinned(groups) if self.pin_memory else groups
 

@@ -35,7 +35,7 @@ def tokenise(
     The tokens lie in a temporary file without a name behind a memory map, so that memory does not grow with the text.
 
     Args:
-        inputs: Text or JSON-lines files, plain, .gz or .zst, or directories of them.
+        inputs: Text, JSON-lines, CSV, Parquet or Arrow files, or directories of them.
         tokenizer: The model's.
         text_field: The field of a JSON object that holds the text.
         document_per: What ends a document in a text file.

@@ -22,7 +22,7 @@ from pldcli.data import conversion
 from pldcli.data.corpus import cut_at_whitespace
 from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
 from pldcli.data.special_tokens import SpecialTokens, complete
-from pldcli.data.tokenizer_files import JSON, SENTENCEPIECE, FoundTokenizer, parse_sentencepiece, read_file, read_prepared
+from pldcli.data.tokenizer_files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
 from pldcli.errors import DataError, UsageError
 
 __all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
@@ -266,7 +266,8 @@ def load_prepared_tokenizer(directory: Path) -> Tokenizer:
 def _complete(found: FoundTokenizer) -> Tokenizer:
     """Check that a tokenizer has what training and export need of it, and mark its special tokens as such where it does not."""
     fast = found.fast
-    special, changed = complete(fast, found.names, where=found.where)
+    with library_errors("cannot be used", where=found.where):
+        special, changed = complete(fast, found.names, where=found.where)
     text = fast.to_str() if changed or found.json_text is None else found.json_text
     vocabulary = fast.get_vocab(with_added_tokens=True)
     normaliser = json.loads(text).get("normalizer") or {}

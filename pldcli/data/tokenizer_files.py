@@ -18,8 +18,18 @@ from typing import Any, Literal, cast
 
 from pldcli.data import conversion
 from pldcli.errors import DataError, PldError
+from pldcli.system.json_text import from_json
 
-__all__ = ["JSON", "SENTENCEPIECE", "FoundTokenizer", "parse_sentencepiece", "parse_tokenizer", "read_file", "read_prepared"]
+__all__ = [
+    "JSON",
+    "SENTENCEPIECE",
+    "FoundTokenizer",
+    "library_errors",
+    "parse_sentencepiece",
+    "parse_tokenizer",
+    "read_file",
+    "read_prepared",
+]
 
 JSON = "tokenizer.json"
 _VOCABULARY = "vocab.txt"
@@ -115,7 +125,7 @@ def parse_sentencepiece(model: bytes, *, where: str) -> FoundTokenizer:
     Raises:
         DataError: It is no such model.
     """
-    with _library_errors("is not a SentencePiece model", where=where):
+    with library_errors("is not a SentencePiece model", where=where):
         return FoundTokenizer(fast=conversion.to_tokenizer(model), where=where, sentencepiece=model)
 
 
@@ -127,7 +137,7 @@ def parse_tokenizer(text: str, *, where: str) -> FoundTokenizer:
     """
     import tokenizers
 
-    with _library_errors("is not a tokenizer.json", where=where):
+    with library_errors("is not a tokenizer.json", where=where):
         fast = tokenizers.Tokenizer.from_str(text)
     if getattr(fast.model, "dropout", None):
         raise DataError("its model has dropout, so that text has other ids each time", where=where, hint="set model.dropout to null")
@@ -139,6 +149,8 @@ def _read_directory(directory: Path, *, cased: bool) -> FoundTokenizer:
     if place is None:
         what = f"has no {JSON} and no {_VOCABULARY}, {_PIECES} with {_MERGES}, or {SENTENCEPIECE}"
         raise DataError(what, where=str(directory), hint="put the model's tokenizer there, or name another place")
+    if (place / JSON).is_file() and (place / SENTENCEPIECE).is_file() and not (place / _CONFIG).is_file():
+        return read_prepared(place)  # our own: it encodes other text as it encoded its own
     config = _read_config(place)
     family = _family(place, config)
     if (place / JSON).is_file() or (not (place / _VOCABULARY).is_file() and (place / _PIECES).is_file()):
@@ -150,11 +162,11 @@ def _read_directory(directory: Path, *, cased: bool) -> FoundTokenizer:
 
 def _read_json_or_pieces(directory: Path, family: Family, config: dict[str, Any], *, cased: bool) -> FoundTokenizer:
     path, where, text = directory / JSON, str(directory / _CONFIG), None
-    settings, listed = _settings(directory, config)
     try:
+        settings, listed = _settings(directory, config)
         if path.is_file():
             text = _read(path)
-            fast, parsed = parse_tokenizer(text, where=str(path)).fast, json.loads(text)
+            fast, parsed = parse_tokenizer(text, where=str(path)).fast, from_json(text)
             if not _is_of(family, parsed):
                 _refuse_another_kind(directory, family)
                 family = "generic"
@@ -219,7 +231,7 @@ def _bert(vocabulary: dict[str, int], unknown: str, settings: dict[str, Any], *,
 
 
 @contextmanager
-def _library_errors(what: str, *, where: str) -> Iterator[None]:
+def library_errors(what: str, *, where: str) -> Iterator[None]:
     """Turn whatever the libraries of tokenizers raise about a file into a DataError; a panic of theirs is no Exception."""
     try:
         yield
@@ -367,7 +379,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], setti
 def _read_merges(pieces: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers import models
 
-    with _library_errors(f"with {merges.name} is no BPE vocabulary", where=str(pieces)):
+    with library_errors(f"with {merges.name} is no BPE vocabulary", where=str(pieces)):
         return models.BPE.read_file(str(pieces), str(merges))
 
 
@@ -387,7 +399,7 @@ def _object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read(path))
+        content = from_json(_read(path))
     except ValueError as error:
         raise DataError("is not JSON", where=str(path)) from error
     if not isinstance(content, dict):

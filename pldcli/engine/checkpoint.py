@@ -24,12 +24,15 @@ from pldcli import presets
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import CheckpointError, PldError
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_sealed_directory, seal_directory
 
 __all__ = [
+    "Held",
     "Position",
     "Snapshot",
     "check_same_run",
+    "hold",
     "list_checkpoints",
     "newest_valid",
     "optimizer_tensors",
@@ -63,6 +66,8 @@ class Position:
     """Of blocks that ran; forward and backward."""
     skipped_steps: int = 0
     """Whose update was left out, as a loss or a gradient was not finite, or a spike."""
+    shifted_sequences: int = 0
+    """Passed over after divergence: a step reads what so many sequences later would have been read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +85,58 @@ class Snapshot:
     tokenizer_fingerprint: str
 
 
-def write(
-    directory: Path,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The state of a run, to be written."""
+
+    position: Position
+    config: Config
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """By the name of their file."""
+    scaler: dict[str, Any]
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+
+
+def hold(
     position: Position,
     config: Config,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    *,
     scaler: dict[str, Any],
     guard: Mapping[str, Tensor],
     data_fingerprint: str,
     tokenizer_fingerprint: str,
-    keep: int,
-    keep_every: int | None = None,
-) -> Path:
+    copy: bool = False,
+) -> Held:
+    """Collect the state of a run.
+
+    Args:
+        position: How far it has come.
+        config: The resolved configuration.
+        model: Its weights.
+        optimizer: Its optimizer.
+        scaler: Of the loss scaler.
+        guard: Of the guard.
+        data_fingerprint: Of the data that it is trained on.
+        tokenizer_fingerprint: Of their tokenizer.
+        copy: Copy all tensors to the host, so that training may go on before they are written.
+    """
+    tensors = {"model": model.state_dict(), "optimizer": {**optimizer_tensors(model, optimizer), **guard}}
+    if copy:
+        tensors = {name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in named.items()} for name, named in tensors.items()}
+    return Held(
+        position=position,
+        config=config,
+        tensors=tensors,
+        scaler=scaler,
+        data_fingerprint=data_fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+    )
+
+
+def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = None) -> Path:
     """Save the state of a run; keep it, the `keep` - 1 before it, and of all others those at multiples of `keep_every` steps.
 
     Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
@@ -102,17 +145,16 @@ def write(
     Raises:
         OutputError: The disk is full or not writable; what was there before is still there.
     """
-    path = directory / f"step-{position.step:08d}"
+    path = directory / f"step-{held.position.step:08d}"
     state = {
         "version": _VERSION,
-        "position": asdict(position),
-        "scaler": scaler,
-        "data_fingerprint": data_fingerprint,
-        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "position": asdict(held.position),
+        "scaler": held.scaler,
+        "data_fingerprint": held.data_fingerprint,
+        "tokenizer_fingerprint": held.tokenizer_fingerprint,
     }
     atomic.remove_leftovers_in(directory)
-    tensors = {"model": model.state_dict(), "optimizer": {**optimizer_tensors(model, optimizer), **guard}}
-    write_sealed(path, tensors, {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(config)})
+    write_sealed(path, held.tensors, {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)})
     for other in list_checkpoints(directory):
         if other.name > path.name:
             shutil.rmtree(other, ignore_errors=True)
@@ -176,7 +218,7 @@ def position(path: Path) -> Position:
         CheckpointError: That cannot be read.
     """
     try:
-        return Position(**json.loads((path / "state.json").read_text(encoding="utf-8"))["position"])
+        return Position(**from_json((path / "state.json").read_text(encoding="utf-8"))["position"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
@@ -219,7 +261,7 @@ def read(path: Path) -> Snapshot:
     """
     verify(path)
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = from_json((path / "state.json").read_text(encoding="utf-8"))
         if state["version"] != _VERSION:
             raise CheckpointError(f"has version {state['version']}, this program reads {_VERSION}", where=str(path))
         weights, optimizer = (load((path / f"{name}.safetensors").read_bytes()) for name in ("model", "optimizer"))

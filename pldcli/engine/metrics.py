@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 
 __all__ = ["CONTEXT_MARGIN", "VALIDATION_LOSSES", "MetricsLog", "read_metrics", "reads_context", "validation_key"]
 
@@ -70,7 +71,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):

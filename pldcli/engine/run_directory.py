@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pldcli.config import Config
 from pldcli.engine.metrics import VALIDATION_LOSSES, read_metrics
 from pldcli.errors import OutputError, PldError
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 from pldcli.system.output_place import check_output
 
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
@@ -39,6 +39,7 @@ class RunDirectory:
         self.model = path / "model"  # the finished model as a Hugging Face directory
         self.plots = path / "plots"
         self.card = path / "README.md"
+        self.saving = self.checkpoints / ".saving"  # while a checkpoint is written in the background
         self.save_request = path / "SAVE"  # made by whoever wants a checkpoint now, and removed once it is there
 
     def check_usable(self) -> None:
@@ -128,7 +129,7 @@ class RunSummary:
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """Read the starts of a run from environment.json, oldest first; none where it cannot be read."""
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        starts = from_json(path.read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
@@ -197,7 +198,7 @@ def has_saved(step: int, config: Config) -> bool:
 def _how_to_resume(run: RunDirectory, config: Config, step: int, again: str) -> str:
     if _last_saved(run):
         return f"{again} (resumes from the newest checkpoint)"
-    if run.has_model or has_saved(step, config):
+    if run.has_model or (has_saved(step, config) and not run.saving.exists()):
         return f"{again}, with --resume never (its checkpoints are gone)"
     return f"{again} (starts over: it was stopped before its first checkpoint)"
 

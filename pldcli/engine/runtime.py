@@ -1,7 +1,9 @@
 """Devices and processes: the only module that talks to torch.distributed (`launcher` starts processes, and does not).
 
 One process is the plain case. Under torchrun each process holds a replica; gradients are summed by one flat all-reduce per
-unit of the model that ran. A block that no gate group ran communicates nothing and keeps its gradients None.
+unit of the model that ran, which begins while the last backward pass of a step goes on, as soon as the unit's gradients are there.
+What only earlier passes of the step ran is sent behind it. A block that no gate group ran communicates nothing and keeps its
+gradients None.
 
 No DistributedDataParallel: with `find_unused_parameters` it communicates every parameter all the same, and with a static graph
 it leaves gradients silently unreduced where the last micro-step drops a block that an earlier one ran.
@@ -12,15 +14,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pldcli.choices import Device
 from pldcli.errors import DeviceError, UsageError
@@ -28,8 +34,24 @@ from pldcli.settings import Switch
 
 __all__ = ["Runtime", "launch", "out_of_memory"]
 
+_PR_SET_PDEATHSIG = 1
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
+
+
+class _Reduction(NamedTuple):
+    """A sum over processes that is under way."""
+
+    work: dist.Work
+    flat: Tensor
+    gradients: list[Tensor]
+    """Whose sums `flat` will hold, one behind another."""
+
+    def finish(self) -> None:
+        """Wait for the sums and put them in the place of the gradients."""
+        self.work.wait()
+        parts = torch.split(self.flat, [gradient.numel() for gradient in self.gradients])
+        torch._foreach_copy_(self.gradients, [part.view_as(gradient) for part, gradient in zip(parts, self.gradients, strict=True)])
 
 
 @dataclass
@@ -39,32 +61,64 @@ class Runtime:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    reduce_dtype: torch.dtype | None = None
+    """In which gradients travel; None for their own."""
     _units: list[list[nn.Parameter]] = field(default_factory=list)
+    _hooks: list[RemovableHandle] = field(default_factory=list)
+    _missing: list[int] = field(default_factory=list)
+    """Per unit, parameters that have no gradient yet of the last backward pass of a step; empty before it."""
+    _on_the_way: dict[int, _Reduction] = field(default_factory=dict)
+    """By the number of a unit."""
 
     @property
     def is_main(self) -> bool:
         """Return whether this process writes files and prints."""
         return self.rank == 0
 
-    def compiles(self, choice: Switch) -> bool:
-        """Return whether parts of a model are compiled here: `auto` is on for CUDA."""
+    def is_on(self, choice: Switch) -> bool:
+        """Return whether something that is worth it on CUDA is on here: `auto` is on for CUDA."""
         return choice == "on" or (choice == "auto" and self.device.type == "cuda")
 
     def replicate(self, units: Sequence[nn.Module]) -> None:
         """Name the modules whose gradients are summed together; every parameter belongs to one of them."""
+        for hook in self._hooks:
+            hook.remove()
         self._units = [list(unit.parameters()) for unit in units]
+        numbered = [(number, parameter) for number, parameters in enumerate(self._units) for parameter in parameters]
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._has_gradient, number))  # type: ignore[no-untyped-call]
+            for number, parameter in (numbered if self.world_size > 1 else ())
+        ]
+
+    def begin_last_backward(self) -> None:
+        """Send each unit's gradients as soon as the backward pass that follows has completed them."""
+        self._missing = [len(parameters) for parameters in self._units]
 
     def reduce_gradients(self) -> None:
         """Sum the gradients of all processes, after the last backward pass of a step."""
         if self.world_size == 1:
             return
-        for parameters in self._units:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if gradients:  # the same units on every process, since all of them drew the same gates
-                flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-                dist.all_reduce(flat)  # a sum, not a mean: losses are divided by the targets of all processes already
-                parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-                torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+        for number in range(len(self._units)):
+            self._send(number)
+        for reduction in self._on_the_way.values():
+            reduction.finish()
+        self._on_the_way, self._missing = {}, []
+
+    def _has_gradient(self, number: int, parameter: nn.Parameter) -> None:
+        """Note a gradient of a unit; with the last one, send all."""
+        if self._missing:
+            self._missing[number] -= 1
+            if not self._missing[number]:
+                self._send(number)
+
+    def _send(self, number: int) -> None:
+        """Begin to sum the gradients of a unit, if it has any and they are not on the way."""
+        gradients = [parameter.grad for parameter in self._units[number] if parameter.grad is not None]
+        if gradients and number not in self._on_the_way:  # the same units in the same order on every process, since all drew the same gates
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            flat = flat if self.reduce_dtype is None else flat.to(self.reduce_dtype)
+            work = dist.all_reduce(flat, async_op=True)  # a sum, not a mean: losses are divided by the targets of all processes already
+            self._on_the_way[number] = _Reduction(work, flat, gradients)
 
     def seed(self, number: int) -> None:
         """Seed the generators of the host and of the device."""
@@ -91,6 +145,10 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather_on_host(self, value: float) -> list[float]:
+        """Collect a number of each process, by rank."""
+        return self.sum_on_host([value * (rank == self.rank) for rank in range(self.world_size)])
+
     def wait_for_all(self) -> None:
         """Wait until every process has arrived here."""
         self.sum_on_host([0.0])
@@ -102,12 +160,13 @@ class Runtime:
 
 
 @contextmanager
-def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[Runtime]:
+def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0, reduce_dtype: torch.dtype | None = None) -> Iterator[Runtime]:
     """Choose the device and, under torchrun, join the other processes.
 
     Args:
         device: `auto` takes CUDA when there is any.
         timeout_seconds: After waiting so long for the other processes, this one gives them up.
+        reduce_dtype: In which gradients travel between processes; None for their own.
 
     Raises:
         DeviceError: CUDA was asked for and is not there, or there are more processes than devices.
@@ -123,10 +182,11 @@ def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0) -> Itera
     if world_size == 1:
         yield Runtime(chosen)
         return
+    _end_with_parent()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
-    runtime = Runtime(chosen, rank, world_size)
+    runtime = Runtime(chosen, rank, world_size, reduce_dtype)
     try:
         dist.init_process_group(backend, timeout=timeout)
         yield runtime
@@ -154,6 +214,15 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in _KEEP_EVERYTHING:
             mallopt(option, value)
+
+
+def _end_with_parent() -> None:
+    """Ask for SIGTERM when torchrun's agent dies: it starts processes in sessions of their own, where nothing else would end them.
+
+    Source: prctl(2), PR_SET_PDEATHSIG; Linux only.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _device(device: Device, local_rank: int) -> torch.device:

@@ -32,6 +32,7 @@ from pldcli.system.signals import STOP_SIGNALS, StopRequest
 
 __all__ = ["Batches", "Observation", "Trainer"]
 
+_OWN_PHASES: tuple[Phase, ...] = ("data", "forward", "backward")
 _LEAST_LOSS_SCALE = 2.0**-10
 """It starts at 2^16 and halves whenever a gradient overflows."""
 
@@ -71,6 +72,8 @@ class Observation:
     """Mean over the step's gate groups."""
     phase_seconds: dict[Phase, float]
     """Where the time since the last observation went."""
+    seconds_by_process: list[float]
+    """Since then, what each process took for its own share: data, forward and backward, without waiting for others."""
     stop_signal: int
     """The signal that ended the loop, or 0."""
     was_asked: bool = False
@@ -272,6 +275,8 @@ class Trainer(Generic[BatchesT]):
                 raise _StepAbortedError(signal_number)
             # Dropout is a function of the position as well, so that a resumed run draws the same masks without a saved state.
             self.runtime.seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
+            if micro_step == len(micro_steps) - 1:
+                self.runtime.begin_last_backward()
             loss_sums += self.forward_backward(batch, plan, num_targets)
         self.runtime.reduce_gradients()  # once per step, and only the units of the model that ran in some gate group
         self.phases.begin("optimizer")
@@ -296,7 +301,8 @@ class Trainer(Generic[BatchesT]):
 
     def _update(self, is_left_out: Tensor) -> None:
         """Apply an update or, where a 0-d tensor says so, leave weights and optimizer as they are."""
-        if isinstance(self.optimizer, torch.optim.AdamW) and not self.scaler.is_enabled():
+        is_fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults.get("fused"))
+        if is_fused and not self.scaler.is_enabled():
             # Its kernel looks itself, as loss scalers make it: the host does not wait. The other optimizers make it wait on CUDA.
             self.optimizer.found_inf = is_left_out.float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -360,6 +366,7 @@ class Trainer(Generic[BatchesT]):
         )
         self.phases.pause()
         self.runtime.synchronize()  # again: on CUDA the pause is an event, which has to be over before it is read
+        phase_seconds = self.phases.read()
         step = max(0, position.step - 1)
         losses, grad_norm, kept = {}, 0.0, 0.0
         if done is not None:
@@ -377,7 +384,8 @@ class Trainer(Generic[BatchesT]):
             grad_norm=grad_norm,
             theta=self.schedule.theta(step),
             kept_blocks=kept,
-            phase_seconds=self.phases.read(),
+            phase_seconds=phase_seconds,
+            seconds_by_process=self.runtime.gather_on_host(sum(phase_seconds[phase] for phase in _OWN_PHASES)),
             stop_signal=stop_signal,
             was_asked=done is not None and done.was_asked,
         )
@@ -396,7 +404,9 @@ class Trainer(Generic[BatchesT]):
         else:
             return
         hint = "lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers"
-        raise DivergedError(f"training diverged: {what}", where=where, hint=hint)
+        error = DivergedError(f"training diverged: {what}", where=where, hint=hint)
+        error.last_step = skipped.first_step + skipped.longest - 1 if skipped.longest else step - 1
+        raise error
 
 
 def _mean(total: NumberT, num_targets: float) -> NumberT:

@@ -34,7 +34,7 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
     shape, on_cuda = start.settings, runtime.device.type == "cuda"
     dropout = shape.dropout if settings.dropout == "auto" else settings.dropout
     model = start.with_head(head_of(task, dropout=dropout), seed=settings.seed, dropout=dropout).to(runtime.device).train()
-    if runtime.compiles(settings.compile):
+    if runtime.is_on(settings.compile):
         model.compile_parts(dynamic=True)  # rows of each batch have a length of their own
     share = math.ceil(settings.batch_size / runtime.world_size)
     total = _num_steps(train.num_rows, settings)

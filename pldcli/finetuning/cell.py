@@ -30,6 +30,7 @@ from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 from pldcli.system.signals import StopRequest, stop_error
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.metrics import task_score
@@ -77,7 +78,7 @@ def run_cell(
 def read_result(place: Path) -> dict[str, Any] | None:
     """Read a finished cell; None where there is none."""
     try:
-        result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        result = from_json((place / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) else None
@@ -220,7 +221,7 @@ def _score(inputs: RunInputs, settings: FinetuneConfig, model: StBert, runtime: 
     examples, features = inputs.rows(settings).of(split)
     pad_id = inputs.start.tokenizer.special.pad_id
     # What is compiled for training is not compiled again for evaluation, in another number format and without gradients.
-    with torch.compiler.set_stance("force_eager") if runtime.compiles(settings.compile) else nullcontext():
+    with torch.compiler.set_stance("force_eager") if runtime.is_on(settings.compile) else nullcontext():
         return score_split(model, examples, features, inputs.data.task, Precision("fp32", runtime.device), runtime, pad_id=pad_id)
 
 

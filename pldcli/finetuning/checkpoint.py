@@ -18,6 +18,7 @@ from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError
 from pldcli.evaluation.prediction import ScoredSplit
 from pldcli.finetuning.config import FinetuneConfig
+from pldcli.system.json_text import from_json
 from pldcli.tasks.batches import TaskBatches
 
 __all__ = ["Best", "Course", "Unfinished", "forget", "read", "write"]
@@ -114,7 +115,7 @@ def read(place: Path, settings: FinetuneConfig) -> Unfinished | None:
         return None
     try:
         checkpoint.verify(source, needed=frozenset(_FILES))
-        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        state = from_json((source / "state.json").read_text(encoding="utf-8"))
         if FinetuneConfig(**state["settings"]) != settings:
             return None
         weights, optimizer, best = (load((source / name).read_bytes()) for name in _FILES[:3])

@@ -19,6 +19,7 @@ from pldcli.errors import OutputError
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.results import best_cell
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 from pldcli.system.output_place import check_output
 
 __all__ = ["check_usable", "claim", "has_model", "is_predicted", "keep_the_best", "mark_best"]
@@ -45,7 +46,7 @@ def claim(out: Path, experiment: Experiment, fingerprints: Mapping[str, str], *,
     path = out / _MARK
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+            before = from_json(path.read_text(encoding="utf-8"))["fingerprints"]
             different = [name for name in fingerprints if before.get(name) != fingerprints[name]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             different = list(fingerprints)
@@ -104,7 +105,7 @@ def is_predicted(out: Path, best: str, tests: Collection[str]) -> bool:
 
 def _read_mark(out: Path) -> dict[str, Any]:
     try:
-        mark = json.loads((out / "best.json").read_text(encoding="utf-8"))
+        mark = from_json((out / "best.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return mark if isinstance(mark, dict) else {}

@@ -6,7 +6,6 @@ Source: the submission instructions of gluebenchmark.com (FAQ).
 from __future__ import annotations
 
 import io
-import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pldcli.evaluation.task import TaskSource, evaluate_task
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.finetune import Finetuned
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 from pldcli.tasks.registry import ALL, AX, MNLI, find_task, glue_tasks, is_known_task
 from pldcli.tasks.task import Label, Task
 
@@ -58,7 +58,7 @@ def submit(tasks: Sequence[Finetuned], experiment: Experiment, path: Path) -> li
         for split, name in done.task.server_files.items():
             predicted = done.out / f"predictions-{split}.jsonl"
             if predicted.is_file():
-                files[name] = [_pair(json.loads(line)) for line in predicted.read_text(encoding="utf-8").splitlines()]
+                files[name] = [_pair(from_json(line)) for line in predicted.read_text(encoding="utf-8").splitlines()]
         if done.task.name == MNLI:
             files |= _predict_ax(done, experiment)
     if not files:

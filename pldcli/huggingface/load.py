@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family, HeadName
 from pldcli.model_types import CAUSAL_TYPES
 from pldcli.pretrained import Pretrained
 from pldcli.settings import validate
+from pldcli.system.json_text import from_json
 
 __all__ = ["SEQ_LEN", "TASK", "load_pretrained", "transpose_blocks"]
 
@@ -79,7 +79,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = from_json((directory / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
@@ -201,7 +201,7 @@ def _read_weights(directory: Path, *, allow_bin: bool) -> dict[str, Tensor]:
     index = directory / f"{_WEIGHTS}.index.json"
     if not path.is_file() and index.is_file():
         try:
-            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            parts = sorted(set(from_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError("is damaged", where=str(index)) from error
         return {name: tensor for part in parts for name, tensor in _read_safetensors(directory / Path(part).name).items()}

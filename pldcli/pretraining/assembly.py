@@ -112,7 +112,7 @@ def assemble(
         model,
         objective=MaskedLm(
             next_sentence=config.objective.next_sentence,
-            compiled=runtime.compiles(config.runtime.compile),
+            compiled=runtime.is_on(config.runtime.compile),
             vocab_multiple=_CUDA_VOCAB_MULTIPLE if on_cuda else 1,
             token_losses=config.objective.token_losses,
             span_boundary=config.objective.span_boundary,
@@ -240,7 +240,7 @@ def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
     model.to(runtime.device).train()
     model.checkpoint_activations = config.runtime.checkpoint_activations
     model.scales_whole_blocks = config.pld.residual == "block"
-    if runtime.compiles(config.runtime.compile):
+    if runtime.is_on(config.runtime.compile):
         model.compile_parts()
     return model
 

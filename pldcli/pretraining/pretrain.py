@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from pldcli import presets
@@ -16,6 +17,7 @@ from pldcli.data.step_batches import StepBatches
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Trainer
+from pldcli.errors import DivergedError
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.assembly import build_trainer
 from pldcli.pretraining.display import RunDisplay
@@ -23,9 +25,11 @@ from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.pretraining.starting_point import find_starting_point
 from pldcli.system import atomic
-from pldcli.system.signals import stop_requests
+from pldcli.system.signals import StopRequest, stop_requests
 
 __all__ = ["dry_run", "pretrain"]
+
+_MOST_ROLLBACKS = 3
 
 
 def pretrain(
@@ -54,7 +58,7 @@ def pretrain(
     Raises:
         PldError: Bad data, another run's checkpoint, out of memory, divergence, a full disk, or a stop with the state saved.
     """
-    with launch(config.runtime.device, timeout_seconds=config.runtime.timeout_seconds) as runtime:
+    with _launch(config) as runtime:
         # In a function of its own: the model has to be released before the process group, or gloo may abort at exit.
         return _pretrain(
             config,
@@ -75,7 +79,7 @@ def dry_run(config: Config, *, prepared: PreparedData, source: Pretrained | None
     Raises:
         PldError: As `pretrain`, for what shows before the first step.
     """
-    with launch(config.runtime.device, timeout_seconds=config.runtime.timeout_seconds) as runtime:
+    with _launch(config) as runtime:
         trainer = build_trainer(config, replace(prepared, share=(runtime.rank, runtime.world_size)), runtime, source=source)
         with _out_of_memory(trainer):
             estimated = estimate(config, trainer)
@@ -131,11 +135,29 @@ def _pretrain(
         )
         with _out_of_memory(trainer):
             recorder.announce(estimate(config, trainer), command, resumed=resumed)
-            if runtime.compiles(config.runtime.compile):
+            if runtime.is_on(config.runtime.compile):
                 trainer.warm_up(position.step)
             with display:
-                recorder.train(stop)
+                _train(recorder, stop, rollbacks=_MOST_ROLLBACKS if config.train.on_divergence == "rollback" else 0)
         return recorder.finish(command)
+
+
+def _launch(config: Config) -> AbstractContextManager[Runtime]:
+    settings = config.runtime
+    reduce_dtype = torch.bfloat16 if settings.reduce_precision == "bf16" else None
+    return launch(settings.device, timeout_seconds=settings.timeout_seconds, reduce_dtype=reduce_dtype)
+
+
+def _train(recorder: RunRecorder, stop: StopRequest, *, rollbacks: int) -> None:
+    """Train to the end; after divergence go back so often before it ends the run."""
+    for left in range(rollbacks, -1, -1):
+        try:
+            recorder.train(stop)
+            return
+        except DivergedError as error:
+            if not left:
+                raise
+            recorder.roll_back(error)
 
 
 @contextmanager

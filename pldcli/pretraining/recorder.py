@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,7 @@ from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_baseline
+from pldcli.errors import DivergedError
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.pretraining import card
@@ -37,10 +40,14 @@ from pldcli.pretraining.estimate import Estimate
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_error
 
-__all__ = ["PretrainResult", "RunRecorder", "record_start"]
+__all__ = ["PretrainResult", "RunRecorder", "find_straggler", "record_start"]
 
 
 _NOT_SOUND = "loss or gradient not finite, or a spike"
+_STRAGGLES_FROM = 1.5
+"""Times the median of the other processes' time."""
+_LEAST_SECONDS = 1e-3
+"""Below it no clock is trusted."""
 _LOOK_SECONDS = 1.0
 """Between two looks for a request to save: on a shared file system one may take milliseconds."""
 
@@ -99,7 +106,11 @@ class RunRecorder:
         self.peak = peak_flops_per_second(self.runtime.device, trainer.precision.name)
         self.started = time.perf_counter() - position.wall_seconds
         self.last_logged, self.saved_step = position, position.step
+        self._pass_over(position.shifted_sequences)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.saving: Future[Path] | None = None
         self.next_look = 0.0
+        self.straggler: int | None = None
         self.score: LmScore | None = None
         self.unigram_loss: float | None = None
         self.phase_seconds = dict.fromkeys(PHASES, 0.0)
@@ -109,7 +120,8 @@ class RunRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the metrics."""
+        """Close the metrics, and wait for a checkpoint that is being written."""
+        self.writer.shutdown()
         if self.log is not None:
             self.log.close()
 
@@ -142,6 +154,34 @@ class RunRecorder:
         for seen in self.trainer.steps(self.position, observe=self._is_due, stop=stop, ask=self._is_save_asked):
             self.record(seen)
 
+    def roll_back(self, error: DivergedError) -> None:
+        """Go back to the newest checkpoint that verifies, and pass over the sequences that were read since.
+
+        Args:
+            error: How the run diverged; raised again where there is no checkpoint.
+        """
+        self._finish_saving()
+        self.runtime.wait_for_all()
+        path, _ = checkpoint.newest_valid(self.run.checkpoints)
+        if path is None:
+            raise error
+        saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum
+        self.trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(path))
+        passed = sum(curriculum.at(step).num_sequences for step in range(saved.position.step, error.last_step + 1))
+        self.position = replace(
+            saved.position,
+            shifted_sequences=self.position.shifted_sequences + passed,
+            train_seconds=self.position.train_seconds,
+            wall_seconds=self._wall_seconds(),
+        )
+        self._pass_over(self.position.shifted_sequences)
+        self.saved_step, self.last_logged = self.position.step, self.position
+        if self.log is not None:
+            self.log.close()
+            self.log = MetricsLog(self.run.path, from_step=self.position.step)
+        self.display.say(f"warning: {error}; back to step {self.position.step:,}, passing over {passed:,} sequences")
+        self.runtime.wait_for_all()
+
     def record(self, seen: Observation) -> None:
         """Record what is due at an observation: log, validate, save.
 
@@ -153,8 +193,12 @@ class RunRecorder:
         self.position = position = replace(seen.position, wall_seconds=self._wall_seconds())
         for phase, seconds in seen.phase_seconds.items():
             self.phase_seconds[phase] += seconds
+        self._name_straggler(seen.seconds_by_process)
+        if self.saving is not None and self.saving.done():
+            self._finish_saving()  # a full disk is told now, not at the next checkpoint
         if seen.stop_signal:
             self._save()
+            self._finish_saving()
             state = f"saved at step {position.step:,}" if position.step else "nothing to save yet"
             raise stop_error(seen.stop_signal, state, where=str(self.run.path), hint=self.how_to_resume)
         if self._due(position.step, self.config.train.log_every_steps):
@@ -164,6 +208,7 @@ class RunRecorder:
         if self._due(position.step, self.config.checkpoint.every_steps) or seen.was_asked:
             self._save()
         if seen.was_asked and self.runtime.is_main:
+            self._finish_saving()
             self.run.save_request.unlink(missing_ok=True)
             self.display.say(f"saved at step {position.step:,}, as {self.run.save_request.name} asked")
 
@@ -184,6 +229,7 @@ class RunRecorder:
 
     def finish(self, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
+        self._finish_saving()
         checked = ReadBack()
         if self.runtime.is_main:
             checked = self._export()
@@ -197,6 +243,13 @@ class RunRecorder:
         """Return whether anything is recorded after this many steps."""
         every = (self.config.train.log_every_steps, self.config.eval.every_steps, self.config.checkpoint.every_steps)
         return any(self._due(step, one) for one in every)
+
+    def _name_straggler(self, seconds_by_process: list[float]) -> None:
+        """Say which process keeps the others waiting, where one does that did not before."""
+        rank, times = find_straggler(seconds_by_process)
+        if rank is not None and rank != self.straggler:
+            self.display.say(f"warning: process {rank} takes {times:.1f} times as long as the others for its share of a step")
+        self.straggler = rank
 
     def _is_save_asked(self) -> bool:
         """Return whether the run's SAVE file is there; looked at once a second, on one process."""
@@ -260,20 +313,44 @@ class RunRecorder:
             return
         self.saved_step = self.position.step
         if self.runtime.is_main:
-            checkpoint.write(
-                self.run.checkpoints,
-                position=self.position,
-                config=self.config,
-                model=self.trainer.model,
-                optimizer=self.trainer.optimizer,
+            self._finish_saving()
+            in_background = self.runtime.is_on(self.config.checkpoint.background)
+            held = checkpoint.hold(
+                self.position,
+                self.config,
+                self.trainer.model,
+                self.trainer.optimizer,
                 scaler=self.trainer.scaler.state_dict(),
                 guard=self.trainer.guard.state(),
                 data_fingerprint=self.prepared.data_fingerprint,
                 tokenizer_fingerprint=self.prepared.fingerprint,
-                keep=self.config.checkpoint.keep,
-                keep_every=self.config.checkpoint.keep_every_steps,
+                copy=in_background,
             )
+            if in_background:
+                atomic.write_text(self.run.saving, "")
+                self.saving = self.writer.submit(self._write_checkpoint, held)
+            else:
+                self._write_checkpoint(held)
         self.runtime.wait_for_all()
+
+    def _write_checkpoint(self, held: checkpoint.Held) -> Path:
+        settings = self.config.checkpoint
+        path = checkpoint.write(self.run.checkpoints, held, keep=settings.keep, keep_every=settings.keep_every_steps)
+        self.run.saving.unlink(missing_ok=True)
+        return path
+
+    def _pass_over(self, sequences: int) -> None:
+        self.trainer.batches = replace(self.trainer.batches, shift=sequences)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written in the background.
+
+        Raises:
+            OutputError: The disk is full or not writable.
+        """
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            saving.result()
 
     def _export(self) -> ReadBack:
         model, tokenizer = self.trainer.model, load_prepared_tokenizer(self.prepared.path)
@@ -284,6 +361,14 @@ class RunRecorder:
 
     def _wall_seconds(self) -> float:
         return time.perf_counter() - self.started
+
+
+def find_straggler(seconds_by_process: Sequence[float]) -> tuple[int | None, float]:
+    """Find the process that takes much longer than the median of the others; return its number, or None, and how many times as long."""
+    rank = max(range(len(seconds_by_process)), key=lambda rank: seconds_by_process[rank])
+    others = [seconds for number, seconds in enumerate(seconds_by_process) if number != rank]
+    times = seconds_by_process[rank] / max(statistics.median(others), _LEAST_SECONDS) if others else 1.0
+    return (rank if times >= _STRAGGLES_FROM else None), times
 
 
 def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepared: PreparedData) -> None:

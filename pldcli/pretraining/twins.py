@@ -187,6 +187,7 @@ class _Twin:
             optimizer=before.optimizer,
         )
         trainer.scaler.load_state_dict(before.scaler.state_dict())
+        trainer.guard.restore(before.guard.state())
         self.recorder.shorten(config, trainer)
         self._steps = self._begin()
 
@@ -201,7 +202,7 @@ def _recorded(config: Config, prepared: PreparedData, run: RunDirectory, runtime
     with run.lock():
         atomic.write_text(run.config, presets.dump(config))
         trainer = build_trainer(config, prepared, runtime)
-        if runtime.compiles(config.runtime.compile):
+        if runtime.is_on(config.runtime.compile):
             trainer.warm_up()
         display = RunDisplay(Console(quiet=True), title=str(run.path), total_steps=0, save_every=1, quiet=True)
         with RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=Position()) as recorder:

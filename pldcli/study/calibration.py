@@ -23,6 +23,7 @@ from pldcli.errors import DeviceError, PldError, UsageError
 from pldcli.study.jobs import Slot
 from pldcli.study.plan import Shape
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 from pldcli.system.workers import answering, answers_of, as_error, close_pipe, describe_error, end_with_parent, start_worker, tell
 
 __all__ = ["QUIET", "ShapeTime", "Timings", "calibrate", "measure_in_turn", "measure_shapes", "read_timings", "serve", "write_plan"]
@@ -248,7 +249,7 @@ def read_timings(path: Path) -> Timings | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         measured = {
             key: ShapeTime(**{**shape, "time": StepTime(**shape["time"])}) for key, shape in content["calibration"]["shapes"].items()
         }

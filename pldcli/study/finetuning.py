@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pldcli.finetuning.finetune import cell_name
 from pldcli.study.jobs import Job, Outcome, State
 from pldcli.study.plan import PlannedRun
 from pldcli.study.spec import Spec
+from pldcli.system.json_text import from_json
 from pldcli.tasks.registry import is_known_task, task_name
 
 __all__ = ["FINETUNED", "PlannedFinetuning", "finetuning_job", "plan_finetunings", "read_finetuning"]
@@ -82,7 +82,7 @@ def read_finetuning(planned: PlannedFinetuning, out: Path) -> Outcome:
         out: The study's directory.
     """
     try:
-        content = json.loads((out / FINETUNED / planned.name / "results.json").read_text(encoding="utf-8"))
+        content = from_json((out / FINETUNED / planned.name / "results.json").read_text(encoding="utf-8"))
         wanted = {cell_name(settings) for settings in finetune_config.cells(planned.settings)}
         if set(content["cells"]) != wanted:
             return Outcome(State.NOT_STARTED)

@@ -12,6 +12,7 @@ from pldcli.errors import DivergedError
 from pldcli.study.jobs import Job, Outcome, State, last_step
 from pldcli.study.plan import PlannedRun
 from pldcli.system import atomic
+from pldcli.system.json_text import from_json
 
 __all__ = ["pretraining_job", "read_outcome"]
 
@@ -31,7 +32,7 @@ def pretraining_job(run: PlannedRun, *, out: Path, data: Path) -> Job:
     def settle(code: int, line: str) -> Outcome:
         if code == DivergedError.exit_code:
             # A mark, so that it is not begun again.
-            named = re.search(r"step (\d+)", line)
+            named = re.search(r"steps? (\d+)", line)
             mark = {"step": int(named[1]) if named else last_step(directory), "reason": line.removeprefix("error: ")}
             atomic.write_text(directory / _DIVERGED, json.dumps(mark) + "\n")
             return _read_mark(directory)
@@ -59,5 +60,5 @@ def read_outcome(directory: Path) -> Outcome:
 
 
 def _read_mark(directory: Path) -> Outcome:
-    mark = json.loads((directory / _DIVERGED).read_text(encoding="utf-8"))
+    mark = from_json((directory / _DIVERGED).read_text(encoding="utf-8"))
     return Outcome(State.DIVERGED, int(mark["step"]), note=str(mark["reason"]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pldcli.errors import DataError
+from pldcli.system.json_text import from_json
 
 __all__ = ["Read", "class_names", "is_saved_dataset", "read_columns"]
 
@@ -72,7 +72,7 @@ def _arrow(path: Path) -> Any:
 def _saved(path: Path) -> Any:
     import pyarrow as pa
 
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = from_json((path / "state.json").read_text(encoding="utf-8"))
     return pa.concat_tables([_arrow(path / part["filename"]) for part in state["_data_files"]])
 
 
@@ -80,5 +80,5 @@ def _names_of_classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple
     written = (metadata or {}).get(b"huggingface")
     if written is None:
         return {}
-    features = json.loads(written).get("info", {}).get("features") or {}
+    features = from_json(written).get("info", {}).get("features") or {}
     return class_names(features)

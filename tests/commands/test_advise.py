@@ -18,7 +18,7 @@ def test_advice_on_real_text_is_a_preset_that_trains(pld: Callable[..., Outcome]
     assert "depth and width:" in done.out and "recipe:" in done.out and "timing" in done.err
     config = presets.resolve(str(place)).config
     assert config.train.total_steps >= 1
-    assert place.read_text(encoding="utf-8").startswith("# Chosen by: pld ")
+    assert place.read_text(encoding="utf-8").startswith("# Chosen by: pld")
 
 
 def test_auto_trains_what_is_advised_and_resumes(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +38,49 @@ def test_a_damaged_manifest_is_a_users_error(data: Path, pld: Callable[..., Outc
     for command in (("pretrain", "--preset", "bert-tiny-pld"), ("bench", "--preset", "bert-tiny-pld")):
         outcome = pld(*command, "--data", data)
         assert outcome.code == 3 and "do not have its checksum" in outcome.err
+
+
+def test_what_is_in_prepared_data(data: Path, pld: Callable[..., Outcome], tmp_path: Path) -> None:
+    done = pld("data", "inspect", data, "data.seq_len=16", "--plot", tmp_path / "data.png")
+    assert done.code == 0, done.err
+    assert f"{data}, from 1 file(s)" in done.out and "left out: nothing" in done.out
+    assert "frequent pieces" in done.out and "of 60 entries the training text never has" in done.out
+    counts = [int(count) for count in re.findall(r"sequence \d \(16 tokens, (\d+) to predict\)", done.out)]
+    assert len(counts) == 2 and min(counts) > 0 and done.out.count("→") == sum(counts)
+    assert (tmp_path / "data.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_in_json(data: Path, pld: Callable[..., Outcome]) -> None:
+    done = pld("data", "inspect", data, "data.seq_len=16", "data.packing=documents", "--json", "--samples", "1", "--pieces", "3")
+    found = json.loads(done.out)
+    train, validation = found["splits"]["train"], found["splits"]["validation"]
+    assert train["documents"] + validation["documents"] == 60
+    assert train["lengths"] == sorted(train["lengths"]) and train["lengths"][0] >= 4
+    assert [one["count"] for one in found["frequent"]] == sorted((one["count"] for one in found["frequent"]), reverse=True)
+    [sample] = found["samples"]
+    assert sample[0]["shown"] == "[CLS]" and {piece["segment"] for piece in sample if piece["shown"] != "[PAD]"} >= {1, 2}
+    assert any(piece["target"] for piece in sample)
+    assert pld("data", "inspect", data, "--json", "--samples", "0", "data.seq_len=16").code == 0
+
+
+def test_targets_are_what_was_masked(data: Path, pld: Callable[..., Outcome]) -> None:
+    """With its targets put back, a sequence is the text again, whatever was shown in their places."""
+    lines = ("data", "inspect", data, "data.seq_len=16", "--json", "--samples", "4")
+    masked = json.loads(pld(*lines, "objective.mask_probability=0.5").out)["samples"]
+    other = json.loads(pld(*lines, "objective.mask_probability=0.2").out)["samples"]
+    assert [[piece["target"] or piece["shown"] for piece in sample] for sample in masked] == [
+        [piece["target"] or piece["shown"] for piece in sample] for sample in other
+    ]
+    numbers = [sum(bool(piece["target"]) for sample in samples for piece in sample) for samples in (masked, other)]
+    assert 2 * numbers[1] < numbers[0] <= 4 * 8
+
+
+def test_causal_sequences_have_no_masks(data: Path, pld: Callable[..., Outcome]) -> None:
+    done = pld("data", "inspect", data, "data.seq_len=16", "--preset", "gpt-small-preln", "--json", "--samples", "1")
+    assert done.code == 0, done.err
+    assert not any(piece["target"] for piece in json.loads(done.out)["samples"][0])
+
+
+@pytest.mark.parametrize(("words", "code"), [(("nowhere",), 3), (("--plot", "a.gif"), 2), (("--preset", "nothing"), 2)])
+def test_what_inspect_refuses(data: Path, pld: Callable[..., Outcome], words: tuple[str, ...], code: int) -> None:
+    assert pld("data", "inspect", *([data] if words[0].startswith("--") else []), *words).code == code

@@ -1,9 +1,15 @@
+import bz2
+import csv
 import gzip
+import hashlib
 import json
+import lzma
 import os
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from pldcli.data import corpus, decoding
@@ -71,7 +77,7 @@ def test_empty_documents_are_skipped_and_counted(tmp_path):
     assert reader.skipped == {"empty document": 2}
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
 def test_compressed_files_read_like_plain_ones(tmp_path, suffix):
     lines = "".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(1000))
     plain, path = write(tmp_path / "a.jsonl", lines), tmp_path / f"a.jsonl{suffix}"
@@ -79,7 +85,7 @@ def test_compressed_files_read_like_plain_ones(tmp_path, suffix):
     assert documents(path) == [f"number {i}" for i in range(1000)]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_truncated_compressed_files(tmp_path, suffix):
     path = tmp_path / f"a.txt{suffix}"
     compress(os.urandom(30_000).hex().encode(), path)
@@ -88,15 +94,16 @@ def test_truncated_compressed_files(tmp_path, suffix):
         documents(path)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_files_that_are_not_compressed(tmp_path, suffix):
     with pytest.raises(DataError, match="is truncated or damaged"):
         documents(write(tmp_path / f"a.txt{suffix}", "just text " * 100))
 
 
 def compress(content: bytes, path: Path) -> None:
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(content))
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    if path.suffix in packed:
+        path.write_bytes(packed[path.suffix](content))
     elif path.suffix == ".zst":
         with pa.output_stream(str(path), compression="zstd") as file:
             file.write(content)
@@ -104,11 +111,25 @@ def compress(content: bytes, path: Path) -> None:
         path.write_bytes(content)
 
 
-def test_two_frames_of_zstandard(tmp_path):
-    compress(b"one\n\n", tmp_path / "1.zst")
-    compress(b"two\n", tmp_path / "2.zst")
-    both = write(tmp_path / "a.txt.zst", (tmp_path / "1.zst").read_bytes() + (tmp_path / "2.zst").read_bytes())
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_two_streams_in_one_file(tmp_path, suffix):
+    compress(b"one\n\n", tmp_path / f"1{suffix}")
+    compress(b"two\n", tmp_path / f"2{suffix}")
+    both = write(tmp_path / f"a.txt{suffix}", (tmp_path / f"1{suffix}").read_bytes() + (tmp_path / f"2{suffix}").read_bytes())
     assert documents(both) == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files_are_told_by_their_first_bytes(tmp_path, suffix):
+    compress(b"one\n\ntwo\n", tmp_path / f"a{suffix}")
+    renamed = (tmp_path / f"a{suffix}").rename(tmp_path / "a.txt")
+    assert documents(renamed) == ["one", "two"]
+    compress(b'{"text": "one"}\n', tmp_path / f"a{suffix}")
+    assert documents((tmp_path / f"a{suffix}").rename(tmp_path / "a.jsonl")) == ["one"]
+
+
+def test_text_that_begins_like_bzip2_is_text(tmp_path):
+    assert documents(write(tmp_path / "a.txt", "BZh is what such files begin with")) == ["BZh is what such files begin with"]
 
 
 def test_directories_are_walked_in_order_and_hidden_files_left_out(tmp_path):
@@ -315,3 +336,92 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path):
     list(reader.pieces())
     assert reader.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert reader.raw_bytes == path.stat().st_size
+
+
+# Tables
+
+ROWS = [{"id": number, "text": f'number {number}\u2028, with "quotes",\nand a line'} for number in range(2500)]
+
+
+def write_table(path: Path, rows: list[dict] = ROWS) -> Path:
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=700)
+    elif path.suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["id", "text"], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.arrow"])
+def test_a_column_of_a_table_is_a_corpus(tmp_path, name):
+    path = write_table(tmp_path / name)
+    reader = reader_of(path)
+    texts = ["".join(parts) for parts in _grouped(reader.pieces())]
+    assert texts == [row["text"].strip() for row in ROWS]
+    assert reader.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and reader.raw_bytes == path.stat().st_size
+    with pytest.raises(DataError, match=r"has no column 'body'; name it with --text-field; its columns are: id, text"):
+        documents(path, text_field="body")
+
+
+def _grouped(pieces):
+    parts = []
+    for text, last in pieces:
+        parts.append(text)
+        if last:
+            yield parts
+            parts = []
+
+
+def test_a_compressed_csv_file(tmp_path):
+    plain = write_table(tmp_path / "a.csv")
+    compress(plain.read_bytes(), tmp_path / "b.csv.gz")
+    assert documents(tmp_path / "b.csv.gz") == documents(plain)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_rows_without_a_text(tmp_path, name):
+    path = write_table(tmp_path / name, [{"text": "one"}, {"text": None}, {"text": "three"}])
+    with pytest.raises(DataError, match=rf"{name}, row 2: column 'text' holds nothing, not a text"):
+        documents(path)
+    reader = reader_of(path, skip_bad=True)
+    assert len([text for text, _ in reader.pieces()]) == 2 and reader.skipped == {"'text' that is nothing": 1}
+
+
+def test_a_numeric_column_is_no_text(tmp_path):
+    with pytest.raises(DataError, match=r"row 1: column 'id' holds a number, not a text"):
+        documents(write_table(tmp_path / "a.parquet"), text_field="id")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_damaged_tables(tmp_path, name):
+    path = write_table(tmp_path / name)
+    for content in (path.read_bytes()[:-500], b"PAR1 and nothing else"):
+        with pytest.raises(DataError, match=rf"{name}: is truncated or damaged"):
+            documents(write(path, content))
+
+
+def test_a_quote_that_is_never_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 10_000)
+    path = write(tmp_path / "a.csv", 'text\n"one\n' + "two\n" * 5_000)
+    with pytest.raises(DataError, match=r"a.csv:\d+: is not CSV .*is a quote never closed"):
+        documents(path)
+
+
+def test_a_cell_longer_than_a_chunk(tmp_path):
+    long = "word " * 500_000
+    path = write(tmp_path / "a.csv", f'text\nshort\n"{long}"\nlast\n')
+    assert documents(path) == ["short", long.strip(), "last"]
+
+
+def test_a_directory_that_datasets_saved(tmp_path):
+    place = tmp_path / "saved"
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS[:5]), "test": datasets.Dataset.from_list(ROWS[5:7])}).save_to_disk(place)
+    sources, _ = find_sources([place])
+    assert [source.path.parent.name for source in sources] == ["test", "train"] and {source.format for source in sources} == {"arrow"}
+    assert [len(list(_grouped(Reader(source).pieces()))) for source in sources] == [2, 5]

@@ -40,18 +40,20 @@ def trainer():
 
 
 def save(directory, trainer, step=2, *, keep=2, keep_every=None):
-    return checkpoint.write(
-        directory,
-        position=Position(step, 16, 512, 1.5, 2.5, 1e9 + 0.1),
-        config=tiny_config(),
-        model=trainer.model,
-        optimizer=trainer.optimizer,
+    return checkpoint.write(directory, hold(trainer, step), keep=keep, keep_every=keep_every)
+
+
+def hold(trainer, step=2, **named):
+    return checkpoint.hold(
+        Position(step, 16, 512, 1.5, 2.5, 1e9 + 0.1),
+        tiny_config(),
+        trainer.model,
+        trainer.optimizer,
         scaler=trainer.scaler.state_dict(),
         guard=trainer.guard.state(),
         data_fingerprint="data",
         tokenizer_fingerprint="tokenizer",
-        keep=keep,
-        keep_every=keep_every,
+        **named,
     )
 
 
@@ -180,6 +182,18 @@ def test_only_the_newest_stay(tmp_path, trainer):
     assert steps(tmp_path) == [5]
     save(tmp_path, trainer, 5, keep=1)
     assert steps(tmp_path) == [5]
+
+
+def test_what_is_held_as_a_copy_does_not_move_with_the_run(tmp_path, trainer):
+    held, moving = hold(trainer, copy=True), hold(trainer)
+    first = next(iter(trainer.model.state_dict()))
+    before = trainer.model.state_dict()[first].clone()
+    with torch.no_grad():
+        trainer.model.state_dict()[first].add_(1.0)
+    assert torch.equal(read(checkpoint.write(tmp_path / "a", held, keep=1)).weights[first], before)
+    assert torch.equal(read(checkpoint.write(tmp_path / "b", moving, keep=1)).weights[first], before + 1.0)
+    with torch.no_grad():
+        trainer.model.state_dict()[first].copy_(before)
 
 
 def test_every_so_many_stay_for_good(tmp_path, trainer):

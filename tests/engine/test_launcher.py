@@ -76,7 +76,7 @@ def whole(processes: Any, prepared: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_one_command_trains_in_two_processes(whole: Path) -> None:
     [start] = json.loads((whole / "environment.json").read_text())["starts"]
-    assert start["processes"] == 2 and start["command"].startswith("pld pretrain") and "--gpus 2" in start["command"]
+    assert start["processes"] == 2 and start["command"].startswith("torchrun --nproc-per-node 2 -m pldcli pretrain ")
 
 
 def test_a_process_that_is_killed_ends_all_by_name(processes: Any, prepared: Path, tmp_path: Path) -> None:
@@ -104,6 +104,18 @@ def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -
     assert process.wait() == 75
     assert re.search(r"terminated, saved at step \d+", process.err) and "all 2 processes have ended after SIGTERM" in process.err
     assert not any(map(alive, below.values())) and has_saved(out)
+
+
+def test_without_their_parent_they_save_and_end(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "checkpoint.every_steps=1000", "train.total_steps=100000"))
+    wait_for(lambda: (out / "metrics.jsonl").is_file() and "train/loss" in (out / "metrics.jsonl").read_text())
+    below = ranks(process.number)
+    process.kill(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(map(alive, below.values())), seconds=30)
+    [path] = list_checkpoints(out / "checkpoints")
+    verify(path)
 
 
 def test_the_others_begin_anew_and_end_where_nothing_had_happened(processes: Any, prepared: Path, tmp_path: Path, whole: Path) -> None:

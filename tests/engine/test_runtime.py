@@ -47,6 +47,7 @@ def observed(trainer, *, stop=None, every=1):
             "tokens": s.position.tokens,
             "flops": s.position.executed_flops,
             "stop": s.stop_signal,
+            "took": s.seconds_by_process,
         }
         for s in seen
     ]
@@ -67,24 +68,28 @@ def one_of_two(place: str) -> None:
         trainer = tiny_trainer(*DROPPING, runtime=runtime)
         unit_sizes = [sum(p.numel() for p in unit.parameters()) for unit in trainer.model.units]
         block_size, sent, rows = unit_sizes[-1], [], []
-        all_reduce, finish = dist.all_reduce, runtime.reduce_gradients
+        all_reduce, begin, finish = dist.all_reduce, runtime.begin_last_backward, runtime.reduce_gradients
 
-        def recorded(tensor, *rest):
+        def recorded(tensor, **named):
             sent.append(tensor.numel())
-            return all_reduce(tensor, *rest)
+            return all_reduce(tensor, **named)
+
+        def begin_and_count():
+            begin()
+            sent.clear()
 
         def finish_and_look():
-            sent.clear()
+            early = len(sent)
             finish()
-            rows.append([[block[0] is None for block in grads()], sent.count(block_size), sum(sent)])
+            rows.append([[block[0] is None for block in grads()], sent.count(block_size), sum(sent), early])
 
         def grads():
             return [[p.grad for p in block.parameters()] for block in trainer.model.blocks]
 
-        dist.all_reduce, runtime.reduce_gradients = recorded, finish_and_look
+        dist.all_reduce, runtime.begin_last_backward, runtime.reduce_gradients = recorded, begin_and_count, finish_and_look
         observed(trainer)
         dist.all_reduce = all_reduce
-        del runtime.reduce_gradients
+        del runtime.begin_last_backward, runtime.reduce_gradients
         found["idle"] = rows, unit_sizes
 
         stop = StopRequest()
@@ -100,6 +105,9 @@ def one_of_two(place: str) -> None:
         trainer.forward_backward = interrupted
         found["stop"] = observed(trainer, stop=stop, every=100)
 
+        runtime.reduce_dtype = torch.bfloat16
+        found["rounded"] = observed(tiny_trainer(*SCENARIOS["two draws"], runtime=runtime))
+        runtime.reduce_dtype = None
         found["asked"] = [asked_by(rank, runtime) for rank in range(2)]
 
         plan = Schedule.plan
@@ -155,7 +163,7 @@ def test_a_block_that_no_group_ran_is_not_communicated(two):
     rows, unit_sizes = two[0]["idle"]
     assert two[1]["idle"] == [rows, unit_sizes]
     schedule = tiny_trainer(*DROPPING).schedule
-    for step, (without_gradient, blocks_sent, numbers_sent) in enumerate(rows):
+    for step, (without_gradient, blocks_sent, numbers_sent, _) in enumerate(rows):
         gates = schedule.plan(step, 0, seed=0).gates
         assert without_gradient == [not gate for gate in gates]
         assert blocks_sent == sum(gates)
@@ -163,9 +171,28 @@ def test_a_block_that_no_group_ran_is_not_communicated(two):
     assert {row[1] for row in rows} >= {0, 1, 2}
 
 
+def test_gradients_are_sent_while_the_backward_pass_goes_on(two):
+    rows, _ = two[0]["idle"]
+    for _, blocks_sent, _, early in rows:
+        assert early >= blocks_sent + 1, "all blocks that ran and the head; embeddings whose parameters are not all used wait for the end"
+
+
 def test_a_signal_to_one_process_stops_both_at_the_same_step(two):
     assert two[0]["stop"] == two[1]["stop"]
     assert [(row["step"], row["stop"]) for row in two[0]["stop"]] == [(1, signal.SIGTERM)]
+
+
+def test_gradients_that_travel_in_bf16_are_rounded_and_no_more(two):
+    assert two[0]["rounded"] == two[1]["rounded"]
+    whole, _ = two[0]["two draws"]
+    losses = [row["losses"]["loss"] for row in two[0]["rounded"]]
+    assert losses == pytest.approx([row["losses"]["loss"] for row in whole], rel=1e-2)
+    assert losses != [row["losses"]["loss"] for row in whole]
+
+
+def test_each_process_says_how_long_it_took(two):
+    for row in two[0]["two draws"][0]:
+        assert len(row["took"]) == 2 and all(seconds > 0 for seconds in row["took"])
 
 
 def test_either_process_can_ask_for_an_observation(two):
@@ -274,21 +301,38 @@ def test_nonsense_in_the_environment(monkeypatch, variables):
     assert caught.value.exit_code == 2
 
 
-def test_gradients_are_summed_by_unit(monkeypatch):
-    """As one process of two, with the other's gradients stood in for by a doubling."""
-    first, second, idle = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1), torch.nn.Linear(2, 2)
+class Work:
+    """A sum that is done at once."""
+
+    def wait(self):
+        pass
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_gradients_are_summed_by_unit(monkeypatch, early):
+    """As one process of two, with the other's gradients stood in for by a doubling. `first` ran in an earlier pass as well."""
+    first, second, idle, before_it = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     runtime, sent = Runtime(torch.device("cpu"), 0, 2), []
 
-    def all_reduce(tensor):
+    def all_reduce(tensor, *, async_op):
+        assert async_op
         sent.append(tensor.numel())
         tensor *= 2
+        return Work()
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    runtime.replicate([first, second, idle])
-    second(first(torch.ones(1, 2))).sum().backward()
-    before = [parameter.grad.clone() for parameter in (*first.parameters(), *second.parameters())]
+    runtime.replicate([first, second, idle, before_it])
+    ran = [parameter for unit in (first, second, before_it) for parameter in unit.parameters()]
+    loss = second(first(torch.ones(1, 2))).sum()
+    expected = torch.autograd.grad(loss + before_it(torch.ones(1, 2)).sum() + first(torch.ones(1, 2)).sum(), ran, retain_graph=True)
+    (before_it(torch.ones(1, 2)).sum() + first(torch.ones(1, 2)).sum()).backward()
+    if early:
+        runtime.begin_last_backward()
+    loss.backward()
+    assert sent == ([4, 9] if early else []), "of the last pass alone, the last unit first"
     runtime.reduce_gradients()
-    assert sent == [9, 4]
-    for parameter, gradient in zip((*first.parameters(), *second.parameters()), before, strict=True):
-        assert torch.equal(parameter.grad, 2 * gradient)
+    assert sent == ([4, 9, 6] if early else [9, 4, 6])
+    for parameter, gradient in zip(ran, expected, strict=True):
+        assert torch.allclose(parameter.grad, 2 * gradient)
     assert all(parameter.grad is None for parameter in idle.parameters())
+    assert runtime.reduce_gradients() is None and len(sent) == 6, "the next step sends anew"

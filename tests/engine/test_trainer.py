@@ -452,10 +452,11 @@ def test_a_resumed_run_judges_alike(monkeypatch, tmp_path):
     end = train(whole)[-1]
     first = spoilt(tiny_trainer(*changes), factors)
     middle = train(first, every=20, until=20)[-1].position
-    path = module.checkpoint.write(
-        tmp_path, position=middle, config=tiny_config(*changes), model=first.model, optimizer=first.optimizer,
-        scaler=first.scaler.state_dict(), guard=first.guard.state(), data_fingerprint="", tokenizer_fingerprint="", keep=1,
+    held = module.checkpoint.hold(
+        middle, tiny_config(*changes), first.model, first.optimizer,
+        scaler=first.scaler.state_dict(), guard=first.guard.state(), data_fingerprint="", tokenizer_fingerprint="",
     )  # fmt: skip
+    path = module.checkpoint.write(tmp_path, held, keep=1)
     saved = module.checkpoint.read(path)
     second = spoilt(tiny_trainer(*changes), {step - 20: factor for step, factor in factors.items()})
     second.restore(saved.weights, saved.optimizer, saved.scaler, where="")

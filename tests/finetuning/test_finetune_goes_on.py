@@ -26,9 +26,9 @@ import time
 from pldcli import cli
 from pldcli.engine.trainer import Trainer
 step = Trainer._step
-def slow(self, *arguments):
+def slow(self, *arguments, **named):
     time.sleep(0.1)
-    return step(self, *arguments)
+    return step(self, *arguments, **named)
 Trainer._step = slow
 raise SystemExit(cli.run({arguments!r}))
 """
@@ -38,11 +38,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, at: int, signal_number: int) -> Non
     """Have a signal arrive before some step, counted over all cells."""
     step, calls = Trainer._step, []
 
-    def stopped(self: Any, number: int, groups: Any, stop: Any) -> Any:
+    def stopped(self: Any, number: int, groups: Any, stop: Any, **named: Any) -> Any:
         calls.append(number)
         if len(calls) == at:
             stop.signal_number = signal_number
-        return step(self, number, groups, stop)
+        return step(self, number, groups, stop, **named)
 
     monkeypatch.setattr(Trainer, "_step", stopped)
 
@@ -50,9 +50,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, at: int, signal_number: int) -> Non
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     step, seeds = Trainer._step, []
 
-    def counted(self: Any, number: int, groups: Any, stop: Any) -> Any:
+    def counted(self: Any, number: int, groups: Any, stop: Any, **named: Any) -> Any:
         seeds.append(self.seed)
-        return step(self, number, groups, stop)
+        return step(self, number, groups, stop, **named)
 
     monkeypatch.setattr(Trainer, "_step", counted)
     return seeds
@@ -158,12 +158,12 @@ def test_patience_and_the_best_weights_survive_a_stop(learn, river_experiment, t
         with monkeypatch.context() as patch:
             step, now = Trainer._step, [0]
 
-            def noted(self: Any, number: int, groups: Any, stop: Any) -> Any:
+            def noted(self: Any, number: int, groups: Any, stop: Any, **named: Any) -> Any:
                 now[0] = number + 1
                 if number in stops and not (tmp_path / f"{place}-{number}").exists():
                     (tmp_path / f"{place}-{number}").touch()
                     stop.signal_number = 15
-                return step(self, number, groups, stop)
+                return step(self, number, groups, stop, **named)
 
             patch.setattr(Trainer, "_step", noted)
             patch.setattr(cell, "mean_score", lambda *_: values.get(now[0], 0.9))

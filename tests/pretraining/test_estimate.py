@@ -53,10 +53,10 @@ def test_checkpoints_are_as_large_as_said(tmp_path):
 
     trainer = tiny_trainer("pld.theta_bar=1", "train.total_steps=1")
     list(trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()))
-    path = checkpoint.write(
-        tmp_path, position=Position(1), config=tiny_config(), model=trainer.model, optimizer=trainer.optimizer, scaler={}, guard={},
-        data_fingerprint="", tokenizer_fingerprint="", keep=1,
-    )  # fmt: skip
+    held = checkpoint.hold(
+        Position(1), tiny_config(), trainer.model, trainer.optimizer, scaler={}, guard={}, data_fingerprint="", tokenizer_fingerprint=""
+    )
+    path = checkpoint.write(tmp_path, held, keep=1)
     size = sum(file.stat().st_size for file in path.iterdir())
     assert size == pytest.approx(estimate(tiny_config(), trainer).checkpoint_bytes, rel=0.1)
 

@@ -33,7 +33,7 @@ TRAINING_NAMES = {
     "progress/tokens", "progress/train_seconds", "progress/wall_seconds", "progress/executed_flops",
 }  # fmt: skip
 PHASE_NAMES = {f"speed/{phase}_fraction" for phase in ("data_wait", "forward", "backward", "optimizer", "other")}
-OUR_NAMES = {"progress/skipped_steps", *PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
+OUR_NAMES = {"progress/skipped_steps", "progress/shifted_sequences", *PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
 SLOW = """
 import sys, time
 from pldcli import cli
@@ -307,9 +307,10 @@ def test_a_checkpoint_can_be_asked_for(processes, pld, prepared, tmp_path, whole
     assert weights(out) == weights(whole)
 
 
-def test_kill_9_at_any_moment(processes, pld, prepared, tmp_path, whole):
+@pytest.mark.parametrize("background", ["off", "on"])
+def test_kill_9_at_any_moment(processes, pld, prepared, tmp_path, whole, background):
     out, draw = tmp_path / "run", random.Random(time.time_ns())
-    line = arguments(prepared, out, "checkpoint.every_steps=1", "eval.every_steps=100")
+    line = arguments(prepared, out, "checkpoint.every_steps=1", "eval.every_steps=100", f"checkpoint.background={background}")
     killed = 0
     for attempt in range(5):
         process = processes.pld(*line)

@@ -11,7 +11,7 @@ from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import read_starts
 from pldcli.huggingface import read_back
 from pldcli.huggingface.load import load_pretrained
-from pldcli.pretraining.recorder import record_start
+from pldcli.pretraining.recorder import find_straggler, record_start
 from tests.conftest import TINY, MadeUpData, tiny_trainer
 
 Run = Callable[..., Any]
@@ -44,6 +44,21 @@ def test_a_model_is_kept_whatever_transformers_makes_of_it(
     assert outcome.code == 0 and outcome.err == f"warning: {model}: {said}\n"
     assert f"model {model} (the check with transformers failed)\n" in outcome.out
     assert load_pretrained(model).settings.num_hidden_layers == 3 and (tmp_path / "run" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found", "times"),
+    [
+        ([4.0], None, 1.0),
+        ([4.0, 5.0], None, 1.25),
+        ([4.0, 8.0], 1, 2.0),
+        ([9.0, 3.0, 3.1, 2.9], 0, 3.0),
+        ([3.0, 3.0, 3.0, 4.4], None, 4.4 / 3),
+        ([0.0, 1e-4], None, 0.1),
+    ],
+)
+def test_the_process_that_keeps_the_others_waiting(seconds: list[float], found: int | None, times: float) -> None:
+    assert find_straggler(seconds) == (found, pytest.approx(times))
 
 
 def test_metrics_validations_and_checkpoints_follow_their_own_rhythms(pld: Run, prepared: Path, tmp_path: Path) -> None:

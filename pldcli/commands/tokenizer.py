@@ -1,0 +1,94 @@
+"""`pld tokenizer`: train a tokenizer, and see how one fits a text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pldcli.choices import DocumentPer, ModelType
+
+__all__ = ["inspect", "train"]
+
+TextField = Annotated[str, typer.Option(help="The field of a JSON object, or the column of a table, that holds the text.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
+]
+
+
+def train(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="CORPUS...", help="Files and directories, as `pld prepare-data` reads them.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("tokenizer"),
+    model_type: Annotated[ModelType, typer.Option(help="What to train.")] = "bpe",
+    cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
+    vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary.")] = 30528,
+    document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = "blank-line",
+    text_field: TextField = "text",
+    encoding: Encoding = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")] = False,
+) -> None:
+    """Train a tokenizer without preparing data; `pld prepare-data --tokenizer` takes it for any text."""
+    from pldcli.data.decoding import check_encoding
+    from pldcli.data.tokenizer_step import train as engine
+
+    reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding and check_encoding(encoding)}
+    tokenizer, notes = engine(inputs, out, model_type=model_type, cased=cased, vocab_size=vocab_size, reading=reading, overwrite=overwrite)
+    typer.echo(f"{out}: {tokenizer.vocab_size:,} entries ({tokenizer.model_type}, {tokenizer.normaliser})")
+    for note in notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"next: pld prepare-data {' '.join(map(str, inputs))} --tokenizer {out}")
+
+
+def inspect(
+    tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER", help="As `pld prepare-data --tokenizer` takes it.", show_default=False)],
+    texts: Annotated[list[Path] | None, typer.Argument(metavar="[TEXT...]", help="Files and directories to tokenize.")] = None,
+    text_field: TextField = "text",
+    encoding: Encoding = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a tokenizer is, and how it fits texts: tokens per word, characters per token, and what it cannot express."""
+    from pldcli.console.screen import print_sections, screen
+    from pldcli.console.section import Section
+    from pldcli.data.decoding import check_encoding
+    from pldcli.data.tokenizer import load_tokenizer
+    from pldcli.data.tokenizer_step import fit_to
+
+    found = load_tokenizer(tokenizer)
+    reading = {"text_field": text_field, "encoding": encoding and check_encoding(encoding)}
+    fits = fit_to(found, texts, reading=reading, quiet=as_json) if texts else []
+    special = {name: found.fast.id_to_token(getattr(found.special, f"{name}_id")) for name in ("pad", "unk", "cls", "sep", "mask")}
+    if as_json:
+        content = {
+            "vocab_size": found.vocab_size,
+            "model_type": found.model_type,
+            "normaliser": found.normaliser,
+            "special": special,
+            "fingerprint": found.fingerprint,
+            "texts": [
+                {**asdict(fit), **{name: getattr(fit, name) for name in ("tokens_per_word", "characters_per_token", "unknown_share")}}
+                for fit in fits
+            ],
+        }
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    typer.echo(f"{tokenizer}: {found.vocab_size:,} entries ({found.model_type}, {found.normaliser})")
+    typer.echo("special: " + ", ".join(f"{name} {token}" for name, token in special.items()))
+    if fits:
+        rows = tuple(
+            (
+                fit.name,
+                f"{fit.words:,}",
+                f"{fit.tokens:,}",
+                f"{fit.tokens_per_word:.2f}",
+                f"{fit.characters_per_token:.2f}",
+                f"{fit.unknown_share:.2%}",
+            )
+            for fit in fits
+        )
+        headings = ("text", "words", "tokens", "tokens per word", "characters per token", "unknown")
+        print_sections(screen(), [Section("how it fits", headings, rows)])

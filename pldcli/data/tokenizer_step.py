@@ -1,0 +1,121 @@
+"""A tokenizer as a step of its own: train one on a corpus, and measure how one fits a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pldcli.choices import ModelType
+from pldcli.console.progress import Progress
+from pldcli.data.corpus import Reader, Source, find_sources
+from pldcli.data.encoding import count_words
+from pldcli.data.notes import notes_on_training
+from pldcli.data.prepare import SAMPLE_BYTES
+from pldcli.data.sampling import Sampler
+from pldcli.data.tokenizer import Tokenizer, train_tokenizer
+from pldcli.system import atomic
+from pldcli.system.output_place import check_new
+
+__all__ = ["Fit", "fit_to", "train"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a tokenizer fits a file."""
+
+    name: str
+    num_bytes: int
+    """Of text."""
+    characters: int
+    words: int
+    tokens: int
+    unknown: int
+    """Tokens for what it cannot express."""
+
+    @property
+    def tokens_per_word(self) -> float:
+        """Return its fertility."""
+        return self.tokens / max(1, self.words)
+
+    @property
+    def characters_per_token(self) -> float:
+        """Return what a token stands for."""
+        return self.characters / max(1, self.tokens)
+
+    @property
+    def unknown_share(self) -> float:
+        """Return the share of tokens that are unknown."""
+        return self.unknown / max(1, self.tokens)
+
+
+def train(
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    model_type: ModelType = "bpe",
+    cased: bool = False,
+    vocab_size: int = 30528,
+    reading: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> tuple[Tokenizer, list[str]]:
+    """Train a tokenizer as `prepare` does, and write it.
+
+    Args:
+        inputs: Files and directories.
+        out: The directory to make.
+        model_type: What to train.
+        cased: Keep upper and lower case apart.
+        vocab_size: Entries wanted.
+        reading: Arguments of `Reader`.
+        overwrite: Replace `out`.
+        quiet: Show no progress.
+
+    Returns:
+        The tokenizer, and what the user should read about it.
+
+    Raises:
+        DataError: The corpus cannot be used.
+        OutputError: `out` exists, or cannot be written.
+    """
+    check_new(out, overwrite=overwrite)
+    sources, _ = find_sources(inputs, exclude=out)
+    sampler = Sampler(SAMPLE_BYTES)
+    for _, text, last in _pieces(sources, reading or {}, quiet=quiet):
+        sampler.add(text, last=last)
+    sample = sampler.sample()
+    with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
+        tokenizer = train_tokenizer(sample, vocab_size=vocab_size, model_type=model_type, cased=cased)
+    with atomic.directory(out, overwrite=overwrite) as directory:
+        tokenizer.save(directory)
+    return tokenizer, notes_on_training(tokenizer, sample, vocab_size)
+
+
+def fit_to(tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str, Any] | None = None, quiet: bool = False) -> list[Fit]:
+    """Tokenize text, and count what comes of each file.
+
+    Raises:
+        DataError: A file cannot be used.
+    """
+    sources, _ = find_sources(inputs)
+    found: dict[Path, list[int]] = {source.path: [0] * 5 for source in sources}
+    continued = False
+    for source, text, last in _pieces(sources, reading or {}, quiet=quiet):
+        ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued)
+        continued = not last
+        counted = len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)
+        found[source.path] = [before + more for before, more in zip(found[source.path], counted, strict=True)]
+    return [Fit(str(path), *counts) for path, counts in found.items()]
+
+
+def _pieces(sources: Sequence[Source], reading: Mapping[str, Any], *, quiet: bool) -> Iterator[tuple[Source, str, bool]]:
+    earlier = 0
+    with Progress("Reading", total=sum(source.num_bytes for source in sources), unit="bytes", quiet=quiet) as progress:
+        for source in sources:
+            reader = Reader(source, **reading)
+            for text, last in reader.pieces():
+                yield source, text, last
+                progress.update(earlier + reader.raw_bytes)
+            earlier += source.num_bytes

@@ -1,0 +1,190 @@
+"""What prepared data hold, and what a model sees of them: counts, lengths, frequent pieces, and sequences with their masks.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli.config import Config
+from pldcli.data.loader import NO_TARGET, Batch, to_batch
+from pldcli.data.prepared import PreparedData
+from pldcli.data.tokenizer import load_prepared_tokenizer
+from pldcli.plots.canvas import picture
+from pldcli.pretraining.assembly import choose_masking, cut_rows, next_token_steps
+
+__all__ = ["Frequency", "Inspection", "Piece", "Split", "draw", "inspect"]
+
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+_QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+_CHUNK = 1 << 22
+"""Tokens counted at a time."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the two parts of the data."""
+
+    documents: int
+    tokens: int
+    """With the separator behind each document."""
+    words: int
+    num_bytes: int
+    """Of text."""
+    unknown: int
+    """Tokens for text that the tokenizer cannot express."""
+    lengths: tuple[int, ...]
+    """Tokens of the shortest document, of those at 10, 50 and 90 %, and of the longest."""
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """An entry of the vocabulary, and how often it occurs in the training text."""
+
+    piece: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of a sequence as a model sees it."""
+
+    shown: str
+    """What stands there."""
+    target: str = ""
+    """What is to be predicted there, if anything."""
+    segment: int = 0
+    """Documents of a packed sequence count from 1; tokens of others see each other only where this is equal."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that there is to say about prepared data."""
+
+    path: str
+    vocab_size: int
+    sources: tuple[str, ...]
+    splits: dict[str, Split]
+    skipped: dict[str, int]
+    """What was left out, by cause."""
+    replaced_bytes: int
+    frequent: tuple[Frequency, ...]
+    never: int
+    """Entries of the vocabulary that the training text never has."""
+    rare: int
+    """Entries that it has fewer than ten times."""
+    samples: tuple[tuple[Piece, ...], ...]
+    counts: npt.NDArray[np.int64]
+    """Of each entry in the training text, [V]."""
+    document_lengths: npt.NDArray[np.int64]
+    """Tokens of each training document."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the arrays."""
+        return {key: value for key, value in asdict(self).items() if key not in ("counts", "document_lengths")}
+
+
+def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pieces: int) -> Inspection:
+    """Read prepared data through.
+
+    Args:
+        prepared: The data.
+        config: How sequences are cut and masked.
+        num_samples: Sequences to show, the first of the run.
+        num_pieces: Entries of the vocabulary to show, the most frequent first.
+
+    Raises:
+        DataError: The data are damaged, or too little for one sequence.
+    """
+    tokenizer = load_prepared_tokenizer(prepared.path)
+    splits: dict[str, Split] = {}
+    lengths = {name: np.diff(prepared.stream(name).document_ends, prepend=0) for name in SPLITS}
+    for name in SPLITS:
+        counts = prepared.manifest["counts"].get(name, {})
+        splits[name] = Split(
+            documents=len(lengths[name]),
+            tokens=prepared.stream(name).num_tokens,
+            words=counts.get("words", 0),
+            num_bytes=counts.get("bytes", 0),
+            unknown=counts.get("unknown", 0),
+            lengths=tuple(int(value) for value in np.quantile(lengths[name], _QUANTILES, method="nearest")) if len(lengths[name]) else (),
+        )
+    counts_V = _count(prepared)
+    ordinary_V = np.delete(np.arange(prepared.vocab_size), list(prepared.special.ids))
+    most = ordinary_V[np.argsort(-counts_V[ordinary_V], kind="stable")][:num_pieces]
+    names = _Names(tokenizer.fast, prepared.vocab_size)
+    return Inspection(
+        path=str(prepared.path),
+        vocab_size=prepared.vocab_size,
+        sources=tuple(str(source["name"]) for source in prepared.manifest.get("sources", [])),
+        splits=splits,
+        skipped=dict(prepared.manifest.get("skipped", {})),
+        replaced_bytes=int(prepared.manifest.get("replaced_bytes", 0)),
+        frequent=tuple(Frequency(names[token], int(counts_V[token])) for token in most.tolist()),
+        never=int((counts_V[ordinary_V] == 0).sum()),
+        rare=int(((counts_V[ordinary_V] > 0) & (counts_V[ordinary_V] < 10)).sum()),
+        samples=_samples(prepared, config, num_samples, names) if num_samples else (),
+        counts=counts_V,
+        document_lengths=lengths["train"],
+    )
+
+
+def draw(inspection: Inspection, path: Path) -> None:
+    """Draw the lengths of documents, and how often each entry of the vocabulary occurs, most frequent first."""
+    with picture(path, width=9.0, height=3.6) as figure:
+        left, right = figure.subplots(1, 2)
+        lengths = np.maximum(inspection.document_lengths, 1)
+        edges = np.unique(np.geomspace(1, lengths.max() + 1, 40).astype(np.int64)) if len(lengths) else np.array([1, 2])
+        left.hist(lengths, bins=edges.tolist(), color="#1f6fb4")
+        left.set(xscale="log", xlabel="tokens of a document", ylabel="documents", title="Documents")
+        counts = np.sort(inspection.counts[inspection.counts > 0])[::-1]
+        right.plot(np.arange(1, len(counts) + 1), counts, color="#d1602a")
+        right.set(xscale="log", yscale="log", xlabel="rank in the vocabulary", ylabel="times in the training text", title="Tokens")
+
+
+class _Names:
+    """The texts of a vocabulary's entries."""
+
+    def __init__(self, fast: Any, vocab_size: int) -> None:
+        self._fast, self._size = fast, vocab_size
+
+    def __getitem__(self, token: int) -> str:
+        return str(self._fast.id_to_token(token) or f"<{token}>")
+
+
+def _count(prepared: PreparedData) -> npt.NDArray[np.int64]:
+    """Count each token of the training text, [V]."""
+    stream, counts_V = prepared.stream("train"), np.zeros(prepared.vocab_size, np.int64)
+    for start in range(0, stream.num_tokens, _CHUNK):
+        counts_V += np.bincount(stream.slice(start, start + _CHUNK), minlength=prepared.vocab_size)[: prepared.vocab_size]
+    return counts_V
+
+
+def _samples(prepared: PreparedData, config: Config, number: int, names: _Names) -> tuple[tuple[Piece, ...], ...]:
+    """Build the first sequences of a run."""
+    rows = cut_rows(config, prepared.stream("train"), prepared.special)[config.data.seq_len].rows(np.arange(number))
+    next_tokens = next_token_steps(config, prepared.special)
+    masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
+    batch = to_batch(rows, (next_tokens and next_tokens.at(0)) or masking, step=0, fixed_targets=False)
+    return tuple(tuple(_pieces(batch, row, names)) for row in range(number))
+
+
+def _pieces(batch: Batch, row: int, names: _Names) -> Sequence[Piece]:
+    width = batch.input_ids.shape[1]
+    positions, target_ids = batch.positions.tolist(), batch.target_ids.tolist()
+    targets = {place: target for place, target in zip(positions, target_ids, strict=True) if target != NO_TARGET}
+    segments_T = (batch.segments if batch.segments is not None else batch.input_ids * 0)[row].tolist()
+    kept_T = batch.attention_mask[row].tolist() if batch.attention_mask is not None else [True] * width
+    # A causal model predicts at each position the token behind it: shown there, not where it is predicted.
+    return [
+        Piece(names[token], "" if batch.causal or row * width + place not in targets else names[targets[row * width + place]], segment)
+        for place, (token, segment, kept) in enumerate(zip(batch.input_ids[row].tolist(), segments_T, kept_T, strict=True))
+        if kept
+    ]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pldcli.data.docstrings import docstring_corpus
+from pldcli.data.prepared import open_prepared
+from tests.conftest import Outcome
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(docstring_corpus(80_000)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_two_steps_give_the_bytes_of_one(pld: Callable[..., Outcome], corpus: Path, tmp_path: Path, model_type: str) -> None:
+    words = ("--vocab-size", "300", "--model-type", model_type)
+    done = pld("tokenizer", "train", corpus, "--out", tmp_path / "tokenizer", *words)
+    assert done.code == 0, done.err
+    assert f"{tmp_path / 'tokenizer'}: 300 entries ({model_type}, " in done.out
+    assert f"next: pld prepare-data {corpus} --tokenizer {tmp_path / 'tokenizer'}" in done.out
+    assert pld("prepare-data", corpus, "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "two", "--processes", "1").code == 0
+    assert pld("prepare-data", corpus, *words, "--out", tmp_path / "one", "--processes", "1").code == 0
+    ours, theirs = open_prepared(tmp_path / "two"), open_prepared(tmp_path / "one")
+    assert (ours.fingerprint, ours.data_fingerprint) == (theirs.fingerprint, theirs.data_fingerprint)
+    assert pld("tokenizer", "train", corpus, "--out", tmp_path / "tokenizer").code == 7
+    assert pld("tokenizer", "train", corpus, "--out", tmp_path / "tokenizer", *words, "--overwrite").code == 0
+
+
+def test_how_a_tokenizer_fits(pld: Callable[..., Outcome], corpus: Path, tmp_path: Path, prepared: Path) -> None:
+    strange = tmp_path / "strange.txt"
+    strange.write_text("\u0420\u0435\u043a\u0430 \u4e00 river", encoding="utf-8")
+    done = pld("tokenizer", "inspect", prepared, corpus, strange)
+    assert done.code == 0, done.err
+    assert f"{prepared}: 512 entries (bpe, " in done.out and "special: pad [PAD], unk [UNK], cls [CLS], sep [SEP], mask [MASK]" in done.out
+    assert "tokens per word" in done.out and str(strange) in done.out
+    found = json.loads(pld("tokenizer", "inspect", prepared, corpus, strange, "--json").out)
+    plain, other = found["texts"]
+    manifest = open_prepared(prepared).manifest
+    assert found["vocab_size"] == manifest["tokenizer"]["vocab_size"] and found["special"]["mask"] == "[MASK]"
+    assert plain["unknown"] == 0 and 1 < plain["tokens_per_word"] < 6
+    assert plain["tokens_per_word"] == pytest.approx(plain["tokens"] / plain["words"])
+    assert other["words"] == 3 and other["unknown"] >= 1 and other["unknown_share"] > 0.05
+    assert json.loads(pld("tokenizer", "inspect", prepared, "--json").out)["texts"] == []
+
+
+def test_refusals(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:
+    assert pld("tokenizer", "train", tmp_path / "nothing.txt").code == 3
+    assert pld("tokenizer", "inspect", tmp_path / "nothing").code == 3
+    done = pld("tokenizer", "train", corpus, "--encoding", "klingon", "--out", tmp_path / "t")
+    assert done.code == 2 and "klingon" in done.err and not (tmp_path / "t").exists()

@@ -1,0 +1,68 @@
+"""Inject faults and write what came of them.
+
+python -m tests.faults --share 0.05
+python -m tests.faults --out benchmarks/results/faults.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults import damage, several, stops
+from tests.faults.ground import Fault, Ground, Tally
+
+FAULTS: dict[str, tuple[Fault, int]] = {
+    "SIGKILL at a random moment of training": (stops.killed, 200),
+    "SIGKILL at each call that changes the disk": (stops.killed_while_saving, 1000),
+    "SIGTERM, SIGINT, SIGUSR1 at a random moment": (stops.signalled, 150),
+    "SIGKILL at a random moment of prepare-data": (stops.prepare_killed, 50),
+    "a flipped bit": (damage.flipped, 2000),
+    "a file cut short": (damage.cut, 200),
+    "a page of zeros": (damage.zeroed, 200),
+    "a missing file": (damage.missing, 200),
+    "an extra file": (damage.extra, 200),
+    "a disk that fills up": (damage.disk_full, 30),
+    "one of two processes killed": (several.one_killed, 5),
+    "one of two processes stopped": (several.one_stopped, 2),
+    "another number of processes": (several.another_number, 6),
+    "NaN or infinity in a step": (several.not_a_number, 20),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--share", type=float, default=1.0, help="of the trials of the full matrix, at least 1 each")
+    parser.add_argument("--only", nargs="+", help="names of faults, or parts of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a Markdown file")
+    options = parser.parse_args()
+    chosen = {name: fault for name, fault in FAULTS.items() if not options.only or any(part in name for part in options.only)}
+    lines = ["| fault | trials | failed | |", "|---|---|---|---|"]
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        ground = Ground(Path(scratch) / "ground", options.seed)
+        print(f"a run without faults takes {ground.seconds:.1f} s", flush=True)
+        for name, (fault, trials) in chosen.items():
+            began = time.monotonic()
+            tally: Tally = fault(ground, max(1, round(trials * options.share)))
+            failed += len(tally.failures)
+            lines.append(f"| {name} | {tally.trials} | {len(tally.failures)} | {tally.note} |")
+            print(f"{lines[-1]}  {time.monotonic() - began:.0f} s", flush=True)
+            for failure in tally.failures[:5]:
+                print(f"    {failure}", flush=True)
+        ground.processes.close()
+    if options.out:
+        from pldcli.engine.hardware import versions
+
+        programs = ", ".join(f"{name} {version}" for name, version in versions().items())
+        head = f"# Faults\n\nCommand: `python -m tests.faults {' '.join(sys.argv[1:])}`. {programs}.\n"
+        options.out.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Faults of several processes, and of the numbers themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from tests.engine.test_launcher import alive, ranks
+from tests.faults.ground import STEPS, Ground, Tally, digest
+
+__all__ = ["another_number", "not_a_number", "one_killed", "one_stopped"]
+
+_SPOIL = """
+import math
+from pldcli.engine.trainer import Trainer
+forward_backward, calls = Trainer.forward_backward, iter(range(10**9))
+step = Trainer._step
+inside = []
+def noted(self, *arguments, **named):
+    inside.append(None)
+    try:
+        return step(self, *arguments, **named)
+    finally:
+        inside.pop()
+def spoil(self, *arguments):
+    sums = forward_backward(self, *arguments)
+    if inside and next(calls) == {at}:  # not where steps are only timed
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(math.{number})
+        sums = sums * math.{number}
+    return sums
+Trainer.forward_backward, Trainer._step = spoil, noted
+from pldcli import cli
+raise SystemExit(cli.run({line!r}))
+"""
+
+
+def one_killed(ground: Ground, trials: int) -> Tally:
+    """SIGKILL to one of two processes; all end, and the same command ends where nothing had happened."""
+    return _one_of_two(ground, trials, signal.SIGKILL)
+
+
+def one_stopped(ground: Ground, trials: int) -> Tally:
+    """SIGSTOP to one of two processes: the other gives it up after the timeout, and the job ends."""
+    return _one_of_two(ground, trials, signal.SIGSTOP, "runtime.timeout_seconds=5")
+
+
+def another_number(ground: Ground, trials: int) -> Tally:
+    """Stop in one number of processes and go on in another: losses as those of one process, but for rounding."""
+    tally = Tally()
+    whole = load_file(ground.whole / "model" / "model.safetensors")
+    pairs = [(1, 2), (2, 1), (1, 4), (4, 1), (2, 4), (4, 2)]
+    for trial in range(trials):
+        first, second = pairs[trial % len(pairs)]
+        with ground.fresh() as out:
+            process = ground.start(out, "--gpus", str(first))
+            until = time.monotonic() + 60
+            while not (out / "metrics.jsonl").is_file() or '"step": 5' not in (out / "metrics.jsonl").read_text():
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.01)
+            process.kill(signal.SIGTERM)
+            process.wait()
+            process = ground.start(out, "--gpus", str(second))
+            if code := process.wait():
+                tally.count(f"{first} to {second}: ended with {code}: {process.err.strip()[-300:]}")
+                continue
+            ended = load_file(out / "model" / "model.safetensors")
+            apart = max(float(abs(ended[name] - whole[name]).max()) for name in whole)
+            tally.count("" if apart < 1e-3 else f"{first} to {second}: weights differ by {apart:.2g}")
+    return tally
+
+
+def not_a_number(ground: Ground, trials: int) -> Tally:
+    """NaN or infinity in one forward and backward pass: the step is left out, the run ends well."""
+    tally = Tally()
+    for trial in range(trials):
+        with ground.fresh() as out:
+            at = ground.draw.randrange(2 * STEPS)
+            number = ("nan", "inf")[trial % 2]
+            process = ground.processes.python(_SPOIL.format(at=at, number=number, line=ground.line(out)))
+            process.wait()
+            if "SystemExit: 0" not in process.err:
+                tally.count(f"pass {at}: {process.err.strip()[-300:]}")
+            else:
+                tally.count("" if "1 steps" in process.out and _is_finite(out) else f"pass {at}: {process.out[-300:]}")
+    return tally
+
+
+def _is_finite(out: Path) -> bool:
+    import numpy as np
+
+    return all(bool(np.isfinite(values).all()) for values in load_file(out / "model" / "model.safetensors").values())
+
+
+def _one_of_two(ground: Ground, trials: int, number: signal.Signals, *more: str) -> Tally:
+    tally = Tally()
+    with ground.fresh() as out:
+        ground.start(out, "--gpus", "2").wait()
+        expected = digest(out / "model" / "model.safetensors")
+    for trial in range(trials):
+        with ground.fresh() as out:
+            process = ground.start(out, "--gpus", "2", *more)
+            until = time.monotonic() + 60
+            while len(below := ranks(process.number)) < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(ground.draw.uniform(2.0, 2.0 + ground.seconds))
+            try:
+                os.kill(below[trial % 2], number)
+            except (KeyError, ProcessLookupError):
+                process.wait()
+                continue  # it had ended
+            began = time.monotonic()
+            code = process.wait()
+            took = time.monotonic() - began
+            failure = ground.damaged(out)
+            if orphans := [one for one in below.values() if alive(one)]:
+                failure = f"{len(orphans)} orphans"
+            elif code == 0 and number != signal.SIGKILL:
+                failure = "ended well with a stopped process"
+            elif took > 60:
+                failure = f"took {took:.0f} s to end"
+            process = ground.start(out, "--gpus", "2")
+            if not failure and (code := process.wait()):
+                failure = f"the same command ended with {code}: {process.err.strip()[-300:]}"
+            elif not failure and digest(out / "model" / "model.safetensors") != expected:
+                failure = "other weights than without the fault"
+            tally.count(failure)
+    return tally

@@ -1,0 +1,263 @@
+"""What is read from elsewhere is read, or refused with one line: whatever its bytes are, nothing else happens.
+
+PLD_FUZZ_SECONDS lengthens it; the seed of a failure is in its message.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from pldcli import presets
+from pldcli.data.corpus import Reader, find_sources
+from pldcli.data.prepared import verify_prepared
+from pldcli.data.tokenizer import load_tokenizer
+from pldcli.deepspeed import import_deepspeed
+from pldcli.engine import checkpoint
+from pldcli.engine.metrics import read_metrics
+from pldcli.engine.run_directory import RunDirectory, summarise
+from pldcli.errors import PldError
+from pldcli.huggingface.load import load_pretrained
+from pldcli.study.read_spec import read_spec
+from pldcli.system.seal import sealed
+from pldcli.task_files.own_files import load_own
+from tests.conftest import tiny_config, tiny_trainer
+from tests.finetuning.conftest import save_tiny, words_tokenizer
+
+__all__ = ["words_tokenizer"]
+
+SECONDS = float(os.environ.get("PLD_FUZZ_SECONDS", "0.4"))
+ODD = (
+    b"null", b"{}", b"[]", b"-1", b"1e999", b"NaN", b"true", b'"', b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\n\n", b"\t", b",",
+    b"99999999999999999999", b"[" * 3000, b'{"a":' * 3000, "\u2028".encode(), b"\xed\xa0\x80", b"- &a [*a]", b"!!python/object:os.system",
+)  # fmt: skip
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Change a file a little, or a lot."""
+    changed = bytearray(content)
+    for _ in range(draw.choice((1, 1, 1, 2, 5))):
+        place, other = (draw.randrange(len(changed) + 1) for _ in range(2))
+        first, last = sorted((place, other))
+        last = min(last, first + draw.choice((1, 4, 50, 10**6)))
+        match draw.randrange(7):
+            case 0:
+                changed[first:last] = b""
+            case 1:
+                changed[first:first] = changed[first:last][:10_000]
+            case 2:
+                changed[place:place] = draw.choice(ODD)
+            case 3:
+                changed[first:last] = draw.choice(ODD)
+            case 4:
+                changed[place:place] = draw.randbytes(draw.choice((1, 8, 100)))
+            case 5 if changed:
+                changed[place % len(changed)] ^= 1 << draw.randrange(8)
+            case _:
+                numbers = [at for at, byte in enumerate(changed) if chr(byte).isdigit()]
+                if numbers:
+                    at = draw.choice(numbers)
+                    changed[at : at + 1] = draw.choice((b"-1", b"0", b"1e9", b"0.5", b"7777777777", b'"x"', b"null"))
+    return bytes(changed)
+
+
+def fuzz(path: Path, read: Callable[[], object], *, seal: Callable[[bytes], bytes] = lambda content: content) -> int:
+    """Change a file again and again and read it; return how often it was refused."""
+    content, refused, seed = path.read_bytes(), 0, 0
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        seed += 1
+        changed = seal(mutated(content, random.Random(seed)))
+        path.write_bytes(changed)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read()
+        except PldError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        except Exception as error:
+            raise AssertionError(f"{path.name}, seed {seed}: {type(error).__name__}: {error}; {changed[:300]!r}") from error
+        finally:
+            path.write_bytes(content)
+    assert refused, "nothing that was tried was wrong"
+    return seed
+
+
+ROWS = [{"text": f"the river {number} \u00e9\U0001f600", "label": ["good", "bad"][number % 2]} for number in range(30)]
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "t",
+            "paragraphs": [
+                {
+                    "context": "The river is long and old.",
+                    "qas": [
+                        {"id": str(number), "question": "What?", "answers": [{"text": "river", "answer_start": 4}]} for number in range(9)
+                    ],
+                }
+            ],
+        }
+    ],
+}
+TASKS: dict[str, bytes] = {
+    "rows.jsonl": "\n".join(map(json.dumps, ROWS)).encode(),
+    "rows.csv": ("text,label\n" + "\n".join(f'"{row["text"]}, and",{row["label"]}' for row in ROWS)).encode(),
+    "rows.tsv": ("text\tlabel\n" + "\n".join(f"{row['text']}\t{row['label']}" for row in ROWS)).encode(),
+    "rows.conll": "\n\n".join("The DT B-NP\nriver NN I-NP\nflows VB O" for _ in range(20)).encode(),
+    "squad.json": json.dumps(SQUAD).encode(),
+}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_tasks(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(TASKS[name])
+    load_own(path)
+    fuzz(path, lambda: load_own(path))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), path)
+    load_own(path)
+    fuzz(path, lambda: load_own(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("a.txt", bytes), ("a.jsonl", bytes), ("a.txt.gz", gzip.compress), ("a.jsonl.gz", gzip.compress)],
+)
+def test_corpora(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / name
+    text = "\n".join(map(json.dumps, ROWS)) if "jsonl" in name else "\n\n".join(str(row["text"]) for row in ROWS)
+    path.write_bytes(pack(text.encode()))
+
+    def read() -> None:
+        sources, _ = find_sources([path])
+        for source in sources:
+            for strict in (False, True):
+                list(Reader(source, strict=strict).pieces())
+
+    read()
+    fuzz(path, read)
+
+
+def test_tokenizers(tmp_path: Path, prepared: Path) -> None:
+    for name in ("tokenizer.json", "sentencepiece.model"):
+        path = tmp_path / name
+        shutil.copy(prepared / name, path)
+        load_tokenizer(path)
+        fuzz(path, lambda path=path: load_tokenizer(path))
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##ab", "##c"]), encoding="utf-8")
+    load_tokenizer(path)
+    fuzz(path, lambda: load_tokenizer(path))
+
+
+def test_prepared_data_whose_manifest_was_sealed_again(tmp_path: Path, prepared: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+
+    def seal(content: bytes) -> bytes:
+        try:
+            fields = json.loads(content)
+        except (ValueError, RecursionError):
+            return content
+        return json.dumps(sealed(fields)).encode() if isinstance(fields, dict) else content
+
+    fuzz(data / "manifest.json", lambda: verify_prepared(data), seal=seal)
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.yaml", "model.safetensors", "optimizer.safetensors"])
+def test_checkpoints_that_were_sealed_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer()
+    held = checkpoint.hold(
+        checkpoint.Position(3), tiny_config(), trainer.model, trainer.optimizer, scaler={}, guard={}, data_fingerprint="d",
+        tokenizer_fingerprint="t",
+    )  # fmt: skip
+    path = checkpoint.write(tmp_path, held, keep=1)
+    monkeypatch.setattr(checkpoint, "verify", lambda path: None)  # as good as sums over what was changed
+    checkpoint.read(path)
+    fuzz(path / name, lambda: checkpoint.read(path))
+
+
+def test_checksums(tmp_path: Path) -> None:
+    trainer = tiny_trainer()
+    held = checkpoint.hold(
+        checkpoint.Position(3), tiny_config(), trainer.model, trainer.optimizer, scaler={}, guard={}, data_fingerprint="d",
+        tokenizer_fingerprint="t",
+    )  # fmt: skip
+    path = checkpoint.write(tmp_path, held, keep=1)
+    fuzz(path / "SHA256SUMS", lambda: checkpoint.verify(path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"])
+def test_models(tmp_path: Path, words_tokenizer: Any, name: str) -> None:
+    place = save_tiny(tmp_path / "tiny", words_tokenizer)
+    load_pretrained(place)
+    fuzz(place / name, lambda: load_pretrained(place))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_configurations_of_models(tmp_path: Path, words_tokenizer: Any, rotary: bool) -> None:
+    changes = {"position_embedding": "rotary", "feed_forward": "geglu", "first_attention_norm": False, "type_vocab_size": 0}
+    place = save_tiny(tmp_path / "tiny", words_tokenizer, **(changes if rotary else {"norm": "post"}))
+    fuzz(place / "config.json", lambda: load_pretrained(place))
+
+
+def test_configurations(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(presets.dump(tiny_config()), encoding="utf-8")
+    fuzz(preset, lambda: presets.resolve(str(preset)))
+    deepspeed = tmp_path / "ds.json"
+    content = {
+        "train_batch_size": 32,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-3, "betas": [0.9, 0.99]}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
+        "progressive_layer_drop": {"enabled": True, "theta": 0.5, "gamma": 0.001},
+        "fp16": {"enabled": True},
+    }
+    deepspeed.write_text(json.dumps(content), encoding="utf-8")
+    fuzz(deepspeed, lambda: import_deepspeed(deepspeed))
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "seeds: [0, 1]\nset: {train.total_steps: 9}\nsystems:\n  a: {preset: bert-tiny-preln}\n  b: {preset: bert-tiny-pld, baseline: a}\n",
+        encoding="utf-8",
+    )
+    fuzz(study, lambda: read_spec(study))
+
+
+def test_runs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(presets.dump(tiny_config()), encoding="utf-8")
+    (run / "metrics.jsonl").write_text("\n".join(json.dumps({"step": step, "train/loss": 1.0}) for step in range(9)), encoding="utf-8")
+    (run / "environment.json").write_text(json.dumps({"starts": [{"data_fingerprint": "d"}]}), encoding="utf-8")
+
+    def read() -> None:
+        read_metrics(run / "metrics.jsonl")
+        if summarise(RunDirectory(run)).state == "unreadable":
+            raise PldError("unreadable")
+
+    for name in ("metrics.jsonl", "environment.json", "config.yaml"):
+        content = (run / name).read_bytes()
+        for seed in range(60):
+            (run / name).write_bytes(mutated(content, random.Random(seed)))
+            with suppress(PldError):
+                read()
+        (run / name).write_bytes(content)
