@@ -71,17 +71,18 @@ def _show(found: Inspection) -> None:
     from pldcli.console.section import Section
 
     console = screen()
-    rows = []
+    rows, lengths = [], []
     for name, split in found.splits.items():
-        shortest, low, middle, high, longest = (f"{length:,}" for length in split.lengths) if split.lengths else ("-",) * 5
         per_word = f"{split.tokens / split.words:.2f}" if split.words else "-"
-        unknown = f"{split.unknown / max(1, split.tokens):.2%}"
-        rows.append((name, f"{split.documents:,}", f"{split.tokens:,}", per_word, unknown, shortest, low, middle, high, longest))
-    headings = ("", "documents", "tokens", "per word", "unknown", "shortest", "10 %", "50 %", "90 %", "longest")
+        rows.append((name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens):.2%}"))
+        lengths.append((name, *(f"{length:,}" for length in split.lengths)) if split.lengths else (name, *["-"] * 5))
+    headings = ("part", "documents", "tokens", "per word", "unknown")
     left_out = [f"left out: {count:,} x {cause}" for cause, count in found.skipped.items()] or ["left out: nothing"]
     if found.replaced_bytes:
         left_out.append(f"replaced: {found.replaced_bytes:,} bytes that are not of the encoding")
     sections = [Section(f"{found.path}, from {len(found.sources)} file(s)", headings, tuple(rows), notes=tuple(left_out))]
+    of_lengths = ("part", "shortest", "10 %", "50 %", "90 %", "longest")
+    sections.append(Section("tokens of a document", of_lengths, tuple(lengths)))
     if found.frequent:
         tokens = found.splits["train"].tokens
         share = tuple((one.piece, f"{one.count:,}", f"{one.count / max(1, tokens):.2%}") for one in found.frequent)

@@ -43,6 +43,7 @@ def test_a_damaged_manifest_is_a_users_error(data: Path, pld: Callable[..., Outc
 def test_what_is_in_prepared_data(data: Path, pld: Callable[..., Outcome], tmp_path: Path) -> None:
     done = pld("data", "inspect", data, "data.seq_len=16", "--plot", tmp_path / "data.png")
     assert done.code == 0, done.err
+    assert "part " in done.out and "\ntrain " in done.out and "\nvalidation " in done.out
     assert f"{data}, from 1 file(s)" in done.out and "left out: nothing" in done.out
     assert "frequent pieces" in done.out and "of 60 entries the training text never has" in done.out
     counts = [int(count) for count in re.findall(r"sequence \d \(16 tokens, (\d+) to predict\)", done.out)]
