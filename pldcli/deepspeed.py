@@ -50,7 +50,7 @@ class _File:
         self.path = path
         try:
             content = from_json(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot be read as JSON ({getattr(error, 'strerror', error)})", where=str(path)) from error
         if not isinstance(content, dict) or not content.keys() & {*_BLOCKS, *_KEYS, "gradient_clipping", "gradient_accumulation_steps"}:
             hint = "it has keys such as progressive_layer_drop, optimizer and train_batch_size"

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pldcli.config import Config
 from pldcli.data.loader import NO_TARGET, Batch, to_batch
 from pldcli.data.prepared import PreparedData
+from pldcli.data.stream import TokenStream
 from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.plots.canvas import picture
 from pldcli.pretraining.assembly import choose_masking, cut_rows, next_token_steps
@@ -105,21 +106,25 @@ def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pie
     """
     tokenizer = load_prepared_tokenizer(prepared.path)
     splits: dict[str, Split] = {}
-    lengths = {name: np.diff(prepared.stream(name).document_ends, prepend=0) for name in SPLITS}
+    streams = {name: prepared.stream(name) for name in SPLITS}
+    lengths = {name: np.diff(stream.document_ends, prepend=0) for name, stream in streams.items()}
     for name in SPLITS:
         counts = prepared.manifest["counts"].get(name, {})
         splits[name] = Split(
             documents=len(lengths[name]),
-            tokens=prepared.stream(name).num_tokens,
+            tokens=streams[name].num_tokens,
             words=counts.get("words", 0),
             num_bytes=counts.get("bytes", 0),
             unknown=counts.get("unknown", 0),
             lengths=tuple(int(value) for value in np.quantile(lengths[name], _QUANTILES, method="nearest")) if len(lengths[name]) else (),
         )
-    counts_V = _count(prepared)
+    counts_V = _count(streams["train"], prepared.vocab_size)
     ordinary_V = np.delete(np.arange(prepared.vocab_size), list(prepared.special.ids))
     most = ordinary_V[np.argsort(-counts_V[ordinary_V], kind="stable")][:num_pieces]
-    names = _Names(tokenizer.fast, prepared.vocab_size)
+
+    def written(token: int) -> str:
+        return str(tokenizer.fast.id_to_token(token) or f"<{token}>")
+
     return Inspection(
         path=str(prepared.path),
         vocab_size=prepared.vocab_size,
@@ -127,10 +132,10 @@ def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pie
         splits=splits,
         skipped=dict(prepared.manifest.get("skipped", {})),
         replaced_bytes=int(prepared.manifest.get("replaced_bytes", 0)),
-        frequent=tuple(Frequency(names[token], int(counts_V[token])) for token in most.tolist()),
+        frequent=tuple(Frequency(written(token), int(counts_V[token])) for token in most.tolist()),
         never=int((counts_V[ordinary_V] == 0).sum()),
         rare=int(((counts_V[ordinary_V] > 0) & (counts_V[ordinary_V] < 10)).sum()),
-        samples=_samples(prepared, config, num_samples, names) if num_samples else (),
+        samples=_samples(prepared, streams["train"], config, num_samples, written) if num_samples else (),
         counts=counts_V,
         document_lengths=lengths["train"],
     )
@@ -149,34 +154,26 @@ def draw(inspection: Inspection, path: Path) -> None:
         right.set(xscale="log", yscale="log", xlabel="rank in the vocabulary", ylabel="times in the training text", title="Tokens")
 
 
-class _Names:
-    """The texts of a vocabulary's entries."""
-
-    def __init__(self, fast: Any, vocab_size: int) -> None:
-        self._fast, self._size = fast, vocab_size
-
-    def __getitem__(self, token: int) -> str:
-        return str(self._fast.id_to_token(token) or f"<{token}>")
-
-
-def _count(prepared: PreparedData) -> npt.NDArray[np.int64]:
-    """Count each token of the training text, [V]."""
-    stream, counts_V = prepared.stream("train"), np.zeros(prepared.vocab_size, np.int64)
+def _count(stream: TokenStream, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Count each token of a text, [V]."""
+    counts_V = np.zeros(vocab_size, np.int64)
     for start in range(0, stream.num_tokens, _CHUNK):
-        counts_V += np.bincount(stream.slice(start, start + _CHUNK), minlength=prepared.vocab_size)[: prepared.vocab_size]
+        counts_V += np.bincount(stream.slice(start, start + _CHUNK), minlength=vocab_size)[:vocab_size]
     return counts_V
 
 
-def _samples(prepared: PreparedData, config: Config, number: int, names: _Names) -> tuple[tuple[Piece, ...], ...]:
+def _samples(
+    prepared: PreparedData, stream: TokenStream, config: Config, number: int, written: Callable[[int], str]
+) -> tuple[tuple[Piece, ...], ...]:
     """Build the first sequences of a run."""
-    rows = cut_rows(config, prepared.stream("train"), prepared.special)[config.data.seq_len].rows(np.arange(number))
+    rows = cut_rows(config, stream, prepared.special)[config.data.seq_len].rows(np.arange(number))
     next_tokens = next_token_steps(config, prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     batch = to_batch(rows, (next_tokens and next_tokens.at(0)) or masking, step=0, fixed_targets=False)
-    return tuple(tuple(_pieces(batch, row, names)) for row in range(number))
+    return tuple(tuple(_pieces(batch, row, written)) for row in range(number))
 
 
-def _pieces(batch: Batch, row: int, names: _Names) -> Sequence[Piece]:
+def _pieces(batch: Batch, row: int, written: Callable[[int], str]) -> Sequence[Piece]:
     width = batch.input_ids.shape[1]
     positions, target_ids = batch.positions.tolist(), batch.target_ids.tolist()
     targets = {place: target for place, target in zip(positions, target_ids, strict=True) if target != NO_TARGET}
@@ -184,7 +181,7 @@ def _pieces(batch: Batch, row: int, names: _Names) -> Sequence[Piece]:
     kept_T = batch.attention_mask[row].tolist() if batch.attention_mask is not None else [True] * width
     # A causal model predicts at each position the token behind it: shown there, not where it is predicted.
     return [
-        Piece(names[token], "" if batch.causal or row * width + place not in targets else names[targets[row * width + place]], segment)
+        Piece(written(token), "" if batch.causal or row * width + place not in targets else written(targets[row * width + place]), segment)
         for place, (token, segment, kept) in enumerate(zip(batch.input_ids[row].tolist(), segments_T, kept_T, strict=True))
         if kept
     ]

@@ -183,26 +183,25 @@ def test_prepared_data_whose_manifest_was_sealed_again(tmp_path: Path, prepared:
     fuzz(data / "manifest.json", lambda: verify_prepared(data), seal=seal)
 
 
-@pytest.mark.parametrize("name", ["state.json", "config.yaml", "model.safetensors", "optimizer.safetensors"])
-def test_checkpoints_that_were_sealed_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_checkpoint(place: Path) -> Path:
     trainer = tiny_trainer()
     held = checkpoint.hold(
         checkpoint.Position(3), tiny_config(), trainer.model, trainer.optimizer, scaler={}, guard={}, data_fingerprint="d",
         tokenizer_fingerprint="t",
     )  # fmt: skip
-    path = checkpoint.write(tmp_path, held, keep=1)
+    return checkpoint.write(place, held, keep=1)
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.yaml", "model.safetensors", "optimizer.safetensors"])
+def test_checkpoints_that_were_sealed_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_checkpoint(tmp_path)
     monkeypatch.setattr(checkpoint, "verify", lambda path: None)  # as good as sums over what was changed
     checkpoint.read(path)
     fuzz(path / name, lambda: checkpoint.read(path))
 
 
 def test_checksums(tmp_path: Path) -> None:
-    trainer = tiny_trainer()
-    held = checkpoint.hold(
-        checkpoint.Position(3), tiny_config(), trainer.model, trainer.optimizer, scaler={}, guard={}, data_fingerprint="d",
-        tokenizer_fingerprint="t",
-    )  # fmt: skip
-    path = checkpoint.write(tmp_path, held, keep=1)
+    path = write_checkpoint(tmp_path)
     fuzz(path / "SHA256SUMS", lambda: checkpoint.verify(path))
 
 

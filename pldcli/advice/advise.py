@@ -256,7 +256,7 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
     ranked = sorted(means, key=lambda name: means[name])
     paid = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
     told = ", ".join(f"{name} {means[name]:+.3f} nats ({len(differences[name])})" for name in ranked)
-    verdict = f"{paid[0]}" if paid else "nothing is dropped"
+    verdict = paid[0] if paid else "nothing is dropped"
     return (paid or [_DENSE])[0], f"dropping and growing: {verdict}; beside the same model without, at equal time (runs): {told}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pldcli.advice.law import Point, fresh_tokens
 from pldcli.config import Config
 
-__all__ = ["SHAPE", "Comparison", "Evidence", "Recorded", "body_parameters", "load", "read"]
+__all__ = ["SHAPE", "Comparison", "Evidence", "Recorded", "body_parameters", "load"]
 
 SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 """The settings of a model that make it larger or smaller."""
@@ -81,13 +81,8 @@ def body_parameters(config: Config) -> int:
 
 @cache
 def load() -> Evidence:
-    """Read what is shipped."""
-    return read(Path(__file__).with_name("evidence.json"))
-
-
-def read(path: Path) -> Evidence:
-    """Read a file that `benchmarks/law.py` wrote."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """Read what is shipped, as `benchmarks/law.py` wrote it."""
+    content = json.loads(Path(__file__).with_name("evidence.json").read_text(encoding="utf-8"))
     return Evidence(
         text=content["text"],
         runs=tuple(Recorded(**run) for run in content["runs"]),

@@ -49,10 +49,8 @@ def prepare_data(
     """Turn raw text into token ids, with a tokenizer trained on it."""
     from pldcli.data.prepare import prepare
     from pldcli.data.spool import spooled
-    from pldcli.system.output_place import check_new
 
-    check_new(out, overwrite=overwrite)  # before all of standard input is read
-    with spooled(inputs, out) as files:
+    with spooled(inputs, out, overwrite=overwrite) as files:
         prepared = prepare(
             files,
             out,

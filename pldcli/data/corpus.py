@@ -26,6 +26,7 @@ from pldcli.choices import DocumentPer
 from pldcli.data.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
 from pldcli.data.tables import columnar_texts, csv_texts
 from pldcli.errors import DataError, json_type
+from pldcli.system.json_text import from_json
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -325,8 +326,8 @@ class Reader:
     def _text_of(self, line: str, where: str) -> str:
         one_object = "one JSON object per line is needed"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = from_json(line)
+        except ValueError as error:
             reason = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
             raise _NoTextError("line that is not JSON", f"is not JSON{reason}", where=where, hint=one_object) from error
         if not isinstance(record, dict):

@@ -36,7 +36,7 @@ from pldcli.system.output_place import check_new, check_output
 from pldcli.system.signals import first_signal, stop_error
 from pldcli.system.workers import available_cores
 
-__all__ = ["Prepared", "prepare", "validation_limit"]
+__all__ = ["Corpus", "Prepared", "prepare", "validation_limit"]
 
 VALIDATION_PARTS = 301
 """One document of so many is for validation: 300 to 1."""
@@ -128,7 +128,7 @@ def prepare(
         sources = _without(sources, held_out, skipped)
         with atomic.directory(out, overwrite=overwrite) as directory:
             reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding, "strict": strict, "skip_bad": skip_bad}
-            corpus = _Corpus([*sources, *held_out], len(sources), reading, quiet)
+            corpus = Corpus([*sources, *held_out], len(sources), reading, quiet)
             scan = _scan(corpus, sample_bytes=0 if existing else SAMPLE_BYTES)
             chosen, notes = existing, []
             if chosen is None:
@@ -200,7 +200,9 @@ def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str
 
 
 @dataclass(frozen=True)
-class _Corpus:
+class Corpus:
+    """Sources, and how they are read."""
+
     sources: list[Source]
     num_train_sources: int
     """The rest are for validation; where there is no rest, documents are chosen."""
@@ -241,7 +243,7 @@ class _Scan:
     sample: list[str] = field(default_factory=list)
 
 
-def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
+def _scan(corpus: Corpus, *, sample_bytes: int) -> _Scan:
     scan, sampler = _Scan(), Sampler(sample_bytes)
     documents_before = 0
 
@@ -277,7 +279,7 @@ def _scan(corpus: _Corpus, *, sample_bytes: int) -> _Scan:
 
 
 def _encode(
-    corpus: _Corpus, scan: _Scan, tokenizer: Tokenizer, encoder: Encoder, directory: Path
+    corpus: Corpus, scan: _Scan, tokenizer: Tokenizer, encoder: Encoder, directory: Path
 ) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     """Make the second pass: write the shards, and return their counts by split and their entries in the manifest."""
     hashes = {source["name"]: source["sha256"] for source in scan.sources}

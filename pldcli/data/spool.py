@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pldcli.errors import UsageError
 from pldcli.system import atomic
+from pldcli.system.output_place import check_new
 
 __all__ = ["spooled"]
 
@@ -18,16 +19,17 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def spooled(inputs: Sequence[Path], out: Path) -> Iterator[list[Path]]:
+def spooled(inputs: Sequence[Path], out: Path, *, overwrite: bool) -> Iterator[list[Path]]:
     """Yield the inputs with a file in the place of `-`, which holds standard input until the block ends.
 
     Args:
         inputs: Files and directories; `-` at most once.
         out: The directory to make; the file lies beside it, with room for as much text.
+        overwrite: Replace what is there.
 
     Raises:
         UsageError: Standard input is a terminal, or named twice.
-        OutputError: The disk is full or not writable.
+        OutputError: The place is taken, which shows before anything is read; or the disk is full or not writable.
     """
     if _STANDARD_INPUT not in inputs:
         yield list(inputs)
@@ -35,6 +37,7 @@ def spooled(inputs: Sequence[Path], out: Path) -> Iterator[list[Path]]:
     if sys.stdin.isatty() or inputs.count(_STANDARD_INPUT) > 1:
         what = "standard input is a terminal" if sys.stdin.isatty() else "standard input can be read once"
         raise UsageError(what, where="-", hint="pipe text into the command, or name files")
+    check_new(out, overwrite=overwrite)
     place = out.with_name(f".{out.name}.stdin")
     shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
     try:

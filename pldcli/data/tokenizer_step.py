@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pldcli.console.progress import Progress
 from pldcli.data.corpus import Reader, Source, find_sources
 from pldcli.data.encoding import count_words
 from pldcli.data.notes import notes_on_training
-from pldcli.data.prepare import SAMPLE_BYTES
+from pldcli.data.prepare import SAMPLE_BYTES, Corpus
 from pldcli.data.sampling import Sampler
 from pldcli.data.tokenizer import Tokenizer, train_tokenizer
 from pldcli.system import atomic
@@ -83,7 +83,7 @@ def train(
     check_new(out, overwrite=overwrite)
     sources, _ = find_sources(inputs, exclude=out)
     sampler = Sampler(SAMPLE_BYTES)
-    for _, text, last in _pieces(sources, reading or {}, quiet=quiet):
+    for text, last in Corpus(sources, len(sources), reading or {}, quiet).pieces("Reading", done=lambda source, reader: None):
         sampler.add(text, last=last)
     sample = sampler.sample()
     with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
@@ -100,22 +100,16 @@ def fit_to(tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str
         DataError: A file cannot be used.
     """
     sources, _ = find_sources(inputs)
-    found: dict[Path, list[int]] = {source.path: [0] * 5 for source in sources}
-    continued = False
-    for source, text, last in _pieces(sources, reading or {}, quiet=quiet):
+    fits: list[Fit] = []
+    totals, continued = [0] * 5, False
+
+    def done(source: Source, reader: Reader) -> None:
+        fits.append(Fit(str(source.path), *totals))
+        totals[:] = [0] * 5
+
+    for text, last in Corpus(sources, len(sources), reading or {}, quiet).pieces("Reading", done=done):
         ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued)
         continued = not last
         counted = len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)
-        found[source.path] = [before + more for before, more in zip(found[source.path], counted, strict=True)]
-    return [Fit(str(path), *counts) for path, counts in found.items()]
-
-
-def _pieces(sources: Sequence[Source], reading: Mapping[str, Any], *, quiet: bool) -> Iterator[tuple[Source, str, bool]]:
-    earlier = 0
-    with Progress("Reading", total=sum(source.num_bytes for source in sources), unit="bytes", quiet=quiet) as progress:
-        for source in sources:
-            reader = Reader(source, **reading)
-            for text, last in reader.pieces():
-                yield source, text, last
-                progress.update(earlier + reader.raw_bytes)
-            earlier += source.num_bytes
+        totals[:] = [before + more for before, more in zip(totals, counted, strict=True)]
+    return fits

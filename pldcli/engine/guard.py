@@ -50,9 +50,10 @@ class Guard:
             grad_norm: Before clipping, likewise; None where a loss scaler looks after gradients.
         """
         values = {"loss": loss.detach()} | ({} if grad_norm is None else {"grad_norm": grad_norm.detach()})
-        is_bad = ~torch.stack([value.isfinite() for value in values.values()]).all()
+        is_finite = torch.stack([value.isfinite() for value in values.values()]).all()
+        is_bad = ~is_finite
         if self.sigmas is not None:
-            is_bad = is_bad | self._is_spike(values, self.sigmas)
+            is_bad = is_bad | self._is_spike(values, is_finite, self.sigmas)
         counts, since = self._counts, self._since
         counts["in_a_row"] = (counts["in_a_row"] + 1) * is_bad
         counts["first_step"] = torch.where(counts["in_a_row"] == 1, step, counts["first_step"])
@@ -81,7 +82,7 @@ class Guard:
                 if (one := saved.get(f"guard/{name}")) is not None:
                     group[name] = one.to(tensor.device, tensor.dtype).clone()
 
-    def _is_spike(self, values: Mapping[str, Tensor], sigmas: float) -> Tensor:
+    def _is_spike(self, values: Mapping[str, Tensor], is_finite: Tensor, sigmas: float) -> Tensor:
         """Compare with the steps remembered, once there are enough, and remember what is no spike."""
         remembered = self._counts["remembered"]
         is_spike = torch.zeros((), dtype=torch.bool, device=remembered.device)
@@ -89,7 +90,7 @@ class Guard:
             seen = self._seen[name]
             is_spike = is_spike | (value > seen.mean() + sigmas * seen.std())
         is_spike = is_spike & (remembered >= _REMEMBERED)
-        is_kept = ~is_spike & torch.stack([value.isfinite() for value in values.values()]).all()
+        is_kept = ~is_spike & is_finite
         place = torch.arange(_REMEMBERED, device=remembered.device) == remembered % _REMEMBERED
         for name, value in values.items():
             self._seen[name] = torch.where(place & is_kept, value.float(), self._seen[name])

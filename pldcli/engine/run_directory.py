@@ -190,15 +190,18 @@ def run_state(run: RunDirectory, config: Config, step: int) -> RunState:
     return "stopped" if reached or run.has_model else "not started"
 
 
-def has_saved(step: int, config: Config) -> bool:
-    """Return whether a run with metrics up to `step` must have saved a checkpoint, which follows the metrics of its step."""
-    return step > config.checkpoint.every_steps
+def has_saved(run: RunDirectory, step: int, config: Config) -> bool:
+    """Return whether a run with metrics up to `step` must have saved a checkpoint, which follows the metrics of its step.
+
+    One that was killed while it wrote in the background may have gone on beyond that.
+    """
+    return step > config.checkpoint.every_steps and not run.saving.exists()
 
 
 def _how_to_resume(run: RunDirectory, config: Config, step: int, again: str) -> str:
     if _last_saved(run):
         return f"{again} (resumes from the newest checkpoint)"
-    if run.has_model or (has_saved(step, config) and not run.saving.exists()):
+    if run.has_model or has_saved(run, step, config):
         return f"{again}, with --resume never (its checkpoints are gone)"
     return f"{again} (starts over: it was stopped before its first checkpoint)"
 

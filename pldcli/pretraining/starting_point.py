@@ -70,7 +70,7 @@ def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume:
     if complaints:
         raise CheckpointError("no checkpoint verifies", where=str(run.checkpoints), hint="start over with --resume never")
     assert stored is not None
-    if run.has_model or (has_saved(last, stored) and not run.saving.exists()):
+    if run.has_model or has_saved(run, last, stored):
         what = " and ".join([*([f"metrics up to step {last:,}"] if rows else []), *(["a model"] if run.has_model else [])])
         hint = "put its checkpoints back, choose another place with --out, or set it aside with --resume never"
         raise CheckpointError(f"holds {what}, but no checkpoint to resume from", where=str(run.path), hint=hint)
