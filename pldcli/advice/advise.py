@@ -18,6 +18,7 @@ from pldcli.config import Config
 from pldcli.console.units import duration, quantity
 from pldcli.data.prepared import PreparedData
 from pldcli.engine.validation import fixed_batches, unigram_baseline
+from pldcli.settings import parse
 
 __all__ = ["Advice", "Candidate", "advise"]
 
@@ -92,6 +93,8 @@ class Advice:
     error: float
     """Relative standard error of a prediction, at runs that the law was not fitted to."""
     reasons: tuple[str, ...]
+    overrides: tuple[str, ...]
+    """`KEY=VALUE` of every candidate, which the preset holds too."""
 
     def expected_loss(self, candidate: Candidate) -> tuple[float, float]:
         """Return the predicted validation loss, in nats, and how far to both sides the true one may lie."""
@@ -113,9 +116,10 @@ class Advice:
             *(f"{reason[0].upper()}{reason[1:]}." for reason in self.reasons),
         )
         every = max(1, total_steps // _SAVES)
-        flat = best.model.shape | best.recipe | {"train.total_steps": total_steps}
+        saves = {"checkpoint.every_steps": every, "eval.every_steps": every}
+        flat = best.model.shape | best.recipe | saves | parse(self.overrides) | {"train.total_steps": total_steps}
         sections: dict[str, Any] = {"extends": [best.model.size, self.system]}
-        for key, value in (flat | {"checkpoint.every_steps": every, "eval.every_steps": every}).items():
+        for key, value in flat.items():
             section, _, name = key.partition(".")
             sections.setdefault(section, {})[name] = value
         return "".join(f"# {line}\n" for line in comment) + yaml.safe_dump(sections, sort_keys=False)
@@ -150,7 +154,7 @@ def advise(
     best = candidates[0]
     unigram = unigram_baseline(prepared, fixed_batches(prepared, best.config.data.seq_len))
     reasons = (*_reasons(candidates, evidence, chooser.unique_tokens), of_system)
-    return Advice(candidates, system, unigram, chooser.error, reasons)
+    return Advice(candidates, system, unigram, chooser.error, reasons, tuple(overrides))
 
 
 class _Chooser:
