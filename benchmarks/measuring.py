@@ -161,7 +161,7 @@ def json_from_process(words: Sequence[str], *, what: str = "", look: Callable[[i
 
 def documentation(scratch: Path, most_bytes: int = DOCUMENTATION_BYTES) -> Path:
     """Write the documentation of what is installed to a file, once."""
-    from pldcli.data.docstrings import docstring_corpus
+    from pldcli.corpus.docstrings import docstring_corpus
 
     corpus = scratch / f"documentation-{most_bytes}.txt"
     if not corpus.exists():

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from measuring import output_of_process, rotated, say
-from pldcli.data.corpus import Reader, find_sources
-from pldcli.data.tokenizer import load_tokenizer
+from pldcli.corpus.reader import Reader
+from pldcli.corpus.sources import find_sources
 from pldcli.system import atomic
 from pldcli.system.machine import memory_counters
+from pldcli.tokenization.tokenizer import load_tokenizer
 from reporting import command, hardware, head, row, software, spread
 
 BLOCK_TOKENS = 128

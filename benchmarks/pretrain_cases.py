@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pldcli.config import Config, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, PldConfig, TrainConfig
 from pldcli.data.loader import Batch, moved_to
-from pldcli.data.tokenizer import load_tokenizer
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import load_tokenizer
 
 __all__ = [
     "CLS",

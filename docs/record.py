@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from pages import ROOT, Block, pages, read_blocks, replace_outputs, write_files
-from pldcli.data.docstrings import docstring_corpus
+from pldcli.corpus.docstrings import docstring_corpus
 
 CORPUS_BYTES, HELD_OUT = 2_000_000, 25
 """The demonstration's text: so much of it, and every so many documents held out."""

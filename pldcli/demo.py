@@ -15,10 +15,9 @@ from rich.console import Console
 
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.docstrings import docstring_corpus
+from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
 from pldcli.data.prepared import PreparedData, open_prepared
-from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics, reads_context
 from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_baseline
@@ -30,6 +29,7 @@ from pldcli.pretraining.recorder import PretrainResult
 from pldcli.pretraining.twins import train_in_turn
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
 
 __all__ = ["Demo", "DemoRun", "FilledMask", "demo"]
 

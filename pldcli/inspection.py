@@ -17,9 +17,9 @@ from pldcli.config import Config
 from pldcli.data.loader import NO_TARGET, Batch, to_batch
 from pldcli.data.prepared import PreparedData
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.plots.canvas import picture
 from pldcli.pretraining.assembly import choose_masking, cut_rows, next_token_steps
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 
 __all__ = ["Frequency", "Inspection", "Piece", "Split", "draw", "inspect"]
 

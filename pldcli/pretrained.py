@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import CheckpointError
 from pldcli.model import StBert, TaskHead
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Pretrained", "global_layers_of", "usual_pooling"]
 

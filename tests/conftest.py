@@ -21,8 +21,8 @@ from pldcli.config import Config
 from pldcli.data.prepared import write_manifest
 from pldcli.data.shards import ShardWriter
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens, Tokenizer
 from pldcli.presets import resolve
+from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +92,7 @@ def pld(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare some 150 kB of real English: documentation of the standard library, a line per document."""
-    from pldcli.data.docstrings import docstring_corpus
+    from pldcli.corpus.docstrings import docstring_corpus
     from pldcli.data.prepare import prepare
 
     with warnings.catch_warnings():

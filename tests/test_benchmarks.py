@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pldcli.config import Config
-from pldcli.data.tokenizer import load_tokenizer
+from pldcli.tokenization.tokenizer import load_tokenizer
 from tests.benchmark_scripts import BENCHMARKS, load
 
 

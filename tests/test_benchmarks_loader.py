@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pldcli.data.prepared import open_prepared
-from pldcli.data.tokenizer import load_tokenizer
 from pldcli.engine.runtime import launch
 from pldcli.presets import resolve
 from pldcli.pretraining.assembly import build_trainer
+from pldcli.tokenization.tokenizer import load_tokenizer
 from tests.benchmark_scripts import load, number, rows_of
 
 TINY = (

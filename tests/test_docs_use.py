@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import train_tokenizer
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import train_tokenizer
 from tests.typed_commands import ROOT, load
 
 pages = load("pages")

@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 
-from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine.model_source import open_model
 from pldcli.errors import CheckpointError, OutputError, UsageError
 from pldcli.evaluation.depth import choose_depths
@@ -14,6 +13,7 @@ from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.presets import dump
 from pldcli.tasks.task import Task
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 from tests.conftest import tiny_config
 from tests.test_huggingface import shaken
 

@@ -22,9 +22,9 @@ import pyarrow.parquet
 import pytest
 
 from pldcli import presets
-from pldcli.data.corpus import Reader, find_sources
+from pldcli.corpus.reader import Reader
+from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import verify_prepared
-from pldcli.data.tokenizer import load_tokenizer
 from pldcli.deepspeed import import_deepspeed
 from pldcli.engine import checkpoint
 from pldcli.engine.metrics import read_metrics
@@ -34,6 +34,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.study.read_spec import read_spec
 from pldcli.system.seal import sealed
 from pldcli.task_files.own_files import load_own
+from pldcli.tokenization.tokenizer import load_tokenizer
 from tests.conftest import tiny_config, tiny_trainer
 from tests.finetuning.conftest import save_tiny, words_tokenizer
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from pldcli.config import Config, ModelConfig, ObjectiveConfig
 from pldcli.data.loader import NO_TARGET, SpanSamples, to_batch
 from pldcli.data.next_token import NextTokens
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.engine.objectives import MaskedLm
 from pldcli.errors import CheckpointError, UsageError
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import largest_difference, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.conftest import made_up_stream
 from tests.test_huggingface import rewrite_config, rewrite_weights, shaken
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import CheckpointError
 from pldcli.huggingface.load import load_pretrained
 from pldcli.model import TaskHead
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.test_huggingface import MAX_TOKENS, random_input, save_theirs, shaken
 
 transformers = pytest.importorskip("transformers")

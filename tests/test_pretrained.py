@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import Tokenizer, train_tokenizer
 from pldcli.errors import CheckpointError
 from pldcli.model import StBert, TaskHead
 from pldcli.pretrained import Pretrained
+from pldcli.tokenization.tokenizer import Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import datasets
 import pytest
 
 from pldcli.bench import bench
-from pldcli.data.docstrings import docstring_corpus
+from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.task_files import hub
 
 ROOT = Path(__file__).parents[1]

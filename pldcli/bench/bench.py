@@ -24,7 +24,6 @@ from pldcli.data.next_token import NextTokenSteps
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
 from pldcli.engine.phases import PHASES
@@ -45,6 +44,7 @@ from pldcli.pretraining.assembly import (
 from pldcli.pretraining.estimate import expected_memory_bytes, fitting_micro_batch
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["Source", "bench", "find_micro_batch"]
 

@@ -47,8 +47,8 @@ def prepare_data(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
     """Turn raw text into token ids, with a tokenizer trained on it."""
+    from pldcli.corpus.spool import spooled
     from pldcli.data.prepare import prepare
-    from pldcli.data.spool import spooled
 
     with spooled(inputs, out, overwrite=overwrite) as files:
         prepared = prepare(

@@ -33,8 +33,8 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")] = False,
 ) -> None:
     """Train a tokenizer without preparing data; `pld prepare-data --tokenizer` takes it for any text."""
-    from pldcli.data.decoding import check_encoding
-    from pldcli.data.tokenizer_step import train as engine
+    from pldcli.corpus.decoding import check_encoding
+    from pldcli.tokenization.step import train as engine
 
     reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding and check_encoding(encoding)}
     tokenizer, notes = engine(inputs, out, model_type=model_type, cased=cased, vocab_size=vocab_size, reading=reading, overwrite=overwrite)
@@ -54,9 +54,9 @@ def inspect(
     """Show what a tokenizer is, and how it fits texts: tokens per word, characters per token, and what it cannot express."""
     from pldcli.console.screen import print_sections, screen
     from pldcli.console.section import Section
-    from pldcli.data.decoding import check_encoding
-    from pldcli.data.tokenizer import load_tokenizer
-    from pldcli.data.tokenizer_step import fit_to
+    from pldcli.corpus.decoding import check_encoding
+    from pldcli.tokenization.step import fit_to
+    from pldcli.tokenization.tokenizer import load_tokenizer
 
     found = load_tokenizer(tokenizer)
     reading = {"text_field": text_field, "encoding": encoding and check_encoding(encoding)}

@@ -19,11 +19,12 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
+from pldcli.corpus.reader import count_words
 from pldcli.errors import DeviceError
 from pldcli.system.workers import close_pipe, own_stdout, start_worker
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
 
-__all__ = ["Encoded", "Encoder", "Part", "count_words"]
+__all__ = ["Encoded", "Encoder", "Part"]
 
 _TASKS_IN_FLIGHT_PER_WORKER = 2
 _COUNT = np.dtype("<u8")
@@ -128,11 +129,6 @@ def serve() -> None:
 
 def _ids(tokenizer: Tokenizer, text: str, continued: bool) -> npt.NDArray[np.uint32]:
     return np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), _TOKEN)
-
-
-def count_words(text: str) -> int:
-    """Count what stands between white space."""
-    return len(text.split())
 
 
 def _write(pipe: IO[bytes], parts: list[bytes]) -> None:

@@ -20,8 +20,8 @@ from pldcli.data.masking import Masking
 from pldcli.data.next_token import NextTokens
 from pldcli.data.order import UInt64s, hashes, key, permute_near
 from pldcli.data.stream import TokenStream, document_pieces, ranges
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = [
     "NO_TARGET",

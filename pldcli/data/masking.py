@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pldcli.choices import MaskingUnit
 from pldcli.data.order import UInt64s, hashes
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["KEPT_SHARE", "RANDOM_SHARE", "Masked", "Masking"]
 

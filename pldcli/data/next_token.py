@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pldcli.choices import LmKind
 from pldcli.data.order import UInt64s, hashes, key
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["NextTokenSteps", "NextTokens", "Shifted"]
 

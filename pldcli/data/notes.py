@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pldcli.data.prepared import unknown_shares
-from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import DataError
+from pldcli.tokenization.special_tokens import NOTED_UNKNOWN_SHARE
+from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["check_something_is_known", "notes_on_data", "notes_on_training"]
+__all__ = ["check_something_is_known", "notes_on_data"]
 
 Counts = dict[str, dict[str, int]]
 
-_CHECKED_LINES = 2000
 _ONE_DOCUMENT_TOKENS = 20_000
 """More in a single document is likelier a file without blank lines."""
 _SOUND_VALIDATION_TOKENS = 10_000
@@ -21,17 +18,6 @@ _SOUND_VALIDATION_TOKENS = 10_000
 _LARGE_VALIDATION_SHARE, _FEWEST_TOKENS = 0.2, 1000
 _MUCH_UPPER_CASE = 0.1
 _CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
-
-
-def notes_on_training(tokenizer: Tokenizer, sample: Sequence[str], vocab_size: int) -> list[str]:
-    """Compare a trained tokenizer with what was asked for, and its two files with each other."""
-    notes = []
-    if tokenizer.vocab_size < vocab_size:
-        notes.append(f"The corpus supports a vocabulary of {tokenizer.vocab_size:,} only; {vocab_size:,} were asked for.")
-    lines = sample[:: len(sample) // _CHECKED_LINES + 1]
-    if different := tokenizer.count_conversion_differences(lines):
-        notes.append(f"tokenizer.json and sentencepiece.model differ on {different} of {len(lines):,} pieces of text.")
-    return notes
 
 
 def notes_on_data(counts: Counts, tokenizer: Tokenizer, *, was_trained: bool, chosen_by_user: bool) -> list[str]:

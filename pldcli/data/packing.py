@@ -11,8 +11,8 @@ import numpy.typing as npt
 from pldcli.data.loader import Rows, drawn
 from pldcli.data.order import key, permute
 from pldcli.data.stream import Int64s, TokenStream, document_pieces, ranges
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["PackedSamples", "pack"]
 

@@ -10,7 +10,7 @@ import hashlib
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,30 +21,29 @@ import numpy.typing as npt
 
 from pldcli.choices import DocumentPer, ModelType
 from pldcli.console.progress import Progress
-from pldcli.data.corpus import Piece, Reader, Source, find_sources
-from pldcli.data.decoding import check_encoding
+from pldcli.corpus.decoding import check_encoding
+from pldcli.corpus.reader import Corpus, Piece, Reader
+from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler
+from pldcli.corpus.sources import Source, find_sources
 from pldcli.data.encoding import Encoder, Part
-from pldcli.data.notes import check_something_is_known, notes_on_data, notes_on_training
+from pldcli.data.notes import check_something_is_known, notes_on_data
 from pldcli.data.prepared import verify_tokenizer, write_manifest
-from pldcli.data.sampling import Sampler
 from pldcli.data.shards import ShardWriter
-from pldcli.data.special_tokens import check_frame
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new, check_output
 from pldcli.system.signals import first_signal, stop_error
 from pldcli.system.workers import available_cores
+from pldcli.tokenization.special_tokens import check_frame
+from pldcli.tokenization.step import notes_on_training
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
-__all__ = ["Corpus", "Prepared", "prepare", "validation_limit"]
+__all__ = ["Prepared", "prepare", "validation_limit"]
 
 VALIDATION_PARTS = 301
 """One document of so many is for validation: 300 to 1."""
 _FOR_VALIDATION = "training file that is for validation"
 _LAST = 2**64 - 1
-
-SAMPLE_BYTES = 32 << 20
-"""Text for training the tokenizer, at most; above half of it for any larger corpus."""
 
 TASK_CHARACTERS = 1 << 20
 _SMALL_CORPUS_BYTES = 4 << 20
@@ -197,38 +196,6 @@ def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str
     if len(left) < len(sources):
         skipped[_FOR_VALIDATION] += len(sources) - len(left)
     return left
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Sources, and how they are read."""
-
-    sources: list[Source]
-    num_train_sources: int
-    """The rest are for validation; where there is no rest, documents are chosen."""
-    reading: Mapping[str, Any]
-    """Arguments of `Reader`."""
-    quiet: bool
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(source.num_bytes for source in self.sources)
-
-    @property
-    def has_validation(self) -> bool:
-        return self.num_train_sources < len(self.sources)
-
-    def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[Piece, None, None]:
-        """Read everything once, and call `done` at the end of each source."""
-        earlier = 0
-        with Progress(description, total=self.num_bytes, unit="bytes", quiet=self.quiet) as progress:
-            for source in self.sources:
-                reader = Reader(source, **self.reading)
-                for piece in reader.pieces():
-                    yield piece
-                    progress.update(earlier + reader.raw_bytes)
-                earlier += source.num_bytes
-                done(source, reader)
 
 
 @dataclass

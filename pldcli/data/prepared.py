@@ -22,10 +22,10 @@ from typing import Any, Literal
 from pldcli import __version__
 from pldcli.data.shards import PREPARE_AGAIN, open_shard, segments
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens, Tokenizer
 from pldcli.errors import DataError
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_file, file_sha256, is_sealed, sealed
+from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = [
     "PreparedData",

@@ -11,11 +11,12 @@ import numpy as np
 
 from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
-from pldcli.data.corpus import Reader, find_sources
+from pldcli.corpus.reader import Reader
+from pldcli.corpus.sources import find_sources
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import DataError
 from pldcli.system.atomic import output_errors
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["tokenise"]
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.conversion import SPACE
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import UsageError
+from pldcli.tokenization.conversion import SPACE
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["find_continuations"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pldcli.data.prepared import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
-from pldcli.data.tokenizer import Tokenizer, load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.load import load_pretrained
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.task import Task
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
 
 __all__ = ["check_tokenizer", "latest_run", "open_model", "recorded_data", "remembered_task", "short_name"]
 

@@ -17,11 +17,11 @@ from pldcli.data.masking import KEPT_SHARE, RANDOM_SHARE, Masking
 from pldcli.data.next_token import NextTokens
 from pldcli.data.prepared import PreparedData
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.objectives import encode, token_loss
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = [
     "LmScore",

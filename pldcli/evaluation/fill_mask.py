@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from pldcli.data.loader import Batch
-from pldcli.data.special_tokens import SPECIAL_NAMES, mark_special
 from pldcli.errors import UsageError
 from pldcli.evaluation.subject import Subject
 from pldcli.tasks.reading import reader_of
+from pldcli.tokenization.special_tokens import SPECIAL_NAMES, mark_special
 
 __all__ = ["Candidate", "fill_mask"]
 

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional
 
 from pldcli.data.loader import Batch
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.evaluation.subject import Subject
 from pldcli.pretrained import Pretrained
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["masked_copies", "pseudo_log_likelihoods", "scored_rows"]
 

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from pldcli.console.progress import Progress
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import DataError
 from pldcli.evaluation.pseudo_likelihood import pseudo_log_likelihoods
 from pldcli.evaluation.subject import Subject
 from pldcli.task_files.table import Table, read_table
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["GroupScore", "MinimalPairs", "Pair", "PairScore", "PseudoPerplexity", "TextScore", "judge_pairs", "read_pairs", "score_texts"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.choices import TaskKind
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.engine.model_source import short_name
 from pldcli.errors import DataError, UsageError
 from pldcli.finetuning.config import FinetuneConfig
@@ -19,6 +18,7 @@ from pldcli.pretrained import Pretrained
 from pldcli.tasks.kinds import KINDS, usual_row_tokens
 from pldcli.tasks.reading import Unknown, notes_on_special_tokens, reading_words
 from pldcli.tasks.task import Examples, Features, TaskData
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Rows", "RunInputs"]
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["ConfigJson", "expect", "whole_number"]
 

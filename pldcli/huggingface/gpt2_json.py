@@ -7,8 +7,8 @@ from typing import Any
 
 from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.huggingface.config_json import expect, whole_number
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["Gpt2Json"]
 

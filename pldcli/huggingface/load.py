@@ -12,7 +12,6 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.config_json import whole_number
 from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family, HeadName
@@ -20,6 +19,7 @@ from pldcli.model_types import CAUSAL_TYPES
 from pldcli.pretrained import Pretrained
 from pldcli.settings import validate
 from pldcli.system.json_text import from_json
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["SEQ_LEN", "TASK", "load_pretrained", "transpose_blocks"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.huggingface.config_json import expect, whole_number
 from pldcli.pretrained import global_layers_of, usual_pooling
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["POOLING", "ModernBertJson", "read_global_layers", "read_rope_thetas"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.model import StBert
 from pldcli.model_types import CAUSAL_TYPES
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["ReadBack", "largest_difference", "read_back"]
 

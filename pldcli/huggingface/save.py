@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from pldcli.choices import TaskKind
 from pldcli.config import ModelConfig
-from pldcli.data.special_tokens import begin_template
-from pldcli.data.tokenizer import SpecialTokens, Tokenizer
 from pldcli.huggingface.load import SEQ_LEN, TASK, transpose_blocks
 from pldcli.huggingface.modernbert_json import POOLING
 from pldcli.huggingface.names import HeadName, family_to_write
 from pldcli.model import StBert, TransformHead
 from pldcli.tasks.task import Task
+from pldcli.tokenization.special_tokens import begin_template
+from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = ["save_pretrained"]
 

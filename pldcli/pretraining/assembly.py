@@ -16,7 +16,6 @@ from pldcli.data.packing import PackedSamples
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens, load_prepared_tokenizer
 from pldcli.data.words import find_continuations
 from pldcli.engine.model_source import check_tokenizer
 from pldcli.engine.objectives import MaskedLm
@@ -29,6 +28,7 @@ from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
+from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 
 __all__ = [
     "assemble",

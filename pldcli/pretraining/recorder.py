@@ -22,7 +22,6 @@ from pldcli.console.units import duration
 from pldcli.data.loader import Batch
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
-from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import hardware_name, peak_flops_per_second, versions
@@ -39,6 +38,7 @@ from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_error
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 
 __all__ = ["PretrainResult", "RunRecorder", "find_straggler", "record_start"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pldcli.choices import TaskKind
-from pldcli.data.conversion import SPACE
-from pldcli.data.special_tokens import NOTED_UNKNOWN_SHARE
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.task import Examples, Features, Task
+from pldcli.tokenization.conversion import SPACE
+from pldcli.tokenization.special_tokens import NOTED_UNKNOWN_SHARE
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Unknown", "encodings", "note_on_unknown", "notes_on_special_tokens", "reader_of", "reading_words"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import ERRORS, METRICS
 from pldcli.tasks.reading import reader_of
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Classification", "Regression"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.conversion import SPACE
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import squad_scores
 from pldcli.tasks.reading import encodings, reader_of
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, window_starts
+from pldcli.tokenization.conversion import SPACE
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Spans", "without_white_space"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.tasks.metrics import accuracy
 from pldcli.tasks.reading import encodings, reader_of, reading_words
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, word_windows
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Tags", "default_metrics", "entities"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pldcli.choices import TaskKind
-from pldcli.data.tokenizer import Tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Examples", "Features", "Head", "KindCode", "Label", "Prediction", "Task", "TaskData"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.tokenizer import Tokenizer
 from pldcli.errors import UsageError
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Frame", "WordWindow", "frame_of", "window_starts", "word_windows"]
 

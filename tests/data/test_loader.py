@@ -19,8 +19,8 @@ from pldcli.data.packing import PackedSamples
 from pldcli.data.shards import ShardWriter, segments
 from pldcli.data.step_batches import StepBatches, built_ahead
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
+from pldcli.tokenization.tokenizer import SpecialTokens
 from tests.conftest import made_up_stream
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)

@@ -11,7 +11,7 @@ from pldcli.data.next_token import NextTokens, NextTokenSteps
 from pldcli.data.order import hashes, key
 from pldcli.data.packing import PackedSamples
 from pldcli.data.step_batches import StepBatches
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.tokenization.tokenizer import SpecialTokens
 from tests.conftest import made_up_stream
 
 PAD, UNK, CLS, SEP, MASK = range(5)

@@ -15,8 +15,8 @@ from pldcli.data.packing import PackedSamples, pack
 from pldcli.data.shards import ShardWriter, segments
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.errors import DataError
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 MASKING = Masking(0.15, 4, SPECIAL.ids, 5000)

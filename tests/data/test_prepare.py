@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pldcli.corpus.reader import Reader
+from pldcli.corpus.sampling import Sampler
 from pldcli.data import prepare as module
-from pldcli.data.corpus import Reader
 from pldcli.data.prepare import prepare, validation_limit, validation_tail
 from pldcli.data.prepared import open_prepared, unknown_shares
-from pldcli.data.sampling import Sampler
-from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.system import signals
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 
 LIMIT = 2**64 // 301
 

@@ -10,7 +10,7 @@ from pldcli.data.loader import NO_TARGET, Batch, Samples, SpanSamples, to_batch
 from pldcli.data.masking import Masking
 from pldcli.data.packing import PackedSamples
 from pldcli.data.step_batches import StepBatches
-from pldcli.data.tokenizer import SpecialTokens
+from pldcli.tokenization.tokenizer import SpecialTokens
 from tests.conftest import made_up_stream
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)

@@ -9,9 +9,9 @@ import pytest
 
 from pldcli.data.masking import Masking
 from pldcli.data.order import hashes, key
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.data.words import find_continuations
 from pldcli.errors import UsageError
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = "the unbelievable cat, that sat; on the mat: unbelievably often"

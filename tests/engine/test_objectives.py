@@ -13,7 +13,6 @@ from torch.nn import functional
 from pldcli.choices import TaskKind
 from pldcli.config import ModelConfig
 from pldcli.data.loader import NO_TARGET, Batch
-from pldcli.data.tokenizer import train_tokenizer
 from pldcli.engine import objectives
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
@@ -26,6 +25,7 @@ from pldcli.pld import Dropping
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Task
+from pldcli.tokenization.tokenizer import train_tokenizer
 from tests.conftest import tiny_config
 
 V = 40

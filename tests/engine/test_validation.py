@@ -12,11 +12,11 @@ from pldcli.data.loader import Batch, SpanSamples, count_tokens, validation_batc
 from pldcli.data.masking import Masking
 from pldcli.data.prepared import PreparedData
 from pldcli.data.shards import ShardWriter
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.validation import LmScore, fixed_batches, score_lm
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 V, SEQ_LEN = 60, 12
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)

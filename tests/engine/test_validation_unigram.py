@@ -7,9 +7,9 @@ import torch
 from pldcli.data.loader import NO_TARGET, Batch, SpanSamples, validation_batches
 from pldcli.data.masking import Masking
 from pldcli.data.stream import TokenStream
-from pldcli.data.tokenizer import SpecialTokens
 from pldcli.engine import validation as module
 from pldcli.engine.validation import token_shares, unigram_loss
+from pldcli.tokenization.tokenizer import SpecialTokens
 
 SPECIAL = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 V = 12

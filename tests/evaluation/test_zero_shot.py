@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from pldcli.data.prepared import open_prepared
 from pldcli.data.text_stream import tokenise
-from pldcli.data.tokenizer import SpecialTokens, load_prepared_tokenizer
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation import evaluate as engine
 from pldcli.evaluation import zero_shot
@@ -20,6 +19,7 @@ from pldcli.evaluation.subject import open_subject
 from pldcli.evaluation.zero_shot import Pair, judge_pairs, read_pairs
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 from tests.conftest import tiny_config
 from tests.test_huggingface import shaken
 

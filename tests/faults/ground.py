@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pldcli.data.docstrings import docstring_corpus
+from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.data.prepare import prepare
 from pldcli.engine.checkpoint import list_checkpoints, verify
 from tests.conftest import TINY, Process, Processes

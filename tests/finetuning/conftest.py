@@ -11,12 +11,12 @@ from typing import Any, Literal
 import pytest
 
 from pldcli.config import ModelConfig
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.finetuning.config import FinetuneConfig, cells
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.finetune import Finetuned, finetune
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 WORDS = [
     "river",

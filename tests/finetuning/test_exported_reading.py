@@ -14,7 +14,6 @@ import torch
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.engine.runtime import Runtime
 from pldcli.evaluation.task import TaskSource, evaluate_task
 from pldcli.finetuning.cell import run_cell
@@ -22,6 +21,7 @@ from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.inputs import RunInputs
 from pldcli.system.signals import StopRequest
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.finetuning.conftest import save_tiny, write_rows
 
 transformers = pytest.importorskip("transformers")

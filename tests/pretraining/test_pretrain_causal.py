@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from pldcli.data.tokenizer import load_prepared_tokenizer
 from pldcli.engine.metrics import read_metrics
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 from tests.conftest import TINY
 
 transformers = pytest.importorskip("transformers")

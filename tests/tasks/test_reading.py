@@ -7,10 +7,10 @@ import pytest
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers, processors
 
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer
 from pldcli.tasks.reading import Unknown, notes_on_special_tokens, reader_of, reading_words
 from pldcli.tasks.sequence import Classification
 from pldcli.tasks.task import Examples, Task
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from pldcli.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pldcli.errors import UsageError
 from pldcli.tasks.tags import Tags, default_metrics, entities
 from pldcli.tasks.task import Examples, Features, Task
 from pldcli.tasks.windows import word_windows
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TASK = Task("ner", "tags", ("words",), "labels", labels=LABELS, metrics=("entity_f1",))

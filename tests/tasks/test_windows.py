@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pldcli.data.tokenizer import load_tokenizer
 from pldcli.errors import UsageError
 from pldcli.tasks.windows import frame_of, window_starts
+from pldcli.tokenization.tokenizer import load_tokenizer
 
 
 def ids(*values: int) -> np.ndarray:

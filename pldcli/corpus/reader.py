@@ -13,25 +13,26 @@ import hashlib
 import io
 import json
 import lzma
-import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pldcli.choices import DocumentPer
-from pldcli.data.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
-from pldcli.data.tables import columnar_texts, csv_texts
+from pldcli.console.progress import Progress
+from pldcli.corpus.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
+from pldcli.corpus.sources import Source, reason_of
+from pldcli.corpus.tables import columnar_texts, csv_texts
 from pldcli.errors import DataError, json_type
 from pldcli.system.json_text import from_json
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["Piece", "Reader", "Source", "cut_at_whitespace", "find_sources"]
+__all__ = ["Corpus", "Piece", "Reader", "count_words", "cut_at_whitespace"]
 
 Piece = tuple[str, bool]
 """A part of a document's text, and whether it is the last one."""
@@ -40,114 +41,11 @@ MAX_RECORD_BYTES = 128 << 20
 """A longer line of a JSON-lines file is skipped: it would have to be held in memory whole."""
 
 EMPTY_DOCUMENT = "empty document"
-EMPTY_FILE = "empty file"
-FOLDER_TWICE = "folder linked twice"
-FILE_TWICE = "file named twice"
 LONG_RECORD = f"record over {MAX_RECORD_BYTES >> 20} MB"
 
-_SAVED_DATASET = {"state.json", "dataset_info.json"}
-"""Files in a directory that `datasets` saved, beside its Arrow files."""
-_COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
-_FIRST_BYTES = re.compile(rb"(\x1f\x8b\x08)|(BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(\xfd7zXZ\0)|(\x28\xb5\x2f\xfd)")
-"""Of compressed files, whatever they are called, in the order of `_COMPRESSIONS`. Source: RFC 1952, RFC 8878; the formats of bzip2, xz."""
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
 _END_AT_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _MAX_CARRIED_CHARACTERS = 4096
-
-
-Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow"]
-
-_FORMATS: dict[str, Format] = {
-    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file of a corpus."""
-
-    path: Path
-    num_bytes: int
-    format: Format
-    compression: str
-    """`gzip`, `bzip2`, `xz`, `zstd`, or empty for a plain file."""
-
-
-def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tuple[list[Source], Counter[str]]:
-    """List the files that the command line names.
-
-    Args:
-        inputs: Files and directories; a directory is walked in sorted order with the folders that it links to, its hidden files left out.
-        exclude: A directory that is not walked into.
-
-    Returns:
-        Every file once, and what was left out, by reason.
-
-    Raises:
-        DataError: A file is missing, empty, or not a regular file; or there are no files.
-    """
-    sources: dict[Path, Source] = {}
-    skipped: Counter[str] = Counter()
-    for given in inputs:
-        found = _walk(given, exclude, skipped) if given.is_dir() else [given]
-        for path in found:
-            if path.resolve() in sources:
-                skipped[FILE_TWICE] += 1
-                continue
-            source = _source(path)
-            if source.num_bytes:
-                sources[path.resolve()] = source
-            elif path is given:
-                raise DataError("is empty", where=str(path), hint="name a file with text in it")
-            else:
-                skipped[EMPTY_FILE] += 1
-    if not sources:
-        raise DataError("no files with text here", where=", ".join(map(str, inputs)), hint="name text or JSON-lines files")
-    return list(sources.values()), skipped
-
-
-def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot be read ({_reason(error)})", where=str(error.filename)) from error
-
-    excluded = exclude.resolve() if exclude else None
-    walked = {directory.resolve()}
-    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
-        there, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
-        for name in there:
-            place = Path(folder, name).resolve()
-            if place in walked:  # linked to from two places, or from within itself
-                skipped[FOLDER_TWICE] += 1
-            elif place != excluded:
-                walked.add(place)
-                folders.append(name)
-        if set(names) >= _SAVED_DATASET:
-            names = [name for name in names if name.endswith(".arrow")]
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
-
-
-def _source(path: Path) -> Source:
-    try:
-        num_bytes = path.stat().st_size
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"
-        raise DataError(what, where=str(path)) from error
-    if not path.is_file():
-        raise DataError("is not a regular file", where=str(path), hint="the corpus is read twice, so write it to a file first")
-    named = _COMPRESSIONS.get(path.suffix.lower(), "")
-    suffix = Path(path.stem).suffix if named else path.suffix
-    # What it is called counts where its first bytes are damaged.
-    return Source(path, num_bytes, _FORMATS.get(suffix.lower(), "text"), _compression(path) or named)
-
-
-def _compression(path: Path) -> str:
-    """Tell from a file's first bytes how it is compressed; empty where it is not, or cannot be read."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            found = _FIRST_BYTES.match(file.read(16))
-    except OSError:
-        return ""
-    return list(_COMPRESSIONS.values())[(found.lastindex or 1) - 1] if found else ""
 
 
 class Reader:
@@ -229,7 +127,7 @@ class Reader:
             raise DataError("is truncated or damaged", where=str(path), hint="compress or copy it again") from error
         except OSError as error:
             damaged = bool(self.source.compression) and error.errno is None
-            what = "is truncated or damaged" if damaged else f"cannot be read ({_reason(error)})"
+            what = "is truncated or damaged" if damaged else f"cannot be read ({reason_of(error)})"
             raise DataError(what, where=str(path), hint="compress or copy it again" if damaged else "") from error
 
     def _decompressed(self) -> io.BufferedReader:
@@ -345,6 +243,40 @@ class Reader:
         return self._decoder.without_surrogates(text)
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """Sources, and how they are read."""
+
+    sources: list[Source]
+    num_train_sources: int
+    """The rest are for validation; where there is no rest, documents are chosen."""
+    reading: Mapping[str, Any]
+    """Arguments of `Reader`."""
+    quiet: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(source.num_bytes for source in self.sources)
+
+    @property
+    def has_validation(self) -> bool:
+        """Return whether validation has text of its own."""
+        return self.num_train_sources < len(self.sources)
+
+    def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[Piece, None, None]:
+        """Read everything once, and call `done` at the end of each source."""
+        earlier = 0
+        with Progress(description, total=self.num_bytes, unit="bytes", quiet=self.quiet) as progress:
+            for source in self.sources:
+                reader = Reader(source, **self.reading)
+                for piece in reader.pieces():
+                    yield piece
+                    progress.update(earlier + reader.raw_bytes)
+                earlier += source.num_bytes
+                done(source, reader)
+
+
 class _NoTextError(DataError):
     """A line holds no text; the cause is said of all such lines together."""
 
@@ -380,6 +312,11 @@ class _HashedFile(io.RawIOBase):
         if self._file is not None:
             self._file.close()
         super().close()
+
+
+def count_words(text: str) -> int:
+    """Count what stands between white space."""
+    return len(text.split())
 
 
 def cut_at_whitespace(text: str, size: int) -> Iterator[Piece]:
@@ -446,7 +383,3 @@ def _check_head(path: Path, head: bytes) -> None:
     if found := utf16_without_mark(head):
         raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found} to `pld prepare-data`, or convert it")
     raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain or compressed")
-
-
-def _reason(error: OSError) -> str:
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()

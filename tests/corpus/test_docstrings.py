@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.data import docstrings
+from pldcli.corpus import docstrings
 
 PROSE = "This paragraph says in plain words what the function does, and says it long enough to be worth reading. " * 3
 MODULE = f'''"""{PROSE}

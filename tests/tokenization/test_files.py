@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pldcli.data.tokenizer import load_tokenizer
 from pldcli.errors import DataError
+from pldcli.tokenization.tokenizer import load_tokenizer
 
 SCRIPTS = """The quick brown fox, no. 42; don't stop! <ent> x_y user@example.org
 Größe, Straße, möchte: Ärger über Öl. SCHÖN

@@ -9,16 +9,16 @@ from typing import Any
 
 from pldcli.choices import ModelType
 from pldcli.console.progress import Progress
-from pldcli.data.corpus import Reader, Source, find_sources
-from pldcli.data.encoding import count_words
-from pldcli.data.notes import notes_on_training
-from pldcli.data.prepare import SAMPLE_BYTES, Corpus
-from pldcli.data.sampling import Sampler
-from pldcli.data.tokenizer import Tokenizer, train_tokenizer
+from pldcli.corpus.reader import Corpus, Reader, count_words
+from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler
+from pldcli.corpus.sources import Source, find_sources
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new
+from pldcli.tokenization.tokenizer import Tokenizer, train_tokenizer
 
-__all__ = ["Fit", "fit_to", "train"]
+__all__ = ["Fit", "fit_to", "notes_on_training", "train"]
+
+_CHECKED_LINES = 2000
 
 
 @dataclass(frozen=True)
@@ -113,3 +113,14 @@ def fit_to(tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str
         counted = len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)
         totals[:] = [before + more for before, more in zip(totals, counted, strict=True)]
     return fits
+
+
+def notes_on_training(tokenizer: Tokenizer, sample: Sequence[str], vocab_size: int) -> list[str]:
+    """Compare a trained tokenizer with what was asked for, and its two files with each other."""
+    notes = []
+    if tokenizer.vocab_size < vocab_size:
+        notes.append(f"The corpus supports a vocabulary of {tokenizer.vocab_size:,} only; {vocab_size:,} were asked for.")
+    lines = sample[:: len(sample) // _CHECKED_LINES + 1]
+    if different := tokenizer.count_conversion_differences(lines):
+        notes.append(f"tokenizer.json and sentencepiece.model differ on {different} of {len(lines):,} pieces of text.")
+    return notes

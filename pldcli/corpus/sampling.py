@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from pldcli.data.corpus import cut_at_whitespace
+from pldcli.corpus.reader import cut_at_whitespace
 
-__all__ = ["Sampler"]
+__all__ = ["SAMPLE_BYTES", "Sampler"]
+
+SAMPLE_BYTES = 32 << 20
+"""Text for training the tokenizer, at most; above half of it for any larger corpus."""
 
 _WINDOW_CHARACTERS = 4000
 """Of one part of a text; a quarter of it where characters take up to 4 bytes, since SentencePiece drops pieces of over 4192 bytes."""

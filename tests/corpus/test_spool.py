@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.data.docstrings import docstring_corpus
+from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.data.prepared import open_prepared
 
 TEXTS = docstring_corpus(60_000)

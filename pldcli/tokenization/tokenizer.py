@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.choices import ModelType
-from pldcli.data import conversion
-from pldcli.data.corpus import cut_at_whitespace
-from pldcli.data.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
-from pldcli.data.special_tokens import SpecialTokens, complete
-from pldcli.data.tokenizer_files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
+from pldcli.corpus.reader import cut_at_whitespace
 from pldcli.errors import DataError, UsageError
+from pldcli.tokenization import conversion
+from pldcli.tokenization.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
+from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
+from pldcli.tokenization.special_tokens import SpecialTokens, complete
 
 __all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
 

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pldcli.data.prepare import prepare
-from pldcli.data.tokenizer import load_prepared_tokenizer, load_tokenizer
 from pldcli.errors import DataError
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer
 
 WORDS = {
     token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")])

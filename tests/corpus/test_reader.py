@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pldcli.data import corpus, decoding
-from pldcli.data.corpus import Reader, find_sources
+from pldcli.corpus import decoding
+from pldcli.corpus import reader as corpus
+from pldcli.corpus.reader import Reader
+from pldcli.corpus.sources import find_sources
 from pldcli.errors import DataError, UsageError
 
 

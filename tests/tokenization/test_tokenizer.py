@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from pldcli.data.tokenizer import (
+from pldcli.errors import DataError, UsageError
+from pldcli.tokenization.tokenizer import (
     Tokenizer,
     load_prepared_tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
-from pldcli.errors import DataError, UsageError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ODD = [
@@ -174,7 +174,7 @@ def test_wordpiece(tmp_path, vocab):
 
 
 def test_words_are_forgotten_when_there_are_too_many(small, monkeypatch):
-    from pldcli.data import tokenizer as module
+    from pldcli.tokenization import tokenizer as module
 
     lines = made_up_lines()
     expected = small.encode_document_lines(lines)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pldcli.data import conversion
 from pldcli.errors import DataError, PldError
 from pldcli.system.json_text import from_json
+from pldcli.tokenization import conversion
 
 __all__ = [
     "JSON",

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pldcli.data import corpus
-from pldcli.data import tokenizer as module
-from pldcli.data.cuts import cut_before, lines_are_independent, parting_spaces
+from pldcli.corpus import reader as corpus
 from pldcli.data.prepare import prepare
 from pldcli.data.prepared import open_prepared
 from pldcli.data.text_stream import tokenise
-from pldcli.data.tokenizer import load_prepared_tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization import tokenizer as module
+from pldcli.tokenization.cuts import cut_before, lines_are_independent, parting_spaces
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer, train_tokenizer
 
 ROBERTA, BERT = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SYLLABLES = ["ton", "la", "re", "pli", "do", "ba", "su", "na", "gra", "al", "or", "en", "mi", "ker"]

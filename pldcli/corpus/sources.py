@@ -1,0 +1,123 @@
+"""The files of a corpus: what the command line names, found, each once, and told apart by what they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pldcli.errors import DataError
+
+__all__ = ["Source", "find_sources", "reason_of"]
+
+EMPTY_FILE = "empty file"
+FOLDER_TWICE = "folder linked twice"
+FILE_TWICE = "file named twice"
+
+_SAVED_DATASET = {"state.json", "dataset_info.json"}
+"""Files in a directory that `datasets` saved, beside its Arrow files."""
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_FIRST_BYTES = re.compile(rb"(\x1f\x8b\x08)|(BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(\xfd7zXZ\0)|(\x28\xb5\x2f\xfd)")
+"""Of compressed files, whatever they are called, in the order of `_COMPRESSIONS`. Source: RFC 1952, RFC 8878; the formats of bzip2, xz."""
+Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow"]
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a corpus."""
+
+    path: Path
+    num_bytes: int
+    format: Format
+    compression: str
+    """`gzip`, `bzip2`, `xz`, `zstd`, or empty for a plain file."""
+
+
+def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tuple[list[Source], Counter[str]]:
+    """List the files that the command line names.
+
+    Args:
+        inputs: Files and directories; a directory is walked in sorted order with the folders that it links to, its hidden files left out.
+        exclude: A directory that is not walked into.
+
+    Returns:
+        Every file once, and what was left out, by reason.
+
+    Raises:
+        DataError: A file is missing, empty, or not a regular file; or there are no files.
+    """
+    sources: dict[Path, Source] = {}
+    skipped: Counter[str] = Counter()
+    for given in inputs:
+        found = _walk(given, exclude, skipped) if given.is_dir() else [given]
+        for path in found:
+            if path.resolve() in sources:
+                skipped[FILE_TWICE] += 1
+                continue
+            source = _source(path)
+            if source.num_bytes:
+                sources[path.resolve()] = source
+            elif path is given:
+                raise DataError("is empty", where=str(path), hint="name a file with text in it")
+            else:
+                skipped[EMPTY_FILE] += 1
+    if not sources:
+        raise DataError("no files with text here", where=", ".join(map(str, inputs)), hint="name text or JSON-lines files")
+    return list(sources.values()), skipped
+
+
+def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"cannot be read ({reason_of(error)})", where=str(error.filename)) from error
+
+    excluded = exclude.resolve() if exclude else None
+    walked = {directory.resolve()}
+    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
+        there, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+        for name in there:
+            place = Path(folder, name).resolve()
+            if place in walked:  # linked to from two places, or from within itself
+                skipped[FOLDER_TWICE] += 1
+            elif place != excluded:
+                walked.add(place)
+                folders.append(name)
+        if set(names) >= _SAVED_DATASET:
+            names = [name for name in names if name.endswith(".arrow")]
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
+
+
+def _source(path: Path) -> Source:
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason_of(error)})"
+        raise DataError(what, where=str(path)) from error
+    if not path.is_file():
+        raise DataError("is not a regular file", where=str(path), hint="the corpus is read twice, so write it to a file first")
+    named = _COMPRESSIONS.get(path.suffix.lower(), "")
+    suffix = Path(path.stem).suffix if named else path.suffix
+    # What it is called counts where its first bytes are damaged.
+    return Source(path, num_bytes, _FORMATS.get(suffix.lower(), "text"), _compression(path) or named)
+
+
+def _compression(path: Path) -> str:
+    """Tell from a file's first bytes how it is compressed; empty where it is not, or cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            found = _FIRST_BYTES.match(file.read(16))
+    except OSError:
+        return ""
+    return list(_COMPRESSIONS.values())[(found.lastindex or 1) - 1] if found else ""
+
+
+def reason_of(error: OSError) -> str:
+    """Return in words what the system says."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()

@@ -1,0 +1,1 @@
+"""Tokenizers: trained, read from files of many kinds, converted, and how text becomes ids."""
