@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
 
 def prepare_text(options: argparse.Namespace) -> None:
     """Cut equal shares of every corpus and prepare them."""
-    from pldcli.data.prepare import prepare
+    from pldcli.preparation.prepare import prepare
 
     options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as scratch:

@@ -28,11 +28,11 @@ from growth_report import AXES, Results, document, draw
 from measuring import documentation, json_from_process, say, sized_text
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.plots.canvas import check_picture_path
+from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.assembly import build_trainer
 from pldcli.system import atomic
 from pldcli.system.machine import memory_counters

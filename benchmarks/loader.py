@@ -34,11 +34,11 @@ from measuring import documentation, prepared_documentation, rotated, say, sized
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.loader import count_tokens
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.step_batches import StepBatches
 from pldcli.engine.phases import PhaseTimer
 from pldcli.engine.runtime import launch
+from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.assembly import build_trainer, choose_masking, cut_rows
 from pldcli.system.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread

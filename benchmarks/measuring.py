@@ -171,7 +171,7 @@ def documentation(scratch: Path, most_bytes: int = DOCUMENTATION_BYTES) -> Path:
 
 def prepared_documentation(scratch: Path) -> Path:
     """Prepare a small corpus with a vocabulary of 8,192."""
-    from pldcli.data.prepare import prepare
+    from pldcli.preparation.prepare import prepare
 
     prepare([documentation(scratch, 3_000_000)], scratch / "data", vocab_size=8192, quiet=True)
     return scratch / "data"

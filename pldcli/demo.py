@@ -16,7 +16,6 @@ from rich.console import Console
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.corpus.docstrings import docstring_corpus
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.metrics import read_metrics, reads_context
@@ -25,6 +24,7 @@ from pldcli.errors import PreemptedError, StoppedError
 from pldcli.evaluation.fill_mask import fill_mask
 from pldcli.evaluation.subject import open_subject
 from pldcli.plots.curves import Curve, plot_curves
+from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.recorder import PretrainResult
 from pldcli.pretraining.twins import train_in_turn
 from pldcli.system import atomic

@@ -93,7 +93,7 @@ def pld(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare some 150 kB of real English: documentation of the standard library, a line per document."""
     from pldcli.corpus.docstrings import docstring_corpus
-    from pldcli.data.prepare import prepare
+    from pldcli.preparation.prepare import prepare
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)

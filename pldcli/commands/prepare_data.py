@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pldcli.choices import DocumentPer, ModelType
+from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pldcli.data.prepare import Prepared
+    from pldcli.preparation.prepare import Prepared
 
 __all__ = ["prepare_data"]
+
+_LEFT_OUT = "What is left out"
 
 
 def prepare_data(
@@ -20,7 +23,7 @@ def prepare_data(
         list[Path],
         typer.Argument(
             metavar="CORPUS...",
-            help="Text, JSON-lines, CSV, Parquet or Arrow files, directories of them, or - for standard input.",
+            help="Text, JSON-lines, CSV, Parquet or Arrow files, directories, patterns such as 'wiki/*.gz', or - for standard input.",
             show_default=False,
         ),
     ],
@@ -38,20 +41,78 @@ def prepare_data(
     model_type: Annotated[ModelType, typer.Option(help="What tokenizer to train.")] = "bpe",
     cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
     vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary to train.")] = 30528,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode.", show_default="one per processor")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read and encode; they change no byte.", show_default="one per processor")
+    ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not of the encoding, instead of replacing it.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines of JSON files that hold no text.")] = False,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad", help="Lines of JSON files that hold no text; else the first one ends the command.", rich_help_panel=_LEFT_OUT
+        ),
+    ] = False,
+    keep_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--keep-duplicates", help="Keep documents whose text occurred before, which else are left out.", rich_help_panel=_LEFT_OUT
+        ),
+    ] = False,
+    min_words: Annotated[int, typer.Option(min=0, help="Documents of fewer words.", rich_help_panel=_LEFT_OUT)] = 0,
+    max_words: Annotated[
+        int | None, typer.Option(min=1, help="Documents of more words.", show_default="none", rich_help_panel=_LEFT_OUT)
+    ] = None,
+    script: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LATIN",
+            help="Documents with most of their letters in other scripts, named as Unicode does (CYRILLIC, ARABIC, CJK); may be repeated.",
+            show_default="none",
+            rich_help_panel=_LEFT_OUT,
+        ),
+    ] = None,
+    decontaminate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE or DIR",
+            help="Documents that share --overlap-words words in a row with text to be scored on; may be repeated.",
+            show_default="none",
+            rich_help_panel=_LEFT_OUT,
+        ),
+    ] = None,
+    overlap_words: Annotated[int, typer.Option(min=1, help="For --decontaminate.", rich_help_panel=_LEFT_OUT)] = 13,
+    keep_rejects: Annotated[
+        bool,
+        typer.Option(
+            "--keep-rejects", help="Write documents that are left out to OUT/rejected.jsonl, with the cause.", rich_help_panel=_LEFT_OUT
+        ),
+    ] = False,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do the I-th of N shares of the work, beside others that do theirs: run all, run all again, then run without.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
     """Turn raw text into token ids, with a tokenizer trained on it."""
+    from pldcli.corpus.quality import Filters
     from pldcli.corpus.spool import spooled
-    from pldcli.data.prepare import prepare
+    from pldcli.preparation.prepare import Preparation
 
+    filters = Filters(
+        min_words=min_words,
+        max_words=max_words,
+        scripts=tuple(script or ()),
+        against=tuple(decontaminate or ()),
+        overlap_words=overlap_words,
+    )
     with spooled(inputs, out, overwrite=overwrite) as files:
-        prepared = prepare(
+        preparation = Preparation(
             files,
             out,
             validation=validation or (),
@@ -65,9 +126,24 @@ def prepare_data(
             encoding=encoding,
             strict=strict,
             skip_bad=skip_bad,
+            filters=filters,
+            keep_duplicates=keep_duplicates,
+            keep_rejects=keep_rejects,
             overwrite=overwrite,
         )
+        if share is not None:
+            number, count = _share(share)
+            typer.echo(f"share {share}: {preparation.run_share(number, count)}")
+            return
+        prepared = preparation.run()
     _show(prepared)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise UsageError(f"{text!r} is not I/N", where="--share", hint="for example --share 0/16, to --share 15/16")
+    return int(number), int(count)
 
 
 def _show(prepared: Prepared) -> None:

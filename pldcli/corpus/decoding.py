@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -81,9 +81,11 @@ class Utf8Decoder:
         path: For errors.
         strict: Make any bad byte an error that says where it is.
         lenient: Take any number of them; else so many that the text must be in another encoding are an error.
+        lines_before: Counts the lines of the file in front of what is decoded, for errors.
     """
 
-    def __init__(self, path: Path, *, strict: bool, lenient: bool) -> None:
+    def __init__(self, path: Path, *, strict: bool, lenient: bool, lines_before: Callable[[], int] = lambda: 0) -> None:
+        self._lines_before = lines_before
         self.replaced_bytes = 0
         self._num_bytes = self._bad_bytes = 0
         self._lenient = lenient
@@ -120,8 +122,9 @@ class Utf8Decoder:
         except UnicodeDecodeError as error:
             if self._strict:
                 self._advance(data[: error.start].decode())
-                where = f"{self._path}:{self._line}:{self._column}"
-                what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {self._line}, column {self._column})"
+                line = self._lines_before() + self._line
+                where = f"{self._path}:{line}:{self._column}"
+                what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {line}, column {self._column})"
                 raise DataError(what, where=where, hint="mend it, or leave out --strict to replace such bytes") from error
             text, used = codecs.utf_8_decode(data, "replace", final)
             num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")

@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -49,10 +50,11 @@ _MAX_CARRIED_CHARACTERS = 4096
 
 
 class Reader:
-    """One pass over one source.
+    """One pass over one source, or over a slice of it.
 
     Args:
         source: The file.
+        span: The bytes to read, from the begin of a document to the end of one, of a file that `sources.is_divisible`; None for all.
         document_per: What ends a document in a text file.
         text_field: The field of a JSON object that holds the text.
         encoding: Of the file; None for UTF-8, or what its first bytes announce, and an error where it is clearly neither.
@@ -64,6 +66,7 @@ class Reader:
         self,
         source: Source,
         *,
+        span: tuple[int, int] | None = None,
         document_per: DocumentPer = "blank-line",
         text_field: str = "text",
         encoding: str | None = None,
@@ -71,13 +74,14 @@ class Reader:
         skip_bad: bool = False,
     ) -> None:
         self.source = source
+        self._span = span or (0, source.num_bytes)
         self.encoding = encoding
         """What it is, once reading has begun."""
         self.skipped: Counter[str] = Counter()
         self._document_per = document_per
         self._text_field = text_field
-        self._raw = _HashedFile()
-        self._decoder = Utf8Decoder(source.path, strict=strict, lenient=encoding is not None)
+        self._raw = _HashedFile(None if span is None else span[1] - span[0])
+        self._decoder = Utf8Decoder(source.path, strict=strict, lenient=encoding is not None, lines_before=lambda: self._lines_before)
         self._transcoded: Transcoded | None = None
         self._strict, self._skip_bad = strict, skip_bad
 
@@ -96,6 +100,15 @@ class Reader:
         """Bytes that do not belong to the encoding so far."""
         return self._decoder.replaced_bytes + (self._transcoded.num_replaced if self._transcoded else 0)
 
+    @cached_property
+    def _lines_before(self) -> int:
+        """Count the lines in front of the slice, for errors."""
+        num_lines, left = 0, self._span[0]
+        with self.source.path.open("rb") as file:
+            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+                num_lines, left = num_lines + chunk.count(b"\n"), left - len(chunk)
+        return num_lines
+
     def pieces(self) -> Iterator[Piece]:
         """Stream the documents, in the order of the file.
 
@@ -104,7 +117,7 @@ class Reader:
         """
         path = self.source.path
         try:
-            self._raw.open(path)
+            self._raw.open(path, self._span[0])
             with self._raw:
                 if self.source.format in ("parquet", "arrow"):
                     rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet")
@@ -113,11 +126,13 @@ class Reader:
                         pass  # for the hash
                     return
                 file = self._decompressed()
-                self.encoding = self.encoding or encoding_of_mark(file.peek(4)[:4]) or "utf-8"
+                is_beginning = self._span[0] == 0
+                self.encoding = self.encoding or (encoding_of_mark(file.peek(4)[:4]) if is_beginning else None) or "utf-8"
                 if self.encoding != "utf-8":
                     self._transcoded = Transcoded(file, self.encoding, path, strict=self._strict)
                     file = io.BufferedReader(self._transcoded, CHUNK_BYTES)
-                _check_head(path, file.peek(8192)[:8192])
+                if is_beginning:
+                    _check_head(path, file.peek(8192)[:8192])
                 pieces = {"json": self._json_pieces, "text": self._text_pieces}.get(self.source.format, self._csv_pieces)
                 yield from self._trimmed(pieces(file))
                 self._decoder.judge()
@@ -182,7 +197,7 @@ class Reader:
             yield from _between_blank_lines(blocks)
 
     def _json_pieces(self, file: BinaryIO) -> Iterator[Piece]:
-        path, number = self.source.path, 0
+        number = 0
         while line := file.readline(MAX_RECORD_BYTES + 1):
             number += 1
             if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
@@ -195,10 +210,10 @@ class Reader:
             if record.isspace() or not record:
                 continue
             try:
-                text = self._text_of(record, f"{path}:{number}")
+                text = self._text_of(record)
             except _NoTextError as bad:
                 if not self._skip_bad:
-                    raise
+                    raise bad.at(f"{self.source.path}:{self._lines_before + number}") from bad.__cause__
                 self.skipped[bad.cause] += 1
             else:
                 yield from cut_at_whitespace(text, CHUNK_BYTES)
@@ -216,30 +231,30 @@ class Reader:
                 yield from cut_at_whitespace(self._decoder.without_surrogates(text), CHUNK_BYTES)
                 continue
             what = "nothing" if text is None else json_type(text)
-            bad = _NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", where=where, hint="mend it")
+            bad = _NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", hint="mend it")
             if not self._skip_bad:
-                raise bad
+                raise bad.at(where)
             self.skipped[bad.cause] += 1
 
-    def _text_of(self, line: str, where: str) -> str:
+    def _text_of(self, line: str) -> str:
         one_object = "one JSON object per line is needed"
         try:
             record = from_json(line)
         except ValueError as error:
             reason = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-            raise _NoTextError("line that is not JSON", f"is not JSON{reason}", where=where, hint=one_object) from error
+            raise _NoTextError("line that is not JSON", f"is not JSON{reason}", hint=one_object) from error
         if not isinstance(record, dict):
             what = f"is not a JSON object but {json_type(record)}"
-            raise _NoTextError("line that is no JSON object", what, where=where, hint=one_object)
+            raise _NoTextError("line that is no JSON object", what, hint=one_object)
         field = self._text_field
         if field not in record:
             hint = f"name it with --text-field; its fields are: {', '.join(record) or 'none'}"
-            raise _NoTextError(f"line without a field {field!r}", f"has no field {field!r}", where=where, hint=hint)
+            raise _NoTextError(f"line without a field {field!r}", f"has no field {field!r}", hint=hint)
         text = record[field]
         if not isinstance(text, str):
             others = ", ".join(name for name, value in record.items() if isinstance(value, str)) or "none"
             what = f"field {field!r} is not a string but {json_type(text)}"
-            raise _NoTextError(f"{field!r} that is {json_type(text)}", what, where=where, hint=f"fields that are strings: {others}")
+            raise _NoTextError(f"{field!r} that is {json_type(text)}", what, hint=f"fields that are strings: {others}")
         return self._decoder.without_surrogates(text)
 
 
@@ -248,8 +263,6 @@ class Corpus:
     """Sources, and how they are read."""
 
     sources: list[Source]
-    num_train_sources: int
-    """The rest are for validation; where there is no rest, documents are chosen."""
     reading: Mapping[str, Any]
     """Arguments of `Reader`."""
     quiet: bool
@@ -258,11 +271,6 @@ class Corpus:
     def num_bytes(self) -> int:
         """Bytes of all files."""
         return sum(source.num_bytes for source in self.sources)
-
-    @property
-    def has_validation(self) -> bool:
-        """Return whether validation has text of its own."""
-        return self.num_train_sources < len(self.sources)
 
     def pieces(self, description: str, *, done: Callable[[Source, Reader], None]) -> Generator[Piece, None, None]:
         """Read everything once, and call `done` at the end of each source."""
@@ -280,21 +288,32 @@ class Corpus:
 class _NoTextError(DataError):
     """A line holds no text; the cause is said of all such lines together."""
 
-    def __init__(self, cause: str, what: str, *, where: str, hint: str) -> None:
-        super().__init__(what, where=where, hint=f"{hint}; in `pld prepare-data` --skip-bad leaves out such lines")
+    def __init__(self, cause: str, what: str, *, hint: str) -> None:
+        super().__init__(what, hint=f"{hint}; in `pld prepare-data` --skip-bad leaves out such lines")
         self.cause = cause
+
+    def at(self, where: str) -> DataError:
+        """Say where it is, for the user."""
+        return DataError(self.what, where=where, hint=self.hint)
 
 
 class _HashedFile(io.RawIOBase):
-    """A binary file that hashes and counts what is read from it."""
+    """A binary file that hashes and counts what is read from it.
 
-    def __init__(self) -> None:
+    Args:
+        most_bytes: Where it ends, counted from where it is opened; None for the file's own end.
+    """
+
+    def __init__(self, most_bytes: int | None) -> None:
+        self._most_bytes = most_bytes
         self.hash = hashlib.sha256()
         self.num_bytes = 0
         self._file: BinaryIO | None = None
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, start: int) -> None:
         self._file = cast(BinaryIO, path.open("rb", buffering=0))
+        if start:
+            self._file.seek(start)
 
     def readable(self) -> bool:
         return True
@@ -302,7 +321,8 @@ class _HashedFile(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         assert self._file is not None
         view = memoryview(buffer)
-        data = self._file.read(len(view))
+        left = len(view) if self._most_bytes is None else min(len(view), self._most_bytes - self.num_bytes)
+        data = self._file.read(left)
         view[: len(data)] = data
         self.hash.update(data)
         self.num_bytes += len(data)

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from pldcli.corpus.reader import cut_at_whitespace
 
-__all__ = ["SAMPLE_BYTES", "Sampler"]
+__all__ = ["SAMPLE_BYTES", "Sampler", "first_threshold"]
 
 SAMPLE_BYTES = 32 << 20
-"""Text for training the tokenizer, at most; above half of it for any larger corpus."""
+"""Text for training the tokenizer, at most; above half of it for any larger corpus of plain text."""
 
 _WINDOW_CHARACTERS = 4000
 """Of one part of a text; a quarter of it where characters take up to 4 bytes, since SentencePiece drops pieces of over 4192 bytes."""
+_HASHES = 1 << 64
+
+
+def first_threshold(num_bytes: int, limit_bytes: int) -> int:
+    """Return the hash below which parts of a corpus of so many bytes are kept, so that no more than needed is held."""
+    threshold = _HASHES
+    while num_bytes > limit_bytes:
+        threshold, num_bytes = threshold // 2, num_bytes // 2
+    return threshold
 
 
 class Sampler:
-    """A sample of the corpus that does not depend on the order of its documents: the parts with the lowest hashes.
+    """A sample that does not depend on the order of the documents, nor on who read which: the parts with the lowest hashes, each once.
 
     Args:
         limit_bytes: Half of what is kept goes when it exceeds this.
+        threshold: Parts with higher hashes are left out from the beginning.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, threshold: int = _HASHES) -> None:
+        self.threshold = threshold
+        """Parts with hashes from here on are left out."""
         self._limit_bytes = limit_bytes
-        self._threshold = 1 << 64
-        self._kept: list[tuple[int, str]] = []
+        self._kept: dict[int, str] = {}
         self._kept_bytes = 0
+        self._of_document: list[tuple[int, str]] = []
         self._rest = ""
 
-    def add(self, text: str, *, last: bool) -> None:
-        """Offer the next piece of a document; `last` ends it."""
+    def add(self, text: str, *, last: bool, keep: bool = True) -> None:
+        """Offer the next piece of a document.
+
+        Args:
+            text: The piece.
+            last: It ends the document.
+            keep: Of a last piece: the document counts.
+        """
         text = self._rest + text
         start = 0
         while len(text) - start > _WINDOW_CHARACTERS or (last and start < len(text)):
@@ -38,21 +57,30 @@ class Sampler:
             size = len(window) if window.isascii() else _WINDOW_CHARACTERS // 4
             window, _ = next(cut_at_whitespace(window, size)) if len(text) - start > size else (window, True)
             start += len(window)
-            self._offer(window)
+            digest = int.from_bytes(hashlib.blake2b(window.encode(), digest_size=8).digest(), "big")
+            if digest < self.threshold:
+                self._of_document.append((digest, window.replace("\n", " ")))
         self._rest = "" if last else text[start:]
+        if last:
+            self.merge(self._of_document if keep else ())
+            self._of_document = []
+
+    def merge(self, parts: Iterable[tuple[int, str]]) -> None:
+        """Take in parts with their hashes."""
+        for digest, text in parts:
+            if digest < self.threshold and digest not in self._kept:
+                self._kept[digest] = text
+                self._kept_bytes += len(text.encode())
+        while self._kept_bytes > self._limit_bytes:
+            self.threshold //= 2
+            self._kept = {digest: text for digest, text in self._kept.items() if digest < self.threshold}
+            self._kept_bytes = sum(len(text.encode()) for text in self._kept.values())
+
+    @property
+    def parts(self) -> list[tuple[int, str]]:
+        """List what was kept with its hashes, in an order that depends on nothing but the texts."""
+        return sorted(self._kept.items())
 
     def sample(self) -> list[str]:
-        """Return what was kept, in an order that depends on nothing but the texts."""
-        return [text for _, text in sorted(self._kept)]
-
-    def _offer(self, text: str) -> None:
-        content = text.encode()
-        digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-        if digest >= self._threshold:
-            return
-        self._kept.append((digest, text.replace("\n", " ")))
-        self._kept_bytes += len(content)
-        while self._kept_bytes > self._limit_bytes:
-            self._threshold //= 2
-            self._kept = [one for one in self._kept if one[0] < self._threshold]
-            self._kept_bytes = sum(len(text.encode()) for _, text in self._kept)
+        """List what was kept."""
+        return [text for _, text in self.parts]

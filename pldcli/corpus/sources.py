@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -45,7 +46,8 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     """List the files that the command line names.
 
     Args:
-        inputs: Files and directories; a directory is walked in sorted order with the folders that it links to, its hidden files left out.
+        inputs: Files, directories and patterns of them; a directory is walked in sorted order with the folders that it links to, its hidden
+            files left out.
         exclude: A directory that is not walked into.
 
     Returns:
@@ -56,7 +58,7 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     """
     sources: dict[Path, Source] = {}
     skipped: Counter[str] = Counter()
-    for given in inputs:
+    for given in _matched(inputs):
         found = _walk(given, exclude, skipped) if given.is_dir() else [given]
         for path in found:
             if path.resolve() in sources:
@@ -72,6 +74,18 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     if not sources:
         raise DataError("no files with text here", where=", ".join(map(str, inputs)), hint="name text or JSON-lines files")
     return list(sources.values()), skipped
+
+
+def _matched(inputs: Sequence[Path]) -> Iterator[Path]:
+    """Replace patterns by what they match, sorted."""
+    for given in inputs:
+        if glob.has_magic(str(given)) and not given.exists():
+            found = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
+            if not found:
+                raise DataError("matches no file", where=str(given), hint="** stands for folders at any depth")
+            yield from map(Path, found)
+        else:
+            yield given
 
 
 def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:

@@ -6,7 +6,7 @@ with [SEP].)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,17 @@ class ShardWriter:
         self._ends += 1
         if len(self._values) >= self._batch_bytes:
             self._write_batch()
+
+    def copy(self, parts: Iterable[Segment]) -> None:
+        """Append whole shards that were written with the same separator."""
+        for values, ends in parts:
+            start = 0
+            for end in ends.tolist():
+                is_whole = values[end - 1] == self._end_id  # else it goes on in the next row
+                self.add(values[start : end - is_whole])
+                if is_whole:
+                    self.end_document()
+                start = end
 
     def close(self) -> None:
         """Write what is left."""

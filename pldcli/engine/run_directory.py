@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -15,14 +13,11 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.engine.metrics import VALIDATION_LOSSES, read_metrics
 from pldcli.errors import OutputError, PldError
-from pldcli.system import atomic
+from pldcli.system import atomic, locks
 from pldcli.system.json_text import from_json
 from pldcli.system.output_place import check_output
 
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
-
-_LOCK_WITHIN_SECONDS = 1.0
-"""Checking whether a run is locked takes the lock for a moment."""
 
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
 
@@ -71,15 +66,7 @@ class RunDirectory:
         Raises:
             OutputError: Another process holds it, or it is not writable.
         """
-        with atomic.output_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a")
-        with file:
-            until = time.monotonic() + _LOCK_WITHIN_SECONDS
-            while not (taken := _take(file, fcntl.LOCK_EX)) and time.monotonic() < until:
-                time.sleep(0.01)
-            if not taken:
-                raise OutputError("another process is training here", where=str(self.path), hint="wait for it, or choose another --out")
+        with locks.locked(self.path, "training"):
             yield
 
     @property
@@ -100,14 +87,7 @@ class RunDirectory:
     @property
     def is_locked(self) -> bool:
         """Whether a process is training here now."""
-        lock = self.path / ".lock"
-        if not lock.is_file():
-            return False
-        try:
-            with lock.open("r") as file:
-                return not _take(file, fcntl.LOCK_SH)
-        except OSError:
-            return False
+        return locks.is_held(self.path)
 
 
 @dataclass(frozen=True)
@@ -214,11 +194,3 @@ def _last_saved(run: RunDirectory) -> int:
 
 def _last(rows: list[dict[str, Any]], *names: str) -> float | None:
     return next((row[name] for row in reversed(rows) for name in names if row.get(name) is not None), None)
-
-
-def _take(file: Any, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -10,7 +10,7 @@ from typing import Any
 from pldcli.choices import ModelType
 from pldcli.console.progress import Progress
 from pldcli.corpus.reader import Corpus, Reader, count_words
-from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler
+from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler, first_threshold
 from pldcli.corpus.sources import Source, find_sources
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new
@@ -82,8 +82,9 @@ def train(
     """
     check_new(out, overwrite=overwrite)
     sources, _ = find_sources(inputs, exclude=out)
-    sampler = Sampler(SAMPLE_BYTES)
-    for text, last in Corpus(sources, len(sources), reading or {}, quiet).pieces("Reading", done=lambda source, reader: None):
+    corpus = Corpus(sources, reading or {}, quiet)
+    sampler = Sampler(SAMPLE_BYTES, first_threshold(corpus.num_bytes, SAMPLE_BYTES))
+    for text, last in corpus.pieces("Reading", done=lambda source, reader: None):
         sampler.add(text, last=last)
     sample = sampler.sample()
     with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
@@ -107,7 +108,7 @@ def fit_to(tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str
         fits.append(Fit(str(source.path), *totals))
         totals[:] = [0] * 5
 
-    for text, last in Corpus(sources, len(sources), reading or {}, quiet).pieces("Reading", done=done):
+    for text, last in Corpus(sources, reading or {}, quiet).pieces("Reading", done=done):
         ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued)
         continued = not last
         counted = len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)

@@ -16,7 +16,6 @@ from pldcli import cli, presets
 from pldcli.analysis import analyze as engine
 from pldcli.analysis.analyze import Settings, analyze, plans
 from pldcli.analysis.results import AnalyzedRun, State
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import open_prepared
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -24,6 +23,7 @@ from pldcli.engine.validation import fixed_batches, score_lm
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation.evaluate import evaluate
 from pldcli.model import StBert
+from pldcli.preparation.prepare import prepare
 from tests.conftest import TINY, tiny_config
 
 EVERYTHING = Settings(num_sequences=100_000, device="cpu")

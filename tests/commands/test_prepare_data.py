@@ -7,8 +7,9 @@ import typer
 from typer.testing import CliRunner
 
 from pldcli.commands.prepare_data import prepare_data
-from pldcli.data import prepare as module
-from pldcli.errors import DataError
+from pldcli.corpus.quality import Filters
+from pldcli.errors import DataError, UsageError
+from pldcli.preparation import prepare as module
 
 app = typer.Typer()
 app.command()(prepare_data)
@@ -25,19 +26,35 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
         calls.append((args, kwargs))
         raise DataError("seen")
 
-    monkeypatch.setattr(module, "prepare", record)
+    monkeypatch.setattr(module, "Preparation", record)
     run("a.txt", "b", "--out", "o", "--document-per", "line", "--text-field", "body", "--tokenizer", "t.json", "--model-type", "unigram")
     assert calls[0][0] == ([Path("a.txt"), Path("b")], Path("o"))
     given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "model_type": "unigram"}
     rest = {"validation": (), "cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
-    rest |= {"encoding": None, "skip_bad": False}
+    rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False}
     assert calls[0][1] == given | rest
     words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--encoding", "cp1252", "--skip-bad")
-    run("a.txt", *words, "--validation", "v", "--validation", "w")
+    filters = (
+        "--min-words",
+        "2",
+        "--max-words",
+        "9",
+        "--script",
+        "LATIN",
+        "--script",
+        "GREEK",
+        "--decontaminate",
+        "e",
+        "--overlap-words",
+        "5",
+    )
+    run("a.txt", *words, "--validation", "v", "--validation", "w", *filters, "--keep-duplicates", "--keep-rejects")
     assert calls[1][0] == ([Path("a.txt")], Path("data"))
     assert calls[1][1] == {
         "validation": [Path("v"), Path("w")], "document_per": "blank-line", "text_field": "text", "tokenizer": None, "model_type": "bpe",
         "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
+        "filters": Filters(min_words=2, max_words=9, scripts=("LATIN", "GREEK"), against=(Path("e"),), overlap_words=5),
+        "keep_duplicates": True, "keep_rejects": True,
     }  # fmt: skip
 
 
@@ -59,6 +76,13 @@ def test_the_table_at_the_end(tmp_path):
     assert "unknown tokens   0.00% train, 0.00% validation" in result.output
     assert "Note: The corpus supports a vocabulary of" in result.output
     assert f"Next: pld pretrain --preset modern-tiny-preln --data {tmp_path / 'out'}" in result.output
+
+
+@pytest.mark.parametrize("share", ["1", "x/2", "2/2", "0/0", "-1/2"])
+def test_a_share_that_is_none(tmp_path, share):
+    (tmp_path / "a.txt").write_text("some text")
+    result = run(tmp_path / "a.txt", "--out", tmp_path / "out", "--share", share)
+    assert isinstance(result.exception, UsageError) and "--share: " in str(result.exception)
 
 
 @pytest.mark.parametrize(

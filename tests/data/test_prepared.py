@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pldcli.data import prepared as module
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import open_prepared, verify_prepared
 from pldcli.errors import DataError
+from pldcli.preparation.prepare import prepare
 from pldcli.system import seal
 from pldcli.system.seal import sealed
 from tests.conftest import write_prepared

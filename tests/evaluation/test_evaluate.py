@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from pldcli import cli
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import open_prepared
 from pldcli.engine.checkpoint import list_checkpoints
 from pldcli.engine.model_source import latest_run
@@ -18,6 +17,7 @@ from pldcli.engine.validation import fixed_batches
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation.evaluate import evaluate
 from pldcli.huggingface.load import load_pretrained
+from pldcli.preparation.prepare import prepare
 from tests.conftest import TINY, MadeUpData
 
 SCORES = {"mlm_loss", "perplexity", "mlm_accuracy", "num_targets", "tokens_per_second"}

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pldcli.corpus.docstrings import docstring_corpus
-from pldcli.data.prepare import prepare
 from pldcli.engine.checkpoint import list_checkpoints, verify
+from pldcli.preparation.prepare import prepare
 from tests.conftest import TINY, Process, Processes
 
 __all__ = ["STEPS", "Fault", "Ground", "Tally", "digest"]

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pldcli import cli, presets
-from pldcli.data.prepare import prepare
 from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
 from pldcli.model import StBert
 from pldcli.pld import Schedule
+from pldcli.preparation.prepare import prepare
 from pldcli.pretraining import estimate
 from tests.conftest import TINY, wait_for
 

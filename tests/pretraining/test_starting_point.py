@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pldcli import cli
-from pldcli.data.prepare import prepare
 from pldcli.engine.checkpoint import list_checkpoints
+from pldcli.preparation.prepare import prepare
 from tests.conftest import ROOT, TINY, Outcome, wait_for
 from tests.pretraining.test_pretrain import SLOW, arguments, everything_below, rows, steps, stop_in_step, weights
 from tests.pretraining.test_pretrain_init import save_source

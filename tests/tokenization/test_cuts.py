@@ -11,9 +11,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pldcli.corpus import reader as corpus
-from pldcli.data.prepare import prepare
 from pldcli.data.prepared import open_prepared
 from pldcli.data.text_stream import tokenise
+from pldcli.preparation.prepare import prepare
 from pldcli.tokenization import tokenizer as module
 from pldcli.tokenization.cuts import cut_before, lines_are_independent, parting_spaces
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer, train_tokenizer

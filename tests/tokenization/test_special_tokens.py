@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pldcli.data.prepare import prepare
 from pldcli.errors import DataError
+from pldcli.preparation.prepare import prepare
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer
 
 WORDS = {

@@ -1,0 +1,276 @@
+"""From raw text to a prepared directory: every unit of the corpus is read, a tokenizer is trained, and every unit is encoded.
+
+Reading hashes each document and samples text. Where all is read, it is decided what becomes of each document; encoding follows that.
+Nothing of the result depends on the number of processes or on the order in which they finish, and the split does not depend on the
+order of the documents. What units came to lies in `.OUT.parts` until all is done, so that the same command goes on where one was stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pldcli.choices import DocumentPer, ModelType
+from pldcli.console.progress import Progress
+from pldcli.corpus.decoding import check_encoding
+from pldcli.corpus.quality import Filters, check_filters
+from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
+from pldcli.corpus.sources import Source, find_sources
+from pldcli.data.prepared import verify_tokenizer, write_manifest
+from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.preparation.notes import check_something_is_known, notes_on_data
+from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
+from pldcli.preparation.units import cut, unit_bytes
+from pldcli.preparation.work import SignalError, Work, sample, skipped
+from pldcli.system import atomic
+from pldcli.system.output_place import check_new, check_output
+from pldcli.system.signals import first_signal
+from pldcli.system.workers import available_cores
+from pldcli.tokenization.special_tokens import check_frame
+from pldcli.tokenization.step import notes_on_training
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+__all__ = ["Preparation", "Prepared", "prepare"]
+
+_FOR_VALIDATION = "training file that is for validation"
+_SMALL_CORPUS_BYTES = 4 << 20
+_MIN_VOCAB_SIZE = 6
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A directory that was prepared."""
+
+    path: Path
+    manifest: dict[str, Any]
+    seconds: float
+    notes: tuple[str, ...]
+    """What the user should read about it, a line each."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the source files."""
+        return sum(source["bytes"] for source in self.manifest["sources"])
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is to be prepared, and how.
+
+    Raises:
+        UsageError: A setting makes no sense.
+        DataError: The corpus or the tokenizer cannot be used.
+        OutputError: `out` exists, or cannot be written.
+        StoppedError: Ctrl-C; what is done is kept, so that the same call goes on from there.
+        PreemptedError: SIGTERM, likewise.
+    """
+
+    inputs: Sequence[Path]
+    """Text, JSON-lines, CSV, Parquet or Arrow files, and directories of them."""
+    out: Path
+    """The directory to make."""
+    _: KW_ONLY
+    validation: Sequence[Path] = ()
+    """Text for validation alone, read as `inputs` are; without it one document in 301 is taken, chosen by a hash of its text."""
+    document_per: DocumentPer = "blank-line"
+    """What ends a document in a text file."""
+    text_field: str = "text"
+    """The field of a JSON object that holds the text."""
+    tokenizer: Path | None = None
+    """An existing tokenizer; without it one is trained."""
+    model_type: ModelType = "bpe"
+    """What to train."""
+    cased: bool = False
+    """Keep upper and lower case apart."""
+    vocab_size: int = 30528
+    """Entries wanted when training."""
+    processes: int | None = None
+    """Workers; None for as many as there are processors."""
+    encoding: str | None = None
+    """Of all files; None for UTF-8, or what a file's first bytes announce."""
+    strict: bool = False
+    """Make a byte that does not belong to the encoding an error."""
+    skip_bad: bool = False
+    """Leave out lines of JSON-lines files that hold no text."""
+    filters: Filters = field(default_factory=Filters)
+    """Documents to leave out."""
+    keep_duplicates: bool = False
+    """Keep a document whose text occurred before."""
+    keep_rejects: bool = False
+    """Write the documents that are left out to `rejected.jsonl`."""
+    overwrite: bool = False
+    """Replace `out`."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def run(self) -> Prepared:
+        """Turn text into a prepared directory."""
+        began = time.monotonic()
+        with _signals():
+            self._check()
+            existing, (files, num_train, left_out) = self._existing, self._find()
+            work = self._work(files, num_train, (0, 1))
+            with work.kept_when_stopped():
+                scans = work.read()
+                assert scans is not None
+                fates = work.decide(scans, keep_duplicates=self.keep_duplicates)
+                tokenizer, notes = self._tokenizer(work, scans)
+                encoded = work.encode(scans, fates, tokenizer)
+                assert encoded is not None
+                counts = _counts(encoded)
+                if sum(count["tokens"] - count["documents"] for count in counts.values()) < 2:
+                    raise DataError("holds less than two tokens of text", where=str(files[0].path), hint="add text")
+                check_something_is_known(counts, tokenizer)
+                with atomic.directory(self.out, overwrite=self.overwrite) as directory:
+                    tokenizer.save(directory)
+                    manifest = write_manifest(
+                        directory,
+                        tokenizer,
+                        sources=work.describe_sources(scans, fates),
+                        counts=counts,
+                        document_per=self.document_per,
+                        shards=work.collect(encoded, tokenizer, directory),
+                        skipped=dict(sorted((left_out + skipped(scans) + fates.left_out).items())),
+                        replaced_bytes=sum(scan.replaced_bytes for scan in scans),
+                    )
+        notes += notes_on_data(counts, tokenizer, was_trained=existing is None, chosen_by_user=num_train < len(files))
+        return Prepared(self.out, manifest, time.monotonic() - began, tuple(notes))
+
+    def run_share(self, number: int, count: int) -> str:
+        """Do a share of the work: of reading, or where all is read, of encoding. Shares may be done at the same time, on several machines.
+
+        Args:
+            number: Of this share, from 0.
+            count: Of shares.
+
+        Returns:
+            What is to be done next.
+        """
+        if not 0 <= number < count:
+            raise UsageError(f"must be I/N with I from 0 to N - 1, not {number}/{count}", where="--share")
+        with _signals():
+            self._check()
+            files, num_train, _ = self._find()
+            work = self._work(files, num_train, (number, count))
+            with work.kept_when_stopped():
+                scans = work.read()
+                if scans is None:
+                    return "read; when all shares are, run them again, to encode"
+                fates = work.decide(scans, keep_duplicates=self.keep_duplicates)
+                if work.encode(scans, fates, self._tokenizer(work, scans)[0]) is None:
+                    return "encoded; when all shares are, run the command without --share, to put them together"
+                return "encoded, as all are; run the command without --share, to put them together"
+
+    @cached_property
+    def _existing(self) -> Tokenizer | None:
+        return _load(self.tokenizer, cased=self.cased) if self.tokenizer else None
+
+    def _check(self) -> None:
+        if self.vocab_size < _MIN_VOCAB_SIZE:
+            raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
+        if self.processes is not None and self.processes < 1:
+            raise UsageError("must be at least 1", where="--processes")
+        check_filters(self.filters)
+        _check_place(self.out, [*self.inputs, *self.validation], overwrite=self.overwrite)
+
+    def _find(self) -> tuple[list[Source], int, Counter[str]]:
+        """Find the files, those to train on first; return how many these are, and what was left out."""
+        sources, left_out = find_sources(self.inputs, exclude=self.out)
+        held_out, more = find_sources(self.validation, exclude=self.out) if self.validation else ([], Counter[str]())
+        left_out += more
+        sources = _without(sources, held_out, left_out)
+        return [*sources, *held_out], len(sources), left_out
+
+    def _work(self, files: list[Source], num_train: int, share: tuple[int, int]) -> Work:
+        num_bytes, sample_bytes = sum(source.num_bytes for source in files), 0 if self._existing else SAMPLE_BYTES
+        reading = {
+            "document_per": self.document_per,
+            "text_field": self.text_field,
+            "encoding": self.encoding and check_encoding(self.encoding),
+            "strict": self.strict,
+            "skip_bad": self.skip_bad,
+        }
+        stages = Stages(
+            out=self.out,
+            place=self.out.with_name(f".{self.out.name}.parts"),
+            sources=files,
+            units=cut(files, reading, unit_bytes(num_bytes)),
+            reading=reading,
+            filters=self.filters,
+            sample_bytes=sample_bytes,
+            num_train_sources=num_train,
+            first_threshold=first_threshold(num_bytes, sample_bytes or num_bytes),
+            keep_rejects=self.keep_rejects,
+        )
+        processes = self.processes or (available_cores() if num_bytes > _SMALL_CORPUS_BYTES else 1)
+        return Work(stages, processes, self.quiet, share)
+
+    def _tokenizer(self, work: Work, scans: Sequence[Scanned]) -> tuple[Tokenizer, list[str]]:
+        """Take the tokenizer that is there, or train one; return what the user should read about it, too."""
+        if self._existing is not None:
+            return self._existing, []
+        texts = sample(scans, work.stages.sample_bytes)
+
+        def train(texts: Sequence[str]) -> Tokenizer:
+            with Progress(f"Training the tokenizer ({self.model_type})", total=None, quiet=self.quiet):
+                return train_tokenizer(texts, vocab_size=self.vocab_size, model_type=self.model_type, cased=self.cased)
+
+        tokenizer = work.trained(texts, (self.vocab_size, self.model_type, self.cased), train)
+        return tokenizer, notes_on_training(tokenizer, texts, self.vocab_size)
+
+
+def prepare(inputs: Sequence[Path], out: Path, **settings: Any) -> Prepared:
+    """Turn text into a prepared directory; the settings are those of `Preparation`."""
+    return Preparation(inputs, out, **settings).run()
+
+
+def _signals() -> AbstractContextManager[None]:
+    """Raise the first stop signal; a second one kills at once, and what is left then is removed, or gone on from, by the next run."""
+    return first_signal(_stop, second_kills=True)
+
+
+def _counts(encoded: Sequence[Encoded]) -> dict[str, dict[str, int]]:
+    return {split: {what: sum(part.counts[split][what] for part in encoded) for what in COUNTED} for split in ("train", "validation")}
+
+
+def _load(path: Path, *, cased: bool) -> Tokenizer:
+    """Load a tokenizer that shall be used as it is."""
+    if any(path.glob("train-*.arrow")):
+        verify_tokenizer(path)  # prepared data
+    tokenizer = load_tokenizer(path, cased=cased)
+    check_frame(tokenizer.fast, tokenizer.special, where=str(path))
+    return tokenizer
+
+
+def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str]) -> list[Source]:
+    """Remove what is for validation from the training text.
+
+    Raises:
+        DataError: Nothing is left.
+    """
+    places = {source.path.resolve() for source in held_out}
+    left = [source for source in sources if source.path.resolve() not in places]
+    if not left:
+        raise DataError("every file is for validation", where="--validation", hint="name other text to train on")
+    if len(left) < len(sources):
+        skipped[_FOR_VALIDATION] += len(sources) - len(left)
+    return left
+
+
+def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    check_new(out, overwrite=overwrite)
+    check_output(out, "prepared data", mark="manifest.json")
+    for given in inputs:
+        if out.resolve() == given.resolve() or out.resolve() in given.resolve().parents:
+            raise OutputError("holds the corpus itself", where=str(out), hint="choose another place with --out")
+
+
+def _stop(number: int) -> NoReturn:
+    """Raise a signal as an error, so that everything on the way out is cleaned up."""
+    raise SignalError(number)

@@ -1,0 +1,324 @@
+"""The two things that are done with every unit of a corpus: read it, then encode it. What each comes to lies on the disk, under a name
+that says what it was made of, so that it is made once, by whatever process.
+
+    KEY.json   what reading or encoding a unit came to; written last
+    KEY.bin    of reading: the hash of each document, and the number of what speaks against it
+    KEY.fates  for encoding: what becomes of each document
+    KEY.train-00000.arrow   KEY.validation-00000.arrow   KEY.rejected   of encoding
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pldcli import __version__
+from pldcli.corpus.quality import Filters, Judge
+from pldcli.corpus.reader import Reader, count_words
+from pldcli.corpus.sampling import Sampler
+from pldcli.corpus.sources import Source
+from pldcli.data.shards import ShardWriter
+from pldcli.errors import DataError
+from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
+from pldcli.preparation.units import Slice, Unit
+from pldcli.system import atomic
+from pldcli.system.json_text import from_json
+from pldcli.system.seal import file_sha256
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
+
+__all__ = ["COUNTED", "Encoded", "Scanned", "Stages", "Task", "open_stages"]
+
+COUNTED = ("documents", "tokens", "unknown", "words", "bytes")
+_DESCRIPTION = "work.json"
+_HASH, _CAUSE = np.dtype("<u8"), np.dtype("<u2")
+
+Report = Callable[[int], None]
+"""Hears how many bytes of its unit a task has read so far."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of the work."""
+
+    stage: Literal["hash", "scan", "encode"]
+    number: int
+    """Of the file that is hashed, or of the unit."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What reading a unit came to."""
+
+    slices: list[dict[str, Any]]
+    """Documents, bytes read, SHA-256 and encoding of each."""
+    skipped: dict[str, int]
+    replaced_bytes: int
+    threshold: int
+    """Parts with hashes from here on are not in the sample."""
+    sample: list[tuple[int, str]]
+    causes: list[str]
+    """What speaks against documents, by number, counted from 1."""
+    hashes: npt.NDArray[np.uint64]
+    """Of each document's text."""
+    unwanted: npt.NDArray[np.uint16]
+    """0, or the number of a cause, for each document."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding a unit came to."""
+
+    counts: dict[str, dict[str, int]]
+    """Documents, tokens, unknown tokens, words and bytes of text by split."""
+    shards: dict[str, dict[str, Any]]
+    """Size, checksum, documents and tokens by file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """What a worker knows of the whole work."""
+
+    out: Path
+    """The directory to make, for errors."""
+    place: Path
+    """Where results lie."""
+    sources: list[Source]
+    units: list[Unit]
+    reading: Mapping[str, Any]
+    """Arguments of `Reader`."""
+    filters: Filters = field(default_factory=Filters)
+    sample_bytes: int = 0
+    """Text to keep for a tokenizer; 0 for none."""
+    num_train_sources: int = 0
+    """The others are no text for a tokenizer."""
+    first_threshold: int = 0
+    """Where sampling begins."""
+    keep_rejects: bool = False
+    causes: tuple[str, ...] = ()
+    """Why documents are left out, by number; known before encoding."""
+    tokenizer: str = ""
+    """Directory of the tokenizer; likewise."""
+
+    def key(self, task: Task) -> str:
+        """Name what a task makes after all that it is made of: the files as they are now, and the settings."""
+        settings: list[Any] = [__version__, task.stage]
+        if task.stage == "hash":
+            slices = [Slice(task.number, None, self.sources[task.number].num_bytes)]
+        else:
+            slices = list(self.units[task.number].slices)
+            settings += [dict(self.reading), _jsonable(self.filters)]
+            settings += [self.sample_bytes, self.first_threshold, [one.source < self.num_train_sources for one in slices]]
+        if task.stage == "encode":
+            settings += [self.tokenizer, self.keep_rejects, list(self.causes), file_sha256(self.fates_of(task.number))]
+        parts = [[*self._identity(one.source), one.span] for one in slices]
+        return f"{task.stage}-{hashlib.sha256(json.dumps([settings, parts]).encode()).hexdigest()[:32]}"
+
+    def fates_of(self, number: int) -> Path:
+        """Return the file that says what becomes of each document of a unit."""
+        return self.place / f"{self.key(Task('scan', number))}.fates"
+
+    def is_done(self, task: Task) -> bool:
+        """Return whether its result is there."""
+        return (self.place / f"{self.key(task)}.json").is_file()
+
+    def num_bytes(self, task: Task) -> int:
+        """Count the bytes that a task reads; what is only hashed does not count."""
+        return 0 if task.stage == "hash" else self.units[task.number].num_bytes
+
+    def do(self, task: Task, report: Report) -> None:
+        """Do a task.
+
+        Raises:
+            DataError: A file cannot be used, or changed since it was read.
+            OutputError: The disk is full.
+        """
+        with atomic.output_errors(self.out):
+            if task.stage == "hash":
+                source = self.sources[task.number]
+                atomic.write_text(self.place / f"{self.key(task)}.json", json.dumps({"sha256": file_sha256(source.path)}))
+            elif task.stage == "scan":
+                self._scan(task, report)
+            else:
+                self._encode(task, report)
+
+    def result(self, task: Task) -> dict[str, Any]:
+        """Read what a task came to.
+
+        Raises:
+            DataError: A file of it has changed since.
+        """
+        try:
+            content: dict[str, Any] = from_json((self.place / f"{self.key(task)}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            number = task.number if task.stage == "hash" else self.units[task.number].slices[-1].source
+            raise _changed(self.sources[number]) from error
+        return content
+
+    def scanned(self, number: int) -> Scanned:
+        """Read what reading a unit came to."""
+        task = Task("scan", number)
+        content = self.result(task)
+        raw = (self.place / f"{self.key(task)}.bin").read_bytes()
+        edge = _HASH.itemsize * sum(one["documents"] for one in content["slices"])
+        return Scanned(**content, hashes=np.frombuffer(raw[:edge], _HASH), unwanted=np.frombuffer(raw[edge:], _CAUSE))
+
+    def encoded(self, number: int) -> Encoded:
+        """Read what encoding a unit came to."""
+        return Encoded(**self.result(Task("encode", number)))
+
+    def describe(self) -> Path:
+        """Write all this down for the workers; return where."""
+        path = self.place / _DESCRIPTION
+        atomic.write_text(path, json.dumps(_jsonable(self)))
+        return path
+
+    def _identity(self, number: int) -> tuple[str, int, int]:
+        """Say which file this is, and that it has not changed."""
+        source = self.sources[number]
+        try:
+            status = source.path.stat()
+        except OSError as error:
+            raise _changed(source) from error
+        return str(source.path), status.st_size, status.st_mtime_ns
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_prepared_tokenizer(self.place / self.tokenizer)
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        return Judge(self.filters) if self.filters else None
+
+    def _readers(self, unit: Unit, report: Report) -> Iterator[tuple[Slice, Reader, Report]]:
+        earlier = 0
+        for one in unit.slices:
+            before = earlier
+            reader = Reader(self.sources[one.source], span=one.span, **self.reading)
+            yield one, reader, lambda num_bytes, before=before: report(before + num_bytes)  # type: ignore[misc]
+            earlier += one.num_bytes
+
+    def _scan(self, task: Task, report: Report) -> None:
+        """Hash and judge every document of a unit, and keep a sample."""
+        sampler = Sampler(self.sample_bytes, self.first_threshold)
+        skipped, causes = Counter[str](), dict[str, int]()
+        hashes, unwanted = array("Q"), array("H")
+        slices, replaced_bytes = [], 0
+        for one, reader, tell in self._readers(self.units[task.number], report):
+            documents, document = 0, hashlib.blake2b(digest_size=8)
+            is_sampled = self.sample_bytes and one.source < self.num_train_sources
+            for text, last in reader.pieces():
+                document.update(text.encode())
+                cause = self._judge.add(text, last=last) if self._judge else ""
+                if is_sampled:
+                    sampler.add(text, last=last, keep=not cause)
+                if last:
+                    hashes.append(int.from_bytes(document.digest(), "big"))
+                    unwanted.append(causes.setdefault(cause, len(causes) + 1) if cause else 0)
+                    documents, document = documents + 1, hashlib.blake2b(digest_size=8)
+                tell(reader.raw_bytes)
+            slices.append({"documents": documents, "bytes": reader.raw_bytes, "sha256": reader.sha256, "encoding": reader.encoding})
+            skipped.update(reader.skipped)
+            replaced_bytes += reader.replaced_bytes
+        content = {
+            "slices": slices,
+            "skipped": dict(skipped),
+            "replaced_bytes": replaced_bytes,
+            "threshold": sampler.threshold,
+            "sample": sampler.parts,
+            "causes": list(causes),
+        }
+        key = self.key(task)
+        raw = np.array(hashes, _HASH).tobytes() + np.array(unwanted, _CAUSE).tobytes()
+        atomic.write_bytes(self.place / f"{key}.bin", raw)
+        atomic.write_text(self.place / f"{key}.json", json.dumps(content))
+
+    def _encode(self, task: Task, report: Report) -> None:
+        """Write the shards of a unit."""
+        key, tokenizer, earlier = self.key(task), self._tokenizer, self.result(Task("scan", task.number))["slices"]
+        fates = np.fromfile(self.fates_of(task.number), _CAUSE).tolist()
+        special, counts = tokenizer.special, {"train": Counter[str](), "validation": Counter[str]()}
+        number = open_tokens = 0
+        with ExitStack() as stack:
+            sizes = {"vocab_size": tokenizer.vocab_size, "end_id": special.sep_id}
+            writers = {name: stack.enter_context(ShardWriter(self.place, f"{key}.{name}", **sizes)) for name in counts}
+            rejects = stack.enter_context((self.place / f"{key}.rejected").open("w", encoding="utf-8")) if self.keep_rejects else None
+            for (one, reader, tell), scanned in zip(self._readers(self.units[task.number], report), earlier, strict=True):
+                continued, source = False, self.sources[one.source]
+                for text, last in reader.pieces():
+                    if number >= len(fates):
+                        raise _changed(source)
+                    fate, split = fates[number], "validation" if fates[number] == VALIDATION else "train"
+                    if fate < LEFT_OUT:
+                        ids = np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), np.uint32)
+                        open_tokens += len(ids)
+                        unknown = int(np.count_nonzero(ids == special.unk_id))
+                        writers[split].add(ids)
+                        counts[split].update(unknown=unknown, words=count_words(text), bytes=len(text.encode()))
+                    elif rejects:
+                        _write_reject(rejects, text, source, self.causes[fate - LEFT_OUT], continued=continued, last=last)
+                    continued = not last
+                    if last and fate < LEFT_OUT:
+                        if fate == BOTH:
+                            tail = writers["train"].take_back(validation_tail(open_tokens))
+                            writers["validation"].add(tail)
+                            writers["validation"].end_document()
+                            counts["validation"]["unknown"] = int(np.count_nonzero(tail == special.unk_id))
+                            counts["train"]["unknown"] -= counts["validation"]["unknown"]
+                        writers[split].end_document()
+                        open_tokens = 0
+                    number += last
+                    tell(reader.raw_bytes)
+                if reader.sha256 != scanned["sha256"]:
+                    raise _changed(source)
+            if number != len(fates):
+                raise _changed(self.sources[self.units[task.number].slices[-1].source])
+        for name, writer in writers.items():
+            counts[name].update(documents=writer.num_documents, tokens=writer.num_tokens)
+        content = {
+            "counts": {name: {what: count[what] for what in COUNTED} for name, count in counts.items()},
+            "shards": {name: shard for writer in writers.values() for name, shard in writer.shards.items()},
+        }
+        atomic.write_text(self.place / f"{key}.json", json.dumps(content))
+
+
+def open_stages(path: Path) -> Stages:
+    """Read what `Stages.describe` wrote."""
+    content = from_json(path.read_text(encoding="utf-8"))
+    sources = [Source(**{**one, "path": Path(one["path"])}) for one in content.pop("sources")]
+    units = [
+        Unit(one["number"], tuple(Slice(part["source"], part["span"] and tuple(part["span"]), part["num_bytes"]) for part in one["slices"]))
+        for one in content.pop("units")
+    ]
+    given = content.pop("filters")
+    filters = Filters(**{**given, "scripts": tuple(given["scripts"]), "against": tuple(map(Path, given["against"]))})
+    out, place, causes = Path(content.pop("out")), Path(content.pop("place")), tuple(content.pop("causes"))
+    return Stages(**content, out=out, place=place, causes=causes, sources=sources, units=units, filters=filters)
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(asdict(value), default=str))
+
+
+def _write_reject(file: IO[str], text: str, source: Source, cause: str, *, continued: bool, last: bool) -> None:
+    """Write a piece of a document that is left out; a document is a JSON line, however many pieces it has."""
+    if not continued:
+        head = json.dumps({"source": str(source.path), "cause": cause, "text": ""}, ensure_ascii=False)
+        file.write(head.removesuffix('"}'))
+    file.write(json.dumps(text, ensure_ascii=False)[1:-1])
+    if last:
+        file.write('"}\n')
+
+
+def _changed(source: Source) -> DataError:
+    return DataError("changed while it was being read", where=str(source.path), hint="run the same command again when it is complete")

@@ -1,0 +1,122 @@
+"""A corpus cut into units of work: runs of whole documents of about equal size, whoever does them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pldcli.corpus.decoding import CHUNK_BYTES, encoding_of_mark
+from pldcli.corpus.sources import Source
+
+__all__ = ["Slice", "Unit", "cut", "unit_bytes"]
+
+_LEAST_BYTES = 4 << 20
+_MOST_UNITS = 1024
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Whole documents of a file that follow each other."""
+
+    source: int
+    """Number of the file."""
+    span: tuple[int, int] | None
+    """The bytes that hold them; None for all of the file."""
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a worker reads at a time: slices that follow each other, all of one file or of several whole ones."""
+
+    number: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes of its slices."""
+        return sum(one.num_bytes for one in self.slices)
+
+
+def unit_bytes(num_bytes: int) -> int:
+    """Return the size of units of a corpus of so many bytes: enough of them for many workers, and not too many shards."""
+    size = _LEAST_BYTES
+    while num_bytes > _MOST_UNITS * size:
+        size *= 2
+    return size
+
+
+def cut(sources: Sequence[Source], reading: Mapping[str, Any], size: int) -> list[Unit]:
+    """Cut a corpus into units of about `size` bytes; only the files and how they are read decide where.
+
+    Args:
+        sources: The files.
+        reading: Arguments of `Reader`.
+        size: Of a unit; a document that is larger makes its own larger, and so does a file that can only be read from its begin.
+    """
+    units: list[Unit] = []
+    slices: list[Slice] = []
+    for number, source in enumerate(sources):
+        for one in _slices(number, source, reading, size):
+            slices.append(one)
+            if sum(one.num_bytes for one in slices) >= size:
+                units.append(Unit(len(units), tuple(slices)))
+                slices = []
+    if slices:
+        units.append(Unit(len(units), tuple(slices)))
+    return units
+
+
+def _slices(number: int, source: Source, reading: Mapping[str, Any], size: int) -> Iterator[Slice]:
+    if source.num_bytes < 2 * size or not _is_divisible(source, reading):
+        yield Slice(number, None, source.num_bytes)
+        return
+    is_by_line = source.format == "json" or reading["document_per"] == "line"
+    with source.path.open("rb") as file:
+        edges = [0, *_edges(file, source.num_bytes, size, is_by_line=is_by_line), source.num_bytes]
+    yield from (Slice(number, (start, stop), stop - start) for start, stop in pairwise(edges))
+
+
+def _is_divisible(source: Source, reading: Mapping[str, Any]) -> bool:
+    """Return whether a file can be read from the middle: its line ends are bytes, and documents end at them."""
+    if source.compression or source.format not in ("text", "json") or reading["encoding"] not in (None, "utf-8"):
+        return False
+    return (source.format == "json" or reading["document_per"] != "file") and _has_plain_line_ends(source.path)
+
+
+def _has_plain_line_ends(path: Path) -> bool:
+    with path.open("rb") as file:
+        return encoding_of_mark(file.read(4)) is None
+
+
+def _edges(file: BinaryIO, num_bytes: int, size: int, *, is_by_line: bool) -> Iterator[int]:
+    """Find places between documents, about `size` bytes apart."""
+    wanted = size
+    while wanted < num_bytes:
+        file.seek(wanted)
+        _skip_line(file)
+        if not is_by_line:
+            _skip_to_blank_line(file)
+        if (edge := file.tell()) >= num_bytes:
+            return
+        yield edge
+        wanted = edge + size
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (part := file.readline(CHUNK_BYTES)) and not part.endswith(b"\n"):
+        pass
+
+
+def _skip_to_blank_line(file: BinaryIO) -> None:
+    """Go behind the next line that has nothing but white space."""
+    is_blank = True
+    while part := file.readline(CHUNK_BYTES):
+        is_blank = is_blank and not part.strip()
+        if part.endswith(b"\n"):
+            if is_blank:
+                return
+            is_blank = True

@@ -1,0 +1,218 @@
+"""The units of a corpus, done as far as they are not done yet, by one process or by several machines, and put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pldcli.console.progress import Progress
+from pldcli.corpus.sampling import Sampler
+from pldcli.data.shards import ShardWriter, segments
+from pldcli.errors import DataError
+from pldcli.preparation.fates import LEFT_OUT, TRAIN, VALIDATION, Fates, decide
+from pldcli.preparation.pool import do_all
+from pldcli.preparation.stages import Encoded, Scanned, Stages, Task
+from pldcli.system import atomic, locks
+from pldcli.system.signals import stop_error
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
+
+__all__ = ["REJECTED", "SignalError", "Work", "sample", "skipped"]
+
+REJECTED = "rejected.jsonl"
+"""Of a prepared directory: the documents that were left out, where they are wanted."""
+
+
+class SignalError(Exception):
+    """A stop signal arrived."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@dataclass
+class Work:
+    """The units of a corpus."""
+
+    stages: Stages
+    processes: int
+    quiet: bool
+    share: tuple[int, int] = (0, 1)
+    """The number of this process, and how many there are that share the work; on one file system, perhaps on several machines."""
+
+    @contextmanager
+    def kept_when_stopped(self) -> Iterator[None]:
+        """Hold the directory of parts while the block runs; it goes when the block ends well, or when there is little in it.
+
+        Raises:
+            StoppedError, PreemptedError: A signal arrived.
+        """
+        place, ended = self.stages.place, False
+        with locks.locked(place, "preparing data", shared=self._is_shared):
+            try:
+                yield
+                ended = not self._is_shared
+            except SignalError as signal:
+                state, hint = "nothing is left behind", ""
+                if self._is_worth_keeping:
+                    state, hint = f"{self._num_done} of {2 * len(self.stages.units)} parts done", "run the same command again to go on"
+                raise stop_error(signal.number, state, where=str(self.stages.out) if hint else "", hint=hint) from None
+            finally:
+                if ended or not self._is_worth_keeping:
+                    shutil.rmtree(place, ignore_errors=True)
+
+    def read(self) -> list[Scanned] | None:
+        """Read every unit, and hash the files that lie in several; None while others have not done their share."""
+        tasks = [*(Task("hash", source) for source in self._divided), *(Task("scan", unit.number) for unit in self.stages.units)]
+        if not self._do("Reading", tasks):
+            return None
+        return [self.stages.scanned(unit.number) for unit in self.stages.units]
+
+    def decide(self, scans: Sequence[Scanned], *, keep_duplicates: bool) -> Fates:
+        """Decide what becomes of each document.
+
+        Raises:
+            DataError: Nothing is left to train on, or to validate on.
+        """
+        stages = self.stages
+        causes = sorted({cause for scan in scans for cause in scan.causes})
+        numbers = [np.array([0, *(causes.index(cause) + 1 for cause in scan.causes)], np.uint16)[scan.unwanted] for scan in scans]
+        parts = [
+            (TRAIN if one.source < stages.num_train_sources else VALIDATION, part["documents"])
+            for unit, scan in zip(stages.units, scans, strict=True)
+            for one, part in zip(unit.slices, scan.slices, strict=True)
+        ]
+        roles = np.repeat(np.array([role for role, _ in parts], np.uint16), [documents for _, documents in parts])
+        has_validation = stages.num_train_sources < len(stages.sources)
+        hashes = np.concatenate([scan.hashes for scan in scans])
+        fates = decide(hashes, np.concatenate(numbers), causes, roles if has_validation else None, keep_duplicates=keep_duplicates)
+        edge = stages.num_train_sources
+        for role, sources in ((TRAIN, stages.sources[:edge]), (VALIDATION, stages.sources[edge:])):
+            if sources and not np.any(fates.of_documents[roles == role] < LEFT_OUT):
+                where = ", ".join(str(source.path) for source in sources[:3])
+                hint = "; ".join(f"{reason}: {count:,}" for reason, count in (skipped(scans) + fates.left_out).items())
+                raise DataError("holds no documents", where=where, hint=hint)
+        return fates
+
+    def trained(self, sample: Sequence[str], settings: Sequence[Any], train: Callable[[Sequence[str]], Tokenizer]) -> Tokenizer:
+        """Train a tokenizer, unless one was trained on this sample with these settings."""
+        digest = hashlib.sha256(json.dumps([list(settings), list(sample)]).encode()).hexdigest()
+        place = self.stages.place / f"tokenizer-{digest[:32]}"
+        if not place.is_dir():
+            tokenizer = train(sample)
+            with atomic.directory(place, overwrite=True) as directory:  # another process may have been as fast
+                tokenizer.save(directory)
+        return load_prepared_tokenizer(place)
+
+    def encode(self, scans: Sequence[Scanned], fates: Fates, tokenizer: Tokenizer) -> list[Encoded] | None:
+        """Encode every unit; None while others have not done their share."""
+        name = f"tokenizer-of-{hashlib.sha256(tokenizer.json_text.encode() + (tokenizer.sentencepiece or b'')).hexdigest()[:32]}"
+        self.stages = replace(self.stages, causes=fates.causes, tokenizer=name)
+        with atomic.output_errors(self.stages.out):
+            with atomic.directory(self.stages.place / name, overwrite=True) as directory:
+                tokenizer.save(directory)
+            start = 0
+            for unit, scan in zip(self.stages.units, scans, strict=True):
+                stop = start + len(scan.hashes)
+                atomic.write_bytes(self.stages.fates_of(unit.number), fates.of_documents[start:stop].astype("<u2").tobytes())
+                start = stop
+        if not self._do("Encoding", [Task("encode", unit.number) for unit in self.stages.units]):
+            return None
+        return [self.stages.encoded(unit.number) for unit in self.stages.units]
+
+    def describe_sources(self, scans: Sequence[Scanned], fates: Fates) -> list[dict[str, Any]]:
+        """Describe every file for the manifest."""
+        described: dict[int, dict[str, Any]] = {}
+        start = 0
+        for unit, scan in zip(self.stages.units, scans, strict=True):
+            for one, part in zip(unit.slices, scan.slices, strict=True):
+                sha256 = self.stages.result(Task("hash", one.source))["sha256"] if one.source in self._divided else part["sha256"]
+                name = str(self.stages.sources[one.source].path)
+                source = described.setdefault(one.source, {"name": name, "bytes": 0, "sha256": sha256, "documents": 0})
+                stop = start + part["documents"]
+                source["bytes"] += part["bytes"]
+                source["documents"] += int(np.count_nonzero(fates.of_documents[start:stop] < LEFT_OUT))
+                start = stop
+                if part["encoding"] not in (None, "utf-8"):
+                    source["encoding"] = part["encoding"]
+                if one.source >= self.stages.num_train_sources:
+                    source["split"] = "validation"
+        return list(described.values())
+
+    def collect(self, encoded: Sequence[Encoded], tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+        """Put the shards of all units into one directory, those for validation, which are small, together; return their entries."""
+        place, shards = self.stages.place, dict[str, Any]()
+        with ShardWriter(directory, "validation", vocab_size=tokenizer.vocab_size, end_id=tokenizer.special.sep_id) as validation:
+            for unit, part in zip(self.stages.units, encoded, strict=True):
+                for name, shard in part.shards.items():
+                    if ".train-" in name:
+                        shards[f"train-{len(shards):05}.arrow"] = shard
+                        _link(place / name, directory / f"train-{len(shards) - 1:05}.arrow")
+                    else:
+                        validation.copy(segments(place / name))
+                if self.stages.keep_rejects:
+                    with (directory / REJECTED).open("ab") as file:
+                        file.write((place / f"{self.stages.key(Task('encode', unit.number))}.rejected").read_bytes())
+        return shards | validation.shards
+
+    @property
+    def _is_shared(self) -> bool:
+        return self.share[1] > 1
+
+    @property
+    def _num_done(self) -> int:
+        return sum(1 for stage in ("scan", "encode") for _ in self.stages.place.glob(f"{stage}-*.json"))
+
+    @property
+    def _is_worth_keeping(self) -> bool:
+        return self._is_shared or (len(self.stages.units) > 1 and self._num_done > 0)
+
+    @cached_property
+    def _divided(self) -> set[int]:
+        """Files that lie in several units."""
+        parts = Counter(one.source for unit in self.stages.units for one in unit.slices)
+        return {source for source, count in parts.items() if count > 1}
+
+    def _do(self, description: str, tasks: Sequence[Task]) -> bool:
+        """Do the tasks of this process that are not done; return whether all are, those of others too."""
+        number, count = self.share
+        own = tasks[number::count]
+        missing = [task for task in own if not self.stages.is_done(task)]
+        total, left = (sum(self.stages.num_bytes(task) for task in some) for some in (own, missing))
+        with Progress(description, total=total, unit="bytes", quiet=self.quiet) as progress:
+            progress.update(total - left)
+            do_all(missing, self.stages, processes=self.processes, progress=progress)
+        return count == 1 or all(self.stages.is_done(task) for task in tasks)
+
+
+def skipped(scans: Sequence[Scanned]) -> Counter[str]:
+    """Count what was left out while reading, by cause."""
+    return sum((Counter(scan.skipped) for scan in scans), Counter())
+
+
+def sample(scans: Sequence[Scanned], limit_bytes: int) -> list[str]:
+    """Put the samples of all units together."""
+    sampler = Sampler(limit_bytes, min(scan.threshold for scan in scans))
+    for scan in scans:
+        sampler.merge((digest, text) for digest, text in scan.sample)
+        scan.sample.clear()
+    return sampler.sample()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system has none, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,134 @@
+"""Filters: what makes a document unwanted, however it is cut into pieces."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pldcli.corpus.quality import Filters, Judge, check_filters
+from pldcli.errors import DataError, UsageError
+
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "other",
+    "animals",
+    "look",
+    "on",
+    "and",
+    "say",
+    "nothing",
+    "at",
+    "all",
+    "about",
+    "it",
+    "today",
+]
+
+
+def judged(filters: Filters, *documents: str, pieces: int = 1) -> list[str]:
+    judge, found = Judge(filters), []
+    for text in documents:
+        words = text.split(" ")
+        edges = [len(words) * number // pieces for number in range(pieces + 1)]
+        for start, stop in itertools.pairwise(edges):
+            last = stop == len(words)
+            cause = judge.add(" ".join(words[start:stop]) + ("" if last else " "), last=last)
+            assert last or not cause
+        found.append(cause)
+    return found
+
+
+def test_nothing_is_unwanted_without_a_filter() -> None:
+    assert not Filters()
+    assert judged(Filters(), "a", "") == ["", ""]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_lengths(pieces: int) -> None:
+    found = judged(Filters(min_words=3, max_words=4), "a b", "a b c", "a b c d", "a b c d e", pieces=pieces)
+    assert found == ["document under 3 words", "", "", "document over 4 words"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_scripts(pieces: int) -> None:
+    documents = [
+        "plain text of words",
+        "обычный текст из слов",
+        "mostly Latin слов here with",
+        "1 2 3 4",
+        "ἀρχὴ τῶν ὅλων ἐστίν",
+        "日本語の 文章 です ね",
+    ]
+    cause = "document that is mostly not LATIN"
+    assert judged(Filters(scripts=("LATIN",)), *documents, pieces=pieces) == ["", cause, "", cause, cause, cause]
+    cause = "document that is mostly not CYRILLIC or GREEK"
+    assert judged(Filters(scripts=("CYRILLIC", "GREEK")), *documents, pieces=pieces) == [cause, "", cause, cause, "", cause]
+    assert judged(Filters(scripts=("CJK", "HIRAGANA")), documents[-1], pieces=pieces) == [""]
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "a.tsv").write_text("1\tThe quick -- brown FOX jumps\tover a lazy dog\n0\tshort\n")
+    (folder / "b.jsonl").write_text(json.dumps({"paragraphs": [{"context": "while seven other animals look on"}], "label": 1}) + "\n")
+    (folder / "c.json").write_text(json.dumps({"data": [["and say nothing at all"]]}))
+    return folder
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_text_that_is_to_be_scored_on(evaluation: Path, pieces: int) -> None:
+    filters = Filters(against=(evaluation,), overlap_words=5)
+    found = judged(
+        filters,
+        "before: the quick, brown fox... jumps! after",
+        "fox jumps over a lazy dog",  # the columns are texts of their own, and four words are too few
+        "look While SEVEN other animals look there and on",
+        "they say nothing at all",
+        "and say nothing at all",
+        "the quick brown fox the quick brown fox",
+        pieces=pieces,
+    )
+    cause = "document that has 5 words in a row of "
+    assert found == [f"{cause}a.tsv", "", f"{cause}b.jsonl", "", f"{cause}c.json", ""]
+
+
+def test_every_run_of_words_is_found_and_no_other(tmp_path: Path) -> None:
+    draw = random.Random(3)
+    held_out = [draw.choices(WORDS, k=30) for _ in range(20)]
+    (tmp_path / "held-out.txt").write_text("\n".join(" ".join(words) for words in held_out))
+    runs = {tuple(words[start : start + 4]) for words in held_out for start in range(27)}
+    documents = [draw.choices(WORDS, k=12) for _ in range(500)]
+    expected = [any(tuple(words[start : start + 4]) in runs for start in range(9)) for words in documents]
+    assert 0 < sum(expected) < 500
+    found = judged(Filters(against=(tmp_path / "held-out.txt",), overlap_words=4), *(" ".join(words) for words in documents), pieces=4)
+    assert [bool(cause) for cause in found] == expected
+
+
+def test_what_leaves_nothing_or_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    for filters, message in (
+        (Filters(min_words=5, max_words=4), "--max-words 4: leaves no document"),
+        (Filters(scripts=("ENGLISH",)), "--script ENGLISH: no character has a name that begins with it; for example LATIN"),
+        (Filters(overlap_words=0), "--overlap-words: must be at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_filters(filters)
+    (tmp_path / "a.gz").write_bytes(b"\x1f\x8b\x08" + b"\0" * 20)
+    with pytest.raises(DataError, match=r"a.gz: cannot be compared with; name plain text"):
+        check_filters(Filters(against=(tmp_path,)))
+    with pytest.raises(DataError, match="no such file"):
+        check_filters(Filters(against=(tmp_path / "none",)))
