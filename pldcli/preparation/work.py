@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,21 +108,17 @@ class Work:
 
     def trained(self, sample: Sequence[str], settings: Sequence[Any], train: Callable[[Sequence[str]], Tokenizer]) -> Tokenizer:
         """Train a tokenizer, unless one was trained on this sample with these settings."""
-        digest = hashlib.sha256(json.dumps([list(settings), list(sample)]).encode()).hexdigest()
-        place = self.stages.place / f"tokenizer-{digest[:32]}"
-        if not place.is_dir():
-            tokenizer = train(sample)
-            with atomic.directory(place, overwrite=True) as directory:  # another process may have been as fast
-                tokenizer.save(directory)
-        return load_prepared_tokenizer(place)
+        name = f"tokenizer-{hashlib.sha256(json.dumps([list(settings), list(sample)]).encode()).hexdigest()[:32]}"
+        if not (self.stages.place / name).is_dir():
+            self._save(train(sample), name)
+        return load_prepared_tokenizer(self.stages.place / name)
 
     def encode(self, scans: Sequence[Scanned], fates: Fates, tokenizer: Tokenizer) -> list[Encoded] | None:
         """Encode every unit; None while others have not done their share."""
         name = f"tokenizer-of-{hashlib.sha256(tokenizer.json_text.encode() + (tokenizer.sentencepiece or b'')).hexdigest()[:32]}"
         self.stages = replace(self.stages, causes=fates.causes, tokenizer=name)
+        self._save(tokenizer, name)
         with atomic.output_errors(self.stages.out):
-            with atomic.directory(self.stages.place / name, overwrite=True) as directory:
-                tokenizer.save(directory)
             start = 0
             for unit, scan in zip(self.stages.units, scans, strict=True):
                 stop = start + len(scan.hashes)
@@ -165,6 +162,18 @@ class Work:
                     with (directory / REJECTED).open("ab") as file:
                         file.write((place / f"{self.stages.key(Task('encode', unit.number))}.rejected").read_bytes())
         return shards | validation.shards
+
+    def _save(self, tokenizer: Tokenizer, name: str) -> None:
+        """Write a tokenizer beside the parts, unless another process was faster."""
+        with atomic.output_errors(self.stages.out):
+            temporary = Path(tempfile.mkdtemp(dir=self.stages.place))
+            tokenizer.save(temporary)
+            try:
+                temporary.rename(self.stages.place / name)
+            except OSError:
+                if not (self.stages.place / name).is_dir():
+                    raise
+                shutil.rmtree(temporary)
 
     @property
     def _is_shared(self) -> bool:
