@@ -250,7 +250,7 @@ def measure_prepare(task: Mapping[str, Any]) -> dict[str, Any]:
     """Prepare a corpus as `pld prepare-data` does."""
     floor, size, corpus = memory_counters().get("VmRSS"), task["shape"]["vocabulary"], [Path(task["corpus"])]
     started = time.perf_counter()
-    prepared = prepare(corpus, Path(task["prepared"]), vocab_size=size, processes=task["processes"], quiet=True)
+    prepared = prepare(corpus, Path(task["prepared"]), vocab_size=size, processes=task["processes"], keep_duplicates=True, quiet=True)
     return {
         "seconds": time.perf_counter() - started,
         "bytes": prepared.num_bytes,

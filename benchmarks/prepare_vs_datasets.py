@@ -9,7 +9,7 @@ load_dataset("text"), a map that calls the fast tokenizer in batches, and a map 
 It is measured as it usually stands (with the attention mask and token types that the tokenizer gives) and with ids only.
 
 Every measurement is a fresh process with a cache directory of its own, in turn. Start-up is what the same command takes on a text of
-a few lines. prepare-data drops no repeated text; it reads the corpus twice, hashes it, and splits off documents for validation.
+a few lines. prepare-data is told to keep repeated text; it reads the corpus twice, hashes it, and splits off documents for validation.
 """
 
 from __future__ import annotations
@@ -228,7 +228,17 @@ def run_once(name: str, corpus: Path, options: argparse.Namespace, place: Path) 
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         if name.startswith("pld"):
             tokenizer = place / ("sentencepiece.model" if name == "pld-sentencepiece" else "tokenizer.json")
-            words = ["-m", "pldcli", "prepare-data", str(corpus), "--out", f"{scratch}/data", "--tokenizer", str(tokenizer)]
+            words = [
+                "-m",
+                "pldcli",
+                "prepare-data",
+                str(corpus),
+                "--out",
+                f"{scratch}/data",
+                "--tokenizer",
+                str(tokenizer),
+                "--keep-duplicates",
+            ]
             words += ["--processes", str(options.workers)]
         else:
             given = {

@@ -71,6 +71,8 @@ class TaskKind(StrEnum):
 
     CLASSIFICATION = "classification"
     """One label per example."""
+    MULTI_LABEL = "multi-label"
+    """Any number of labels per example."""
     REGRESSION = "regression"
     """One number per example."""
     TAGS = "tags"

@@ -91,7 +91,7 @@ def token_loss(batch: Batch) -> str:
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """Fine-tuning: cross-entropy of labels, or squared error of numbers."""
+    """Fine-tuning: cross-entropy of labels, of each label by itself where there are several, or squared error of numbers."""
 
     kind: TaskKind
 
@@ -112,6 +112,10 @@ class TaskLoss:
         assert model.task_head is not None
         assert batch.labels is not None
         outputs = model.task_head(encode(model, batch, gates, residual_scales_L), batch.attention_mask).float()
+        if self.kind == "multi-label":
+            is_known = batch.labels.isfinite()
+            losses = functional.binary_cross_entropy_with_logits(outputs, torch.where(is_known, batch.labels, 0.0), reduction="none")
+            return torch.where(is_known, losses, 0.0).sum()[None]
         if self.kind == "regression":
             errors_B = outputs[:, 0] - batch.labels
             # A missing number is NaN: masked before it is squared, since a gradient of NaN times 0 is NaN.

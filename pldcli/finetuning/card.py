@@ -16,6 +16,7 @@ __all__ = ["task_card"]
 
 _CLASSES = {
     TaskKind.CLASSIFICATION: ("text-classification", "AutoModelForSequenceClassification"),
+    TaskKind.MULTI_LABEL: ("text-classification", "AutoModelForSequenceClassification"),
     TaskKind.REGRESSION: ("text-classification", "AutoModelForSequenceClassification"),
     TaskKind.TAGS: ("token-classification", "AutoModelForTokenClassification"),
     TaskKind.SPANS: ("question-answering", "AutoModelForQuestionAnswering"),

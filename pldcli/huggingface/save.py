@@ -93,11 +93,13 @@ def _special_ids(special: SpecialTokens) -> dict[str, int]:
 def _task_json(task: Task, max_seq_len: int, stride: int) -> dict[str, Any]:
     """Name the labels, and write down what `pld evaluate` needs to read the task's files again."""
     entries: dict[str, Any] = {}
-    if task.kind in ("classification", "tags"):
+    if task.kind in ("classification", "multi-label", "tags"):
         entries["id2label"] = {str(number): label for number, label in enumerate(task.labels)}
         entries["label2id"] = {label: number for number, label in enumerate(task.labels)}
     if task.kind == "classification":
         entries["problem_type"] = "single_label_classification"
+    if task.kind == "multi-label":
+        entries["problem_type"] = "multi_label_classification"
     if task.kind == "regression":
         entries |= {"id2label": {"0": task.label_column}, "label2id": {task.label_column: 0}, "problem_type": "regression"}
     entries[TASK] = task.record() | {"max_seq_len": max_seq_len, "stride": stride}

@@ -14,7 +14,18 @@ from pldcli.errors import DataError
 from pldcli.task_files.table import Table
 from pldcli.tasks.task import Examples, Label, Task
 
-__all__ = ["EmptyRule", "LabelRule", "is_missing", "join", "label_ids", "needed_columns", "read_examples", "select", "target_of"]
+__all__ = [
+    "EmptyRule",
+    "LabelRule",
+    "is_missing",
+    "join",
+    "label_ids",
+    "label_parts",
+    "needed_columns",
+    "read_examples",
+    "select",
+    "target_of",
+]
 
 LabelRule = Literal["required", "optional", "ignored"]
 """Every row has a label; all rows have one or none has; labels are not read."""
@@ -30,7 +41,7 @@ _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 
 def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0) -> Examples:
-    """Read a split of classification, regression or tags; the task's labels are known.
+    """Read a split of any kind but spans; the task's labels are known.
 
     Args:
         table: The file.
@@ -109,14 +120,22 @@ def label_ids(task: Task) -> dict[Any, int]:
 
 
 def is_missing(value: Any, task: Task, table: Table) -> bool:
-    """Return whether a row has no label; data sets of the hub write -1 for that."""
+    """Return whether a row has no label; data sets of the hub write -1 for that, and of several labels there may be none."""
     if isinstance(value, str):
-        return not value.strip()
+        return not value.strip() and task.kind != TaskKind.MULTI_LABEL
     if value is None:
         return True
     if isinstance(value, float) and math.isnan(value):
         return task.kind != TaskKind.REGRESSION
     return value == -1 and task.kind == TaskKind.CLASSIFICATION and (bool(task.hub) or task.label_column in table.class_names)
+
+
+def label_parts(value: Any, separator: str) -> list[Any]:
+    """Take the labels of an example apart: a list as it is, a text at its separators."""
+    if isinstance(value, str):
+        value = value.split(separator) if separator else [value]
+    parts = value if isinstance(value, list) else [value]
+    return [part.strip() if isinstance(part, str) else part for part in parts if not (isinstance(part, str) and not part.strip())]
 
 
 def target_of(value: Any) -> float | None:
@@ -143,7 +162,7 @@ def _label_values(table: Table, task: Task, rule: LabelRule) -> list[Any] | None
     if rule == "optional" and not any(name in table.columns for name in names):
         return None
     values = table.column(*names)
-    if rule == "optional" and all(is_missing(value, task, table) for value in values):
+    if rule == "optional" and all(is_missing(value, task, table) or value in ("", []) for value in values):
         return None
     return values
 
@@ -200,6 +219,9 @@ def _labels(table: Table, task: Task, values: list[Any], rows: list[int]) -> lis
     if task.kind == TaskKind.REGRESSION:
         return [_target(table, values[row], row) for row in rows]
     ids = label_ids(task)
+    if task.kind == TaskKind.MULTI_LABEL:
+        parts = {row: label_parts(values[row], task.separator) for row in rows}
+        return [sorted({_label_id(table, task, ids, part, row) for part in parts[row]}) for row in rows]
     if task.kind == TaskKind.TAGS:
         return [_tags(table, task, ids, values[row], row) for row in rows]
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, UsageError
-from pldcli.task_files.examples import is_missing, target_of
+from pldcli.task_files.examples import is_missing, label_parts, target_of
 from pldcli.task_files.table import UNNAMED, Table
 from pldcli.tasks.task import Label, Task
 
@@ -41,6 +41,9 @@ _MANY = 20
 """More labels than this need a reason to be taken for classes."""
 
 _MAX_LISTED = 10
+
+_SEPARATORS = ("|", ";", ",")
+"""Between labels that stand in one text: the first of these that occurs."""
 
 _MARKED = re.compile("([BIESLU])-(.+)")
 """A tag of a word at the beginning, inside, at the end of an entity, or alone in it."""
@@ -96,12 +99,15 @@ def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, 
         raise DataError(f"has no labels in column {task.label_column!r}", where=str(table.path), hint="training needs them")
     if task.kind == TaskKind.TAGS:
         return _tags(table, task, values)
+    if kind == TaskKind.MULTI_LABEL or (kind is None and any(isinstance(value, list) for value in values)):
+        return _multi_label(table, task, values)
     names = table.class_names.get(task.label_column)
     if kind == TaskKind.REGRESSION or (kind is None and names is None and _are_numbers(values)):
         return _regression(task, values)
     if names is not None:
         found = replace(task, labels=names, written=tuple(range(len(names))))
     else:
+        _check_single(table, task)
         found = task.with_labels(_distinct(table, task, values, sure=kind is not None))
     if len(set(map(str, values))) < 2:
         what = f"has only one label, {str(values[0])!r}, in column {task.label_column!r}"
@@ -123,13 +129,38 @@ def _are_numbers(values: list[Any]) -> bool:
     return len(numbers) > 0.9 * len(values) and any(number != int(number) for number in numbers)
 
 
+def _multi_label(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
+    """Find the labels of which an example may have several, and what stands between them."""
+    texts = [value for value in values if isinstance(value, str)]
+    separator = next((one for one in _SEPARATORS if any(one in text for text in texts)), "")
+    parts = [label_parts(value, separator) for value in values]
+    for row, value in enumerate(table.column(task.label_column)):
+        for part in [] if value is None else label_parts(value, separator):
+            _check_label(part, table, row)
+    found = task.with_labels(_distinct(table, task, [part for some in parts for part in some], sure=True))
+    if len(found.labels) < 2:
+        what = f"has fewer than two different labels in column {task.label_column!r}"
+        raise DataError(what, where=str(table.path), hint=f"labels are lists, or stand in one text between {' or '.join(_SEPARATORS)}")
+    each = sum(map(len, parts)) / len(parts)
+    told = f"any of {_listed(found.labels)}, {each:.2g} on average" + (f", between {separator!r}" if separator else "")
+    return replace(found, kind=TaskKind.MULTI_LABEL, metrics=("micro_f1", "macro_f1"), separator=separator), told
+
+
+def _check_single(table: Table, task: Task) -> None:
+    for row, value in enumerate(table.column(task.label_column)):
+        if value is not None:
+            _check_label(value, table, row)
+
+
+def _check_label(value: Any, table: Table, row: int) -> None:
+    if not isinstance(value, (str, int, float)):
+        what = f"the label is neither a word nor a number but {type(value).__name__}"
+        raise DataError(what, where=table.where(row), hint="name another --label-column")
+
+
 def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> list[Label]:
     """List the labels in order: whole numbers by size, others by spelling."""
     where = str(table.path)
-    for row, value in enumerate(table.column(task.label_column)):
-        if not isinstance(value, (str, int, float)) and value is not None:
-            what = f"the label is neither a word nor a number but {type(value).__name__}"
-            raise DataError(what, where=table.where(row), hint="name another --label-column")
     spelled: list[Label] = list(dict.fromkeys(values))
     if all(isinstance(one, str) and _is_whole(one) for one in spelled):
         spelled = [int(one) for one in spelled]

@@ -112,7 +112,8 @@ def _own_table(
     is_tags = kind == TaskKind.TAGS or (kind is None and any(isinstance(value, list) for value in table.column(texts[0])))
     if is_tags and len(texts) != 1:
         raise UsageError("labels of words need one text column", where=str(train), hint="name it with --text-column")
-    task = replace(start, kind=TaskKind.TAGS if is_tags else TaskKind.CLASSIFICATION, text_columns=texts, label_column=label)
+    found = TaskKind.TAGS if is_tags else TaskKind.MULTI_LABEL if kind == TaskKind.MULTI_LABEL else TaskKind.CLASSIFICATION
+    task = replace(start, kind=found, text_columns=texts, label_column=label)
     task, labels = find_labels(table, task, kind)
     empty: EmptyRule = "skip" if skip_bad else "error"
     examples = read_examples(table, task, split="train", labels="required", empty=empty)

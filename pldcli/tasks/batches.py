@@ -40,7 +40,8 @@ class TaskBatch:
     attention_mask: Tensor | None
     """[B, T], True at real tokens; None when there is no padding."""
     labels: Tensor | None
-    """[B] int64 or float32, [B, T] (tags) or [B, 2] (spans); -100, or NaN for floats, where there is nothing to learn."""
+    """[B] int64 or float32, [B, T] (tags), [B, 2] (spans), or float32 [B, labels] (multi-label, 1 where one holds); -100, or NaN for
+    floats, where there is nothing to learn."""
 
     def to(self, device: torch.device) -> TaskBatch:
         """Copy to a device; asynchronously from pinned memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pldcli.choices import TaskKind
 from pldcli.model import TaskHead
-from pldcli.tasks.sequence import Classification, Regression
+from pldcli.tasks.sequence import Classification, MultiLabel, Regression
 from pldcli.tasks.spans import Spans
 from pldcli.tasks.tags import Tags
 from pldcli.tasks.task import KindCode, Task
@@ -13,6 +13,7 @@ __all__ = ["KINDS", "head_of", "usual_row_tokens"]
 
 KINDS: dict[TaskKind, KindCode] = {
     TaskKind.CLASSIFICATION: Classification(),
+    TaskKind.MULTI_LABEL: MultiLabel(),
     TaskKind.REGRESSION: Regression(),
     TaskKind.TAGS: Tags(),
     TaskKind.SPANS: Spans(),

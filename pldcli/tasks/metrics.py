@@ -29,6 +29,7 @@ __all__ = [
     "macro_f1",
     "matthews",
     "mean_absolute_error",
+    "multi_label_scores",
     "normalised",
     "paper_geometric_mean",
     "pearson",
@@ -128,6 +129,23 @@ METRICS: Mapping[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {
 
 ERRORS: Mapping[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {"mae": mean_absolute_error, "rmse": root_mean_squared_error}
 """What is reported beside the metrics of a regression: the lower the better, and no part of a task's score."""
+
+
+def multi_label_scores(labels_NL: npt.NDArray[np.bool_], predictions_NL: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Score sets of labels, marked by example and label.
+
+    Returns:
+        `micro_f1` over all marks together; `macro_f1`, the mean over labels of each one's F1, 0 for one that occurs on neither side;
+        `subset_accuracy`, the share of examples whose labels are all right.
+    """
+    both_L = (labels_NL & predictions_NL).sum(0)
+    either_L = labels_NL.sum(0) + predictions_NL.sum(0)
+    f1_L = np.divide(2 * both_L, either_L, out=np.zeros(len(both_L)), where=either_L > 0)
+    return {
+        "micro_f1": float(2 * both_L.sum() / either_L.sum()) if either_L.any() else 0.0,
+        "macro_f1": float(f1_L.mean()) if len(f1_L) else 0.0,
+        "subset_accuracy": float((labels_NL == predictions_NL).all(1).mean()) if len(labels_NL) else 0.0,
+    }
 
 
 def shown(name: str, value: float) -> str:

@@ -1,21 +1,23 @@
-"""One label or one number per example, from one text or a pair."""
+"""One label, several, or a number per example, from one text or a pair."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.tasks.metrics import ERRORS, METRICS
+from pldcli.tasks.metrics import ERRORS, METRICS, multi_label_scores
 from pldcli.tasks.reading import reader_of
 from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["Classification", "Regression"]
+__all__ = ["Classification", "MultiLabel", "Regression"]
 
 _TEXTS_AT_ONCE = 10_000
+_PROBABLE = 0.5
 
 
 class Classification:
@@ -44,6 +46,37 @@ class Classification:
         return _metrics(task, examples.labels, [prediction.label_id for prediction in predictions])
 
 
+class MultiLabel:
+    """Any number of labels, none too."""
+
+    head: Head = "sequence"
+
+    def num_outputs(self, task: Task) -> int:
+        """Count the labels."""
+        return len(task.labels)
+
+    def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
+        """Tokenize; of a pair that is too long the longer text loses its end, token by token."""
+        features = _encode(replace(examples, labels=None), tokenizer, max_seq_len, np.float32)
+        return features if examples.labels is None else replace(features, labels=_indicators(examples.labels, task).astype(np.float32))
+
+    def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
+        """Take every label that is more probable than not."""
+        predictions = []
+        for logits in outputs:
+            probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+            chosen = np.flatnonzero(probabilities > _PROBABLE).tolist()
+            scores = dict(zip(task.labels, probabilities.tolist(), strict=True))
+            predictions.append(Prediction([task.spelled(number) for number in chosen], scores, chosen))
+        return predictions
+
+    def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
+        """Compute the F1 over all labels together, its mean over labels, and the share of examples with all labels right."""
+        assert examples.labels is not None
+        predicted = [prediction.label_id for prediction in predictions]
+        return multi_label_scores(_indicators(examples.labels, task), _indicators(predicted, task))
+
+
 class Regression:
     """A number."""
 
@@ -66,6 +99,14 @@ class Regression:
         predicted = [prediction.label for prediction in predictions]
         errors = {name: error(np.array(examples.labels), np.array(predicted)) for name, error in ERRORS.items()}
         return _metrics(task, examples.labels, predicted) | errors
+
+
+def _indicators(labels: Sequence[Sequence[int]], task: Task) -> npt.NDArray[np.bool_]:
+    """Mark the labels of each example, [N, L]."""
+    found_NL = np.zeros((len(labels), len(task.labels)), bool)
+    for row, ids in enumerate(labels):
+        found_NL[row, list(ids)] = True
+    return found_NL
 
 
 def _encode(examples: Examples, tokenizer: Tokenizer, max_seq_len: int, label_type: Any) -> Features:

@@ -21,8 +21,10 @@ Label = str | int | float | bool
 """A label as a file spells it."""
 
 
-_RECORDED = ("name", "kind", "text_columns", "label_column", "labels", "written", "metrics", "unanswerable")
+_RECORDED = ("name", "kind", "text_columns", "label_column", "labels", "written", "metrics", "unanswerable", "separator")
 """What a fine-tuned model remembers of its task."""
+_SINCE = {"separator": ""}
+"""What earlier versions did not write, and what it is then."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Task:
     written: tuple[Label, ...] = ()
     """How the files, the predictions and the GLUE server spell each label; empty where they use the names."""
     metrics: tuple[str, ...] = ()
-    """Names in `pldcli.tasks.metrics.METRICS`; the task's score is their mean."""
+    """Names of scores that its kind computes; the task's score is their mean."""
     title: str = ""
     """What it asks, in a few words."""
     folder: str = ""
@@ -57,6 +59,8 @@ class Task:
     """Official number of examples of each split."""
     headless: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Splits whose published file has no heading: its columns."""
+    separator: str = ""
+    """multi-label: what stands between labels where they are written in one text."""
     unanswerable: bool = False
     """spans: some questions have no answer in their text, and the model may say so."""
     skip_broken_rows: bool = False
@@ -84,7 +88,8 @@ class Task:
             ValueError: It is something else.
         """
         try:
-            values: dict[str, Any] = {name: tuple(value) if isinstance(value := record[name], list) else value for name in _RECORDED}
+            given = {**_SINCE, **record}
+            values: dict[str, Any] = {name: tuple(value) if isinstance(value := given[name], list) else value for name in _RECORDED}
             task = cls(**values | {"kind": TaskKind(values["kind"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{error}") from error
@@ -114,8 +119,8 @@ class Examples:
     inputs: tuple[list[Any], ...]
     """One list per text column. classification, regression: texts. tags: lists of words. spans: questions, then contexts."""
     labels: list[Any] | None
-    """classification: label ids. regression: floats. tags: lists of label ids, one per word. spans: lists of (first character in
-    the context, text), several right answers or none. None where the split has no labels."""
+    """classification: label ids. multi-label: lists of label ids. regression: floats. tags: lists of label ids, one per word. spans: lists
+    of (first character in the context, text), several right answers or none. None where the split has no labels."""
     indices: list[Label]
     """The name of each example in predictions."""
     notes: tuple[str, ...] = ()
@@ -153,8 +158,9 @@ class Features:
     offsets: npt.NDArray[np.int64]
     """[rows + 1]."""
     labels: npt.NDArray[Any] | None
-    """classification: [rows] int64. regression: [rows] float32. tags: int64 per token like input_ids, -100 where no word begins.
-    spans: [rows, 2] int64, first and last token of the answer within the row, both 0 where the window does not hold it."""
+    """classification: [rows] int64. multi-label: [rows, labels] float32, 1 where a label holds. regression: [rows] float32. tags: int64 per
+    token like input_ids, -100 where no word begins. spans: [rows, 2] int64, first and last token of the answer within the row, both 0
+    where the window does not hold it."""
     example_of_row: npt.NDArray[np.int64]
     """[rows], which example a row belongs to."""
     num_truncated: int = 0
@@ -184,12 +190,13 @@ class Prediction:
     """What a model says of one example, ready for a line of JSON."""
 
     label: Any
-    """classification: the label as spelled. regression: a number. tags: a list of labels. spans: the answer's text, "" for none."""
+    """classification: the label as spelled. multi-label: a list of them. regression: a number. tags: a list of labels. spans: the answer's
+    text, "" for none."""
     scores: Any
-    """classification: label name to probability. regression: a list with the number. tags: the probability of each word's label.
-    spans: a mapping with `answer` and `no_answer` (sums of logits)."""
+    """classification, multi-label: label name to probability. regression: a list with the number. tags: the probability of each word's
+    label. spans: a mapping with `answer` and `no_answer` (sums of logits)."""
     label_id: Any = None
-    """classification: the id. tags: a list of ids."""
+    """classification: the id. multi-label, tags: a list of ids."""
 
 
 class KindCode(Protocol):

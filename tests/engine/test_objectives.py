@@ -283,6 +283,7 @@ def test_another_number_of_targets_compiles_head_and_loss_once_more(monkeypatch:
 
 KINDS: dict[TaskKind, tuple[TaskHead, str]] = {
     "classification": (TaskHead("sequence", 3), "SequenceClassification"),
+    "multi-label": (TaskHead("sequence", 3), "SequenceClassification"),
     "regression": (TaskHead("sequence", 1), "SequenceClassification"),
     "tags": (TaskHead("token", 4), "TokenClassification"),
     "spans": (TaskHead("token", 2), "QuestionAnswering"),
@@ -290,6 +291,7 @@ KINDS: dict[TaskKind, tuple[TaskHead, str]] = {
 LENGTHS = (10, 6, 3)
 LABELS: dict[TaskKind, Tensor] = {
     "classification": torch.tensor([2, 0, 1]),
+    "multi-label": torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
     "regression": torch.tensor([0.5, -2.0, 3.25]),
     "tags": torch.tensor([[-100, 0, 3, -100, 2, 1, 1, 0, 0, -100], [-100, 2, 2, 0, 1, -100, *[-100] * 4], [-100, 3, -100, *[-100] * 7]]),
     "spans": torch.tensor([[2, 4], [5, 5], [0, 0]]),
@@ -319,7 +321,8 @@ def theirs(tmp_path: Path) -> Callable[[TaskKind, StBert], Any]:
             num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=V, max_position_embeddings=10,
             norm="post", dropout=0.0,
         )  # fmt: skip
-        labels = tuple(f"B-{number}" for number in range(KINDS[kind][0].num_outputs)) if kind in ("classification", "tags") else ()
+        has_names = kind in ("classification", "multi-label", "tags")
+        labels = tuple(f"B-{number}" for number in range(KINDS[kind][0].num_outputs)) if has_names else ()
         task = Task("mine", kind, ("text",), "label", labels)
         save_pretrained(tmp_path, model, settings, tokenizer=tokenizer, seq_len=10, task=task, max_seq_len=10)
         return getattr(transformers, f"AutoModelFor{KINDS[kind][1]}").from_pretrained(tmp_path).eval()
@@ -343,7 +346,7 @@ def test_a_tasks_loss_is_that_of_transformers(kind: TaskKind, theirs: Callable[[
         count += targets
     padded = task_batch(kind)
     assert objective.names == (kind,)
-    assert objective.num_targets(padded) == [count] == [{"tags": 12}.get(kind, 3)]
+    assert objective.num_targets(padded) == [count] == [{"tags": 12, "multi-label": 9}.get(kind, 3)]
     assert float(objective.loss_sums(model, padded, None, None).detach()) == pytest.approx(total, rel=1e-5)
     if kind != "spans":
         inputs = {"input_ids": padded.input_ids, "token_type_ids": padded.token_type_ids, "attention_mask": padded.attention_mask.long()}

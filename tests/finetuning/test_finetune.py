@@ -139,6 +139,31 @@ def test_a_number_is_learned(learn, either, tmp_path):
     assert config["problem_type"] == "regression" and config["id2label"] == {"0": "score"}
 
 
+def test_several_labels_are_learned_and_load_without_us(learn, either, tmp_path):
+    import transformers
+
+    from pldcli.evaluation.task import TaskSource, evaluate_task
+    from pldcli.finetuning.experiment import Experiment
+
+    topics = ("river", "engine", "the")
+    rows = [{"text": row["text"], "labels": [one for one in topics if one in row["text"].split()]} for row in river_rows(400, 1)]
+    train, test = write_rows(tmp_path / "topics.jsonl", rows[:300]), write_rows(tmp_path / "test.jsonl", rows[300:])
+    done = learn(Experiment(str(train), str(either), files={"test": str(test)}), tmp_path / "out", "epochs=12")
+    assert (done.task.kind, done.task.labels) == ("multi-label", ("engine", "river", "the"))
+    scores = done.cells[done.best]["scores"]["validation"]
+    assert scores["micro_f1"] > 0.8 and set(scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert done.cells[done.best]["score"] == pytest.approx((scores["micro_f1"] + scores["macro_f1"]) / 2)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(done.model)
+    assert model.config.problem_type == "multi_label_classification" and model.config.id2label == {0: "engine", 1: "river", 2: "the"}
+    classify = transformers.pipeline("text-classification", model=str(done.model), device="cpu", top_k=None)
+    for row, ours in zip(rows[300:320], lines(done.out / "predictions-test.jsonl"), strict=False):
+        theirs = {entry["label"]: entry["score"] for entry in classify([row["text"]])[0]}
+        assert theirs == pytest.approx(ours["scores"], abs=1e-5)
+        assert ours["label"] == [label for label in ("engine", "river", "the") if theirs[label] > 0.5]
+    [(_, (_, scored))] = evaluate_task(done.model, TaskSource(str(test), None)).splits.items()
+    assert scored.scores["micro_f1"] > 0.8
+
+
 def test_tags_are_learned_and_load_without_us(learn, either, tmp_path):
     import transformers
 

@@ -374,3 +374,59 @@ def test_real_tags(real_data):
     assert "I-LST" in data.task.labels and len(data.task.labels) == 23 and data.task.metrics == ("entity_f1",)
     lengths = np.array([len(words) for words in data.train.inputs[0]])
     assert (lengths == [len(tags) for tags in data.train.labels]).all()
+
+
+# Several labels per example
+
+
+def test_lists_of_labels(tmp_path):
+    rows = [{"text": f"text {number}", "labels": [["b", "a"], [], ["c"], ["a", "a"]][number % 4]} for number in range(40)]
+    data = load_own(jsonl(tmp_path / "a.jsonl", rows))
+    task = data.task
+    assert (task.kind, task.labels, task.metrics, task.separator) == ("multi-label", ("a", "b", "c"), ("micro_f1", "macro_f1"), "")
+    expected = [[0, 1], [], [2], [0]]
+    for split in (data.train, data.validation["validation"]):
+        assert split.labels == [expected[index % 4] for index in split.indices]
+    assert data.train.notes[0].endswith(": any of 3 labels: a, b, c, 1.2 on average (column 'labels'); text: 'text'")
+
+
+@pytest.mark.parametrize(("separator", "told"), [("|", "'|'"), (";", "';'"), (", ", "','")])
+def test_labels_in_one_text(tmp_path, separator, told):
+    values = [f"red{separator}deep blue", "", "red", f"green{separator} red"]
+    rows = [{"text": f"text {number}", "label": values[number % 4]} for number in range(40)]
+    train = jsonl(tmp_path / "a.jsonl", rows)
+    data = load_own(train, kind="multi-label", validation=train, test=jsonl(tmp_path / "t.jsonl", [{"text": "x", "label": ""}]))
+    assert data.task.labels == ("deep blue", "green", "red") and data.task.separator == separator.strip()
+    assert data.train.labels[:4] == [[0, 2], [], [2], [1, 2]] == data.validation["validation"].labels[:4]
+    assert data.test["test"].labels is None, "no row of it has a label"
+    assert f"between {told}" in data.train.notes[0]
+    known = replace(data.task)
+    assert load_split(known, train).labels == data.train.labels
+    assert type(data.task).from_record(data.task.record()).separator == data.task.separator
+    earlier = {name: value for name, value in data.task.record().items() if name != "separator"}
+    assert type(data.task).from_record(earlier).separator == ""
+
+
+def test_numbers_as_several_labels(tmp_path):
+    data = load_own(jsonl(tmp_path / "a.jsonl", [{"text": f"t {n}", "label": [[10, 2], [3]][n % 2]} for n in range(20)]))
+    assert data.task.labels == ("2", "3", "10") and data.task.written == (2, 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([["x"], ["x"]], "a.jsonl: has fewer than two different labels in column 'label'; labels are lists, or stand in one text"),
+        ([["x", "y"], [["z"]]], "a.jsonl:2: the label is neither a word nor a number but list"),
+        ([["x", "y"], None], "a.jsonl:2: has no label; mend it, or leave such rows out with --skip-bad"),
+    ],
+)
+def test_several_labels_that_are_none(tmp_path, labels, message):
+    rows = [{"text": "a", "label": label} for label in labels]
+    assert line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows)).startswith(message)
+
+
+def test_one_of_several_labels_that_training_does_not_have(tmp_path):
+    train = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": []}])
+    other = jsonl(tmp_path / "b.jsonl", [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["y", "z"]}])
+    message = line_of(DataError, tmp_path, load_own, train, validation=other)
+    assert message == "b.jsonl:2: the label 'z' does not occur in training; known labels are: x, y"

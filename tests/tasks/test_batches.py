@@ -15,7 +15,7 @@ from pldcli.tasks.batches import TaskBatch, TaskBatches, batches_in_order, colla
 from pldcli.tasks.task import Features
 
 PAD = 9
-KINDS: list[TaskKind] = ["classification", "regression", "tags", "spans"]
+KINDS: list[TaskKind] = ["classification", "multi-label", "regression", "tags", "spans"]
 
 
 def make_features(kind: TaskKind, rows: int = 100, *, seed: int = 0, pairs: bool = True, longest: int = 30) -> Features:
@@ -29,6 +29,7 @@ def make_features(kind: TaskKind, rows: int = 100, *, seed: int = 0, pairs: bool
     types = np.array([draw.randint(0, 1) * pairs for _ in range(total)], np.int8)
     labels: Any = {
         "classification": lambda: np.array([draw.randint(0, 2) for _ in range(rows)], np.int64),
+        "multi-label": lambda: np.array([[draw.randint(0, 1) for _ in range(3)] for _ in range(rows)], np.float32),
         "regression": lambda: np.array([draw.random() for _ in range(rows)], np.float32),
         "tags": lambda: np.array([draw.choice([-100, 0, 1, 2]) for _ in range(total)], np.int64),
         "spans": lambda: np.array([sorted((draw.randrange(n), draw.randrange(n))) for n in lengths], np.int64),
@@ -37,9 +38,8 @@ def make_features(kind: TaskKind, rows: int = 100, *, seed: int = 0, pairs: bool
 
 
 def make_model(kind: TaskKind, **changes: Any) -> StBert:
-    head = TaskHead(
-        "token" if kind in ("tags", "spans") else "sequence", {"classification": 3, "regression": 1, "tags": 3, "spans": 2}[kind]
-    )
+    outputs = {"classification": 3, "multi-label": 3, "regression": 1, "tags": 3, "spans": 2}[kind]
+    head = TaskHead("token" if kind in ("tags", "spans") else "sequence", outputs)
     given = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 160}
     return StBert(
         **(
@@ -87,7 +87,7 @@ def test_collate_against_a_plain_loop(kind: TaskKind, multiple: int) -> None:
             assert batch.labels[place].tolist() == [*features.labels[start:stop].tolist(), *[-100] * (width - size)]
         else:
             assert batch.labels[place].tolist() == features.labels[row].tolist()
-    assert batch.labels.dtype == (torch.float32 if kind == "regression" else torch.int64)
+    assert batch.labels.dtype == (torch.float32 if kind in ("regression", "multi-label") else torch.int64)
 
 
 def test_what_is_not_needed_is_none() -> None:

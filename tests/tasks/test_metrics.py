@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from pldcli.tasks.metrics import METRICS, glue_average, paper_geometric_mean, summary, task_score
+from pldcli.tasks.metrics import METRICS, glue_average, multi_label_scores, paper_geometric_mean, summary, task_score
 
 
 def drawn(seed: int, num_classes: int, size: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +50,22 @@ def test_classes_at_the_edges_against_scikit_learn(labels, predictions):
         if set(labels + predictions) <= {0, 1}:
             expected = sklearn.metrics.f1_score(labels, predictions, zero_division=0)
             assert METRICS["f1"](labels, predictions) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sets_of_labels_against_scikit_learn():
+    draw = np.random.default_rng(0)
+    for _ in range(1000):
+        shape = draw.integers(1, 20), draw.integers(2, 6)
+        labels, predictions = (draw.random(shape) < draw.random() for _ in range(2))
+        found = multi_label_scores(labels, predictions)
+        for average in ("micro", "macro"):
+            expected = sklearn.metrics.f1_score(labels, predictions, average=average, zero_division=0)
+            assert found[f"{average}_f1"] == pytest.approx(expected, abs=1e-12)
+        assert found["subset_accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions), abs=1e-12)
+
+
+def test_no_sets_of_labels():
+    assert set(multi_label_scores(np.zeros((0, 3), bool), np.zeros((0, 3), bool)).values()) == {0.0}
 
 
 def test_classes_by_hand():
