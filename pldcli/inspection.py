@@ -128,7 +128,7 @@ def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pie
     return Inspection(
         path=str(prepared.path),
         vocab_size=prepared.vocab_size,
-        sources=tuple(str(source["name"]) for source in prepared.manifest.get("sources", [])),
+        sources=tuple(_named(source) for source in prepared.manifest.get("sources", [])),
         splits=splits,
         skipped=dict(prepared.manifest.get("skipped", {})),
         replaced_bytes=int(prepared.manifest.get("replaced_bytes", 0)),
@@ -152,6 +152,10 @@ def draw(inspection: Inspection, path: Path) -> None:
         counts = np.sort(inspection.counts[inspection.counts > 0])[::-1]
         right.plot(np.arange(1, len(counts) + 1), counts, color="#d1602a")
         right.set(xscale="log", yscale="log", xlabel="rank in the vocabulary", ylabel="times in the training text", title="Tokens")
+
+
+def _named(source: dict[str, Any]) -> str:
+    return f"{source['name']} (x {source['weight']:g})" if "weight" in source else str(source["name"])
 
 
 def _count(stream: TokenStream, vocab_size: int) -> npt.NDArray[np.int64]:

@@ -162,7 +162,7 @@ class _Chooser:
 
     def __init__(self, prepared: PreparedData, seconds: float, overrides: Sequence[str], evidence: Evidence) -> None:
         self.prepared, self.seconds, self.overrides, self.runs = prepared, seconds, overrides, evidence.runs
-        self.unique_tokens = prepared.stream("train").num_tokens
+        self.unique_tokens = prepared.unique_tokens
         points = [run.point for run in self.runs]
         self.law, self.error = fit(points), leave_one_out(points)
 

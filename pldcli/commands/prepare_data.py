@@ -20,14 +20,22 @@ _LEFT_OUT = "What is left out"
 
 def prepare_data(
     inputs: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="CORPUS...",
             help="Text, JSON-lines, CSV, Parquet or Arrow files, directories, patterns such as 'wiki/*.gz', or - for standard input.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("data"),
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH=WEIGHT",
+            help="More text, which counts so often in training (2, 0.5); may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     validation: Annotated[
         list[Path] | None,
         typer.Option(help="Text for validation alone; can be given several times.", show_default="one document in 301"),
@@ -111,10 +119,11 @@ def prepare_data(
         against=tuple(decontaminate or ()),
         overlap_words=overlap_words,
     )
-    with spooled(inputs, out, overwrite=overwrite) as files:
+    with spooled(inputs or [], out, overwrite=overwrite) as files:
         preparation = Preparation(
             files,
             out,
+            weighted=[_weighted(text) for text in source or ()],
             validation=validation or (),
             document_per=document_per,
             text_field=text_field,
@@ -137,6 +146,16 @@ def prepare_data(
             return
         prepared = preparation.run()
     _show(prepared)
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    path, equals, weight = text.rpartition("=")
+    try:
+        if equals and path:
+            return Path(path), float(weight)
+    except ValueError:
+        pass
+    raise UsageError(f"{text!r} is not PATH=WEIGHT", where="--source", hint="for example --source wiki.jsonl=2")
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pldcli.errors import DataError
 
-__all__ = ["Source", "find_sources", "reason_of"]
+__all__ = ["FILE_TWICE", "Source", "find_sources", "reason_of"]
 
 EMPTY_FILE = "empty file"
 FOLDER_TWICE = "folder linked twice"
@@ -40,6 +40,8 @@ class Source:
     format: Format
     compression: str
     """`gzip`, `bzip2`, `xz`, `zstd`, or empty for a plain file."""
+    weight: float = 1.0
+    """How often its text counts in training."""
 
 
 def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tuple[list[Source], Counter[str]]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pldcli import __version__
 from pldcli.data.shards import PREPARE_AGAIN, open_shard, segments
-from pldcli.data.stream import TokenStream
+from pldcli.data.stream import TokenStream, weighted
 from pldcli.errors import DataError
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_file, file_sha256, is_sealed, sealed
@@ -69,7 +69,7 @@ class PreparedData:
     _verified: set[str] = field(default_factory=set, compare=False)
 
     def stream(self, split: Split) -> TokenStream:
-        """Map the tokens of a split, and hash its shards the first time.
+        """Map the tokens of a split, each shard as often as it counts, and hash its shards the first time.
 
         Raises:
             DataError: One is damaged.
@@ -80,7 +80,17 @@ class PreparedData:
             if name not in self._verified:
                 self.check_shard(name)
                 self._verified.add(name)
-        return TokenStream(chain.from_iterable(segments(self.path / name) for name in names), end_id=self.special.sep_id)
+        end_id = self.special.sep_id
+        parts = (weighted(segments(self.path / name), self._weight(name), end_id=end_id) for name in names)
+        return TokenStream(chain.from_iterable(parts), end_id=end_id)
+
+    @property
+    def unique_tokens(self) -> int:
+        """Count the tokens of the training text, each once, whatever its weight."""
+        return sum(int(shard["tokens"]) for name, shard in self.manifest["shards"].items() if name.startswith("train-"))
+
+    def _weight(self, name: str) -> float:
+        return float(self.manifest["shards"][name].get("weight", 1.0))
 
     def check_shard(self, name: str) -> None:
         """Hash a shard.
@@ -117,7 +127,7 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
         _check_tokenizer(path, tokenizer)
         for name, shard in manifest["shards"].items():
             _check_size(path / Path(name).name, int(shard["bytes"]))
-            str(shard["sha256"])  # there, for whoever reads the shard
+            str(shard["sha256"]), float(shard.get("weight", 1.0))  # there, for whoever reads the shard
         return PreparedData(
             path=path,
             manifest=manifest,

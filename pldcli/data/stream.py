@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Int64s", "Segment", "TokenStream", "document_pieces", "ranges"]
+__all__ = ["Int64s", "Segment", "TokenStream", "document_pieces", "ranges", "weighted"]
 
 Int64s = npt.NDArray[np.int64]
 
@@ -92,6 +92,27 @@ class TokenStream:
         for end in self.document_ends.tolist():
             yield self.slice(start, end - 1)
             start = end
+
+
+def weighted(segments: Iterable[Segment], weight: float, *, end_id: int) -> Iterator[Segment]:
+    """Repeat segments as often as their weight says; of what is no whole time, the first documents, as many tokens as come closest.
+
+    Args:
+        segments: The segments.
+        weight: Above 0.
+        end_id: The separator behind each document.
+    """
+    parts = list(segments)
+    yield from parts * int(weight)
+    wanted = taken = 0.0
+    for values, ends in parts if weight % 1 else ():
+        wanted += (weight % 1) * len(values)
+        marked = ends[ends > 0]
+        edges = np.concatenate([[0], marked[values[marked - 1] == end_id]])
+        count = int(edges[np.abs(taken + edges - wanted).argmin()])
+        taken += count
+        if count:
+            yield values[:count], ends[ends <= count]
 
 
 def ranges(starts: Int64s, lengths: Int64s) -> Int64s:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +21,7 @@ from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
-from pldcli.corpus.sources import Source, find_sources
+from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import verify_tokenizer, write_manifest
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.preparation.notes import check_something_is_known, notes_on_data
@@ -41,6 +41,7 @@ __all__ = ["Preparation", "Prepared", "prepare"]
 _FOR_VALIDATION = "training file that is for validation"
 _SMALL_CORPUS_BYTES = 4 << 20
 _MIN_VOCAB_SIZE = 6
+_LARGEST_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Preparation:
     out: Path
     """The directory to make."""
     _: KW_ONLY
+    weighted: Sequence[tuple[Path, float]] = ()
+    """More files and directories, each with how often its text counts in training; that of `inputs` counts once."""
     validation: Sequence[Path] = ()
     """Text for validation alone, read as `inputs` are; without it one document in 301 is taken, chosen by a hash of its text."""
     document_per: DocumentPer = "blank-line"
@@ -177,11 +180,22 @@ class Preparation:
         if self.processes is not None and self.processes < 1:
             raise UsageError("must be at least 1", where="--processes")
         check_filters(self.filters)
-        _check_place(self.out, [*self.inputs, *self.validation], overwrite=self.overwrite)
+        for path, weight in self.weighted:
+            if not 0 < weight <= _LARGEST_WEIGHT:
+                raise UsageError(f"must be above 0 and at most {_LARGEST_WEIGHT:g}, not {weight:g}", where=f"--source {path}")
+        places = [*self.inputs, *(path for path, _ in self.weighted), *self.validation]
+        if len(places) == len(self.validation):
+            raise UsageError("names no text to train on", hint="name files, or give --source")
+        _check_place(self.out, places, overwrite=self.overwrite)
 
     def _find(self) -> tuple[list[Source], int, Counter[str]]:
         """Find the files, those to train on first; return how many these are, and what was left out."""
-        sources, left_out = find_sources(self.inputs, exclude=self.out)
+        sources, left_out = find_sources(self.inputs, exclude=self.out) if self.inputs else ([], Counter[str]())
+        for path, weight in self.weighted:
+            found, more = find_sources([path], exclude=self.out)
+            known = {source.path.resolve() for source in sources}
+            new = [replace(source, weight=weight) for source in found if source.path.resolve() not in known]
+            sources, left_out = [*sources, *new], left_out + more + Counter({FILE_TWICE: len(found) - len(new)})
         held_out, more = find_sources(self.validation, exclude=self.out) if self.validation else ([], Counter[str]())
         left_out += more
         sources = _without(sources, held_out, left_out)

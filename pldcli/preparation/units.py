@@ -30,7 +30,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Unit:
-    """What a worker reads at a time: slices that follow each other, all of one file or of several whole ones."""
+    """What a worker reads at a time: slices that follow each other, of files that count alike."""
 
     number: int
     slices: tuple[Slice, ...]
@@ -60,6 +60,9 @@ def cut(sources: Sequence[Source], reading: Mapping[str, Any], size: int) -> lis
     units: list[Unit] = []
     slices: list[Slice] = []
     for number, source in enumerate(sources):
+        if slices and source.weight != sources[number - 1].weight:
+            units.append(Unit(len(units), tuple(slices)))
+            slices = []
         for one in _slices(number, source, reading, size):
             slices.append(one)
             if sum(one.num_bytes for one in slices) >= size:

@@ -145,6 +145,8 @@ class Work:
                     source["encoding"] = part["encoding"]
                 if one.source >= self.stages.num_train_sources:
                     source["split"] = "validation"
+                elif (weight := self.stages.sources[one.source].weight) != 1:
+                    source["weight"] = weight
         return list(described.values())
 
     def collect(self, encoded: Sequence[Encoded], tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
@@ -152,9 +154,10 @@ class Work:
         place, shards = self.stages.place, dict[str, Any]()
         with ShardWriter(directory, "validation", vocab_size=tokenizer.vocab_size, end_id=tokenizer.special.sep_id) as validation:
             for unit, part in zip(self.stages.units, encoded, strict=True):
+                weight = self.stages.sources[unit.slices[0].source].weight
                 for name, shard in part.shards.items():
                     if ".train-" in name:
-                        shards[f"train-{len(shards):05}.arrow"] = shard
+                        shards[f"train-{len(shards):05}.arrow"] = shard | ({"weight": weight} if weight != 1 else {})
                         _link(place / name, directory / f"train-{len(shards) - 1:05}.arrow")
                     else:
                         validation.copy(segments(place / name))

@@ -31,7 +31,7 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     assert calls[0][0] == ([Path("a.txt"), Path("b")], Path("o"))
     given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "model_type": "unigram"}
     rest = {"validation": (), "cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
-    rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False}
+    rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False, "weighted": []}
     assert calls[0][1] == given | rest
     words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--encoding", "cp1252", "--skip-bad")
     filters = (
@@ -48,13 +48,13 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
         "--overlap-words",
         "5",
     )
-    run("a.txt", *words, "--validation", "v", "--validation", "w", *filters, "--keep-duplicates", "--keep-rejects")
+    run("a.txt", *words, "--validation", "v", "--validation", "w", *filters, "--keep-duplicates", "--keep-rejects", "--source", "a=b=0.5")
     assert calls[1][0] == ([Path("a.txt")], Path("data"))
     assert calls[1][1] == {
         "validation": [Path("v"), Path("w")], "document_per": "blank-line", "text_field": "text", "tokenizer": None, "model_type": "bpe",
         "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
         "filters": Filters(min_words=2, max_words=9, scripts=("LATIN", "GREEK"), against=(Path("e"),), overlap_words=5),
-        "keep_duplicates": True, "keep_rejects": True,
+        "keep_duplicates": True, "keep_rejects": True, "weighted": [(Path("a=b"), 0.5)],
     }  # fmt: skip
 
 
@@ -85,9 +85,20 @@ def test_a_share_that_is_none(tmp_path, share):
     assert isinstance(result.exception, UsageError) and "--share: " in str(result.exception)
 
 
-@pytest.mark.parametrize(
-    "arguments", [("a.txt", "--vocab-size", "5"), ("a.txt", "--processes", "0"), ("a.txt", "--document-per", "page"), ()]
-)
+@pytest.mark.parametrize("source", ["a.txt", "a.txt=", "=2", "a.txt=much", "a.txt=0", "a.txt=-1", "a.txt=nan", "a.txt=1e9"])
+def test_a_weight_that_is_none(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("some text")
+    result = run("--source", source)
+    assert isinstance(result.exception, UsageError) and "--source" in str(result.exception)
+
+
+def test_no_text_at_all():
+    result = run("--validation", "a.txt")
+    assert isinstance(result.exception, UsageError) and "names no text to train on" in str(result.exception)
+
+
+@pytest.mark.parametrize("arguments", [("a.txt", "--vocab-size", "5"), ("a.txt", "--processes", "0"), ("a.txt", "--document-per", "page")])
 def test_usage_errors(arguments):
     assert run(*arguments).exit_code == 2
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pldcli.data.stream import Segment, TokenStream
+from pldcli.data.stream import Segment, TokenStream, weighted
 
 LENGTHS = (3, 0, 4, 1, 5)
 
@@ -35,3 +35,15 @@ def test_a_slice_reads_only_the_segments_that_it_lies_in() -> None:
     stream = TokenStream([*around, *segments(), *around], end_id=0)  # type: ignore[list-item]
     assert stream.slice(8, 21).tolist() == list(range(13))
     assert stream.slice(10, 12).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1.0, 60), (3.0, 180), (0.5, 30), (1.25, 75), (0.01, 0), (2.9, 174)])
+def test_a_weight_is_whole_times_and_the_documents_that_come_closest(weight: float, expected: int) -> None:
+    parts = [(np.array([7] * (length - 1) + [3]), np.array([length])) for length in (5, 15, 1, 9)]
+    rows = np.array([7, 7, 7, 7, 7, 7, 7, 7, 7, 3] * 3)
+    parts.append((rows, np.array([4, 10, 20, 30])))  # its first document has two rows
+    stream = TokenStream(weighted(parts, weight, end_id=3), end_id=3)
+    assert abs(stream.num_tokens - expected) <= 5
+    assert stream.num_tokens == 0 or stream.document_ends[-1] == stream.num_tokens, "no document is cut"
+    lengths = np.diff(stream.document_ends, prepend=0)
+    assert set(lengths.tolist()) <= {5, 15, 1, 9, 10}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -485,6 +486,30 @@ def test_shares_that_are_done_by_others_give_the_same_bytes(tmp_path, monkeypatc
     assert merged.manifest["shards"] == whole.manifest["shards"]
     assert (merged.path / "tokenizer.json").read_bytes() == (whole.path / "tokenizer.json").read_bytes()
     assert names(tmp_path) == ["out", "whole", "whole.txt"]
+
+
+def test_a_mixture(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    documents = made_up_documents(300)
+    for name, part in (("a", documents[:100]), ("b", documents[100:200]), ("c", documents[200:])):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(part))
+    weighted = [(tmp_path / "b.txt", 2.5), (tmp_path / "c.txt", 0.25), (tmp_path / "a.txt", 7.0)]
+    prepared = prepare([tmp_path / "a.txt"], tmp_path / "out", weighted=weighted, vocab_size=200, processes=1, quiet=True)
+    encode = load_prepared_tokenizer(prepared.path).encode_document_lines
+    found = Counter(map(tuple, rows(prepared.path, "train")))
+    times = [[found[tuple(encode([text]))] for text in part] for part in (documents[:100], documents[100:200], documents[200:])]
+    held_out = sum(counts.count(0) for counts in times[:2])
+    assert held_out < 5 and set(times[0]) <= {0, 1} and set(times[1]) <= {0, 2, 3} and set(times[2]) == {0, 1}
+    sizes = [[len(encode([text])) + 1 for text in part] for part in (documents[100:200], documents[200:])]
+    for size, counts, weight in zip(sizes, times[1:], (2.5, 0.25), strict=True):
+        once = sum(tokens for tokens, count in zip(size, counts, strict=True) if count or weight < 1)
+        assert sum(tokens * count for tokens, count in zip(size, counts, strict=True)) == pytest.approx(weight * once, abs=2 * max(size))
+    assert [source.get("weight") for source in prepared.manifest["sources"]] == [None, 2.5, 0.25]
+    assert prepared.manifest["skipped"] == {"file named twice": 1}
+    data = open_prepared(prepared.path)
+    assert data.unique_tokens == prepared.manifest["counts"]["train"]["tokens"] < data.stream("train").num_tokens
+    plain = prepare([tmp_path / f"{name}.txt" for name in "abc"], tmp_path / "plain", vocab_size=200, processes=1, quiet=True)
+    assert data.data_fingerprint != open_prepared(plain.path).data_fingerprint
 
 
 def test_two_at_the_same_place(tmp_path):
