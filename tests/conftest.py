@@ -100,7 +100,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [line for text in docstring_corpus(150_000) for line in text.splitlines()]
     place = tmp_path_factory.mktemp("prepared")
     (place / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
-    prepare([place / "corpus.txt"], place / "data", document_per="line", vocab_size=512, processes=1, quiet=True)
+    line_by_line = {"document_per": "line", "keep_duplicates": True}
+    prepare([place / "corpus.txt"], place / "data", **line_by_line, vocab_size=512, processes=1, quiet=True)
     return place / "data"
 
 
