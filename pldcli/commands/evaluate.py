@@ -85,6 +85,7 @@ def evaluate(
     precision: Annotated[PrecisionChoice, typer.Option(help="Number format; fp32 gives the same number everywhere.")] = "fp32",
     device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON object to a file.", show_default=False)] = None,
 ) -> None:
     """Measure loss, perplexity and accuracy on the validation split, all blocks running: on fixed masks, or of next tokens.
 
@@ -122,10 +123,20 @@ def evaluate(
         tables.draw_depths(found, given["--out"])
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
+    if save is not None:
+        from pldcli.system import atomic
+
+        what = {"model": str(target), "inputs": [str(path) for path in _inputs(given)]}
+        atomic.write_text(save, json.dumps(what | measurement.values(found, given)) + "\n")
     if as_json:
         typer.echo(json.dumps(measurement.values(found, given)))
     else:
         measurement.show(found, given)
+
+
+def _inputs(given: Mapping[str, Any]) -> list[Path]:
+    """List the files that were scored."""
+    return next((given[name] for name in ("--text", "--pseudo-perplexity", "--minimal-pairs") if given[name]), [])
 
 
 def _material(target: Path, given: Mapping[str, Any], opening: Opening) -> Evaluated[Any]:

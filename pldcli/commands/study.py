@@ -84,6 +84,8 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
     typer.echo(f"{done} of {len(runs)} runs are done; about {duration(left / at_once)} of training left, from measured steps")
     if (finetuning := spec.finetuning) is not None:
         typer.echo(f"Then finished runs are fine-tuned on {', '.join(finetuning.tasks)}; how long that takes is not in these times.")
+    if spec.minimal_pairs:
+        typer.echo(f"Finished runs choose between the minimal pairs of {', '.join(spec.minimal_pairs)}.")
     if not opened.is_measured_for_good:
         typer.echo("Steps are measured anew when the study begins: numbers of steps at equal time will differ a little.")
 
@@ -105,7 +107,7 @@ def _show(results: Results, as_json: bool) -> None:
 def _raise_failures(results: Results) -> None:
     """End with the exit code of the first job that failed, after a line for each."""
     ended = {f"{run.name} {(end := results.outcomes[run.name]).state} at step {end.step:,}": end for run in results.runs}
-    ended |= {f"{planned.name} {outcome.state}": outcome for planned, outcome in results.finetunings.items()}
+    ended |= {f"{planned.name} {outcome.state}": outcome for planned, outcome in results.scorings.items()}
     failed = {what: outcome for what, outcome in ended.items() if not outcome.is_settled}
     for what, outcome in failed.items():
         typer.echo(f"error: {what}: {outcome.note.removeprefix('error: ')}", err=True)

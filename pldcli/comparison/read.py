@@ -17,7 +17,11 @@ from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.system.json_text import from_json
 
-__all__ = ["name_runs", "read_config", "read_run", "read_runs"]
+__all__ = ["MINIMAL_PAIRS", "name_runs", "read_config", "read_run", "read_runs"]
+
+
+MINIMAL_PAIRS = "minimal-pairs"
+"""What stands for them among the tasks that a run was fine-tuned on."""
 
 
 def read_runs(paths: Sequence[Path], *, finetuned: Path, only: Sequence[str] = ()) -> list[Run]:
@@ -25,7 +29,8 @@ def read_runs(paths: Sequence[Path], *, finetuned: Path, only: Sequence[str] = (
 
     Args:
         paths: Run directories, and tables as `pld compare --out` writes them, which hold several runs.
-        finetuned: Where `pld finetune` wrote, MODEL/TASK/results.json; it need not exist.
+        finetuned: Where `pld finetune` wrote, MODEL/TASK/results.json, and perhaps `pld evaluate --save`, MODEL/minimal-pairs.json; it
+            need not exist.
         only: Names to keep, with `*` and `?` for any letters; all by default.
 
     Raises:
@@ -104,8 +109,14 @@ def _unreadable_lines(path: Path, readable: int) -> int:
 
 
 def _finetuned(run: Path, root: Path) -> dict[str, tuple[float, ...]]:
-    """Read the scores that started from this run: of each task's best setting, every seed."""
+    """Read the scores that started from this run: of each task's best setting, every seed; of minimal pairs the mean over files."""
     found: dict[str, tuple[float, ...]] = {}
+    pairs = root / run.resolve().name / f"{MINIMAL_PAIRS}.json"
+    if pairs.is_file():
+        try:
+            found[MINIMAL_PAIRS] = (float(from_json(pairs.read_text(encoding="utf-8"))["mean_accuracy"]),)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"cannot be read as minimal pairs ({error!r})", where=str(pairs), hint="evaluate again with --save") from error
     for path in sorted((root / run.resolve().name).glob("*/results.json")):
         try:
             content = from_json(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pldcli.comparison.comparison import Comparison, Contrast, Difference, Reach
 from pldcli.comparison.intervals import Interval
+from pldcli.comparison.read import MINIMAL_PAIRS
 from pldcli.comparison.runs import Run, System
 from pldcli.config import describe_dropping
 from pldcli.console.section import Section
@@ -235,7 +236,9 @@ def finetuned(comparison: Comparison) -> Section | None:
             rows.append((task, system.name, with_spread(means, digits=2), str(len(scores)), *held))
     if not rows:
         return None
+    pairs = MINIMAL_PAIRS in {row[0] for row in rows}
     notes = (
+        *([f"{MINIMAL_PAIRS}: the share of right choices, without fine-tuning, the mean over files"] if pairs else []),
         "score x 100 of each task's best setting: the mean over seeds of pre-training, each the mean of its fine-tunings; "
         "± is the standard deviation over seeds of pre-training; n fine-tunings in all",
         f"difference: to {comparison.baseline.name}, in points, over pairs of the same seed of pre-training; positive is better",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pldcli.study.calibration import Timings
-from pldcli.study.finetuning import PlannedFinetuning, plan_finetunings, read_finetuning
+from pldcli.study.finetuning import PlannedScoring, plan_scorings
 from pldcli.study.halving import RungResult, climb
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import Plan, PlannedRun
@@ -42,7 +42,7 @@ class Study:
         """List every run that is known to be wanted, in the order in which they begin."""
         return [*self.plan.runs(), *(run for rung in self.rungs() for run in rung.runs)]
 
-    def finetunings(self) -> dict[PlannedFinetuning, Outcome]:
-        """List every fine-tuning of a finished run, and what became of it."""
+    def scorings(self) -> dict[PlannedScoring, Outcome]:
+        """List every fine-tuning of a finished run, and its minimal pairs, and what became of each."""
         finished = [run for run in self.runs() if self.outcome(run).state == State.FINISHED]
-        return {planned: read_finetuning(planned, self.out) for planned in plan_finetunings(self.plan.spec, finished)}
+        return {planned: planned.outcome(self.out) for planned in plan_scorings(self.plan.spec, finished)}

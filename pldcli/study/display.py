@@ -33,7 +33,7 @@ class StudyDisplay:
         self._out, self._at_once, self._console = out, at_once, console
         self._what = ""
         self._runs: dict[str, PlannedRun] = {}
-        """Those to train; none while fine-tuning."""
+        """Those to train; none while scores are taken."""
         self._outcomes: dict[str, Outcome] = {}
         self._steps: dict[str, int] = {}
         self._last_line = self._last_look = time.monotonic()
@@ -53,10 +53,10 @@ class StudyDisplay:
         self._steps = {name: outcome.step for name, outcome in outcomes.items()}
         self._begin("runs", outcomes, Progress("study", total=sum(map(_total_steps, runs)), unit="steps", console=self._console))
 
-    def begin_finetunings(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Show how many fine-tunings there are, and how many are done."""
+    def begin_scorings(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Show how many fine-tunings and sets of minimal pairs there are, and how many are done."""
         self._runs, left = {}, sum(not outcome.is_settled for outcome in outcomes.values())
-        self._begin("fine-tunings", outcomes, Progress("fine-tuning", total=left, unit="fine-tunings", console=self._console))
+        self._begin("scores", outcomes, Progress("scoring", total=left, unit="scores", console=self._console))
 
     def _begin(self, what: str, outcomes: Mapping[str, Outcome], bar: Progress) -> None:
         self._what, self._outcomes = what, dict(outcomes)
@@ -69,7 +69,7 @@ class StudyDisplay:
         """Show that a job begins (None) or what became of it."""
         if outcome is None:
             before, run = self._steps.get(name, 0), self._runs.get(name)
-            length = "fine-tuning begins" if run is None else f"begins, {_total_steps(run):,} steps"
+            length = "begins" if run is None else f"begins, {_total_steps(run):,} steps"
             self._say(f"{name}: " + (f"resumes after step {before:,}" if run and before else length))
             return
         self._outcomes[name] = outcome

@@ -35,9 +35,9 @@ def as_json(results: Results) -> dict[str, Any]:
             }
             for result in results.checks
         ],
-        "finetunings": [
+        "scores": [
             {"run": one.run.name, "task": one.task, "state": outcome.state, "score": outcome.score, "note": outcome.note}
-            for one, outcome in results.finetunings.items()
+            for one, outcome in results.scorings.items()
         ],
         "rungs": [
             {

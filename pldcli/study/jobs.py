@@ -43,7 +43,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a job came: a run that trains, or a fine-tuning."""
+    """How far a job came: a run that trains, a fine-tuning, or minimal pairs."""
 
     state: State
     step: int = 0
@@ -52,7 +52,8 @@ class Outcome:
     """Final validation loss of a finished run."""
     _: KW_ONLY
     score: float | None = None
-    """In [0, 1], of a finished fine-tuning: the mean over seeds, of the best setting; None where all diverged."""
+    """In [0, 1]. Of a finished fine-tuning the mean over seeds, of the best setting, None where all diverged; of minimal pairs the mean
+    over files."""
     note: str = ""
     """Why it diverged or failed."""
     exit_code: int = 0

@@ -40,6 +40,7 @@ def read_spec(path: Path) -> Spec:
             checks=study.checks,
             halving=_halving(study.halving, systems, study.seeds[:1]) if study.halving else None,
             finetuning=_finetuning(study.finetune, systems) if study.finetune else None,
+            minimal_pairs=_pairs(study.minimal_pairs),
             text=text,
         )
         _check_references(spec)
@@ -143,6 +144,13 @@ def _finetuning(given: Finetuning, systems: Mapping[str, SystemSpec]) -> Finetun
     with located({"": "finetune.set"}):
         finetune_config.cells(given.settings)
     return given.replace(systems=_members(given.systems, systems, "finetune.systems") or tuple(systems))
+
+
+def _pairs(files: tuple[str, ...]) -> tuple[str, ...]:
+    for file in files:
+        if not Path(file).exists():
+            raise UsageError(f"there is no file {file}", where="minimal_pairs")
+    return files
 
 
 def _members(names: Sequence[str], systems: Mapping[str, SystemSpec], where: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pldcli.engine.metrics import read_metrics, validation_key
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.study.checks import CheckResult, judge
 from pldcli.study.directory import Study
-from pldcli.study.finetuning import FINETUNED, PlannedFinetuning
+from pldcli.study.finetuning import FINETUNED, PlannedScoring
 from pldcli.study.halving import RungResult
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import PlannedRun
@@ -39,8 +39,8 @@ class Results:
     diverged: Mapping[str, Run]
     """Runs that diverged after their first validation, likewise."""
     rungs: tuple[RungResult, ...]
-    finetunings: Mapping[PlannedFinetuning, Outcome]
-    """Every fine-tuning of a finished run, and what became of it."""
+    scorings: Mapping[PlannedScoring, Outcome]
+    """Every fine-tuning of a finished run, its minimal pairs, and what became of each."""
 
     @property
     def spec(self) -> Spec:
@@ -101,9 +101,9 @@ class Results:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether nothing is left to train or to fine-tune."""
+        """Return whether nothing is left to train or to score."""
         halving = self.spec.halving
-        settled = all(outcome.is_settled for outcome in (*self.outcomes.values(), *self.finetunings.values()))
+        settled = all(outcome.is_settled for outcome in (*self.outcomes.values(), *self.scorings.values()))
         last = not halving or len(self.rungs) == len(halving.rungs) or not any(math.isfinite(loss) for _, loss in self.rungs[-1].standing)
         return settled and last
 
@@ -161,7 +161,7 @@ def read_results(study: Study, ended: Mapping[str, Outcome]) -> Results:
         trained=read[State.FINISHED],
         diverged=read[State.DIVERGED],
         rungs=tuple(study.rungs()),
-        finetunings={planned: ended.get(planned.name) or outcome for planned, outcome in study.finetunings().items()},
+        scorings={planned: ended.get(planned.name) or outcome for planned, outcome in study.scorings().items()},
     )
 
 

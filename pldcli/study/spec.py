@@ -222,6 +222,8 @@ class Study(Settings):
     """Candidates that train in rounds."""
     finetune: Finetuning | None = None
     """What finished runs are fine-tuned on."""
+    minimal_pairs: Names = ()
+    """Files and directories of minimal pairs, as `pld evaluate --minimal-pairs` takes them, for every finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +263,7 @@ class Spec:
     checks: tuple[Check, ...]
     halving: Halving | None
     finetuning: Finetuning | None
+    minimal_pairs: tuple[str, ...]
     text: str
     """The file."""
 

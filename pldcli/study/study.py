@@ -18,7 +18,6 @@ from pldcli.errors import DataError, PldError, UsageError
 from pldcli.study.calibration import calibrate, read_timings, write_plan
 from pldcli.study.directory import Study
 from pldcli.study.display import StudyDisplay
-from pldcli.study.finetuning import finetuning_job
 from pldcli.study.jobs import Outcome, Slot, run_jobs
 from pldcli.study.plan import Plan, changed_keys, make_plan, shapes
 from pldcli.study.report import write_report
@@ -68,7 +67,8 @@ def open_study(spec: Spec, *, out: Path, data: Path, slot: Slot, measure: bool, 
 
 
 def carry_out(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -> dict[str, Outcome]:
-    """Train every run that is left, then fine-tune the finished ones on every task of the file, as far as that is not done.
+    """Train every run that is left, then score the finished ones on every task and all minimal pairs of the file, as far as that is not
+    done.
 
     Args:
         study: The study, measured for good.
@@ -82,7 +82,7 @@ def carry_out(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -> 
         StoppedError, PreemptedError: A signal arrived; the jobs at work have saved their state.
     """
     with RunDirectory(study.out).lock(), stop_requests() as stop, display:
-        return _train(study, slots, display, stop) | _finetune(study, slots, display, stop)
+        return _train(study, slots, display, stop) | _score(study, slots, display, stop)
 
 
 def report_study(study: Study, ended: Mapping[str, Outcome] | None = None) -> Results:
@@ -117,17 +117,17 @@ def _train(study: Study, slots: Sequence[Slot], display: StudyDisplay, stop: Sto
             raise _stopped(study, stop, f"{sum(study.outcome(run).is_settled for run in runs)} of {len(runs)} runs done")
 
 
-def _finetune(study: Study, slots: Sequence[Slot], display: StudyDisplay, stop: StopRequest) -> dict[str, Outcome]:
-    finetunings = study.finetunings()
-    left = [planned for planned, outcome in finetunings.items() if not outcome.is_settled]
+def _score(study: Study, slots: Sequence[Slot], display: StudyDisplay, stop: StopRequest) -> dict[str, Outcome]:
+    scorings = study.scorings()
+    left = [planned for planned, outcome in scorings.items() if not outcome.is_settled]
     if not left:
         return {}
-    display.begin_finetunings({planned.name: outcome for planned, outcome in finetunings.items()})
-    jobs = [finetuning_job(planned, out=study.out) for planned in left]
+    display.begin_scorings({planned.name: outcome for planned, outcome in scorings.items()})
+    jobs = [planned.job(study.out) for planned in left]
     ended = run_jobs(jobs, slots=slots, stop=stop, tell=display.tell)
     if stop.signal_number:
-        done = sum(outcome.is_settled for outcome in study.finetunings().values())
-        raise _stopped(study, stop, f"{done} of {len(finetunings)} fine-tunings done")
+        done = sum(outcome.is_settled for outcome in study.scorings().values())
+        raise _stopped(study, stop, f"{done} of {len(scorings)} scores done")
     return ended
 
 

@@ -94,6 +94,9 @@ def test_json_of_everything(pld, calls, tmp_path):
     half = {"accuracy": 0.5, "num_pairs": 2}
     assert pairs.pop("files") == {"pairs.jsonl": half}
     assert pairs == {**half, "mean_accuracy": 0.5, "num_ties": 1, "groups": {"UID": {"[a]": {"accuracy": 0.5, "num_pairs": 2}}}}
+    saved = tmp_path / "deep" / "pairs.json"
+    assert pld("evaluate", "r", "--minimal-pairs", "a", "--save", saved).code == 0
+    assert json.loads(saved.read_text()) == {"model": "r", "inputs": ["a"]} | values("--minimal-pairs", "a")
     candidate = {"token_id": 7, "token": "[UNK]", "probability": 0.75, "text": "the [UNK] is"}
     assert values("--fill", "the [MASK] is") == {"text": "the [MASK] is", "masks": [[candidate]]}
     picture = tmp_path / "d.png"

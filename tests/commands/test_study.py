@@ -206,14 +206,19 @@ def test_a_whole_study(folder: Path, prepared: Path, pld: Run, monkeypatch: pyte
     systems = {"preln": PRELN, "time": PLD | {"equal_time": "preln"}, "hot": PLD | {"set": {"optim.learning_rate": "1e6"}, "seeds": [0]}}
     Path("reviews.csv").write_text("text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(24)))
     finetune = {"tasks": ["reviews.csv"], "systems": ["preln"], "set": {"epochs": 1}}
-    path = write_spec(prepared, systems, small=small, seeds=[0, 1], finetune=finetune)
+    rows = [{"sentence_good": f"word {number} and so on", "sentence_bad": f"and {number} so word on"} for number in range(6)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"finetune": finetune, "minimal_pairs": ["pairs.jsonl"]}
+    path = write_spec(prepared, systems, small=small, seeds=[0, 1], **more)
     outcome = pld("study", path, "--jobs", 2)
     assert outcome.code == 0, outcome.err
     assert "note: runs at once slow each other" in outcome.err and "hot-seed0: diverged at step" in outcome.err
     assert "5 runs, 0 done" in outcome.err and "(5 of 5 runs done)" in outcome.err
-    assert "2 fine-tunings, 0 done" in outcome.err and "(2 of 2 fine-tunings done)" in outcome.err
+    assert "6 scores, 0 done" in outcome.err and "(6 of 6 scores done)" in outcome.err
     assert {path.parent.name for path in Path("studies/try/finetuned").glob("*/reviews")} == {"preln-seed0", "preln-seed1"}
-    assert any(line.startswith("reviews preln ") for line in lines_of(outcome.out))
+    told = lines_of(outcome.out)
+    assert any(line.startswith("reviews preln ") for line in told)
+    assert sum(line.startswith(("minimal-pairs preln ", "minimal-pairs time ")) for line in told) == 2
     runs = Path("studies/try/runs")
     plan = json.loads(Path("studies/try/plan.json").read_text())
     steps = plan["systems"]["time"]["total_steps"]
@@ -239,7 +244,7 @@ def test_a_whole_study(folder: Path, prepared: Path, pld: Run, monkeypatch: pyte
 
     monkeypatch.setattr(study_commands, "start_command", begin_one)
     systems["hot"]["seeds"] = [0, 5]
-    outcome = pld("study", write_spec(prepared, systems, small=small, seeds=[0, 1], finetune=finetune))
+    outcome = pld("study", write_spec(prepared, systems, small=small, seeds=[0, 1], **more))
     assert outcome.code == 1 and started == ["hot-seed5"] and "error: hot-seed5 failed at step 0" in outcome.err
 
 
@@ -253,7 +258,7 @@ def test_a_fine_tuning_that_fails_is_named_at_the_end(folder: Path, prepared: Pa
     assert "- preln-seed0/rte: failed: error: " in Path("studies/try/report/report.md").read_text()
     content = json.loads(pld("study", path, "--report-only", "--json").out)
     assert content["is_complete"] is False
-    assert content["finetunings"] == [{"run": "preln-seed0", "task": "glue/rte", "state": "not started", "score": None, "note": ""}]
+    assert content["scores"] == [{"run": "preln-seed0", "task": "glue/rte", "state": "not started", "score": None, "note": ""}]
 
 
 def test_a_run_that_fails_is_named_at_the_end(folder: Path, prepared: Path, pld: Run) -> None:

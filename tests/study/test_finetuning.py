@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from pldcli.errors import UsageError
 from pldcli.study import jobs
-from pldcli.study.finetuning import PlannedFinetuning, finetuning_job, plan_finetunings, read_finetuning
+from pldcli.study.finetuning import PlannedFinetuning, PlannedPairs, plan_scorings
 from pldcli.study.jobs import Outcome, Slot, State, run_jobs
 from pldcli.study.spec import Spec
 from pldcli.system.signals import StopRequest
@@ -27,7 +28,7 @@ def test_every_run_on_every_task(spec_of: Callable[..., Spec], tmp_path: Path) -
     own.touch()
     finetune = {"tasks": ["glue/RTE", str(own)], "data_dir": "glue", "systems": ["preln"], "seeds": [0, 1]}
     spec = spec_of(seeds=[0, 1], finetune=finetune)
-    finetunings = plan_finetunings(spec, plan_of(spec).runs())
+    finetunings = plan_scorings(spec, plan_of(spec).runs())
     assert [planned.name for planned in finetunings] == ["preln-seed0/rte", "preln-seed0/reviews", "preln-seed1/rte", "preln-seed1/reviews"]
     # Files of one's own do not lie in the directory of the tasks with names.
     assert [(planned.task, planned.data_dir) for planned in finetunings[:2]] == [("glue/RTE", "glue"), (str(own), None)]
@@ -39,20 +40,20 @@ def test_of_a_halving_the_last_rung_alone(spec_of: Callable[..., Spec]) -> None:
     spec = spec_of({"preln": PRELN, "a": PLD, "b": PLD}, halving=halving, finetune={"tasks": ["glue/rte"]})
     plan = plan_of(spec)
     runs = [*plan.runs(), *plan.rung(0, ("a", "b")), *plan.rung(1, ("b",))]
-    assert [planned.run.name for planned in plan_finetunings(spec, runs)] == ["preln-seed0", "b-rung2-seed0", "b-rung2-seed1"]
+    assert [planned.run.name for planned in plan_scorings(spec, runs)] == ["preln-seed0", "b-rung2-seed0", "b-rung2-seed1"]
 
 
 def test_without_tasks_there_is_nothing_to_do(spec_of: Callable[..., Spec]) -> None:
     spec = spec_of()
-    assert plan_finetunings(spec, plan_of(spec).runs()) == []
+    assert plan_scorings(spec, plan_of(spec).runs()) == []
 
 
 @pytest.fixture
-def finetunings(spec_of: Callable[..., Any]) -> list[PlannedFinetuning]:
+def finetunings(spec_of: Callable[..., Any]) -> list[Any]:
     """Two systems, two tasks."""
     finetune = {"tasks": ["glue/rte", "glue/mrpc"], "data_dir": "glue", "seeds": [0, 1], "set": {"epochs": 1}}
     spec = spec_of(finetune=finetune)
-    return plan_finetunings(spec, plan_of(spec).runs())
+    return plan_scorings(spec, plan_of(spec).runs())
 
 
 def write_results(place: Path, *scores: float, cells: tuple[str, ...] = ("epochs=1.0,seed=0", "epochs=1.0,seed=1")) -> None:
@@ -70,10 +71,30 @@ def test_what_counts_as_done(finetunings: list[PlannedFinetuning], tmp_path: Pat
     write_results(tmp_path / "finetuned/pld-seed0/rte", 0.5, cells=("epochs=1.0,seed=0",))
     (tmp_path / "finetuned/pld-seed0/mrpc").mkdir()
     (tmp_path / "finetuned/pld-seed0/mrpc/results.json").write_text("{")
-    assert read_finetuning(first, tmp_path) == Outcome(State.FINISHED, score=pytest.approx(0.55))
-    assert read_finetuning(second, tmp_path) == Outcome(State.FINISHED)
+    assert first.outcome(tmp_path) == Outcome(State.FINISHED, score=pytest.approx(0.55))
+    assert second.outcome(tmp_path) == Outcome(State.FINISHED)
     # A seed more is wanted now; a file that was cut short.
-    assert read_finetuning(third, tmp_path) == read_finetuning(fourth, tmp_path) == Outcome(State.NOT_STARTED)
+    assert third.outcome(tmp_path) == fourth.outcome(tmp_path) == Outcome(State.NOT_STARTED)
+
+
+def test_minimal_pairs_of_every_finished_run(spec_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs").mkdir()
+    Path("more.jsonl").write_text("")
+    spec = spec_of({"preln": PRELN}, seeds=[0, 1], minimal_pairs=["pairs", "more.jsonl"])
+    one, other = plan_scorings(spec, plan_of(spec).runs())
+    assert isinstance(one, PlannedPairs) and [one.name, other.name] == ["preln-seed0/minimal-pairs", "preln-seed1/minimal-pairs"]
+    assert one.outcome(tmp_path) == Outcome(State.NOT_STARTED)
+    words, pairs = one.job(tmp_path).arguments, ("--minimal-pairs", "pairs", "--minimal-pairs", "more.jsonl")
+    place = tmp_path / "finetuned" / "preln-seed0" / "minimal-pairs.json"
+    assert words == ("evaluate", str(tmp_path / "runs" / "preln-seed0"), *pairs, "--save", str(place))
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"inputs": ["pairs", "more.jsonl"], "mean_accuracy": 0.625}))
+    assert one.outcome(tmp_path) == Outcome(State.FINISHED, score=0.625)
+    place.write_text(json.dumps({"inputs": ["pairs"], "mean_accuracy": 0.625}))
+    assert one.outcome(tmp_path) == Outcome(State.NOT_STARTED)
+    with pytest.raises(UsageError, match="minimal_pairs: there is no file none"):
+        spec_of({"preln": PRELN}, minimal_pairs=["none"])
 
 
 def test_each_is_the_ordinary_command(finetunings: list[PlannedFinetuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +115,7 @@ def test_each_is_the_ordinary_command(finetunings: list[PlannedFinetuning], tmp_
     monkeypatch.setattr(jobs, "start_command", start)
     told: list[str] = []
     outcomes = run_jobs(
-        [finetuning_job(planned, out=tmp_path) for planned in finetunings],
+        [planned.job(tmp_path) for planned in finetunings],
         slots=[Slot({}, 1)],
         stop=StopRequest(),
         tell=lambda name, end: told.append(f"{name} {end or 'begins'}"),

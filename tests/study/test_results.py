@@ -47,7 +47,7 @@ def results_of(spec: Spec, losses: Mapping[str, float], **others: Outcome) -> Re
         trained=done,
         diverged={},
         rungs=tuple(rungs),
-        finetunings={},
+        scorings={},
     )
 
 
@@ -73,8 +73,8 @@ def test_a_study_is_complete_when_its_fine_tunings_are(spec_of: Callable[..., Sp
     results = results_of(spec_of(), {"preln-seed0": 3.0, "pld-seed0": 2.0})
     planned = PlannedFinetuning(results.runs[0], "glue/rte", None, ())
     assert results.is_complete
-    assert replace(results, finetunings={planned: Outcome(State.FINISHED)}).is_complete
-    assert not replace(results, finetunings={planned: Outcome(State.FAILED, note="no luck")}).is_complete
+    assert replace(results, scorings={planned: Outcome(State.FINISHED)}).is_complete
+    assert not replace(results, scorings={planned: Outcome(State.FAILED, note="no luck")}).is_complete
 
 
 def test_one_pair_may_be_chance(spec_of: Callable[..., Spec]) -> None:

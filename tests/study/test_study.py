@@ -242,9 +242,9 @@ def test_finished_runs_are_fine_tuned_as_far_as_that_is_left(
     finish(study, study.runs()[1])
     ended = carried_out(study)
     assert begun[1:] == [["preln-seed0"], ["pld-seed0/rte", "pld-seed0/mrpc"]]
-    states = {planned.name: outcome.state for planned, outcome in read_results(study, ended).finetunings.items()}
+    states = {planned.name: outcome.state for planned, outcome in read_results(study, ended).scorings.items()}
     assert states == {"pld-seed0/rte": "finished", "pld-seed0/mrpc": "failed"}
-    assert {planned.name: str(outcome) for planned, outcome in study.finetunings().items()} == {
+    assert {planned.name: str(outcome) for planned, outcome in study.scorings().items()} == {
         "pld-seed0/rte": "score 50.00", "pld-seed0/mrpc": "not started"
     }  # fmt: skip
     carried_out(study)
@@ -262,5 +262,5 @@ def test_a_stop_while_fine_tuning(opened: Any, spec_of: Callable[..., Spec], mon
         return {}
 
     monkeypatch.setattr(module, "run_jobs", run_jobs)
-    with pytest.raises(PreemptedError, match="out: terminated, 1 of 2 fine-tunings done, the others saved; run the same command again"):
+    with pytest.raises(PreemptedError, match="out: terminated, 1 of 2 scores done, the others saved; run the same command again"):
         carried_out(study)
