@@ -40,11 +40,15 @@ def main() -> None:
     parser.add_argument("--hold-out", type=int, default=4, help="runs that the checked fit does not see")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="where `pld advise` reads")
+    parser.add_argument("--keep", action="store_true", help="what is shipped stays, beside what is new")
     parser.add_argument("--out", type=Path, required=True, help="path of the report and the picture without an ending")
     options = parser.parse_args()
     runs: list[Recorded] = []
     comparisons: list[Comparison] = []
     seen: list[Mapping[str, Any]] = []
+    if options.keep:
+        earlier = record.load()
+        runs, comparisons = list(earlier.runs), list(earlier.comparisons)
     for work in options.work:
         results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "results").glob("*.json"))]
         ours = [result for result in results if result["kind"] == "pld" and result["preset"].startswith("modern-")]

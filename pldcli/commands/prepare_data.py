@@ -198,7 +198,8 @@ def _show(prepared: Prepared) -> None:
 
 
 def _preset_for(num_tokens: int) -> str:
-    """Name a preset of a size that goes with the text and, as far as one sees without loading torch, with the machine."""
-    is_small = num_tokens < 3_000_000 or not Path("/dev/nvidia0").exists()
-    size = "tiny" if is_small else "small" if num_tokens < 300_000_000 else "base"
+    """Name what goes with the machine, as far as one sees it without loading torch: on a CPU what runs on record advise, else a size."""
+    if not Path("/dev/nvidia0").exists():
+        return "auto --budget 1h"
+    size = "tiny" if num_tokens < 3_000_000 else "small" if num_tokens < 300_000_000 else "base"
     return f"modern-{size}-preln"

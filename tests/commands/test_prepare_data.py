@@ -75,7 +75,7 @@ def test_the_table_at_the_end(tmp_path):
         assert words in result.output.replace("2 train", "3 train")
     assert "unknown tokens   0.00% train, 0.00% validation" in result.output
     assert "Note: The corpus supports a vocabulary of" in result.output
-    assert f"Next: pld pretrain --preset modern-tiny-preln --data {tmp_path / 'out'}" in result.output
+    assert f"Next: pld pretrain --preset auto --budget 1h --data {tmp_path / 'out'}" in result.output
 
 
 @pytest.mark.parametrize("share", ["1", "x/2", "2/2", "0/0", "-1/2"])
