@@ -55,9 +55,9 @@ class _Pool:
         self._processes = processes
 
     def run(self, progress: Progress) -> None:
-        place, before = self._stages.describe(), progress.completed
+        before = progress.completed
         try:
-            with ThreadPoolExecutor(self._processes) as threads:
+            with self._stages.described() as place, ThreadPoolExecutor(self._processes) as threads:
                 try:
                     self._workers = [start_worker(__name__, [str(place)]) for _ in range(self._processes)]
                     waiting: set[Future[None]] = {threads.submit(self._serve, worker) for worker in self._workers}

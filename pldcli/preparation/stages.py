@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,6 @@ from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
 __all__ = ["COUNTED", "Encoded", "Scanned", "Stages", "Task", "open_stages"]
 
 COUNTED = ("documents", "tokens", "unknown", "words", "bytes")
-_DESCRIPTION = "work.json"
 _HASH, _CAUSE = np.dtype("<u8"), np.dtype("<u2")
 
 Report = Callable[[int], None]
@@ -177,11 +177,15 @@ class Stages:
         """Read what encoding a unit came to."""
         return Encoded(**self.result(Task("encode", number)))
 
-    def describe(self) -> Path:
-        """Write all this down for the workers; return where."""
-        path = self.place / _DESCRIPTION
+    @contextmanager
+    def described(self) -> Iterator[Path]:
+        """Write all this down for the workers of this process while the block runs; others that share the work have their own."""
+        path = self.place / f"work-{secrets.token_hex(8)}.json"
         atomic.write_text(path, json.dumps(_jsonable(self)))
-        return path
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def _identity(self, number: int) -> tuple[str, int, int]:
         """Say which file this is, and that it has not changed."""
@@ -293,7 +297,7 @@ class Stages:
 
 
 def open_stages(path: Path) -> Stages:
-    """Read what `Stages.describe` wrote."""
+    """Read what `Stages.described` wrote."""
     content = from_json(path.read_text(encoding="utf-8"))
     sources = [Source(**{**one, "path": Path(one["path"])}) for one in content.pop("sources")]
     units = [

@@ -162,8 +162,9 @@ class Work:
                     else:
                         validation.copy(segments(place / name))
                 if self.stages.keep_rejects:
-                    with (directory / REJECTED).open("ab") as file:
-                        file.write((place / f"{self.stages.key(Task('encode', unit.number))}.rejected").read_bytes())
+                    part_of = place / f"{self.stages.key(Task('encode', unit.number))}.rejected"
+                    with part_of.open("rb") as part_file, (directory / REJECTED).open("ab") as file:
+                        shutil.copyfileobj(part_file, file)
         return shards | validation.shards
 
     def _save(self, tokenizer: Tokenizer, name: str) -> None:
