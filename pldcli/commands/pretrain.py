@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["pretrain"]
 
 _AUTO = "auto"
+_MASKED_MORE, _SMALL_STEPS = 0.3, 16
+"""What small models do well with: the share of tokens that is masked, and sequences of a step."""
 _ONE_OF_SEVERAL = "WORLD_SIZE"
 """Stands in the environment of a process that torchrun started."""
 
@@ -179,6 +181,19 @@ def _command_line() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
+def _sooner(config: Path) -> str:
+    """Name what lets a small model use context sooner, as far as its run did without."""
+    from pldcli import presets
+
+    used = presets.load(config)
+    changes = [
+        *(["model.attention_init=local"] if used.model.attention_init != "local" else []),
+        *(["objective.mask_probability=0.3"] if used.objective.mask_probability < _MASKED_MORE else []),
+        *(["smaller steps"] if used.train.global_batch_size > _SMALL_STEPS else []),
+    ]
+    return f" (a small model gets there sooner with {', '.join(changes)})" if changes else ""
+
+
 def _show(result: PretrainResult, data: Path) -> None:
     from pldcli.console.units import duration, quantity
 
@@ -195,8 +210,7 @@ def _show(result: PretrainResult, data: Path) -> None:
     if result.has_read_context is False:
         typer.echo(
             f"note: the unigram baseline (token frequencies alone) reaches {result.unigram_loss:.4f}: this model has hardly learned from "
-            "context yet; train longer (a small model gets there sooner with model.attention_init=local, "
-            "objective.mask_probability=0.3 and a smaller batch)"
+            f"context yet; train longer{_sooner(run.config)}"
         )
     typer.echo(f"model {run.model} ({result.read_back})")
     if (failure := result.read_back.failure) is not None:
