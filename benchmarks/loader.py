@@ -139,7 +139,7 @@ def prepare_sizes(scratch: Path, options: argparse.Namespace) -> Iterator[Path]:
         place.mkdir()
         corpus, times = sized_text(options.corpus or [documentation(scratch)], place, size)
         say(f"loader: preparing {size:g} MB, which hold the text {times:.2f} times")
-        prepare([corpus], place / "data", vocab_size=options.vocab, processes=available_cores(), quiet=True)
+        prepare([corpus], place / "data", vocab_size=options.vocab, processes=available_cores(), keep_duplicates=True, quiet=True)
         corpus.unlink()
         yield place / "data"
 

@@ -117,7 +117,7 @@ def test_with_modernberts_settings_it_is_modernbert(bias: bool, tokens: int, pad
     torch.testing.assert_close(hidden[real], expected[real], rtol=0, atol=1e-5)
     wanted = gradients(theirs, expected, real)
     for name, gradient in gradients(ours, hidden, real).items():
-        torch.testing.assert_close(gradient, wanted[modernbert_name(name)], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient, wanted[modernbert_name(name)], rtol=5e-4, atol=5e-4)
 
 
 # Who looks at whom, recomputed pair by pair

@@ -279,7 +279,7 @@ def test_a_peer_is_trained_by_trainer_for_its_budget_and_saved(plan: Any, name: 
 
 def test_ours_is_trained_by_the_command_for_its_budget(plan: Any, work: Path, tmp_path: Path) -> None:
     contestant = plan.contestants[2]
-    settings = contestant.set | {"optim.learning_rate": 1e-2}
+    settings = contestant.set | {"optim.learning_rate": 1e-2, "runtime.precision": "fp32"}
     job = hour.Job("ours", "pld", contestant.preset, settings, {}, budget=2.0, seed=0, seq_len=32, points=4)
     found = trained(job, work, tmp_path)
     assert found["command"].startswith("pld pretrain --preset bert-tiny-preln --data data data.seq_len=32 train.seed=0 ")
