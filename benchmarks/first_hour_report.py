@@ -246,7 +246,7 @@ def document(found: Results, *, picture: str) -> str:
         f"validation on the same {text['validation_targets']:,} masked tokens of {text['validation_sequences']:,} other rows, 15 % masked, "
         f"whatever a model was trained with. Token frequencies alone: {text['unigram_loss']:.3f}. One thread a run; seconds of training "
         f"without validation; of each run the steps were counted out beforehand, so that its schedule ends with its budget. "
-        f"{'; '.join(found['hardware'])}; {'; '.join(found['software'])}.",
+        f"{'; '.join(found['hardware'])}; {'; '.join(found['software'])}. {computed_in(found)}.",
         tabled(loss_table(found)),
         "Medians of the seeds (lowest to highest). The time to a peer's final loss is where the contestant's own curve crosses it: that "
         "run's schedule was not finished there, so a run made for that time would be lower. Whole runs with less time show by how much:",
@@ -266,8 +266,31 @@ def document(found: Results, *, picture: str) -> str:
     if tried := tuning_table(found):
         parts += [f"## What was chosen from, in runs of {lasting(found['tuning_budget'])}, one seed", tabled(tried)]
     parts += ["## Settings", "\n".join(f"- {label}: `{settings}`" for label, settings in peers)]
-    parts += ["## Commands", "\n".join(f"    {run['command']}" for one in found["contestants"] for run in one["runs"][:1])]
+    parts += ["## Commands", f"Text and runs as the head of `benchmarks/first_hour/{found['plan']}.yaml` says, with that plan; then:"]
+    parts += ["\n".join(f"    {line}" for line in finetune_commands(found)) or "    nothing was fine-tuned"]
+    parts += ["What each run was:", "\n".join(f"    {run['command']}" for one in found["contestants"] for run in one["runs"][:1])]
     return "\n\n".join(parts) + "\n"
+
+
+def computed_in(found: Results) -> str:
+    """Say which contestants computed in which number format: each in what its program chooses there."""
+    formats: dict[str, dict[str, None]] = {}
+    for one in found["contestants"]:
+        for run in one["runs"]:
+            formats.setdefault(run["precision"], {})[one["label"]] = None
+    return "Computed in " + "; ".join(f"{name}: {', '.join(labels)}" for name, labels in formats.items())
+
+
+def finetune_commands(found: Results) -> list[str]:
+    """Write the commands that fine-tuned, one for all tasks with the same settings."""
+    tasks: dict[tuple[str, ...], dict[str, None]] = {}
+    for one in found["contestants"]:
+        for task, result in one["finetuned"].items():
+            tasks.setdefault(tuple(result["asked"]), {})[task] = None
+    program = "python benchmarks/first_hour.py finetune --work hour --data-dir glue"
+    return [
+        f"{program} --tasks {' '.join(names)} {seeds.replace('=', ' ')} --set {' '.join(more)}" for (seeds, *more), names in tasks.items()
+    ]
 
 
 def off_budget(found: Results) -> list[str]:

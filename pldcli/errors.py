@@ -16,6 +16,7 @@ Each is one line: what is wrong, where, what to do.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "StoppedError",
     "UsageError",
     "json_type",
+    "reason_of",
 ]
 
 
@@ -110,3 +112,8 @@ def json_type(value: Any) -> str:
     """Name the JSON type of a value as messages do: `null`, `a list`, `an object`."""
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
+
+
+def reason_of(error: OSError) -> str:
+    """Return in words what the system says."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()

@@ -89,6 +89,7 @@ def modernbert_name(ours: str) -> str:
 def test_with_modernberts_settings_it_is_modernbert(bias: bool, tokens: int, padded: bool) -> None:
     """Hidden states and gradients to 1e-5 in float32: rows shorter and longer than the window, with and without padding."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(tokens)  # of their weights
     biases = {"attention_bias": bias, "mlp_bias": bias, "norm_bias": bias}
     config = transformers.ModernBertConfig(
         vocab_size=V,
@@ -117,7 +118,8 @@ def test_with_modernberts_settings_it_is_modernbert(bias: bool, tokens: int, pad
     torch.testing.assert_close(hidden[real], expected[real], rtol=0, atol=1e-5)
     wanted = gradients(theirs, expected, real)
     for name, gradient in gradients(ours, hidden, real).items():
-        torch.testing.assert_close(gradient, wanted[modernbert_name(name)], rtol=5e-4, atol=5e-4)
+        torch.testing.assert_close(gradient, wanted[modernbert_name(name)], rtol=1e-4, atol=1e-4)
+        assert (gradient - wanted[modernbert_name(name)]).norm() <= 1e-5 * wanted[modernbert_name(name)].norm(), name
 
 
 # Who looks at whom, recomputed pair by pair

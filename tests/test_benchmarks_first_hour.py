@@ -374,7 +374,9 @@ def measured(plan: Any, work: Path) -> Callable[[], dict[str, Any]]:
                 results[job.key] = finished(job, (3.75 if half else end) + (job.seed - 3) / 10, job.budget)
         place = work / "finetuned" / "ours-learning_rate0.01-8s-seed3"
         place.mkdir(parents=True)
-        (place / "rte.json").write_text(json.dumps({"scores": [0.5, 0.6, 0.7], "task": "rte"}), encoding="utf-8")
+        (place / "rte.json").write_text(
+            json.dumps({"scores": [0.5, 0.6, 0.7], "task": "rte", "asked": ["--seeds=3", "learning_rate=1e-3"]}), encoding="utf-8"
+        )
         found: dict[str, Any] = reports.gather(plan, results, work)
         return found
 

@@ -123,29 +123,31 @@ def evaluate(
         tables.draw_depths(found, given["--out"])
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
+    values = measurement.values(found, given) if as_json or save is not None else {}
     if save is not None:
         from pldcli.system import atomic
 
-        what = {"model": str(target), "inputs": [str(path) for path in _inputs(given)]}
-        atomic.write_text(save, json.dumps(what | measurement.values(found, given)) + "\n")
+        _, inputs = _files(given)
+        atomic.write_text(save, json.dumps({"model": str(target), "inputs": list(map(str, inputs)), **values}) + "\n")
     if as_json:
-        typer.echo(json.dumps(measurement.values(found, given)))
+        typer.echo(json.dumps(values))
     else:
         measurement.show(found, given)
 
 
-def _inputs(given: Mapping[str, Any]) -> list[Path]:
-    """List the files that were scored."""
-    return next((given[name] for name in ("--text", "--pseudo-perplexity", "--minimal-pairs") if given[name]), [])
+def _files(given: Mapping[str, Any]) -> tuple[str, list[Path]]:
+    """Return the option that names files to score, and the files; nothing where the validation split is scored."""
+    option = next((name for name in ("--text", "--pseudo-perplexity", "--minimal-pairs") if given[name]), "")
+    return option, given.get(option, [])
 
 
 def _material(target: Path, given: Mapping[str, Any], opening: Opening) -> Evaluated[Any]:
     from pldcli.evaluation import evaluate as engine
 
-    option = next((name for name in ("--text", "--pseudo-perplexity", "--minimal-pairs") if given[name]), "")
+    option, inputs = _files(given)
     what: Any = {
         "material": option.removeprefix("--") or "validation",
-        "inputs": given.get(option, []),
+        "inputs": inputs,
         "text_field": given["--text-field"],
     }
     if given["--depth"] is not None:

@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
-from pldcli.corpus.sources import Source, reason_of
+from pldcli.corpus.sources import Source
 from pldcli.corpus.tables import columnar_texts, csv_texts
-from pldcli.errors import DataError, json_type
+from pldcli.errors import DataError, json_type, reason_of
 from pldcli.system.json_text import from_json
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["Corpus", "Piece", "Reader", "count_words", "cut_at_whitespace"]
+__all__ = ["Corpus", "Piece", "Reader", "count_words", "cut_at_whitespace", "skip_line"]
 
 Piece = tuple[str, bool]
 """A part of a document's text, and whether it is the last one."""
@@ -54,7 +54,7 @@ class Reader:
 
     Args:
         source: The file.
-        span: The bytes to read, from the begin of a document to the end of one, of a file that `sources.is_divisible`; None for all.
+        span: The bytes to read, from the begin of a document to the end of one, of a plain file of text or JSON lines; None for all.
         document_per: What ends a document in a text file.
         text_field: The field of a JSON object that holds the text.
         encoding: Of the file; None for UTF-8, or what its first bytes announce, and an error where it is clearly neither.
@@ -202,8 +202,7 @@ class Reader:
             number += 1
             if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
                 del line
-                while (rest := file.readline(CHUNK_BYTES)) and not rest.endswith(b"\n"):
-                    pass
+                skip_line(file)
                 self.skipped[LONG_RECORD] += 1
                 continue
             record = self._decoder.decode(line, final=True)
@@ -332,6 +331,12 @@ class _HashedFile(io.RawIOBase):
         if self._file is not None:
             self._file.close()
         super().close()
+
+
+def skip_line(file: BinaryIO) -> None:
+    """Go behind the end of the line, however long it is."""
+    while (part := file.readline(CHUNK_BYTES)) and not part.endswith(b"\n"):
+        pass
 
 
 def count_words(text: str) -> int:

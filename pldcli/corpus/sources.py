@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, reason_of
 
-__all__ = ["FILE_TWICE", "Source", "find_sources", "reason_of"]
+__all__ = ["FILE_TWICE", "Source", "find_sources"]
 
 EMPTY_FILE = "empty file"
 FOLDER_TWICE = "folder linked twice"
@@ -132,8 +132,3 @@ def _compression(path: Path) -> str:
     except OSError:
         return ""
     return list(_COMPRESSIONS.values())[(found.lastindex or 1) - 1] if found else ""
-
-
-def reason_of(error: OSError) -> str:
-    """Return in words what the system says."""
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()

@@ -37,8 +37,7 @@ class TokenStream:
         """Positions just behind each document's separator, ascending."""
         ends = [np.empty(0, np.int64)]
         for start, (values, row_ends) in zip(self._starts, self.segments, strict=False):
-            marked = row_ends[row_ends > 0]
-            ends.append(start + marked[values[marked - 1] == self._end_id])
+            ends.append(start + _ends_of_documents(values, row_ends, self._end_id))
         return np.concatenate(ends)
 
     def take(self, starts: npt.NDArray[np.integer[Any]], length: int) -> Int64s:
@@ -107,12 +106,18 @@ def weighted(segments: Iterable[Segment], weight: float, *, end_id: int) -> Iter
     wanted = taken = 0.0
     for values, ends in parts if weight % 1 else ():
         wanted += (weight % 1) * len(values)
-        marked = ends[ends > 0]
-        edges = np.concatenate([[0], marked[values[marked - 1] == end_id]])
+        edges = np.concatenate([[0], _ends_of_documents(values, ends, end_id)])
         count = int(edges[np.abs(taken + edges - wanted).argmin()])
         taken += count
         if count:
             yield values[:count], ends[ends <= count]
+
+
+def _ends_of_documents(values: npt.NDArray[Any], row_ends: Int64s, end_id: int) -> Int64s:
+    """Select the rows of a segment that end a document."""
+    marked = row_ends[row_ends > 0]
+    ends: Int64s = marked[values[marked - 1] == end_id]
+    return ends
 
 
 def ranges(starts: Int64s, lengths: Int64s) -> Int64s:

@@ -34,7 +34,7 @@ from pldcli.system.signals import first_signal
 from pldcli.system.workers import available_cores
 from pldcli.tokenization.special_tokens import check_frame
 from pldcli.tokenization.step import notes_on_training
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = ["Preparation", "Prepared", "prepare"]
 
@@ -124,7 +124,7 @@ class Preparation:
                 assert scans is not None
                 fates = work.decide(scans, keep_duplicates=self.keep_duplicates)
                 tokenizer, notes = self._tokenizer(work, scans)
-                encoded = work.encode(scans, fates, tokenizer)
+                encoded = work.encode(scans, fates)
                 assert encoded is not None
                 counts = _counts(encoded)
                 if sum(count["tokens"] - count["documents"] for count in counts.values()) < 2:
@@ -166,7 +166,8 @@ class Preparation:
                 if scans is None:
                     return "read; when all shares are, run them again, to encode"
                 fates = work.decide(scans, keep_duplicates=self.keep_duplicates)
-                if work.encode(scans, fates, self._tokenizer(work, scans)[0]) is None:
+                self._tokenizer(work, scans)
+                if work.encode(scans, fates) is None:
                     return "encoded; when all shares are, run the command without --share, to put them together"
                 return "encoded, as all are; run the command without --share, to put them together"
 
@@ -227,15 +228,17 @@ class Preparation:
 
     def _tokenizer(self, work: Work, scans: Sequence[Scanned]) -> tuple[Tokenizer, list[str]]:
         """Take the tokenizer that is there, or train one; return what the user should read about it, too."""
-        if self._existing is not None:
-            return self._existing, []
+        existing = self._existing
+        if existing is not None:
+            work.use_tokenizer([existing.json_text, (existing.sentencepiece or b"").hex()], lambda: existing)
+            return existing, []
         texts = sample(scans, work.stages.sample_bytes)
 
-        def train(texts: Sequence[str]) -> Tokenizer:
+        def train() -> Tokenizer:
             with Progress(f"Training the tokenizer ({self.model_type})", total=None, quiet=self.quiet):
                 return train_tokenizer(texts, vocab_size=self.vocab_size, model_type=self.model_type, cased=self.cased)
 
-        tokenizer = work.trained(texts, (self.vocab_size, self.model_type, self.cased), train)
+        tokenizer = load_prepared_tokenizer(work.use_tokenizer([self.vocab_size, self.model_type, self.cased, texts], train))
         return tokenizer, notes_on_training(tokenizer, texts, self.vocab_size)
 
 

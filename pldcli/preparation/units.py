@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pldcli.corpus.decoding import CHUNK_BYTES, encoding_of_mark
+from pldcli.corpus.reader import skip_line
 from pldcli.corpus.sources import Source
 
 __all__ = ["Slice", "Unit", "cut", "unit_bytes"]
@@ -59,17 +60,24 @@ def cut(sources: Sequence[Source], reading: Mapping[str, Any], size: int) -> lis
     """
     units: list[Unit] = []
     slices: list[Slice] = []
-    for number, source in enumerate(sources):
-        if slices and source.weight != sources[number - 1].weight:
+    held = 0
+
+    def end_unit() -> None:
+        nonlocal held
+        if slices:
             units.append(Unit(len(units), tuple(slices)))
-            slices = []
+        slices.clear()
+        held = 0
+
+    for number, source in enumerate(sources):
+        if number and source.weight != sources[number - 1].weight:
+            end_unit()
         for one in _slices(number, source, reading, size):
             slices.append(one)
-            if sum(one.num_bytes for one in slices) >= size:
-                units.append(Unit(len(units), tuple(slices)))
-                slices = []
-    if slices:
-        units.append(Unit(len(units), tuple(slices)))
+            held += one.num_bytes
+            if held >= size:
+                end_unit()
+    end_unit()
     return units
 
 
@@ -100,18 +108,13 @@ def _edges(file: BinaryIO, num_bytes: int, size: int, *, is_by_line: bool) -> It
     wanted = size
     while wanted < num_bytes:
         file.seek(wanted)
-        _skip_line(file)
+        skip_line(file)
         if not is_by_line:
             _skip_to_blank_line(file)
         if (edge := file.tell()) >= num_bytes:
             return
         yield edge
         wanted = edge + size
-
-
-def _skip_line(file: BinaryIO) -> None:
-    while (part := file.readline(CHUNK_BYTES)) and not part.endswith(b"\n"):
-        pass
 
 
 def _skip_to_blank_line(file: BinaryIO) -> None:

@@ -26,7 +26,7 @@ from pldcli.preparation.pool import do_all
 from pldcli.preparation.stages import Encoded, Scanned, Stages, Task
 from pldcli.system import atomic, locks
 from pldcli.system.signals import stop_error
-from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["REJECTED", "SignalError", "Work", "sample", "skipped"]
 
@@ -106,18 +106,25 @@ class Work:
                 raise DataError("holds no documents", where=where, hint=hint)
         return fates
 
-    def trained(self, sample: Sequence[str], settings: Sequence[Any], train: Callable[[Sequence[str]], Tokenizer]) -> Tokenizer:
-        """Train a tokenizer, unless one was trained on this sample with these settings."""
-        name = f"tokenizer-{hashlib.sha256(json.dumps([list(settings), list(sample)]).encode()).hexdigest()[:32]}"
-        if not (self.stages.place / name).is_dir():
-            self._save(train(sample), name)
-        return load_prepared_tokenizer(self.stages.place / name)
+    def use_tokenizer(self, made_of: Sequence[Any], make: Callable[[], Tokenizer]) -> Path:
+        """Encode with the tokenizer that lies beside the parts, or make it and put it there.
 
-    def encode(self, scans: Sequence[Scanned], fates: Fates, tokenizer: Tokenizer) -> list[Encoded] | None:
+        Args:
+            made_of: What decides which one it is.
+            make: Called where it is not there.
+
+        Returns:
+            Its directory.
+        """
+        place = self.stages.place / f"tokenizer-{hashlib.sha256(json.dumps(list(made_of)).encode()).hexdigest()[:32]}"
+        if not place.is_dir():
+            self._save(make(), place)
+        self.stages = replace(self.stages, tokenizer=place.name)
+        return place
+
+    def encode(self, scans: Sequence[Scanned], fates: Fates) -> list[Encoded] | None:
         """Encode every unit; None while others have not done their share."""
-        name = f"tokenizer-of-{hashlib.sha256(tokenizer.json_text.encode() + (tokenizer.sentencepiece or b'')).hexdigest()[:32]}"
-        self.stages = replace(self.stages, causes=fates.causes, tokenizer=name)
-        self._save(tokenizer, name)
+        self.stages = replace(self.stages, causes=fates.causes)
         with atomic.output_errors(self.stages.out):
             start = 0
             for unit, scan in zip(self.stages.units, scans, strict=True):
@@ -167,15 +174,15 @@ class Work:
                         shutil.copyfileobj(part_file, file)
         return shards | validation.shards
 
-    def _save(self, tokenizer: Tokenizer, name: str) -> None:
-        """Write a tokenizer beside the parts, unless another process was faster."""
+    def _save(self, tokenizer: Tokenizer, place: Path) -> None:
+        """Write a tokenizer, unless another process was faster."""
         with atomic.output_errors(self.stages.out):
             temporary = Path(tempfile.mkdtemp(dir=self.stages.place))
             tokenizer.save(temporary)
             try:
-                temporary.rename(self.stages.place / name)
+                temporary.rename(place)
             except OSError:
-                if not (self.stages.place / name).is_dir():
+                if not place.is_dir():
                     raise
                 shutil.rmtree(temporary)
 

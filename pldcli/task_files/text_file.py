@@ -6,14 +6,13 @@ import codecs
 import gzip
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pldcli.errors import DataError
+from pldcli.errors import DataError, reason_of
 
 __all__ = ["FORMATS", "open_text", "parse_json"]
 
@@ -40,8 +39,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
     except FileNotFoundError as error:
         raise DataError("no such file", where=str(path)) from error
     except OSError as error:
-        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
-        raise DataError(f"cannot be read ({reason})", where=str(path)) from error
+        raise DataError(f"cannot be read ({reason_of(error)})", where=str(path)) from error
 
 
 def parse_json(text: str, where: str, *, hint: str = "one object per line, or one list of objects, is needed") -> Any:
