@@ -118,7 +118,7 @@ def count_sent(bench: Bench, dropped: int) -> tuple[int, int]:
         return mock.Mock()
 
     replica = Runtime(bench.runtime.device, rank=0, world_size=2)
-    replica.replicate(model.units)
+    replica.attach(model, model.units)
     with mock.patch("pldcli.engine.runtime.dist.all_reduce", all_reduce):
         replica.reduce_gradients()
     model.zero_grad(set_to_none=True)

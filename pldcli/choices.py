@@ -10,7 +10,9 @@ __all__ = [
     "BlockChoice",
     "Device",
     "DocumentPer",
+    "Engine",
     "FeedForward",
+    "JobFile",
     "LmHead",
     "LmKind",
     "MaskingUnit",
@@ -20,6 +22,7 @@ __all__ = [
     "PositionEmbedding",
     "PrecisionChoice",
     "PrecisionName",
+    "Sharding",
     "TaskKind",
 ]
 
@@ -34,6 +37,12 @@ Device = Literal["auto", "cpu", "cuda"]
 
 DocumentPer = Literal["blank-line", "line", "file"]
 """What ends a document in a text file."""
+
+Engine = Literal["local", "ray"]
+"""Who prepares text: processes of this machine, or a Ray cluster."""
+
+JobFile = Literal["slurm", "k8s"]
+"""Whose jobs do shares of the preparation of text."""
 
 FeedForward = Literal["gelu", "geglu", "swiglu"]
 """The feed-forward layer: one matrix and GELU, or two whose product is taken, one of them behind GELU or SiLU."""
@@ -64,6 +73,10 @@ PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 
 PrecisionName = Literal["bf16", "fp16", "fp32"]
 """A number format of autocast, chosen."""
+
+
+Sharding = Literal["none", "full", "hybrid"]
+"""Of several processes: each holds all parameters, a part of them, or a part of what its machine holds."""
 
 
 class TaskKind(StrEnum):

@@ -36,7 +36,7 @@ from pldcli.commands import (
     tasks,
     tokenizer,
 )
-from pldcli.errors import OutputError, PldError
+from pldcli.errors import OutputError, PldError, PreemptedError, StoppedError
 from pldcli.system.machine import share_cores
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -201,6 +201,8 @@ def main() -> NoReturn:
 
 
 def _explain(error: Exception) -> int:
+    if isinstance(error, PreemptedError | StoppedError) and os.environ.get("RANK", "0") != "0":
+        return error.exit_code  # of several processes, which all stop at the same step, one says so
     if isinstance(error, PldError) and type(error) is not PldError:
         return _report(str(error), error.exit_code)
     if isinstance(error, _CommandLineError):

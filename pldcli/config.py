@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from pldcli.choices import Device, PrecisionChoice
+from pldcli.choices import Device, PrecisionChoice, Sharding
 from pldcli.curriculum import Curriculum, Stage, check_ends, largest_divisor
 from pldcli.errors import UsageError
 from pldcli.flops import Flops, count_parameters
@@ -42,6 +42,7 @@ RUN_CONTROL = (
     "runtime.device",
     "runtime.precision",
     "runtime.compile",
+    "runtime.sharding",
     "runtime.timeout_seconds",
     "runtime.checkpoint_activations",
     "train.micro_batch_size",
@@ -197,6 +198,9 @@ class RuntimeConfig(Settings):
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""
     reduce_precision: Literal["fp32", "bf16"] = "fp32"
     """Of several processes: number format in which gradients travel and are summed; `bf16` halves what is sent, and rounds."""
+    sharding: Sharding = "none"
+    """Of several processes: `full` splits weights, gradients and optimizer state over all of them (FSDP2), for models that do not fit
+    otherwise; `hybrid` over those of each machine, with a replica on every machine."""
     timeout_seconds: Positive = 1800.0
     """Of several processes: one that waits so long for the others ends the run."""
     checkpoint_activations: bool = False

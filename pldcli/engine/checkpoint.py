@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pldcli import presets
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import CheckpointError, PldError
+from pldcli.sharding import cut, is_sharded, whole
 from pldcli.system import atomic
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_sealed_directory, seal_directory
@@ -109,8 +110,9 @@ def hold(
     data_fingerprint: str,
     tokenizer_fingerprint: str,
     copy: bool = False,
+    keep: bool = True,
 ) -> Held:
-    """Collect the state of a run.
+    """Collect the state of a run; where its model is sharded, every process calls this.
 
     Args:
         position: How far it has come.
@@ -122,10 +124,11 @@ def hold(
         data_fingerprint: Of the data that it is trained on.
         tokenizer_fingerprint: Of their tokenizer.
         copy: Copy all tensors to the host, so that training may go on before they are written.
+        keep: False on a process that takes part in gathering shards and writes nothing.
     """
     tensors = {"model": model.state_dict(), "optimizer": {**optimizer_tensors(model, optimizer), **guard}}
-    if copy:
-        tensors = {name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in named.items()} for name, named in tensors.items()}
+    on_host = copy or is_sharded(model)  # one whole tensor at a time on the device
+    tensors = {name: _collected(named, on_host=on_host, keep=keep) for name, named in tensors.items()}
     return Held(
         position=position,
         config=config,
@@ -292,7 +295,8 @@ def restore_optimizer(saved: Mapping[str, Tensor], model: nn.Module, optimizer: 
     for name, parameter in model.named_parameters():
         if name in device_state:
             optimizer.state[parameter] = {
-                entry: tensor.to(parameter.device) if tensor.ndim or on_device else tensor for entry, tensor in device_state[name].items()
+                entry: cut(tensor.to(parameter.device), parameter) if tensor.ndim or on_device else tensor
+                for entry, tensor in device_state[name].items()
             }
 
 
@@ -323,6 +327,15 @@ def check_same_run(stored: Config, config: Config, *, stored_data: str | None, d
             where=str(where),
             hint="point --data at the same data, or choose another place with --out",
         )
+
+
+def _collected(named: Mapping[str, Tensor], *, on_host: bool, keep: bool) -> dict[str, Tensor]:
+    found = {}
+    for key, tensor in named.items():
+        gathered = whole(tensor.detach())
+        if keep:
+            found[key] = gathered.to("cpu", copy=True) if on_host else gathered
+    return found
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

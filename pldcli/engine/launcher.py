@@ -67,8 +67,11 @@ def run_processes(count: int, arguments: Sequence[str], *, max_restarts: int = 0
 
 
 def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """Find the process that failed by itself: one that was killed, else the first; the others only lost it."""
-    killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0]
+    """Find the process that failed by itself: one that was killed, else the first; the others only lost it.
+
+    SIGTERM is how the agent ends the others.
+    """
+    killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
     rank = killed[0] if killed else error.get_first_failure()[0]
     return rank, error.failures[rank]
 

@@ -1,9 +1,9 @@
-"""Devices and processes: the only module that talks to torch.distributed (`launcher` starts processes, and does not).
+"""Devices and processes: what talks to torch.distributed (`launcher` starts processes, `sharding` knows split tensors).
 
-One process is the plain case. Under torchrun each process holds a replica; gradients are summed by one flat all-reduce per
-unit of the model that ran, which begins while the last backward pass of a step goes on, as soon as the unit's gradients are there.
-What only earlier passes of the step ran is sent behind it. A block that no gate group ran communicates nothing and keeps its
-gradients None.
+One process is the plain case. Under torchrun each process holds a replica, or a shard as `sharding` says. Of replicas, gradients are
+summed by one flat all-reduce per unit of the model that ran, which begins while the last backward pass of a step goes on, as soon as the
+unit's gradients are there. What only earlier passes of the step ran is sent behind it. Of shards, FSDP2 does the same. A block that no
+gate group ran communicates nothing and keeps its gradients None.
 
 No DistributedDataParallel: with `find_unused_parameters` it communicates every parameter all the same, and with a static graph
 it leaves gradients silently unreduced where the last micro-step drops a block that an earlier one ran.
@@ -16,7 +16,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,9 +28,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pldcli.choices import Device
+from pldcli.choices import Device, Sharding
 from pldcli.errors import DeviceError, UsageError
 from pldcli.settings import Switch
+from pldcli.sharding import is_sharded, reduces, shard
 
 __all__ = ["Runtime", "launch", "out_of_memory"]
 
@@ -63,6 +64,9 @@ class Runtime:
     world_size: int = 1
     reduce_dtype: torch.dtype | None = None
     """In which gradients travel; None for their own."""
+    num_shards: int = 1
+    """Processes that together hold the parameters once; each of them holds a part."""
+    _sharded: nn.Module | None = None
     _units: list[list[nn.Parameter]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _missing: list[int] = field(default_factory=list)
@@ -79,8 +83,32 @@ class Runtime:
         """Return whether something that is worth it on CUDA is on here: `auto` is on for CUDA."""
         return choice == "on" or (choice == "auto" and self.device.type == "cuda")
 
-    def replicate(self, units: Sequence[nn.Module]) -> None:
-        """Name the modules whose gradients are summed together; every parameter belongs to one of them."""
+    def shard(self, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        """Split a model's parameters over the processes, where they are to hold shards; before its optimizer is built."""
+        if self.num_shards > 1:
+            shard(model, blocks, self.device, shards=self.num_shards, reduce_dtype=self.reduce_dtype)
+
+    @property
+    def loss_factor(self) -> float:
+        """Return what a loss is multiplied by so that gradients are summed over processes: shards take their mean."""
+        return 1.0 if self._sharded is None else float(self.world_size)
+
+    def attach(self, model: nn.Module, units: Sequence[nn.Module]) -> None:
+        """Name the model that is trained from now on, and the parts of it whose gradients are summed together.
+
+        Args:
+            model: The model.
+            units: Every parameter belongs to one of them. Of a sharded model they are its own matter.
+        """
+        self._sharded = model if is_sharded(model) else None
+        self._replicate(() if self._sharded else units)
+
+    def detach(self) -> None:
+        """Release the parameters of the model that was trained last."""
+        self._sharded = None
+        self._replicate(())
+
+    def _replicate(self, units: Sequence[nn.Module]) -> None:
         for hook in self._hooks:
             hook.remove()
         self._units = [list(unit.parameters()) for unit in units]
@@ -90,13 +118,16 @@ class Runtime:
             for number, parameter in (numbered if self.world_size > 1 else ())
         ]
 
-    def begin_last_backward(self) -> None:
-        """Send each unit's gradients as soon as the backward pass that follows has completed them."""
-        self._missing = [len(parameters) for parameters in self._units]
+    def begin_backward(self, *, is_last: bool) -> None:
+        """Prepare for a backward pass; in the last one of a step, each unit's gradients are sent as soon as they are complete."""
+        if self._sharded is not None:
+            reduces(self._sharded, is_last)
+        elif is_last:
+            self._missing = [len(parameters) for parameters in self._units]
 
     def reduce_gradients(self) -> None:
         """Sum the gradients of all processes, after the last backward pass of a step."""
-        if self.world_size == 1:
+        if self.world_size == 1 or self._sharded is not None:
             return
         for number in range(len(self._units)):
             self._send(number)
@@ -160,16 +191,25 @@ class Runtime:
 
 
 @contextmanager
-def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0, reduce_dtype: torch.dtype | None = None) -> Iterator[Runtime]:
+def launch(
+    device: Device = "auto",
+    *,
+    timeout_seconds: float = 1800.0,
+    reduce_dtype: torch.dtype | None = None,
+    sharding: Sharding = "none",
+) -> Iterator[Runtime]:
     """Choose the device and, under torchrun, join the other processes.
 
     Args:
         device: `auto` takes CUDA when there is any.
         timeout_seconds: After waiting so long for the other processes, this one gives them up.
         reduce_dtype: In which gradients travel between processes; None for their own.
+        sharding: Who holds which part of the parameters: all of them (`none`), each a part (`full`), or each a part of what the processes
+            of one machine hold together (`hybrid`).
 
     Raises:
         DeviceError: CUDA was asked for and is not there, or there are more processes than devices.
+        UsageError: Environment variables are none that torchrun would set.
     """
     rank, local_rank, world_size = (_environment(name, default) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     if rank >= world_size:
@@ -186,7 +226,12 @@ def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0, reduce_d
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
-    runtime = Runtime(chosen, rank, world_size, reduce_dtype)
+    local_world_size = _environment("LOCAL_WORLD_SIZE", world_size)
+    num_shards = {"none": 1, "full": world_size, "hybrid": local_world_size}[sharding]
+    if not num_shards or world_size % num_shards:
+        what = f"{world_size} processes are no multiple of the {num_shards} of this machine"
+        raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
+    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards)
     try:
         dist.init_process_group(backend, timeout=timeout)
         yield runtime
@@ -196,7 +241,7 @@ def launch(device: Device = "auto", *, timeout_seconds: float = 1800.0, reduce_d
         raise
     finally:
         # Parameters are released first: gloo may abort the process at its exit otherwise.
-        runtime.replicate([])
+        runtime.detach()
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -28,6 +28,7 @@ from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.optimizers.build import clip_gradients, set_learning_rate
 from pldcli.pld import Plan, Schedule
+from pldcli.sharding import cut_all
 from pldcli.system.signals import STOP_SIGNALS, StopRequest
 
 __all__ = ["Batches", "Observation", "Trainer"]
@@ -145,7 +146,7 @@ class Trainer(Generic[BatchesT]):
         self.most_skipped = max(1, min(max_skipped_steps, schedule.total_steps // 10))
         self._seq_len = 0
         self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
-        runtime.replicate(model.units)
+        runtime.attach(model, model.units)
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], scaler: dict[str, Any], *, where: str) -> None:
         """Load the state of a checkpoint.
@@ -162,7 +163,7 @@ class Trainer(Generic[BatchesT]):
             CheckpointError: Weights do not fit the model.
         """
         try:
-            self.model.load_state_dict(weights, strict=True)
+            self.model.load_state_dict(cut_all(weights, self.model.state_dict()), strict=True)
         except RuntimeError as error:
             raise CheckpointError("weights do not fit the configuration", where=where) from error
         checkpoint.restore_optimizer(optimizer, self.model, self.optimizer)
@@ -252,7 +253,7 @@ class Trainer(Generic[BatchesT]):
             loss_sums = self.objective.loss_sums(self.model, batch, plan.gates, scales_L)
         # Divided by the targets of the whole step, not of this micro-batch: accumulation and further processes change nothing.
         means = [_mean(total, count) for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]
-        loss = torch.stack(means).sum()
+        loss = torch.stack(means).sum() * self.runtime.loss_factor
         self.phases.begin("backward")
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.phases.begin("other")
@@ -275,8 +276,7 @@ class Trainer(Generic[BatchesT]):
                 raise _StepAbortedError(signal_number)
             # Dropout is a function of the position as well, so that a resumed run draws the same masks without a saved state.
             self.runtime.seed(int(key(self.seed, "dropout", step, micro_step, self.runtime.rank) >> 1))
-            if micro_step == len(micro_steps) - 1:
-                self.runtime.begin_last_backward()
+            self.runtime.begin_backward(is_last=micro_step == len(micro_steps) - 1)
             loss_sums += self.forward_backward(batch, plan, num_targets)
         self.runtime.reduce_gradients()  # once per step, and only the units of the model that ran in some gate group
         self.phases.begin("optimizer")

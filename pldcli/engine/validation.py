@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from pldcli.engine.objectives import encode, token_loss
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
+from pldcli.sharding import reshard
 from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = [
@@ -134,13 +136,13 @@ def score_lm(
     kind = "mlm"
     runtime.synchronize()
     started = time.perf_counter()
-    for index, host_batch in enumerate(batches):
+    for host_batch, is_ours in _shared_out(batches, runtime):
         kind = token_loss(host_batch)
-        if index % runtime.world_size != runtime.rank:
-            continue
         batch = host_batch.to(runtime.device)
         with precision.autocast():
             hidden_ND = encode(model, batch, gates).flatten(0, 1)
+        if not is_ours:
+            continue
         for start in range(0, len(batch.target_ids), _LOGITS_AT_ONCE):
             chosen = slice(start, start + _LOGITS_AT_ONCE)
             with precision.autocast():
@@ -149,11 +151,25 @@ def score_lm(
             totals[1] += (logits_MV.argmax(-1) == batch.target_ids[chosen]).sum()
         num_targets += len(host_batch.target_ids)
         num_tokens += count_tokens(host_batch)
+    reshard(model)
     runtime.synchronize()
     seconds = time.perf_counter() - started
     model.train(was_training)
     loss, hits, targets, tokens = runtime.sum_on_host([*totals.tolist(), num_targets, num_tokens])
     return LmScore(loss / max(1, targets), hits / max(1, targets), int(targets), int(tokens), seconds, kind)
+
+
+def _shared_out(batches: Iterable[Batch], runtime: Runtime) -> Iterator[tuple[Batch, bool]]:
+    """Deal batches out to the processes; yield those of this one, and whether they count.
+
+    Processes that hold shards run every forward pass together: one for which none is left runs one of another process once more.
+    """
+    dealt = iter(batches)
+    while round_ := list(islice(dealt, runtime.world_size)):
+        if runtime.rank < len(round_):
+            yield round_[runtime.rank], True
+        elif runtime.num_shards > 1:
+            yield round_[0], False
 
 
 def count_attended(batch: Inputs, attended_tokens: float) -> float:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Adam", "Scaling", "with_moments"]
+from pldcli.sharding import norms, own_parts
+
+__all__ = ["Adam", "Scaling", "adam_parts", "with_moments"]
 
 Scaling = Literal["none", "trust-ratio", "clipped"]
 """What the update of a whole tensor is multiplied by."""
@@ -47,11 +49,10 @@ class Adam(torch.optim.Optimizer):
             if parameters:
                 self._update(parameters, group)
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, whole: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        states = with_moments(self.state, parameters, steps_on_device=False)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        states = with_moments(self.state, whole, steps_on_device=False)
+        parameters, gradients, first, second = adam_parts(whole, states)
         for state in states:
             state["step"] += 1
         torch._foreach_lerp_(first, gradients, 1.0 - beta1)
@@ -62,7 +63,7 @@ class Adam(torch.optim.Optimizer):
         denominators = torch._foreach_sqrt(second)
         if steps:
             torch._foreach_div_(denominators, [math.sqrt(1.0 - beta2**step) for step in steps])
-        factors = _clip_factors(gradients, denominators, group["eps"]) if group["scaling"] == "clipped" else None
+        factors = _clip_factors(gradients, denominators, group["eps"], whole) if group["scaling"] == "clipped" else None
         torch._foreach_add_(denominators, group["eps"])
         if steps:
             torch._foreach_mul_(denominators, [1.0 - beta1**step for step in steps])
@@ -70,7 +71,7 @@ class Adam(torch.optim.Optimizer):
         if group["weight_decay"]:
             torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         if group["scaling"] == "trust-ratio":
-            factors = _trust_ratios(parameters, updates)
+            factors = _trust_ratios(parameters, updates, whole)
         if factors is not None:
             torch._foreach_mul_(updates, factors)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
@@ -91,17 +92,26 @@ def with_moments(state: MutableMapping[Any, Any], parameters: Sequence[Tensor], 
     return [state[parameter] for parameter in parameters]
 
 
-def _trust_ratios(parameters: list[Tensor], updates: tuple[Tensor, ...]) -> list[Tensor]:
+def adam_parts(
+    whole: Sequence[Tensor], states: Sequence[dict[str, Tensor]]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Return this process's parts of parameters, gradients and both moments."""
+    gradients = [parameter.grad for parameter in whole if parameter.grad is not None]
+    first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+    return own_parts(whole), own_parts(gradients), own_parts(first), own_parts(second)
+
+
+def _trust_ratios(parameters: list[Tensor], updates: tuple[Tensor, ...], whole: Sequence[Tensor]) -> list[Tensor]:
     """Divide the norm of each tensor by that of its update; 1 where either is zero."""
-    weights, sizes = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(updates))
+    weights, sizes = torch.stack(norms(parameters, whole)), torch.stack(norms(updates, whole))
     return list(torch.where((weights > 0) & (sizes > 0), weights / sizes, torch.ones_like(weights)).unbind())
 
 
-def _clip_factors(gradients: list[Tensor], roots: tuple[Tensor, ...], eps: float) -> list[Tensor]:
+def _clip_factors(gradients: list[Tensor], roots: tuple[Tensor, ...], eps: float, whole: Sequence[Tensor]) -> list[Tensor]:
     """Compute 1 / max(1, RMS) of each tensor, where RMS is that of its gradient over the root of the second moment (`roots`)."""
     ratios = torch._foreach_div(gradients, torch._foreach_clamp_min(roots, eps))
-    factors = list(torch._foreach_norm(ratios))
-    torch._foreach_div_(factors, [math.sqrt(gradient.numel()) for gradient in gradients])  # 0-d tensors: a CUDA device is not waited for
+    factors = norms(ratios, whole)
+    torch._foreach_div_(factors, [math.sqrt(tensor.numel()) for tensor in whole])  # 0-d tensors: a CUDA device is not waited for
     torch._foreach_clamp_min_(factors, 1.0)
     torch._foreach_reciprocal_(factors)
     return factors

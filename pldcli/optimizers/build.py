@@ -14,6 +14,7 @@ from pldcli.config import OptimConfig
 from pldcli.model import Block, StBert
 from pldcli.optimizers.adam import Adam, Scaling
 from pldcli.optimizers.muon import Muon
+from pldcli.sharding import whole
 
 __all__ = ["build_optimizer", "clip_gradients", "learning_rate", "set_learning_rate"]
 
@@ -106,4 +107,4 @@ def _muon_groups(model: StBert, optim: OptimConfig) -> list[dict[str, Any]]:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Clip gradients to a global norm of `max_norm` (0: do not clip); return the norm before, a 0-d tensor."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf, foreach=True)
+    return whole(nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf, foreach=True))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from pldcli.optimizers.adam import with_moments
+from pldcli.optimizers.adam import adam_parts, with_moments
+from pldcli.sharding import map_matrices, own_parts
 
 __all__ = ["Muon", "orthogonalize"]
 
@@ -64,29 +65,34 @@ class Muon(torch.optim.Optimizer):
             if parameters:
                 (self._update_matrices if group["pieces"] else self._update_others)(parameters, group)
 
-    def _update_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        for parameter in parameters:
+    def _update_matrices(self, whole: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in whole:
             if not self.state[parameter]:
                 self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
-        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        momenta = own_parts([self.state[parameter]["momentum"] for parameter in whole])
+        gradients = own_parts([parameter.grad for parameter in whole if parameter.grad is not None])
         torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
         directions = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's: one step ahead
-        _, stacked_rows, columns = directions.shape
+        stacked_rows, columns = whole[0].shape
         rows = stacked_rows // group["pieces"]
         dtype = self._cuda_dtype if directions.is_cuda else directions.dtype
-        updates = orthogonalize(directions.view(-1, rows, columns).to(dtype)).to(directions.dtype).reshape(directions.shape)
+
+        def orthogonal(stacked: Tensor) -> Tensor:
+            return orthogonalize(stacked.view(-1, rows, columns).to(dtype)).to(stacked.dtype).reshape(stacked.shape)
+
+        updates, parameters = map_matrices(orthogonal, directions, whole), own_parts(whole)
         torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
-    def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = with_moments(self.state, parameters, steps_on_device=True)
+    def _update_others(self, whole: list[Tensor], group: dict[str, Any]) -> None:
+        states = with_moments(self.state, whole, steps_on_device=True)
         beta1, beta2 = group["betas"]
+        parameters, gradients, first, second = adam_parts(whole, states)
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            gradients,
+            first,
+            second,
             [],
             [state["step"] for state in states],
             fused=True,

@@ -28,6 +28,7 @@ from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
+from pldcli.sharding import is_sharded, whole
 from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "next_token_steps",
     "place",
     "random_model",
+    "whole_model",
 ]
 
 _CUDA_VOCAB_MULTIPLE = 64
@@ -94,7 +96,8 @@ def assemble(
     """
     train, curriculum, on_cuda = config.train, config.curriculum, runtime.device.type == "cuda"
     warmup_steps = config.warmup_steps
-    fitting = fitting_micro_batch(config, sum(parameter.numel() for parameter in model.parameters()), runtime.device)
+    held = sum(parameter.numel() for parameter in model.parameters()) // runtime.num_shards
+    fitting = fitting_micro_batch(config, held, runtime.device)
     _, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     batches = StepBatches(
         samples=samples,
@@ -242,7 +245,19 @@ def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
     model.scales_whole_blocks = config.pld.residual == "block"
     if runtime.is_on(config.runtime.compile):
         model.compile_parts()
+    runtime.shard(model, model.blocks)
     return model
+
+
+def whole_model(config: Config, model: StBert) -> StBert:
+    """Return a model in one piece: itself, or a copy on the host of a sharded one; every process calls this."""
+    if not is_sharded(model):
+        return model
+    weights = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+    copy = random_model(config)
+    copy.load_state_dict(weights)
+    copy.global_rope_theta = model.global_rope_theta
+    return copy
 
 
 @torch.no_grad()

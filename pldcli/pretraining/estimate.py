@@ -11,6 +11,7 @@ from pldcli.config import Config
 from pldcli.curriculum import Stretch
 from pldcli.data.step_batches import StepBatches
 from pldcli.engine.hardware import device_memory_bytes
+from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.pld import Plan
 
@@ -92,7 +93,7 @@ def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
         num_sequences=sum(number for number, _ in sequences.values()),
         packing_efficiency=num_tokens / curriculum.num_tokens,
         epochs=sum(number / samples.num_sequences for number, samples in sequences.values()),
-        memory_bytes=expected_memory_bytes(config, batches.micro_batch_size),
+        memory_bytes=expected_memory_bytes(config, batches.micro_batch_size, shards=trainer.runtime.num_shards),
         checkpoint_bytes=checkpoint_bytes,
         disk_bytes=checkpoint_bytes * (config.checkpoint.keep + 1) + 4 * num_parameters,
         seconds=measure_step_seconds(trainer, config) * config.train.total_steps,
@@ -105,9 +106,9 @@ def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
     )
 
 
-def expected_memory_bytes(config: Config, micro_batch_size: int) -> int:
-    """Estimate what one process needs on its device."""
-    return _TRAINING_STATE_BYTES * config.num_parameters + micro_batch_size * _activation_bytes_per_sequence(config)
+def expected_memory_bytes(config: Config, micro_batch_size: int, *, shards: int = 1) -> int:
+    """Estimate what one process needs on its device, if it holds one of so many shards."""
+    return _TRAINING_STATE_BYTES * config.num_parameters // shards + micro_batch_size * _activation_bytes_per_sequence(config)
 
 
 def fitting_micro_batch(config: Config, num_parameters: int, device: torch.device) -> int:
@@ -155,7 +156,7 @@ def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_block
         trainer.forward_backward(batch, plan, counts)
         trainer.runtime.synchronize()
         started, repeats = time.perf_counter(), 0
-        while repeats == 0 or (repeats < 5 and time.perf_counter() - started < _MEASURE_SECONDS):
+        while repeats == 0 or (repeats < 5 and _mean_seconds_since(started, trainer.runtime) < _MEASURE_SECONDS):
             trainer.forward_backward(batch, plan, counts)
             trainer.runtime.synchronize()
             repeats += 1
@@ -163,6 +164,11 @@ def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_block
     trainer.optimizer.zero_grad(set_to_none=True)
     per_block = (seconds[num_blocks] - seconds[half]) / (num_blocks - half)
     return seconds[num_blocks] / sequences, per_block / sequences
+
+
+def _mean_seconds_since(started: float, runtime: Runtime) -> float:
+    """Average over processes, so that all go on or none: those that hold shards run every pass together."""
+    return runtime.sum_on_host([time.perf_counter() - started])[0] / runtime.world_size
 
 
 def _activation_bytes_per_sequence(config: Config) -> int:

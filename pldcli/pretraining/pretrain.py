@@ -145,7 +145,7 @@ def _pretrain(
 def _launch(config: Config) -> AbstractContextManager[Runtime]:
     settings = config.runtime
     reduce_dtype = torch.bfloat16 if settings.reduce_precision == "bf16" else None
-    return launch(settings.device, timeout_seconds=settings.timeout_seconds, reduce_dtype=reduce_dtype)
+    return launch(settings.device, timeout_seconds=settings.timeout_seconds, reduce_dtype=reduce_dtype, sharding=settings.sharding)
 
 
 def _train(recorder: RunRecorder, stop: StopRequest, *, rollbacks: int) -> None:

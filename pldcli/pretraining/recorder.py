@@ -33,9 +33,12 @@ from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_b
 from pldcli.errors import DivergedError
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
+from pldcli.model import StBert
 from pldcli.pretraining import card
+from pldcli.pretraining.assembly import whole_model
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
+from pldcli.sharding import is_sharded
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_error
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
@@ -230,9 +233,10 @@ class RunRecorder:
     def finish(self, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
         self._finish_saving()
+        model = whole_model(self.config, self.trainer.model)
         checked = ReadBack()
         if self.runtime.is_main:
-            checked = self._export()
+            checked = self._export(model)
             card.write(self.run, self.config, self.prepared, self.position, command)
         self.runtime.wait_for_all()
         return PretrainResult(
@@ -312,9 +316,9 @@ class RunRecorder:
         if self.position.step == self.saved_step:
             return
         self.saved_step = self.position.step
-        if self.runtime.is_main:
-            self._finish_saving()
-            in_background = self.runtime.is_on(self.config.checkpoint.background)
+        self._finish_saving()
+        in_background = self.runtime.is_on(self.config.checkpoint.background)
+        if self.runtime.is_main or is_sharded(self.trainer.model):
             held = checkpoint.hold(
                 self.position,
                 self.config,
@@ -325,7 +329,9 @@ class RunRecorder:
                 data_fingerprint=self.prepared.data_fingerprint,
                 tokenizer_fingerprint=self.prepared.fingerprint,
                 copy=in_background,
+                keep=self.runtime.is_main,
             )
+        if self.runtime.is_main:
             if in_background:
                 atomic.write_text(self.run.saving, "")
                 self.saving = self.writer.submit(self._write_checkpoint, held)
@@ -352,8 +358,8 @@ class RunRecorder:
             saving, self.saving = self.saving, None
             saving.result()
 
-    def _export(self) -> ReadBack:
-        model, tokenizer = self.trainer.model, load_prepared_tokenizer(self.prepared.path)
+    def _export(self, model: StBert) -> ReadBack:
+        tokenizer = load_prepared_tokenizer(self.prepared.path)
         with atomic.directory(self.run.model, overwrite=True) as place:
             causal = self.config.objective.is_causal
             save_pretrained(place, model, self.config.model, tokenizer=tokenizer, seq_len=self.config.data.seq_len, causal=causal)

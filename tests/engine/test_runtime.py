@@ -68,15 +68,16 @@ def one_of_two(place: str) -> None:
         trainer = tiny_trainer(*DROPPING, runtime=runtime)
         unit_sizes = [sum(p.numel() for p in unit.parameters()) for unit in trainer.model.units]
         block_size, sent, rows = unit_sizes[-1], [], []
-        all_reduce, begin, finish = dist.all_reduce, runtime.begin_last_backward, runtime.reduce_gradients
+        all_reduce, begin, finish = dist.all_reduce, runtime.begin_backward, runtime.reduce_gradients
 
         def recorded(tensor, **named):
             sent.append(tensor.numel())
             return all_reduce(tensor, **named)
 
-        def begin_and_count():
-            begin()
-            sent.clear()
+        def begin_and_count(*, is_last):
+            begin(is_last=is_last)
+            if is_last:
+                sent.clear()
 
         def finish_and_look():
             early = len(sent)
@@ -86,10 +87,10 @@ def one_of_two(place: str) -> None:
         def grads():
             return [[p.grad for p in block.parameters()] for block in trainer.model.blocks]
 
-        dist.all_reduce, runtime.begin_last_backward, runtime.reduce_gradients = recorded, begin_and_count, finish_and_look
+        dist.all_reduce, runtime.begin_backward, runtime.reduce_gradients = recorded, begin_and_count, finish_and_look
         observed(trainer)
         dist.all_reduce = all_reduce
-        del runtime.begin_last_backward, runtime.reduce_gradients
+        del runtime.begin_backward, runtime.reduce_gradients
         found["idle"] = rows, unit_sizes
 
         stop = StopRequest()
@@ -321,13 +322,13 @@ def test_gradients_are_summed_by_unit(monkeypatch, early):
         return Work()
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    runtime.replicate([first, second, idle, before_it])
+    runtime.attach(torch.nn.Identity(), [first, second, idle, before_it])
     ran = [parameter for unit in (first, second, before_it) for parameter in unit.parameters()]
     loss = second(first(torch.ones(1, 2))).sum()
     expected = torch.autograd.grad(loss + before_it(torch.ones(1, 2)).sum() + first(torch.ones(1, 2)).sum(), ran, retain_graph=True)
     (before_it(torch.ones(1, 2)).sum() + first(torch.ones(1, 2)).sum()).backward()
     if early:
-        runtime.begin_last_backward()
+        runtime.begin_backward(is_last=True)
     loss.backward()
     assert sent == ([4, 9] if early else []), "of the last pass alone, the last unit first"
     runtime.reduce_gradients()
