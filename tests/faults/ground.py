@@ -78,9 +78,9 @@ class Ground:
         """Return the command line of the run."""
         return ["pretrain", "--preset", "bert-tiny-pld", *RUN, "--data", str(self.data), "--out", str(out), "--device", "cpu", *more]
 
-    def start(self, out: Path, *more: str) -> Process:
+    def start(self, out: Path, *more: str, environment: dict[str, str] | None = None) -> Process:
         """Start or resume the run."""
-        return self.processes.pld(*self.line(out, *more))
+        return self.processes.pld(*self.line(out, *more), environment=environment)
 
     @contextmanager
     def fresh(self) -> Iterator[Path]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors.numpy import load_file
 
 from tests.engine.test_launcher import alive, ranks
 from tests.faults.ground import STEPS, Ground, Tally, digest
 
-__all__ = ["another_number", "not_a_number", "one_killed", "one_stopped"]
+__all__ = ["another_number", "not_a_number", "one_killed", "one_of_four_killed", "one_raising", "one_stopped"]
 
 _SPOIL = """
 import math
@@ -40,14 +42,49 @@ raise SystemExit(cli.run({line!r}))
 """
 
 
+_RAISE = """
+import os
+if os.environ.get("RANK") == {rank!r}:
+    from pldcli.engine.trainer import Trainer
+    step, calls = Trainer._step, iter(range(10**9))
+    def raising(self, *arguments, **named):
+        if next(calls) == {at}:
+            raise {error}
+        return step(self, *arguments, **named)
+    Trainer._step = raising
+"""
+"""Of one process, put in the place of `sitecustomize`."""
+
+
 def one_killed(ground: Ground, trials: int) -> Tally:
     """SIGKILL to one of two processes; all end, and the same command ends where nothing had happened."""
-    return _one_of_two(ground, trials, signal.SIGKILL)
+    return _one_of(2, ground, trials, signal.SIGKILL)
+
+
+def one_of_four_killed(ground: Ground, trials: int) -> Tally:
+    """SIGKILL to one of four."""
+    return _one_of(4, ground, trials, signal.SIGKILL)
 
 
 def one_stopped(ground: Ground, trials: int) -> Tally:
     """SIGSTOP to one of two processes: the other gives it up after the timeout, and the job ends."""
-    return _one_of_two(ground, trials, signal.SIGSTOP, "runtime.timeout_seconds=5")
+    return _one_of(2, ground, trials, signal.SIGSTOP, "runtime.timeout_seconds=5")
+
+
+def one_raising(ground: Ground, trials: int) -> Tally:
+    """One of two processes fails by itself: all end with its cause, and the same command ends where nothing had happened."""
+    tally = Tally()
+    expected = _ended(2, ground)
+    for trial in range(trials):
+        error = ("RuntimeError('a kernel failed')", "MemoryError()")[trial % 2]
+        code = _RAISE.format(rank=str(trial % 2), at=ground.draw.randrange(STEPS), error=error)
+        with ground.fresh() as out, TemporaryDirectory() as place:
+            Path(place, "sitecustomize.py").write_text(code)
+            process = ground.start(out, "--gpus", "2", environment={"PYTHONPATH": os.pathsep.join([place, *sys.path])})
+            code_of_job = process.wait()
+            failure = "" if code_of_job in (1, 5) and ("a kernel failed" in process.err or "memory" in process.err) else process.err[-300:]
+            tally.count(failure or _goes_on(2, ground, out, expected))
+    return tally
 
 
 def another_number(ground: Ground, trials: int) -> Tally:
@@ -98,20 +135,19 @@ def _is_finite(out: Path) -> bool:
     return all(bool(np.isfinite(values).all()) for values in load_file(out / "model" / "model.safetensors").values())
 
 
-def _one_of_two(ground: Ground, trials: int, number: signal.Signals, *more: str) -> Tally:
+def _one_of(count: int, ground: Ground, trials: int, number: signal.Signals, *more: str) -> Tally:
+    """Send a signal to one of several processes."""
     tally = Tally()
-    with ground.fresh() as out:
-        ground.start(out, "--gpus", "2").wait()
-        expected = digest(out / "model" / "model.safetensors")
+    expected = _ended(count, ground)
     for trial in range(trials):
         with ground.fresh() as out:
-            process = ground.start(out, "--gpus", "2", *more)
+            process = ground.start(out, "--gpus", str(count), *more)
             until = time.monotonic() + 60
-            while len(below := ranks(process.number)) < 2 and time.monotonic() < until:
+            while len(below := ranks(process.number)) < count and time.monotonic() < until:
                 time.sleep(0.05)
             time.sleep(ground.draw.uniform(2.0, 2.0 + ground.seconds))
             try:
-                os.kill(below[trial % 2], number)
+                os.kill(below[trial % count], number)
             except (KeyError, ProcessLookupError):
                 process.wait()
                 continue  # it had ended
@@ -125,10 +161,20 @@ def _one_of_two(ground: Ground, trials: int, number: signal.Signals, *more: str)
                 failure = "ended well with a stopped process"
             elif took > 60:
                 failure = f"took {took:.0f} s to end"
-            process = ground.start(out, "--gpus", "2")
-            if not failure and (code := process.wait()):
-                failure = f"the same command ended with {code}: {process.err.strip()[-300:]}"
-            elif not failure and digest(out / "model" / "model.safetensors") != expected:
-                failure = "other weights than without the fault"
-            tally.count(failure)
+            tally.count(failure or _goes_on(count, ground, out, expected))
     return tally
+
+
+def _ended(count: int, ground: Ground) -> str:
+    """Digest the model of so many processes to which nothing happens."""
+    with ground.fresh() as out:
+        ground.start(out, "--gpus", str(count)).wait()
+        return digest(out / "model" / "model.safetensors")
+
+
+def _goes_on(count: int, ground: Ground, out: Path, expected: str) -> str:
+    """Run the same command again; say what is wrong with its end."""
+    process = ground.start(out, "--gpus", str(count))
+    if code := process.wait():
+        return f"the same command ended with {code}: {process.err.strip()[-300:]}"
+    return "" if digest(out / "model" / "model.safetensors") == expected else "other weights than without the fault"
