@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pldcli.choices import DocumentPer, ModelType
+from pldcli.choices import DocumentPer, Engine, JobFile, ModelType
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def prepare_data(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that read and encode; they change no byte.", show_default="one per processor")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Who does the work: processes of this machine, or a Ray cluster whose machines see the same files.")
+    ] = "local",
     encoding: Annotated[
         str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
     ] = None,
@@ -68,6 +72,15 @@ def prepare_data(
             "--keep-duplicates", help="Keep documents whose text occurred before, which else are left out.", rich_help_panel=_LEFT_OUT
         ),
     ] = False,
+    near_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0.8",
+            help="Documents that share so many of their runs of five words with one before (Jaccard); needs pldcli[dedup].",
+            show_default="none",
+            rich_help_panel=_LEFT_OUT,
+        ),
+    ] = None,
     min_words: Annotated[int, typer.Option(min=0, help="Documents of fewer words.", rich_help_panel=_LEFT_OUT)] = 0,
     max_words: Annotated[
         int | None, typer.Option(min=1, help="Documents of more words.", show_default="none", rich_help_panel=_LEFT_OUT)
@@ -105,6 +118,10 @@ def prepare_data(
             show_default=False,
         ),
     ] = None,
+    emit: Annotated[
+        JobFile | None,
+        typer.Option(help="Print a job file that does all of this in --share N shares on a cluster, and do nothing.", show_default=False),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
     """Turn raw text into token ids, with a tokenizer trained on it."""
@@ -112,6 +129,9 @@ def prepare_data(
     from pldcli.corpus.spool import spooled
     from pldcli.preparation.prepare import Preparation
 
+    if emit is not None:
+        typer.echo(_job_file(emit, share, out, overwrite=overwrite), nl=False)
+        return
     filters = Filters(
         min_words=min_words,
         max_words=max_words,
@@ -132,11 +152,13 @@ def prepare_data(
             cased=cased,
             vocab_size=vocab_size,
             processes=processes,
+            engine=engine,
             encoding=encoding,
             strict=strict,
             skip_bad=skip_bad,
             filters=filters,
             keep_duplicates=keep_duplicates,
+            near_duplicates=near_duplicates,
             keep_rejects=keep_rejects,
             overwrite=overwrite,
         )
@@ -156,6 +178,26 @@ def _weighted(text: str) -> tuple[Path, float]:
     except ValueError:
         pass
     raise UsageError(f"{text!r} is not PATH=WEIGHT", where="--source", hint="for example --source wiki.jsonl=2")
+
+
+def _job_file(kind: JobFile, share: str | None, out: Path, *, overwrite: bool) -> str:
+    """Write the job file for the command line as it was typed, but for what asks for the file."""
+    from pldcli.preparation.job_files import kubernetes, slurm
+
+    if share is None or not share.isdecimal() or int(share) < 1:
+        raise UsageError("needs the number of shares", where="--emit", hint="for example --share 16")
+    if overwrite:
+        raise UsageError(
+            "cannot go with --overwrite: jobs tell by what is there that all is done", where="--emit", hint="choose another --out"
+        )
+    typed, words = iter(sys.argv[1:]), ["pld"]
+    for word in typed:
+        name, equals, _ = word.partition("=")
+        if name not in ("--emit", "--share"):
+            words.append(word)
+        elif not equals:
+            next(typed)
+    return slurm(words, int(share)) if kind == "slurm" else kubernetes(words, int(share), out)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -42,6 +42,7 @@ MAX_RECORD_BYTES = 128 << 20
 """A longer line of a JSON-lines file is skipped: it would have to be held in memory whole."""
 
 EMPTY_DOCUMENT = "empty document"
+NUL = "NUL character"
 LONG_RECORD = f"record over {MAX_RECORD_BYTES >> 20} MB"
 
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
@@ -159,9 +160,13 @@ class Reader:
         return io.BufferedReader(self._raw, CHUNK_BYTES)
 
     def _trimmed(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Drop the white space around each document, and documents that hold nothing else."""
+        """Drop NUL characters, the white space around each document, and documents that hold nothing else."""
         begun, held, held_space = False, "", ""
-        for text, last in pieces:
+        for piece, last in pieces:
+            text = piece
+            if num_nul := piece.count("\0"):
+                self.skipped[NUL] += num_nul
+                text = piece.replace("\0", "")
             stripped = text.rstrip()
             if stripped:
                 if begun:
@@ -364,10 +369,14 @@ def _whole_lines(chunks: Iterator[str]) -> Iterator[str]:
         if not end and len(block) >= CHUNK_BYTES:
             end = block.rfind(" ") + 1 or len(block) - block.endswith("\r")
         if end:
-            yield block[:end].replace("\r\n", "\n")
+            yield _unix_ends(block[:end])
         rest = block[end:]
     if rest:
-        yield rest
+        yield _unix_ends(rest)
+
+
+def _unix_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:

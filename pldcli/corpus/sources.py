@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +15,13 @@ from typing import Literal
 
 from pldcli.errors import DataError, reason_of
 
-__all__ = ["FILE_TWICE", "Source", "find_sources"]
+__all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
 
 EMPTY_FILE = "empty file"
 FOLDER_TWICE = "folder linked twice"
 FILE_TWICE = "file named twice"
+IRREGULAR_FILE = "not a regular file"
+LINK_TO_NOTHING = "link to nothing"
 
 _SAVED_DATASET = {"state.json", "dataset_info.json"}
 """Files in a directory that `datasets` saved, beside its Arrow files."""
@@ -63,16 +67,14 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     for given in _matched(inputs):
         found = _walk(given, exclude, skipped) if given.is_dir() else [given]
         for path in found:
-            if path.resolve() in sources:
+            if cause := _why_not(path):
+                if path is given:
+                    raise _refused(path, cause)
+                skipped[cause] += 1
+            elif (place := path.resolve()) in sources:
                 skipped[FILE_TWICE] += 1
-                continue
-            source = _source(path)
-            if source.num_bytes:
-                sources[path.resolve()] = source
-            elif path is given:
-                raise DataError("is empty", where=str(path), hint="name a file with text in it")
             else:
-                skipped[EMPTY_FILE] += 1
+                sources[place] = _source(path)
     if not sources:
         raise DataError("no files with text here", where=", ".join(map(str, inputs)), hint="name text or JSON-lines files")
     return list(sources.values()), skipped
@@ -110,14 +112,35 @@ def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Itera
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
 
 
-def _source(path: Path) -> Source:
+def _why_not(path: Path) -> str:
+    """Say why there is nothing to read in a file; empty where there is.
+
+    Raises:
+        DataError: There is no such file, or it cannot be looked at.
+    """
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
     except OSError as error:
+        if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
+            return LINK_TO_NOTHING
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason_of(error)})"
         raise DataError(what, where=str(path)) from error
-    if not path.is_file():
-        raise DataError("is not a regular file", where=str(path), hint="the corpus is read twice, so write it to a file first")
+    if not stat.S_ISREG(status.st_mode):
+        return IRREGULAR_FILE
+    return "" if status.st_size else EMPTY_FILE
+
+
+def _refused(path: Path, cause: str) -> DataError:
+    what, hint = {
+        LINK_TO_NOTHING: ("links to nothing", "mend the link, or name the file"),
+        IRREGULAR_FILE: ("is not a regular file", "the corpus is read twice, so write it to a file first"),
+        EMPTY_FILE: ("is empty", "name a file with text in it"),
+    }[cause]
+    return DataError(what, where=str(path), hint=hint)
+
+
+def _source(path: Path) -> Source:
+    num_bytes = path.stat().st_size
     named = _COMPRESSIONS.get(path.suffix.lower(), "")
     suffix = Path(path.stem).suffix if named else path.suffix
     # What it is called counts where its first bytes are damaged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,14 @@ TRAIN, VALIDATION, BOTH = 0, 1, 2
 LEFT_OUT = 8
 """From here on a fate is a cause: LEFT_OUT + its number."""
 DUPLICATE = "document that occurred before"
+NEAR_DUPLICATE = "document that nearly occurred before"
 VALIDATION_PARTS = 301
 """One document of so many is for validation: 300 to 1."""
 
 Codes = npt.NDArray[np.uint16]
 UInt64s = npt.NDArray[np.uint64]
+Near = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
+"""Says which of these documents, by their numbers, are near to an earlier one of them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Fates:
         return Counter({self.causes[number - LEFT_OUT]: count for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)})
 
 
-def decide(hashes: UInt64s, unwanted: Codes, causes: Sequence[str], roles: Codes | None, *, keep_duplicates: bool) -> Fates:
+def decide(
+    hashes: UInt64s, unwanted: Codes, causes: Sequence[str], roles: Codes | None, *, keep_duplicates: bool, near: Near | None = None
+) -> Fates:
     """Decide the fate of every document.
 
     Args:
@@ -47,8 +52,9 @@ def decide(hashes: UInt64s, unwanted: Codes, causes: Sequence[str], roles: Codes
         causes: What speaks against documents.
         roles: TRAIN or VALIDATION, where validation has text of its own; without it the documents with the lowest hashes are chosen.
         keep_duplicates: Keep a document whose text occurred before.
+        near: Finds near duplicates; None keeps them.
     """
-    named = (*causes, DUPLICATE)
+    named = (*causes, DUPLICATE, *([] if near is None else [NEAR_DUPLICATE]))
     fates = np.zeros(len(hashes), np.uint16) if roles is None else roles.copy()
     fates[unwanted > 0] = (unwanted[unwanted > 0] - 1) + LEFT_OUT
     if not keep_duplicates:
@@ -58,6 +64,10 @@ def decide(hashes: UInt64s, unwanted: Codes, causes: Sequence[str], roles: Codes
             later = np.ones(len(places), bool)
             later[first] = False
             fates[places[later]] = LEFT_OUT + len(causes)
+    if near is not None:
+        for role in np.unique(fates[fates < LEFT_OUT]):
+            places = np.flatnonzero(fates == role)
+            fates[places[near(places)]] = LEFT_OUT + len(causes) + 1
     kept = np.flatnonzero(fates < LEFT_OUT)
     if roles is None and len(kept):
         limit = validation_limit(hashes[kept])

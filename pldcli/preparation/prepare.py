@@ -16,22 +16,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pldcli.choices import DocumentPer, ModelType
+from pldcli.choices import DocumentPer, Engine, ModelType
 from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
+from pldcli.corpus.similarity import check_rensa
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import verify_tokenizer, write_manifest
 from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.preparation.fates import Fates
 from pldcli.preparation.notes import check_something_is_known, notes_on_data
+from pldcli.preparation.ray_engine import check_ray
 from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
 from pldcli.preparation.units import cut, unit_bytes
 from pldcli.preparation.work import SignalError, Work, sample, skipped
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new, check_output
 from pldcli.system.signals import first_signal
-from pldcli.system.workers import available_cores
 from pldcli.tokenization.special_tokens import check_frame
 from pldcli.tokenization.step import notes_on_training
 from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer, load_tokenizer, train_tokenizer
@@ -39,7 +41,6 @@ from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer, lo
 __all__ = ["Preparation", "Prepared", "prepare"]
 
 _FOR_VALIDATION = "training file that is for validation"
-_SMALL_CORPUS_BYTES = 4 << 20
 _MIN_VOCAB_SIZE = 6
 _LARGEST_WEIGHT = 1000.0
 
@@ -95,6 +96,8 @@ class Preparation:
     """Entries wanted when training."""
     processes: int | None = None
     """Workers; None for as many as there are processors."""
+    engine: Engine = "local"
+    """Who does the work; with `ray`, machines that see the same files."""
     encoding: str | None = None
     """Of all files; None for UTF-8, or what a file's first bytes announce."""
     strict: bool = False
@@ -105,6 +108,8 @@ class Preparation:
     """Documents to leave out."""
     keep_duplicates: bool = False
     """Keep a document whose text occurred before."""
+    near_duplicates: float | None = None
+    """Leave out a document of whose runs of five words such a share, of all that either has, are those of one before; None for none."""
     keep_rejects: bool = False
     """Write the documents that are left out to `rejected.jsonl`."""
     overwrite: bool = False
@@ -122,7 +127,7 @@ class Preparation:
             with work.kept_when_stopped():
                 scans = work.read()
                 assert scans is not None
-                fates = work.decide(scans, keep_duplicates=self.keep_duplicates)
+                fates = self._decide(work, scans)
                 tokenizer, notes = self._tokenizer(work, scans)
                 encoded = work.encode(scans, fates)
                 assert encoded is not None
@@ -165,11 +170,14 @@ class Preparation:
                 scans = work.read()
                 if scans is None:
                     return "read; when all shares are, run them again, to encode"
-                fates = work.decide(scans, keep_duplicates=self.keep_duplicates)
+                fates = self._decide(work, scans)
                 self._tokenizer(work, scans)
                 if work.encode(scans, fates) is None:
                     return "encoded; when all shares are, run the command without --share, to put them together"
                 return "encoded, as all are; run the command without --share, to put them together"
+
+    def _decide(self, work: Work, scans: list[Scanned]) -> Fates:
+        return work.decide(scans, keep_duplicates=self.keep_duplicates, near_duplicates=self.near_duplicates)
 
     @cached_property
     def _existing(self) -> Tokenizer | None:
@@ -180,7 +188,14 @@ class Preparation:
             raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
         if self.processes is not None and self.processes < 1:
             raise UsageError("must be at least 1", where="--processes")
+        if self.engine == "ray":
+            check_ray()
         check_filters(self.filters)
+        if self.near_duplicates is not None:
+            if not 0 < self.near_duplicates <= 1:
+                what = f"must be above 0 and at most 1, not {self.near_duplicates:g}"
+                raise UsageError(what, where="--near-duplicates", hint="0.8 is usual")
+            check_rensa()
         for path, weight in self.weighted:
             if not 0 < weight <= _LARGEST_WEIGHT:
                 raise UsageError(f"must be above 0 and at most {_LARGEST_WEIGHT:g}, not {weight:g}", where=f"--source {path}")
@@ -221,10 +236,10 @@ class Preparation:
             sample_bytes=sample_bytes,
             num_train_sources=num_train,
             first_threshold=first_threshold(num_bytes, sample_bytes or num_bytes),
+            signs=self.near_duplicates is not None,
             keep_rejects=self.keep_rejects,
         )
-        processes = self.processes or (available_cores() if num_bytes > _SMALL_CORPUS_BYTES else 1)
-        return Work(stages, processes, self.quiet, share)
+        return Work(stages, self.processes, self.quiet, self.engine == "ray", share)
 
     def _tokenizer(self, work: Work, scans: Sequence[Scanned]) -> tuple[Tokenizer, list[str]]:
         """Take the tokenizer that is there, or train one; return what the user should read about it, too."""

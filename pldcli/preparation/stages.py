@@ -3,6 +3,7 @@ that says what it was made of, so that it is made once, by whatever process.
 
     KEY.json   what reading or encoding a unit came to; written last
     KEY.bin    of reading: the hash of each document, and the number of what speaks against it
+    KEY.signatures   likewise, where near duplicates are looked for
     KEY.fates  for encoding: what becomes of each document
     KEY.train-00000.arrow   KEY.validation-00000.arrow   KEY.rejected   of encoding
 """
@@ -28,6 +29,7 @@ from pldcli import __version__
 from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Reader, count_words
 from pldcli.corpus.sampling import Sampler
+from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
 from pldcli.errors import DataError
@@ -73,6 +75,8 @@ class Scanned:
     """Of each document's text."""
     unwanted: npt.NDArray[np.uint16]
     """0, or the number of a cause, for each document."""
+    signatures: Signatures
+    """Of each document, [documents, places]; empty where none are wanted."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ class Stages:
     """Text to keep for a tokenizer; 0 for none."""
     num_train_sources: int = 0
     """The others are no text for a tokenizer."""
+    signs: bool = False
+    """Sign documents, to find near duplicates."""
     first_threshold: int = 0
     """Where sampling begins."""
     keep_rejects: bool = False
@@ -117,7 +123,7 @@ class Stages:
             slices = [Slice(task.number, None, self.sources[task.number].num_bytes)]
         else:
             slices = list(self.units[task.number].slices)
-            settings += [dict(self.reading), _jsonable(self.filters)]
+            settings += [dict(self.reading), _jsonable(self.filters), self.signs]
             settings += [self.sample_bytes, self.first_threshold, [one.source < self.num_train_sources for one in slices]]
         if task.stage == "encode":
             settings += [self.tokenizer, self.keep_rejects, list(self.causes), file_sha256(self.fates_of(task.number))]
@@ -171,7 +177,11 @@ class Stages:
         content = self.result(task)
         raw = (self.place / f"{self.key(task)}.bin").read_bytes()
         edge = _HASH.itemsize * sum(one["documents"] for one in content["slices"])
-        return Scanned(**content, hashes=np.frombuffer(raw[:edge], _HASH), unwanted=np.frombuffer(raw[edge:], _CAUSE))
+        hashes, unwanted = np.frombuffer(raw[:edge], _HASH), np.frombuffer(raw[edge:], _CAUSE)
+        signatures = np.zeros((0, 0), SIGNATURE)
+        if self.signs and len(hashes):
+            signatures = np.fromfile(self.place / f"{self.key(task)}.signatures", SIGNATURE).reshape(len(hashes), -1)
+        return Scanned(**content, hashes=hashes, unwanted=unwanted, signatures=signatures)
 
     def encoded(self, number: int) -> Encoded:
         """Read what encoding a unit came to."""
@@ -204,6 +214,10 @@ class Stages:
     def _judge(self) -> Judge | None:
         return Judge(self.filters) if self.filters else None
 
+    @cached_property
+    def _signer(self) -> Signer | None:
+        return Signer() if self.signs else None
+
     def _readers(self, unit: Unit, report: Report) -> Iterator[tuple[Slice, Reader, Report]]:
         earlier = 0
         for one in unit.slices:
@@ -213,10 +227,10 @@ class Stages:
             earlier += one.num_bytes
 
     def _scan(self, task: Task, report: Report) -> None:
-        """Hash and judge every document of a unit, and keep a sample."""
+        """Hash, judge and sign every document of a unit, and keep a sample."""
         sampler = Sampler(self.sample_bytes, self.first_threshold)
         skipped, causes = Counter[str](), dict[str, int]()
-        hashes, unwanted = array("Q"), array("H")
+        hashes, unwanted, signatures = array("Q"), array("H"), bytearray()
         slices, replaced_bytes = [], 0
         for one, reader, tell in self._readers(self.units[task.number], report):
             documents, document = 0, hashlib.blake2b(digest_size=8)
@@ -224,6 +238,8 @@ class Stages:
             for text, last in reader.pieces():
                 document.update(text.encode())
                 cause = self._judge.add(text, last=last) if self._judge else ""
+                if self._signer and (signature := self._signer.add(text, last=last)) is not None:
+                    signatures += signature.tobytes()
                 if is_sampled:
                     sampler.add(text, last=last, keep=not cause)
                 if last:
@@ -245,6 +261,8 @@ class Stages:
         key = self.key(task)
         raw = np.array(hashes, _HASH).tobytes() + np.array(unwanted, _CAUSE).tobytes()
         atomic.write_bytes(self.place / f"{key}.bin", raw)
+        if self.signs:
+            atomic.write_bytes(self.place / f"{key}.signatures", bytes(signatures))
         atomic.write_text(self.place / f"{key}.json", json.dumps(content))
 
     def _encode(self, task: Task, report: Report) -> None:

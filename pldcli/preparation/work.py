@@ -16,20 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pldcli.console.progress import Progress
 from pldcli.corpus.sampling import Sampler
+from pldcli.corpus.similarity import near_earlier_ones
 from pldcli.data.shards import ShardWriter, segments
 from pldcli.errors import DataError
-from pldcli.preparation.fates import LEFT_OUT, TRAIN, VALIDATION, Fates, decide
+from pldcli.preparation.fates import LEFT_OUT, TRAIN, VALIDATION, Fates, Near, decide
 from pldcli.preparation.pool import do_all
+from pldcli.preparation.ray_engine import do_all_on_ray
 from pldcli.preparation.stages import Encoded, Scanned, Stages, Task
 from pldcli.system import atomic, locks
 from pldcli.system.signals import stop_error
+from pldcli.system.workers import available_cores
 from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["REJECTED", "SignalError", "Work", "sample", "skipped"]
 
+_SMALL_CORPUS_BYTES = 4 << 20
 REJECTED = "rejected.jsonl"
 """Of a prepared directory: the documents that were left out, where they are wanted."""
 
@@ -47,8 +52,11 @@ class Work:
     """The units of a corpus."""
 
     stages: Stages
-    processes: int
+    processes: int | None
+    """None for as many as there are processors, where there is enough to do."""
     quiet: bool
+    on_ray: bool = False
+    """On a Ray cluster instead of in processes of this machine."""
     share: tuple[int, int] = (0, 1)
     """The number of this process, and how many there are that share the work; on one file system, perhaps on several machines."""
 
@@ -80,8 +88,13 @@ class Work:
             return None
         return [self.stages.scanned(unit.number) for unit in self.stages.units]
 
-    def decide(self, scans: Sequence[Scanned], *, keep_duplicates: bool) -> Fates:
+    def decide(self, scans: Sequence[Scanned], *, keep_duplicates: bool, near_duplicates: float | None = None) -> Fates:
         """Decide what becomes of each document.
+
+        Args:
+            scans: What reading came to.
+            keep_duplicates: Keep a document whose text occurred before.
+            near_duplicates: From which similarity on a document is left out; None for none.
 
         Raises:
             DataError: Nothing is left to train on, or to validate on.
@@ -97,7 +110,15 @@ class Work:
         roles = np.repeat(np.array([role for role, _ in parts], np.uint16), [documents for _, documents in parts])
         has_validation = stages.num_train_sources < len(stages.sources)
         hashes = np.concatenate([scan.hashes for scan in scans])
-        fates = decide(hashes, np.concatenate(numbers), causes, roles if has_validation else None, keep_duplicates=keep_duplicates)
+        near: Near | None = None
+        if near_duplicates is not None:
+            signatures = np.concatenate([scan.signatures for scan in scans if len(scan.hashes)])
+
+            def near(places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+                return near_earlier_ones(signatures[places], near_duplicates)
+
+        known_roles = roles if has_validation else None
+        fates = decide(hashes, np.concatenate(numbers), causes, known_roles, keep_duplicates=keep_duplicates, near=near)
         edge = stages.num_train_sources
         for role, sources in ((TRAIN, stages.sources[:edge]), (VALIDATION, stages.sources[edge:])):
             if sources and not np.any(fates.of_documents[roles == role] < LEFT_OUT):
@@ -198,6 +219,10 @@ class Work:
     def _is_worth_keeping(self) -> bool:
         return self._is_shared or (len(self.stages.units) > 1 and self._num_done > 0)
 
+    @property
+    def _usual_processes(self) -> int:
+        return available_cores() if sum(source.num_bytes for source in self.stages.sources) > _SMALL_CORPUS_BYTES else 1
+
     @cached_property
     def _divided(self) -> set[int]:
         """Files that lie in several units."""
@@ -212,7 +237,10 @@ class Work:
         total, left = (sum(self.stages.num_bytes(task) for task in some) for some in (own, missing))
         with Progress(description, total=total, unit="bytes", quiet=self.quiet) as progress:
             progress.update(total - left)
-            do_all(missing, self.stages, processes=self.processes, progress=progress)
+            if self.on_ray:
+                do_all_on_ray(missing, self.stages, processes=self.processes, progress=progress)
+            else:
+                do_all(missing, self.stages, processes=self.processes or self._usual_processes, progress=progress)
         return count == 1 or all(self.stages.is_done(task) for task in tasks)
 
 
