@@ -24,7 +24,8 @@ def prepare_data(
         list[Path] | None,
         typer.Argument(
             metavar="CORPUS...",
-            help="Text, JSON-lines, CSV, Parquet or Arrow files, directories, patterns such as 'wiki/*.gz', or - for standard input.",
+            help="Text, JSON-lines, CSV, Parquet or Arrow files, directories, patterns such as 'wiki/*.gz', addresses such as "
+            "hf://datasets/USER/NAME/*.parquet or s3://BUCKET/TEXT, or - for standard input.",
             show_default=False,
         ),
     ] = None,
@@ -139,12 +140,13 @@ def prepare_data(
         against=tuple(decontaminate or ()),
         overlap_words=overlap_words,
     )
-    with spooled(inputs or [], out, overwrite=overwrite) as files:
+    with spooled(out, overwrite=overwrite, keep=share is not None) as spool:
         preparation = Preparation(
-            files,
+            spool.local(inputs or []),
             out,
-            weighted=[_weighted(text) for text in source or ()],
-            validation=validation or (),
+            weighted=[(path, weight) for given, weight in map(_weighted, source or ()) for path in spool.local([given])],
+            validation=spool.local(validation or []),
+            names=spool.names,
             document_per=document_per,
             text_field=text_field,
             tokenizer=tokenizer,

@@ -46,6 +46,8 @@ class Source:
     """`gzip`, `bzip2`, `xz`, `zstd`, or empty for a plain file."""
     weight: float = 1.0
     """How often its text counts in training."""
+    name: str = ""
+    """What it is called in the manifest; empty for its path."""
 
 
 def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tuple[list[Source], Counter[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
@@ -114,6 +114,8 @@ class Preparation:
     """Write the documents that are left out to `rejected.jsonl`."""
     overwrite: bool = False
     """Replace `out`."""
+    names: Mapping[Path, str] = field(default_factory=dict)
+    """What files are called in the manifest, where not by their path."""
     quiet: bool = False
     """Show no progress."""
 
@@ -215,7 +217,8 @@ class Preparation:
         held_out, more = find_sources(self.validation, exclude=self.out) if self.validation else ([], Counter[str]())
         left_out += more
         sources = _without(sources, held_out, left_out)
-        return [*sources, *held_out], len(sources), left_out
+        files = [replace(source, name=self.names.get(source.path, "")) for source in (*sources, *held_out)]
+        return files, len(sources), left_out
 
     def _work(self, files: list[Source], num_train: int, share: tuple[int, int]) -> Work:
         num_bytes, sample_bytes = sum(source.num_bytes for source in files), 0 if self._existing else SAMPLE_BYTES
