@@ -1,7 +1,9 @@
 """Two and four processes, replicas and shards: each trains as one process does."""
 
 import hashlib
+import itertools
 import json
+import math
 import socket
 from collections import Counter
 from pathlib import Path
@@ -106,10 +108,29 @@ def one_of_several(place: str, sharding: str) -> None:
             checkpoint.write(Path(place, sharding), held, keep=2)
         found["went on"] = trained(restored(Path(place, "one", f"step-{HALF:08d}"), runtime=runtime), start=HALF)
 
+        if sharding != "none":
+            found["overflow"] = overflown(tiny_trainer(*DROPPING, *BATCH, "runtime.precision=fp16", runtime=runtime))
         runtime.reduce_dtype = torch.bfloat16
         found["rounded"] = trained(tiny_trainer(*CASES["muon"], *BATCH, runtime=runtime))
         trainer = copy = held = None
         Path(place, f"{runtime.rank}.json").write_text(json.dumps(found))
+
+
+def overflown(trainer):
+    """Train in fp16 while a gradient of the last process's part overflows in the third step; return scale, norms and weights."""
+    runtime, steps = trainer.runtime, itertools.count(1)
+    reduce = runtime.reduce_gradients
+
+    def reduce_and_overflow():
+        reduce()
+        if next(steps) == 3 and runtime.rank == runtime.world_size - 1:
+            [part] = own_parts([trainer.model.embeddings.word.weight.grad])
+            part.view(-1)[0] = float("inf")
+
+    runtime.reduce_gradients = reduce_and_overflow
+    norms = [norm for _, norm in trained(trainer, stop=6)]
+    del runtime.reduce_gradients
+    return trainer.scaler.get_scale(), [math.isfinite(norm) for norm in norms], digest(weights_of(trainer.model))
 
 
 class Collectives(TorchDispatchMode):
@@ -218,6 +239,15 @@ def test_checkpoints_of_shards_replicas_and_one_process_are_the_same(several, al
     expected = [loss for loss, _ in alone[1]["muon"][HALF:]]
     assert [loss for loss, _ in trained(restored(ours), start=HALF)] == pytest.approx(expected, rel=1e-5)
     assert [loss for loss, _ in ranks[0]["went on"]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_overflow_in_one_part_is_noticed_by_all(several):
+    (*_, sharding), _, ranks = several
+    if sharding == "none":
+        pytest.skip("replicas have the same gradients")
+    scale, are_finite, _ = ranks[0]["overflow"]
+    assert scale == 2.0**15 and are_finite == [True, True, False, True, True, True]
+    assert all(rank["overflow"] == ranks[0]["overflow"] for rank in ranks)
 
 
 def test_gradients_of_shards_may_travel_in_bf16(several, alone):
