@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare_data"]
 
-_LEFT_OUT = "What is left out"
+_LEFT_OUT, _SEVERAL = "What is left out", "On several machines"
 
 
 def prepare_data(
@@ -55,7 +55,11 @@ def prepare_data(
         int | None, typer.Option(min=1, help="Processes that read and encode; they change no byte.", show_default="one per processor")
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Who does the work: processes of this machine, or a Ray cluster whose machines see the same files.")
+        Engine,
+        typer.Option(
+            help="Who does the work: processes of this machine, or a Ray cluster whose machines see the same files.",
+            rich_help_panel=_SEVERAL,
+        ),
     ] = "local",
     encoding: Annotated[
         str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
@@ -77,7 +81,7 @@ def prepare_data(
         float | None,
         typer.Option(
             metavar="0.8",
-            help="Documents that share so many of their runs of five words with one before (Jaccard); needs pldcli[dedup].",
+            help="Documents that share so many of their runs of five words with one before (Jaccard); needs rensa.",
             show_default="none",
             rich_help_panel=_LEFT_OUT,
         ),
@@ -117,11 +121,16 @@ def prepare_data(
             metavar="I/N",
             help="Do the I-th of N shares of the work, beside others that do theirs: run all, run all again, then run without.",
             show_default=False,
+            rich_help_panel=_SEVERAL,
         ),
     ] = None,
     emit: Annotated[
         JobFile | None,
-        typer.Option(help="Print a job file that does all of this in --share N shares on a cluster, and do nothing.", show_default=False),
+        typer.Option(
+            help="Print a job file that does all of this in --share N shares on a cluster, and do nothing.",
+            show_default=False,
+            rich_help_panel=_SEVERAL,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
