@@ -153,7 +153,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     total = per_part * (_PARTS + 1)  # the first part warms up
     config = given
     model = place(random_model(config), config, runtime)
-    optimizer = build_optimizer(model, config.optim, resolve_precision(config.runtime.precision, runtime.device).name)
+    optimizer = build_optimizer(model, config.optim, resolve_precision(config.runtime.precision, runtime.device).matrix_dtype)
     fitting = fitting_micro_batch(config, config.num_parameters, runtime.device)
     _, size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     config = _with_micro_batch(config, size, runtime.world_size)

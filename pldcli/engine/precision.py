@@ -26,6 +26,11 @@ class Precision:
         dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.name != "fp32")
 
+    @property
+    def matrix_dtype(self) -> torch.dtype | None:
+        """In which Muon multiplies matrices: bf16 where the run is in it and the device fast at it, else None for that of the weights."""
+        return torch.bfloat16 if self.name == "bf16" and bf16_is_fast(self.device) else None
+
     def scaler(self) -> torch.amp.GradScaler:
         """Build the loss scaler; outside fp16 it is disabled."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16", growth_interval=_SCALE_GROWTH_STEPS)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pldcli.choices import PrecisionName
 from pldcli.config import OptimConfig
 from pldcli.model import Block, StBert
 from pldcli.optimizers.adam import Adam, Scaling
@@ -58,21 +57,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("lr_ratio", 1.0)
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig, precision: PrecisionName = "fp32") -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: OptimConfig, matrix_dtype: torch.dtype | None = None) -> torch.optim.Optimizer:
     """Build the optimizer; biases and norms have no weight decay and no trust ratio of LAMB.
 
     Args:
         model: On its device; for Muon an `StBert`, whose blocks' matrices are known.
         optim: Which one, and its settings.
-        precision: Of the run. In bf16, Muon orthogonalises in bf16 on CUDA, as published.
+        matrix_dtype: In which Muon orthogonalises; None for that of the parameters.
     """
     shared: dict[str, Any] = {"lr": optim.learning_rate, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
     if optim.name == "muon":
         assert isinstance(model, StBert)
         muon_groups = _muon_groups(model, optim)
         groups = muon_groups + _decay_groups(model, optim, taken=[weight for group in muon_groups for weight in group["params"]])
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return Muon(groups, **shared, momentum=optim.muon_momentum, dtype=dtype)
+        return Muon(groups, **shared, momentum=optim.muon_momentum, dtype=matrix_dtype)
     groups = _decay_groups(model, optim)
     if optim.name == "adamw" and optim.bias_correction:
         return torch.optim.AdamW(groups, **shared, fused=True)

@@ -121,7 +121,7 @@ def assemble(
             span_boundary=config.objective.span_boundary,
         ),
         schedule=config.pld_schedule,
-        optimizer=optimizer or build_optimizer(model, config.optim, precision.name),
+        optimizer=optimizer or build_optimizer(model, config.optim, precision.matrix_dtype),
         batches=batches,
         learning_rate=lambda step: learning_rate(step, train.total_steps, config.optim, warmup_steps=warmup_steps),
         max_grad_norm=config.optim.max_grad_norm,

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from pldcli.engine import precision as module
 from pldcli.engine.precision import Precision, resolve_precision
+from tests.conftest import tiny_trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -161,3 +162,13 @@ def test_loss_scaling_takes_a_step_and_gives_up_one_that_overflows() -> None:
     scaler.update()
     assert torch.equal(layer.weight, after)
     assert scaler.get_scale() == scale / 2
+
+
+@pytest.mark.parametrize(("name", "fast", "dtype"), [("bf16", True, torch.bfloat16), ("bf16", False, None), ("fp32", True, None)])
+def test_muon_multiplies_in_bf16_only_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, name: str, fast: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(module, "bf16_is_fast", lambda _: fast)
+    assert Precision(name, CPU).matrix_dtype is dtype  # type: ignore[arg-type]
+    built = tiny_trainer("optim.name=muon", f"runtime.precision={name}").optimizer
+    assert built._dtype is dtype

@@ -59,6 +59,17 @@ def test_singular_values_come_close_to_1_and_keep_their_vectors(shape: tuple[int
     assert 1e-4 < float((update - theirs).norm() / theirs.norm()) < 0.05
 
 
+def test_in_bf16_an_update_is_nearly_the_same() -> None:
+    updates = []
+    for dtype in (None, torch.bfloat16):
+        weight = nn.Parameter(torch.zeros(12, 8))
+        weight.grad = random(12, 8)
+        Muon([{"params": [weight], "pieces": 3, "lr": 1.0}], lr=1.0, dtype=dtype).step()
+        updates.append(weight.detach())
+    assert updates[0].dtype == updates[1].dtype == torch.float32
+    assert 0 < float((updates[0] - updates[1]).norm() / updates[0].norm()) < 0.03
+
+
 def test_a_matrix_of_zeros_stays_one_and_a_deficient_one_finite() -> None:
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6))
     update = orthogonalize(torch.ones(1, 4, 6))[0]
