@@ -12,9 +12,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.errors import UsageError
-
-__all__ = ["SIGNATURE", "Signatures", "Signer", "check_rensa", "near_earlier_ones"]
+__all__ = ["SIGNATURE", "Signatures", "Signer", "near_earlier_ones"]
 
 SIGNATURE = np.dtype("<u2")
 """Of a place of a signature: the low half of what rensa gives, which differs for different runs as good as always."""
@@ -26,18 +24,6 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _PAIRS_AT_ONCE = 1 << 16
 
 Signatures = npt.NDArray[np.uint16]
-
-
-def check_rensa() -> None:
-    """Refuse near duplicates where rensa is missing.
-
-    Raises:
-        UsageError: It is.
-    """
-    try:
-        import rensa  # noqa: F401
-    except ImportError as error:
-        raise UsageError("needs rensa", where="--near-duplicates", hint="pip install 'pldcli[dedup]'") from error
 
 
 class Signer:

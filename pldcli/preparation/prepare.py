@@ -21,17 +21,16 @@ from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
-from pldcli.corpus.similarity import check_rensa
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import verify_tokenizer, write_manifest
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.preparation.fates import Fates
 from pldcli.preparation.notes import check_something_is_known, notes_on_data
-from pldcli.preparation.ray_engine import check_ray
 from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
 from pldcli.preparation.units import cut, unit_bytes
 from pldcli.preparation.work import SignalError, Work, sample, skipped
 from pldcli.system import atomic
+from pldcli.system.extras import require
 from pldcli.system.output_place import check_new, check_output
 from pldcli.system.signals import first_signal
 from pldcli.tokenization.special_tokens import check_frame
@@ -191,13 +190,13 @@ class Preparation:
         if self.processes is not None and self.processes < 1:
             raise UsageError("must be at least 1", where="--processes")
         if self.engine == "ray":
-            check_ray()
+            require("ray", extra="ray", where="--engine ray")
         check_filters(self.filters)
         if self.near_duplicates is not None:
             if not 0 < self.near_duplicates <= 1:
                 what = f"must be above 0 and at most 1, not {self.near_duplicates:g}"
                 raise UsageError(what, where="--near-duplicates", hint="0.8 is usual")
-            check_rensa()
+            require("rensa", extra="dedup", where="--near-duplicates")
         for path, weight in self.weighted:
             if not 0 < weight <= _LARGEST_WEIGHT:
                 raise UsageError(f"must be above 0 and at most {_LARGEST_WEIGHT:g}, not {weight:g}", where=f"--source {path}")

@@ -8,26 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.console.progress import Progress
-from pldcli.errors import DeviceError, PldError, UsageError
+from pldcli.errors import DeviceError, PldError
 from pldcli.preparation.stages import Stages, Task, open_stages
 from pldcli.system.workers import as_error, describe_error
 
-__all__ = ["check_ray", "do_all_on_ray"]
+__all__ = ["do_all_on_ray"]
 
 _RETRIES = 3
 """Of a task whose worker dies."""
-
-
-def check_ray() -> None:
-    """Refuse the engine where Ray is missing.
-
-    Raises:
-        UsageError: It is.
-    """
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise UsageError("needs Ray", where="--engine ray", hint="pip install 'pldcli[ray]'") from error
 
 
 def do_all_on_ray(tasks: Sequence[Task], stages: Stages, *, processes: int | None, progress: Progress) -> None:

@@ -1,13 +1,11 @@
 import random
-import sys
 
 import numpy as np
 import pytest
 
 from pldcli.corpus import similarity
 from pldcli.corpus.docstrings import docstring_corpus
-from pldcli.corpus.similarity import Signer, check_rensa, near_earlier_ones
-from pldcli.errors import UsageError
+from pldcli.corpus.similarity import Signer, near_earlier_ones
 
 SIZE = 5
 
@@ -90,9 +88,3 @@ def test_bands_find_nearly_all_pairs_at_any_threshold():
         chance = 1 - (1 - threshold**rows) ** (128 // rows)
         assert chance >= 0.99 or rows == 1
     assert similarity._rows_of_a_band(0.8) == 4
-
-
-def test_without_rensa(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rensa", None)
-    with pytest.raises(UsageError, match=r"--near-duplicates: needs rensa; pip install 'pldcli\[dedup\]'"):
-        check_rensa()

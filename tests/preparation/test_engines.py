@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -47,10 +48,19 @@ def test_ray_makes_the_same_bytes(tmp_path: Path, corpus: Path, monkeypatch: pyt
     assert not (tmp_path / "no").exists()
 
 
-def test_without_ray(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"--engine ray: needs Ray; pip install 'pldcli\[ray\]'"):
-        prepare([corpus], tmp_path / "out", engine="ray", quiet=True)
+@pytest.mark.parametrize(
+    ("module", "settings", "message"),
+    [
+        ("ray", {"engine": "ray"}, r"--engine ray: needs ray; pip install 'pldcli\[ray\]'"),
+        ("rensa", {"near_duplicates": 0.8}, r"--near-duplicates: needs rensa; pip install 'pldcli\[dedup\]'"),
+    ],
+)
+def test_without_what_an_extra_brings(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, module: str, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=message):
+        prepare([corpus], tmp_path / "out", quiet=True, **settings)
 
 
 def test_near_duplicates_in_other_units_are_left_out_and_counted(tmp_path: Path, corpus: Path) -> None:
