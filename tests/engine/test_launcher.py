@@ -46,7 +46,7 @@ def ranks(parent: int) -> dict[int, int]:
         try:
             if place.name.isdecimal() and int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
                 variables = dict(entry.partition("=")[::2] for entry in (place / "environ").read_text().split("\0"))
-                if "RANK" in variables and variables.get("WORLD_SIZE") == "2":
+                if "RANK" in variables and variables.get("WORLD_SIZE", "1") != "1":
                     found[int(variables["RANK"])] = int(place.name)
         except (OSError, ValueError):
             continue

@@ -51,6 +51,8 @@ def main() -> None:
         for name, (fault, trials) in chosen.items():
             began = time.monotonic()
             tally: Tally = fault(ground, max(1, round(trials * options.share)))
+            if not tally.trials and not tally.note:
+                tally.failures.append("nothing was tried")
             failed += len(tally.failures)
             lines.append(f"| {name} | {tally.trials} | {len(tally.failures)} | {tally.note} |")
             print(f"{lines[-1]}  {time.monotonic() - began:.0f} s", flush=True)
