@@ -117,13 +117,13 @@ def one_of_several(place: str, sharding: str) -> None:
 
 
 def overflown(trainer):
-    """Train in fp16 while a gradient of the last process's part overflows in the third step; return scale, norms and weights."""
+    """Train in fp16 while a gradient of the last part overflows in the third step; return scale, whether norms are finite, and weights."""
     runtime, steps = trainer.runtime, itertools.count(1)
     reduce = runtime.reduce_gradients
 
     def reduce_and_overflow():
         reduce()
-        if next(steps) == 3 and runtime.rank == runtime.world_size - 1:
+        if next(steps) == 3 and runtime.rank % runtime.num_shards == runtime.num_shards - 1:  # replicas have the same gradients
             [part] = own_parts([trainer.model.embeddings.word.weight.grad])
             part.view(-1)[0] = float("inf")
 
