@@ -90,12 +90,15 @@ def one_raising(ground: Ground, trials: int) -> Tally:
 def another_number(ground: Ground, trials: int) -> Tally:
     """Stop in one number of processes and go on in another: losses as those of one process, but for rounding."""
     tally = Tally()
-    whole = load_file(ground.whole / "model" / "model.safetensors")
+    without = "model.dropout=0.0"  # what is dropped depends on who computes it
+    with ground.fresh() as out:
+        ground.start(out, without).wait()
+        whole = load_file(out / "model" / "model.safetensors")
     pairs = [(1, 2), (2, 1), (1, 4), (4, 1), (2, 4), (4, 2)]
     for trial in range(trials):
         first, second = pairs[trial % len(pairs)]
         with ground.fresh() as out:
-            process = ground.start(out, "--gpus", str(first))
+            process = ground.start(out, without, "--gpus", str(first))
             until = time.monotonic() + 60
             while not (out / "metrics.jsonl").is_file() or '"step": 5' not in (out / "metrics.jsonl").read_text():
                 if time.monotonic() > until:
@@ -103,7 +106,7 @@ def another_number(ground: Ground, trials: int) -> Tally:
                 time.sleep(0.01)
             process.kill(signal.SIGTERM)
             process.wait()
-            process = ground.start(out, "--gpus", str(second))
+            process = ground.start(out, without, "--gpus", str(second))
             if code := process.wait():
                 tally.count(f"{first} to {second}: ended with {code}: {process.err.strip()[-300:]}")
                 continue
