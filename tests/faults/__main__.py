@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.faults import damage, several, stops
-from tests.faults.ground import Fault, Ground, Tally
+from tests.faults.ground import Fault, Ground, Tally, software
 
 FAULTS: dict[str, tuple[Fault, int]] = {
     "SIGKILL at a random moment of training": (stops.killed, 200),
@@ -60,10 +60,7 @@ def main() -> None:
                 print(f"    {failure}", flush=True)
         ground.processes.close()
     if options.out:
-        from pldcli.engine.hardware import versions
-
-        programs = ", ".join(f"{name} {version}" for name, version in versions().items())
-        head = f"# Faults\n\nCommand: `python -m tests.faults {' '.join(sys.argv[1:])}`. {programs}.\n"
+        head = f"# Faults\n\nCommand: `python -m tests.faults {' '.join(sys.argv[1:])}`. {software()}.\n"
         options.out.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
     sys.exit(bool(failed))
 

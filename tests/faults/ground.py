@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.engine.checkpoint import list_checkpoints, verify
+from pldcli.engine.hardware import hardware_name, versions
 from pldcli.preparation.prepare import prepare
 from tests.conftest import TINY, Process, Processes
 
-__all__ = ["STEPS", "Fault", "Ground", "Tally", "digest"]
+__all__ = ["STEPS", "Fault", "Ground", "Tally", "digest", "software"]
 
 STEPS = 20
 RUN = (
@@ -120,6 +123,13 @@ def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     parts = [f"{file.relative_to(path)} {digest(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def software() -> str:
+    """Name the processor, and the versions that matter."""
+    found = versions()
+    programs = {"pldcli": found["pldcli"], "Python": found["python"], **found["packages"]}
+    return ", ".join([hardware_name(torch.device("cpu")), *(f"{name} {version}" for name, version in programs.items())])
 
 
 Fault = Callable[[Ground, int], Tally]

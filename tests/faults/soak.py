@@ -19,7 +19,7 @@ import numpy as np
 
 from pldcli.engine.checkpoint import list_checkpoints
 from tests.conftest import Process
-from tests.faults.ground import Ground, digest
+from tests.faults.ground import Ground, digest, software
 
 WARM_UP_SHARE = 0.3
 FAULTS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGKILL and a flipped bit")
@@ -69,10 +69,7 @@ def main() -> None:
         ground.processes.close()
     print("\n".join([*lines, *(f"FAILED: {failure}" for failure in failures)]))
     if options.out:
-        from pldcli.engine.hardware import versions
-
-        programs = ", ".join(f"{name} {version}" for name, version in versions().items())
-        head = f"# Soak\n\nCommand: `python -m tests.faults.soak {' '.join(sys.argv[1:])}`. {programs}.\n"
+        head = f"# Soak\n\nCommand: `python -m tests.faults.soak {' '.join(sys.argv[1:])}`. {software()}.\n"
         options.out.write_text("\n".join([head, *(f"- {line}" for line in [*lines, *failures]), ""]), encoding="utf-8")
     sys.exit(bool(failures))
 
