@@ -412,9 +412,9 @@ def mark_goal(axes: Any, found: Results, lines: Sequence[tuple[Mapping[str, Any]
     axes.annotate(
         f"best peer's final loss after {share} of its time",
         (first / 60, target),
-        xytext=(7, 6) if first < 0.55 * found["budget"] else (-7, -14),  # away from a curve that falls
+        xytext=(7, 6) if first < 0.6 * found["budget"] else (-7, -14),  # away from a curve that falls
         textcoords="offset points",
-        ha="left" if first < 0.55 * found["budget"] else "right",
+        ha="left" if first < 0.6 * found["budget"] else "right",
         color="#3d3d3d",
         bbox=PAPER,
     )
