@@ -199,8 +199,7 @@ class RuntimeConfig(Settings):
     reduce_precision: Literal["fp32", "bf16"] = "fp32"
     """Of several processes: number format in which gradients travel and are summed; `bf16` halves what is sent, and rounds."""
     sharding: Sharding = "none"
-    """Of several processes: `full` splits weights, gradients and optimizer state over all of them (FSDP2), for models that do not fit
-    otherwise; `hybrid` over those of each machine, with a replica on every machine."""
+    """Of several processes: `full` splits weights, gradients and optimizer state over all of them, `hybrid` over those of each machine."""
     timeout_seconds: Positive = 1800.0
     """Of several processes: one that waits so long for the others ends the run."""
     checkpoint_activations: bool = False

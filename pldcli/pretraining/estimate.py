@@ -167,7 +167,9 @@ def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_block
 
 
 def _mean_seconds_since(started: float, runtime: Runtime) -> float:
-    """Average over processes, so that all go on or none: those that hold shards run every pass together."""
+    """Average over processes that hold shards, so that all go on or none: they run every pass together."""
+    if runtime.num_shards == 1:
+        return time.perf_counter() - started
     return runtime.sum_on_host([time.perf_counter() - started])[0] / runtime.world_size
 
 

@@ -30,8 +30,9 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     run("a.txt", "b", "--out", "o", "--document-per", "line", "--text-field", "body", "--tokenizer", "t.json", "--model-type", "unigram")
     assert calls[0][0] == ([Path("a.txt"), Path("b")], Path("o"))
     given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "model_type": "unigram"}
-    rest = {"validation": (), "cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
+    rest = {"validation": [], "cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
     rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False, "weighted": []}
+    rest |= {"engine": "local", "near_duplicates": None, "names": {}}
     assert calls[0][1] == given | rest
     words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--encoding", "cp1252", "--skip-bad")
     filters = (
@@ -48,13 +49,28 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
         "--overlap-words",
         "5",
     )
-    run("a.txt", *words, "--validation", "v", "--validation", "w", *filters, "--keep-duplicates", "--keep-rejects", "--source", "a=b=0.5")
+    more = ("--engine", "ray", "--near-duplicates", "0.9", "--source", "a=b=0.5")
+    run(
+        "a.txt",
+        *words,
+        "--validation",
+        "v",
+        "--validation",
+        "w",
+        *filters,
+        "--keep-duplicates",
+        "--keep-rejects",
+        "--source",
+        "a=b=0.5",
+        *more,
+    )
     assert calls[1][0] == ([Path("a.txt")], Path("data"))
     assert calls[1][1] == {
         "validation": [Path("v"), Path("w")], "document_per": "blank-line", "text_field": "text", "tokenizer": None, "model_type": "bpe",
         "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
         "filters": Filters(min_words=2, max_words=9, scripts=("LATIN", "GREEK"), against=(Path("e"),), overlap_words=5),
-        "keep_duplicates": True, "keep_rejects": True, "weighted": [(Path("a=b"), 0.5)],
+        "keep_duplicates": True, "keep_rejects": True, "weighted": [(Path("a=b"), 0.5)], "engine": "ray",
+        "near_duplicates": 0.9, "names": {},
     }  # fmt: skip
 
 

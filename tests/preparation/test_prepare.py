@@ -377,7 +377,7 @@ def test_a_place_that_is_not_writable(tmp_path):
 
 
 STOPPABLE = """
-import sys
+import sys, time
 from pathlib import Path
 from pldcli.errors import PldError
 from pldcli.preparation import pool, prepare, units
@@ -385,7 +385,8 @@ units._LEAST_BYTES = 5000
 serve = pool._Pool._serve
 def slow(self, worker):
     if self._tasks and self._tasks[0].stage == "encode":
-        if worker is self._workers[0]:
+        if worker is self._workers[-1]:
+            time.sleep(0.2)  # all threads have started
             print("encoding", *(one.pid for one in self._workers), flush=True)
         worker.stdout.read()  # until it is killed
     serve(self, worker)
