@@ -49,7 +49,7 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
         "--overlap-words",
         "5",
     )
-    more = ("--engine", "ray", "--near-duplicates", "0.9", "--source", "a=b=0.5")
+    more = ("--engine", "ray", "--near-duplicates", "0.9")
     run(
         "a.txt",
         *words,
