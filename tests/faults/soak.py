@@ -21,7 +21,8 @@ from pldcli.engine.checkpoint import list_checkpoints
 from tests.conftest import Process
 from tests.faults.ground import Ground, digest, software
 
-WARM_UP_SHARE = 0.3
+WARM_UP_SHARE, EXPORT_SHARE = 0.3, 0.05
+"""Of a run's time, at its begin and at its end, when what reads the exported model is loaded."""
 FAULTS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGKILL and a flipped bit")
 
 
@@ -47,12 +48,12 @@ class Sampler:
 
     def describe(self) -> tuple[float, str]:
         """Return the growth of memory after warm-up in MB per hour, and a line on it."""
-        begin = int(WARM_UP_SHARE * len(self.seconds))
-        slope = float(np.polyfit(self.seconds[begin:], self.megabytes[begin:], 1)[0]) * 3600
-        minutes = (self.seconds[-1] - self.seconds[begin]) / 60
+        begin, end = int(WARM_UP_SHARE * len(self.seconds)), int((1 - EXPORT_SHARE) * len(self.seconds)) - 1
+        slope = float(np.polyfit(self.seconds[begin:end], self.megabytes[begin:end], 1)[0]) * 3600
+        minutes = (self.seconds[end] - self.seconds[begin]) / 60
         return slope, (
-            f"resident memory {self.megabytes[begin]:.1f} MB after warm-up, {self.megabytes[-1]:.1f} MB at the end: {slope:+.2f} MB/h over "
-            f"{minutes:.1f} min; open files {self.files[begin]} and {self.files[-1]}"
+            f"resident memory {self.megabytes[begin]:.1f} MB after warm-up, {self.megabytes[end]:.1f} MB before the export: "
+            f"{slope:+.2f} MB/h over {minutes:.1f} min; open files {self.files[begin]} and {self.files[end]}"
         )
 
 
