@@ -41,11 +41,11 @@ DocumentPer = Literal["blank-line", "line", "file"]
 Engine = Literal["local", "ray"]
 """Who prepares text: processes of this machine, or a Ray cluster."""
 
-JobFile = Literal["slurm", "k8s"]
-"""Whose jobs do shares of the preparation of text."""
-
 FeedForward = Literal["gelu", "geglu", "swiglu"]
 """The feed-forward layer: one matrix and GELU, or two whose product is taken, one of them behind GELU or SiLU."""
+
+JobFile = Literal["slurm", "k8s"]
+"""Whose jobs do shares of the preparation of text."""
 
 LmHead = Literal["transform", "plain"]
 """Before the tied decoder: a dense layer, GELU and a norm, as BERT, or nothing, as GPT-2."""
@@ -73,7 +73,6 @@ PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
 
 PrecisionName = Literal["bf16", "fp16", "fp32"]
 """A number format of autocast, chosen."""
-
 
 Sharding = Literal["none", "full", "hybrid"]
 """Of several processes: each holds all parameters, a part of them, or a part of what its machine holds."""

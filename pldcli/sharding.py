@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Placement
 
-__all__ = ["cut", "cut_all", "is_sharded", "map_matrices", "norms", "own_parts", "reduces", "reshard", "shard", "whole"]
+__all__ = ["cut", "cut_all", "gathered", "is_sharded", "map_matrices", "norms", "own_parts", "reduces", "reshard", "shard", "whole"]
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device, *, shards: int, reduce_dtype: torch.dtype | None) -> None:
@@ -83,6 +83,22 @@ def own_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
 def whole(tensor: Tensor) -> Tensor:
     """Gather a tensor; every process calls this."""
     return tensor.full_tensor() if _is_split(tensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], *, on_host: bool, keep: bool = True) -> dict[str, Tensor]:
+    """Gather tensors one by one; every process calls this.
+
+    Args:
+        tensors: By name.
+        on_host: Copy each to the host, so that the device holds one whole tensor at a time.
+        keep: False on a process that only takes part, and gets none.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        one = whole(tensor.detach())
+        if keep:
+            found[name] = one.to("cpu", copy=True) if on_host else one
+    return found
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:

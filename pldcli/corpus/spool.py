@@ -32,11 +32,10 @@ class Spool:
     Args:
         out: The directory to make; files lie beside it, with room for as much text.
         overwrite: Replace what is there.
-        quiet: Show no progress.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool, quiet: bool) -> None:
-        self._out, self._overwrite, self._quiet = out, overwrite, quiet
+    def __init__(self, out: Path, *, overwrite: bool) -> None:
+        self._out, self._overwrite = out, overwrite
         self.stdin, self.fetched = out.with_name(f".{out.name}.stdin"), out.with_name(f".{out.name}.inputs")
         self.names: dict[Path, str] = {}
         """The address of each file that was fetched."""
@@ -94,7 +93,7 @@ class Spool:
         if not there:
             raise DataError("there is nothing", where=shown, hint="** stands for folders at any depth")
         files = []
-        with Progress("Fetching", total=sum(sizes.values()), unit="bytes", quiet=self._quiet) as progress:
+        with Progress("Fetching", total=sum(sizes.values()), unit="bytes") as progress:
             for one, size in sizes.items():
                 name = _SECRETS.sub("", system.unstrip_protocol(one))
                 file = self.fetched / hashlib.sha256(name.encode()).hexdigest()[:16] / name.rpartition("/")[2]
@@ -121,16 +120,15 @@ class Spool:
 
 
 @contextmanager
-def spooled(out: Path, *, overwrite: bool, keep: bool = False, quiet: bool = False) -> Iterator[Spool]:
+def spooled(out: Path, *, overwrite: bool, keep: bool = False) -> Iterator[Spool]:
     """Yield what makes local files.
 
     Args:
         out: As `Spool`'s.
         overwrite: As `Spool`'s.
         keep: Keep what was fetched when the block ends well, for others that share the work. Standard input is gone in any case.
-        quiet: As `Spool`'s.
     """
-    spool = Spool(out, overwrite=overwrite, quiet=quiet)
+    spool = Spool(out, overwrite=overwrite)
     shutil.rmtree(spool.stdin, ignore_errors=True)  # of a process that was killed
     try:
         yield spool

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pldcli import presets
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import CheckpointError, PldError
-from pldcli.sharding import cut, is_sharded, whole
+from pldcli.sharding import cut, gathered, is_sharded
 from pldcli.system import atomic
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_sealed_directory, seal_directory
@@ -128,7 +128,7 @@ def hold(
     """
     tensors = {"model": model.state_dict(), "optimizer": {**optimizer_tensors(model, optimizer), **guard}}
     on_host = copy or is_sharded(model)  # one whole tensor at a time on the device
-    tensors = {name: _collected(named, on_host=on_host, keep=keep) for name, named in tensors.items()}
+    tensors = {name: gathered(named, on_host=on_host, keep=keep) for name, named in tensors.items()}
     return Held(
         position=position,
         config=config,
@@ -327,15 +327,6 @@ def check_same_run(stored: Config, config: Config, *, stored_data: str | None, d
             where=str(where),
             hint="point --data at the same data, or choose another place with --out",
         )
-
-
-def _collected(named: Mapping[str, Tensor], *, on_host: bool, keep: bool) -> dict[str, Tensor]:
-    found = {}
-    for key, tensor in named.items():
-        gathered = whole(tensor.detach())
-        if keep:
-            found[key] = gathered.to("cpu", copy=True) if on_host else gathered
-    return found
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

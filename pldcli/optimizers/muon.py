@@ -86,12 +86,8 @@ class Muon(torch.optim.Optimizer):
     def _update_others(self, whole: list[Tensor], group: dict[str, Any]) -> None:
         states = with_moments(self.state, whole, steps_on_device=True)
         beta1, beta2 = group["betas"]
-        parameters, gradients, first, second = adam_parts(whole, states)
         adamw(
-            parameters,
-            gradients,
-            first,
-            second,
+            *adam_parts(whole, states),
             [],
             [state["step"] for state in states],
             fused=True,

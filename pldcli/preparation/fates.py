@@ -57,15 +57,14 @@ def decide(
     named = (*causes, DUPLICATE, *([] if near is None else [NEAR_DUPLICATE]))
     fates = np.zeros(len(hashes), np.uint16) if roles is None else roles.copy()
     fates[unwanted > 0] = (unwanted[unwanted > 0] - 1) + LEFT_OUT
-    if not keep_duplicates:
-        for role in np.unique(fates[fates < LEFT_OUT]):
+    for role in np.unique(fates[fates < LEFT_OUT]):
+        if not keep_duplicates:
             places = np.flatnonzero(fates == role)
             _, first = np.unique(hashes[places], return_index=True)
             later = np.ones(len(places), bool)
             later[first] = False
             fates[places[later]] = LEFT_OUT + len(causes)
-    if near is not None:
-        for role in np.unique(fates[fates < LEFT_OUT]):
+        if near is not None:
             places = np.flatnonzero(fates == role)
             fates[places[near(places)]] = LEFT_OUT + len(causes) + 1
     kept = np.flatnonzero(fates < LEFT_OUT)

@@ -62,14 +62,14 @@ def do_all_on_ray(tasks: Sequence[Task], stages: Stages, *, processes: int | Non
 
 
 def _connect(ray: Any, processes: int | None) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": "error"}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(**quiet)
         return
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="error")
+        ray.init(address="auto", **quiet)
     except ConnectionError:
-        ray.init(address="local", num_cpus=processes, **quiet)
+        ray.init(address="local", num_cpus=processes, include_dashboard=False, **quiet)
 
 
 def _do(place: str, stage: Any, number: int) -> dict[str, Any]:

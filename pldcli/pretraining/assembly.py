@@ -28,7 +28,7 @@ from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
-from pldcli.sharding import is_sharded, whole
+from pldcli.sharding import gathered, is_sharded
 from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 
 __all__ = [
@@ -253,9 +253,8 @@ def whole_model(config: Config, model: StBert) -> StBert:
     """Return a model in one piece: itself, or a copy on the host of a sharded one; every process calls this."""
     if not is_sharded(model):
         return model
-    weights = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
     copy = random_model(config)
-    copy.load_state_dict(weights)
+    copy.load_state_dict(gathered(model.state_dict(), on_host=True))
     copy.global_rope_theta = model.global_rope_theta
     return copy
 

@@ -12,7 +12,7 @@ from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.errors import PldError
 from tests.faults.ground import Ground, Tally
 
-__all__ = ["cut", "disk_full", "extra", "flipped", "missing", "zeroed"]
+__all__ = ["cut", "disk_full", "extra", "flip", "flipped", "missing", "zeroed"]
 
 _PAGE = 4096
 
@@ -20,14 +20,16 @@ _PAGE = 4096
 def flipped(ground: Ground, trials: int) -> Tally:
     """One bit of a checkpoint or of prepared data, their tokenizers, sums and manifests included."""
 
-    def flip(path: Path, content: bytes) -> bool:
-        changed = bytearray(content)
-        bit = ground.draw.randrange(8 * len(content))
-        changed[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(changed)
-        return True
+    return _noticed(ground, trials, lambda path, content: flip(ground, path, content))
 
-    return _noticed(ground, trials, flip)
+
+def flip(ground: Ground, path: Path, content: bytes) -> bool:
+    """Flip one bit of a file; return that something changed."""
+    changed = bytearray(content)
+    bit = ground.draw.randrange(8 * len(content))
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(changed)
+    return True
 
 
 def cut(ground: Ground, trials: int) -> Tally:

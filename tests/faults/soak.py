@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from pldcli.engine.checkpoint import list_checkpoints
-from tests.conftest import Process
+from tests.engine.test_launcher import alive
+from tests.faults.damage import flip
 from tests.faults.ground import Ground, digest, software
 
 WARM_UP_SHARE, EXPORT_SHARE = 0.3, 0.05
@@ -81,7 +82,7 @@ def soak(ground: Ground, minutes: float, every: float) -> tuple[list[str], list[
     whole, sampler = ground.directory / "soak-whole", Sampler()
     began = time.monotonic()
     process = ground.start(whole, *more)
-    while is_running(process):
+    while alive(process.number):
         sampler.look(process.number, time.monotonic() - began)
         time.sleep(0.5)
     if code := process.wait():
@@ -97,9 +98,9 @@ def soak(ground: Ground, minutes: float, every: float) -> tuple[list[str], list[
         process = ground.start(out, *more)
         fault = FAULTS[done.total() % len(FAULTS)]
         until = time.monotonic() + ground.draw.uniform(0.5, 1.5) * every
-        while is_running(process) and time.monotonic() < until:
+        while alive(process.number) and time.monotonic() < until:
             time.sleep(0.1)
-        if not is_running(process):
+        if not alive(process.number):
             code = process.wait()
             break
         process.kill(getattr(signal, fault.split()[0]))
@@ -107,7 +108,8 @@ def soak(ground: Ground, minutes: float, every: float) -> tuple[list[str], list[
         done[fault] += 1
         checkpoints = list_checkpoints(out / "checkpoints")
         if "bit" in fault and len(checkpoints) > 1:
-            flip(ground, checkpoints[-1] / "model.safetensors")
+            weights = checkpoints[-1] / "model.safetensors"
+            flip(ground, weights, weights.read_bytes())
         if done.total() > 1000:
             return lines, [*failures, "does not come to an end"]
     if code:
@@ -137,22 +139,6 @@ def steps_for(ground: Ground, minutes: float) -> tuple[str, ...]:
 def settings(steps: int) -> tuple[str, ...]:
     """Say how long a run is, and how often it saves."""
     return f"train.total_steps={steps}", "checkpoint.every_steps=50", "train.log_every_steps=50", f"eval.every_steps={max(50, steps // 20)}"
-
-
-def flip(ground: Ground, path: Path) -> None:
-    """Flip a bit of a file."""
-    content = bytearray(path.read_bytes())
-    bit = ground.draw.randrange(8 * len(content))
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
-def is_running(process: Process) -> bool:
-    """Return whether a process has not ended; one that nobody waited for yet is a zombie."""
-    try:
-        return Path(f"/proc/{process.number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":
