@@ -76,6 +76,8 @@ class Inspection:
     skipped: dict[str, int]
     """What was left out, by cause."""
     replaced_bytes: int
+    repeated_lines: tuple[tuple[str, int], ...]
+    """Lines that stand in many documents, and in how many."""
     frequent: tuple[Frequency, ...]
     never: int
     """Entries of the vocabulary that the training text never has."""
@@ -132,6 +134,7 @@ def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pie
         splits=splits,
         skipped=dict(prepared.manifest.get("skipped", {})),
         replaced_bytes=int(prepared.manifest.get("replaced_bytes", 0)),
+        repeated_lines=tuple((one["line"], one["documents"]) for one in prepared.manifest.get("repeated_lines", [])),
         frequent=tuple(Frequency(written(token), int(counts_V[token])) for token in most.tolist()),
         never=int((counts_V[ordinary_V] == 0).sum()),
         rare=int(((counts_V[ordinary_V] > 0) & (counts_V[ordinary_V] < 10)).sum()),

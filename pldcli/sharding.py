@@ -21,7 +21,20 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Placement
 
-__all__ = ["cut", "cut_all", "gathered", "is_sharded", "map_matrices", "norms", "own_parts", "reduces", "reshard", "shard", "whole"]
+__all__ = [
+    "cut",
+    "cut_all",
+    "gathered",
+    "is_sharded",
+    "map_matrices",
+    "norms",
+    "own_part",
+    "own_parts",
+    "reduces",
+    "reshard",
+    "shard",
+    "whole",
+]
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device, *, shards: int, reduce_dtype: torch.dtype | None) -> None:
@@ -85,19 +98,33 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _is_split(tensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], *, on_host: bool, keep: bool = True) -> dict[str, Tensor]:
-    """Gather tensors one by one; every process calls this.
+def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Gather tensors one by one to the host; every process calls this.
 
     Args:
         tensors: By name.
-        on_host: Copy each to the host, so that the device holds one whole tensor at a time.
         keep: False on a process that only takes part, and gets none.
     """
     found = {}
     for name, tensor in tensors.items():
-        one = whole(tensor.detach())
+        one = whole(tensor.detach())  # the device holds one whole tensor at a time
         if keep:
-            found[name] = one.to("cpu", copy=True) if on_host else one
+            found[name] = one.to("cpu", copy=True)
+    return found
+
+
+def own_part(tensors: Mapping[str, Tensor], *, is_first: bool) -> dict[str, Tensor]:
+    """Return this process's rows of the tensors that are split and, on the process that holds the first ones, what is not split."""
+    found = {}
+    for name, tensor in tensors.items():
+        part = tensor.detach()
+        if _is_split(part):
+            part = part.to_local()
+            if not is_first and not len(part):
+                continue  # fewer rows than processes
+        elif not is_first:
+            continue
+        found[name] = part
     return found
 
 

@@ -121,7 +121,8 @@ def write_prepared(directory: Path, documents: Sequence[Sequence[int]] = ((5, 6)
                     writer.add(part)
                 writer.end_document()
         shards |= writer.shards
-    write_manifest(directory, tokenizer, sources=[], counts={}, document_per="line", shards=shards, skipped={}, replaced_bytes=0)
+    facts = {"sources": [], "counts": {}, "skipped": {}, "replaced_bytes": 0, "repeated_lines": []}
+    write_manifest(directory, tokenizer, document_per="line", shards=shards, **facts)
     return directory
 
 

@@ -83,6 +83,10 @@ def _show(found: Inspection) -> None:
     sections = [Section(f"{found.path}, from {len(found.sources)} file(s)", headings, tuple(rows), notes=tuple(left_out))]
     of_lengths = ("part", "shortest", "10 %", "50 %", "90 %", "longest")
     sections.append(Section("tokens of a document", of_lengths, tuple(lengths)))
+    if found.repeated_lines:
+        documents = sum(split.documents for split in found.splits.values())
+        lines = tuple((line, f"{count:,}", f"{count / max(1, documents):.1%}") for line, count in found.repeated_lines)
+        sections.append(Section("lines that stand in many documents", ("line", "documents", "of all"), lines))
     if found.frequent:
         tokens = found.splits["train"].tokens
         share = tuple((one.piece, f"{one.count:,}", f"{one.count / max(1, tokens):.2%}") for one in found.frequent)

@@ -55,7 +55,8 @@ class Reader:
 
     Args:
         source: The file.
-        span: The bytes to read, from the begin of a document to the end of one, of a plain file of text or JSON lines; None for all.
+        span: The bytes to read; None for all. Of a plain file of text or JSON lines they hold whole documents, of a Parquet file whole row
+            groups.
         document_per: What ends a document in a text file.
         text_field: The field of a JSON object that holds the text.
         encoding: Of the file; None for UTF-8, or what its first bytes announce, and an error where it is clearly neither.
@@ -121,7 +122,7 @@ class Reader:
             self._raw.open(path, self._span[0])
             with self._raw:
                 if self.source.format in ("parquet", "arrow"):
-                    rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet")
+                    rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet", span=self._span)
                     yield from self._trimmed(self._row_pieces(rows))
                     while self._raw.read(CHUNK_BYTES):
                         pass  # for the hash

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["columnar_texts", "csv_texts"]
+__all__ = ["columnar_texts", "csv_texts", "row_group_starts"]
 
 _ROWS = 1000
 """Of a columnar file, read at a time."""
@@ -41,19 +42,23 @@ def csv_texts(lines: Iterable[str], path: Path, *, field: str, delimiter: str, m
         raise DataError(f"is not CSV ({error})", where=f"{path}:{reader.line_num}", hint=hint) from error
 
 
-def columnar_texts(path: Path, *, field: str, is_parquet: bool) -> Iterator[tuple[str, Any]]:
+def columnar_texts(path: Path, *, field: str, is_parquet: bool, span: tuple[int, int]) -> Iterator[tuple[str, Any]]:
     """Yield the values of a column of a Parquet or Arrow file, each with its place.
+
+    Args:
+        path: The file.
+        field: The column.
+        is_parquet: It is a Parquet file.
+        span: Of a Parquet file the row groups that begin in these bytes are read.
 
     Raises:
         DataError: There is no such column, or the file is damaged.
     """
     import pyarrow as pa
 
-    number = 0
     try:
-        for batch in _parquet_batches(path, field) if is_parquet else _arrow_batches(path, field):
-            for value in batch.column(0).to_pylist():
-                number += 1
+        for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
+            for number, value in enumerate(batch.column(0).to_pylist(), start + 1):
                 yield f"{path}, row {number}", value
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -61,16 +66,45 @@ def columnar_texts(path: Path, *, field: str, is_parquet: bool) -> Iterator[tupl
         raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
 
 
-def _parquet_batches(path: Path, field: str) -> Iterator[Any]:
+def row_group_starts(path: Path) -> list[int]:
+    """Return the byte at which each row group of a Parquet file begins; none where it cannot be read, or where they do not follow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            starts = _starts(file.metadata)
+    except (pa.ArrowException, OSError):
+        return []  # reading it will say why
+    return starts if all(one < other for one, other in pairwise(starts)) else []
+
+
+def _starts(metadata: Any) -> list[int]:
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return [min(_start(group.column(number)) for number in range(group.num_columns)) for group in groups]
+
+
+def _start(column: Any) -> int:
+    """Return where a column of a row group begins: at its dictionary, where it has one."""
+    return int(min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset))
+
+
+def _parquet_batches(path: Path, field: str, span: tuple[int, int]) -> Iterator[tuple[int, Any]]:
+    """Yield rows together with the number of those before them."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         _place(file.schema_arrow.names, field, path)
-        yield from file.iter_batches(_ROWS, columns=[field])
+        is_inside = [span[0] <= start < span[1] for start in _starts(file.metadata)]
+        inside = [number for number, is_in in enumerate(is_inside) if is_in]
+        before = sum(file.metadata.row_group(number).num_rows for number in range(inside[0])) if inside else 0
+        for batch in file.iter_batches(_ROWS, columns=[field], row_groups=inside):
+            yield before, batch
+            before += batch.num_rows
 
 
-def _arrow_batches(path: Path, field: str) -> Iterator[Any]:
-    """Read a file with a footer, or a stream as `datasets` writes it."""
+def _arrow_batches(path: Path, field: str) -> Iterator[tuple[int, Any]]:
+    """Read a file with a footer, or a stream as `datasets` writes it; yield rows together with the number of those before them."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -82,9 +116,11 @@ def _arrow_batches(path: Path, field: str) -> Iterator[Any]:
             file = pa.ipc.open_stream(source)
             batches = iter(file)
         _place(file.schema.names, field, path)
+        before = 0
         for batch in batches:
             for start in range(0, batch.num_rows, _ROWS):
-                yield batch.select([field]).slice(start, _ROWS)
+                yield before + start, batch.select([field]).slice(start, _ROWS)
+            before += batch.num_rows
 
 
 def _place(names: Sequence[str], field: str, path: Path) -> int:

@@ -186,6 +186,7 @@ def write_manifest(
     shards: dict[str, Any],
     skipped: dict[str, int],
     replaced_bytes: int,
+    repeated_lines: list[dict[str, str | int]],
 ) -> dict[str, Any]:
     """Seal a prepared directory; the last thing that is written there.
 
@@ -198,6 +199,7 @@ def write_manifest(
         shards: Size, checksum, documents and tokens by file.
         skipped: What was left out, by reason.
         replaced_bytes: Bytes that were not UTF-8.
+        repeated_lines: Lines that stand in many documents, each with their number.
 
     Returns:
         The manifest.
@@ -224,6 +226,7 @@ def write_manifest(
             "shards": shards,
             "skipped": skipped,
             "replaced_bytes": replaced_bytes,
+            "repeated_lines": repeated_lines,
         }
     )
     (directory / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Checkpoints: complete or not there at all, with a checksum of every file.
 
-checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors, state.json, config.yaml and SHA256SUMS. It is
-written to a temporary sibling, flushed, renamed, and only then are older ones removed. Nothing in it can run code.
+checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors, state.json, config.yaml and SHA256SUMS; of a sharded run the
+tensors are in several files, as `parts` says. It is written to a temporary sibling, flushed, renamed, and only then are older ones removed.
+Nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pldcli import presets
 from pldcli.config import RUN_CONTROL, Config, flatten
+from pldcli.engine.parts import Part, collect, load_whole, needed_files, place_of, remove_parts
 from pldcli.errors import CheckpointError, PldError
-from pldcli.sharding import cut, gathered, is_sharded
+from pldcli.sharding import cut, is_sharded, own_part
 from pldcli.system import atomic
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_sealed_directory, seal_directory
@@ -47,7 +50,8 @@ __all__ = [
 ]
 
 _VERSION = 1
-_FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"})
+_TENSORS = ("model", "optimizer")
+_TEXTS = frozenset({"state.json", "config.yaml"})
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Held:
     scaler: dict[str, Any]
     data_fingerprint: str
     tokenizer_fingerprint: str
+    part: Part = field(default_factory=Part)
 
 
 def hold(
@@ -110,9 +115,9 @@ def hold(
     data_fingerprint: str,
     tokenizer_fingerprint: str,
     copy: bool = False,
-    keep: bool = True,
+    part: Part | None = None,
 ) -> Held:
-    """Collect the state of a run; where its model is sharded, every process calls this.
+    """Collect the state of a run, of a sharded one this process's part of it.
 
     Args:
         position: How far it has come.
@@ -124,11 +129,14 @@ def hold(
         data_fingerprint: Of the data that it is trained on.
         tokenizer_fingerprint: Of their tokenizer.
         copy: Copy all tensors to the host, so that training may go on before they are written.
-        keep: False on a process that takes part in gathering shards and writes nothing.
+        part: Of a sharded model, which part this process holds.
     """
+    assert is_sharded(model) == (part is not None)
+    part = part or Part()
     tensors = {"model": model.state_dict(), "optimizer": {**optimizer_tensors(model, optimizer), **guard}}
-    on_host = copy or is_sharded(model)  # one whole tensor at a time on the device
-    tensors = {name: gathered(named, on_host=on_host, keep=keep) for name, named in tensors.items()}
+    tensors = {name: own_part(named, is_first=part.number == 1) for name, named in tensors.items()}
+    if copy:
+        tensors = {name: {key: one.to("cpu", copy=True) for key, one in named.items()} for name, named in tensors.items()}
     return Held(
         position=position,
         config=config,
@@ -136,19 +144,33 @@ def hold(
         scaler=scaler,
         data_fingerprint=data_fingerprint,
         tokenizer_fingerprint=tokenizer_fingerprint,
+        part=part,
     )
 
 
-def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = None) -> Path:
+def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = None, cancelled: threading.Event | None = None) -> Path:
     """Save the state of a run; keep it, the `keep` - 1 before it, and of all others those at multiples of `keep_every` steps.
 
     Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
-    What killed processes left half-written goes as well, whatever its step.
+    What killed processes left half-written goes as well, whatever its step. Of a sharded run every process that holds a part calls this;
+    the main one waits for the others.
+
+    Args:
+        directory: Of the run's checkpoints.
+        held: What to write.
+        keep: Checkpoints, this one among them.
+        keep_every: Steps.
+        cancelled: Set, from another thread, where the other processes of a sharded run will not come any more.
 
     Raises:
         OutputError: The disk is full or not writable; what was there before is still there.
+        CheckpointError: A part of a sharded run did not come.
     """
-    path = directory / f"step-{held.position.step:08d}"
+    path, part = directory / f"step-{held.position.step:08d}", held.part
+    tensors = {part.stem(name): named for name, named in held.tensors.items()}
+    if part.number > 1:
+        write_sealed(place_of(path, part), tensors, {})
+        return path
     state = {
         "version": _VERSION,
         "position": asdict(held.position),
@@ -156,8 +178,9 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
         "data_fingerprint": held.data_fingerprint,
         "tokenizer_fingerprint": held.tokenizer_fingerprint,
     }
-    atomic.remove_leftovers_in(directory)
-    write_sealed(path, held.tensors, {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)})
+    remove_parts(directory, part.token)
+    texts = {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)}
+    write_sealed(path, tensors, texts, others=lambda place: collect(path, part, place, cancelled=cancelled or threading.Event()))
     for other in list_checkpoints(directory):
         if other.name > path.name:
             shutil.rmtree(other, ignore_errors=True)
@@ -165,13 +188,20 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     return path
 
 
-def write_sealed(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
+def write_sealed(
+    path: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    texts: Mapping[str, str],
+    *,
+    others: Callable[[Path], Mapping[str, str]] = lambda place: {},
+) -> None:
     """Write a directory with the checksum of every file in it, whole or not at all.
 
     Args:
         path: The directory; one that is there is replaced.
         tensors: By the name of their safetensors file.
         texts: By the name of their file.
+        others: Brings more files to the place that it is given, and returns their checksums by name.
 
     Raises:
         OutputError: The disk is full or not writable.
@@ -185,7 +215,7 @@ def write_sealed(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts:
                 raise OSError(_errno_of(error), str(error), str(file)) from error
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
-        seal_directory(place)
+        seal_directory(place, known=others(place))
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -226,16 +256,18 @@ def position(path: Path) -> Position:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
 
-def verify(path: Path, *, needed: frozenset[str] = _FILES) -> None:
+def verify(path: Path, *, needed: frozenset[str] | None = None) -> None:
     """Compare every file of a checkpoint with its checksum.
 
     Args:
         path: The checkpoint.
-        needed: Files that must be there.
+        needed: Files that must be there, by default those of a run.
 
     Raises:
         CheckpointError: A file is missing or changed.
     """
+    if needed is None:
+        needed = _TEXTS.union(*(needed_files(path, name) for name in _TENSORS))
     check_sealed_directory(path, needed=needed, error=CheckpointError, hint="use an older one")
 
 
@@ -267,7 +299,7 @@ def read(path: Path) -> Snapshot:
         state = from_json((path / "state.json").read_text(encoding="utf-8"))
         if state["version"] != _VERSION:
             raise CheckpointError(f"has version {state['version']}, this program reads {_VERSION}", where=str(path))
-        weights, optimizer = (load((path / f"{name}.safetensors").read_bytes()) for name in ("model", "optimizer"))
+        weights, optimizer = (load_whole(path, name) for name in _TENSORS)
         config = presets.load(path / "config.yaml")
         return Snapshot(
             path=path,
@@ -281,7 +313,7 @@ def read(path: Path) -> Snapshot:
         )
     except PldError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pldcli.data.prepared import unknown_shares
 from pldcli.errors import DataError
 from pldcli.tokenization.special_tokens import NOTED_UNKNOWN_SHARE
@@ -17,18 +19,20 @@ _SOUND_VALIDATION_TOKENS = 10_000
 """Fewer give a loss whose noise hides what runs differ by."""
 _LARGE_VALIDATION_SHARE, _FEWEST_TOKENS = 0.2, 1000
 _MUCH_UPPER_CASE = 0.1
+_NOTED_LINE_SHARE, _LONGER_THAN_A_HEADING, _SHOWN_CHARACTERS = 0.05, 25, 60
 _CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
 
 
-def notes_on_data(counts: Counts, tokenizer: Tokenizer, *, was_trained: bool, chosen_by_user: bool) -> list[str]:
-    """Look for text that the tokenizer does not fit, and for a split that measures little.
+def notes_on_data(manifest: dict[str, Any], tokenizer: Tokenizer, *, was_trained: bool, chosen_by_user: bool) -> list[str]:
+    """Look for text that the tokenizer does not fit, for a split that measures little, and for lines that most documents share.
 
     Args:
-        counts: The `counts` of the manifest.
+        manifest: Of the data.
         tokenizer: What the text was encoded with.
         was_trained: It was trained on this text.
         chosen_by_user: Validation has text of its own.
     """
+    counts: Counts = manifest["counts"]
     hint = "a larger --vocab-size holds more characters" if was_trained else "without --tokenizer one is trained on this text"
     notes = [
         f"{share:.1%} of the {split} tokens are unknown ([UNK]): the vocabulary cannot spell them; {hint}."
@@ -48,6 +52,14 @@ def notes_on_data(counts: Counts, tokenizer: Tokenizer, *, was_trained: bool, ch
         documents = counts["validation"]["documents"] + counts["train"]["documents"]
         hint = "" if chosen_by_user else "; --validation takes a file of its own"
         notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough{hint}.")
+    documents = sum(count["documents"] for count in counts.values())
+    repeated = [one for one in manifest["repeated_lines"] if len(one["line"]) >= _LONGER_THAN_A_HEADING]
+    often = [one for one in repeated if one["documents"] > _NOTED_LINE_SHARE * documents]
+    if often:
+        line, number = often[0]["line"], often[0]["documents"]
+        shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
+        several = f", and {len(often) - 1} more in many" if len(often) > 1 else ""
+        notes.append(f"The line {shown!r} stands in {number:,} of {documents:,} documents{several}: `pld data inspect` lists such lines.")
     return notes
 
 

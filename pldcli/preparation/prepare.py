@@ -20,6 +20,7 @@ from pldcli.choices import DocumentPer, Engine, ModelType
 from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters
+from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import verify_tokenizer, write_manifest
@@ -136,6 +137,7 @@ class Preparation:
                 if sum(count["tokens"] - count["documents"] for count in counts.values()) < 2:
                     raise DataError("holds less than two tokens of text", where=str(files[0].path), hint="add text")
                 check_something_is_known(counts, tokenizer)
+                num_documents = sum(count["documents"] for count in counts.values())
                 with atomic.directory(self.out, overwrite=self.overwrite) as directory:
                     tokenizer.save(directory)
                     manifest = write_manifest(
@@ -147,8 +149,9 @@ class Preparation:
                         shards=work.collect(encoded, tokenizer, directory),
                         skipped=dict(sorted((left_out + skipped(scans) + fates.left_out).items())),
                         replaced_bytes=sum(scan.replaced_bytes for scan in scans),
+                        repeated_lines=most_repeated((part.lines for part in encoded), num_documents),
                     )
-        notes += notes_on_data(counts, tokenizer, was_trained=existing is None, chosen_by_user=num_train < len(files))
+        notes += notes_on_data(manifest, tokenizer, was_trained=existing is None, chosen_by_user=num_train < len(files))
         return Prepared(self.out, manifest, time.monotonic() - began, tuple(notes))
 
     def run_share(self, number: int, count: int) -> str:

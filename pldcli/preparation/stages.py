@@ -28,6 +28,7 @@ import numpy.typing as npt
 from pldcli import __version__
 from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Reader, count_words
+from pldcli.corpus.repeats import RepeatedLines
 from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
@@ -87,6 +88,8 @@ class Encoded:
     """Documents, tokens, unknown tokens, words and bytes of text by split."""
     shards: dict[str, dict[str, Any]]
     """Size, checksum, documents and tokens by file."""
+    lines: dict[str, int]
+    """Lines and in how many documents each stands, those in most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +273,7 @@ class Stages:
         key, tokenizer, earlier = self.key(task), self._tokenizer, self.result(Task("scan", task.number))["slices"]
         fates = np.fromfile(self.fates_of(task.number), _CAUSE).tolist()
         special, counts = tokenizer.special, {"train": Counter[str](), "validation": Counter[str]()}
+        repeated = RepeatedLines()
         number = open_tokens = 0
         with ExitStack() as stack:
             sizes = {"vocab_size": tokenizer.vocab_size, "end_id": special.sep_id}
@@ -282,7 +286,9 @@ class Stages:
                         raise _changed(source)
                     fate, split = fates[number], "validation" if fates[number] == VALIDATION else "train"
                     if fate < LEFT_OUT:
-                        ids = np.array(tokenizer.encode_document_lines(text.split("\n"), continued=continued), np.uint32)
+                        lines = text.split("\n")
+                        ids = np.array(tokenizer.encode_document_lines(lines, continued=continued), np.uint32)
+                        repeated.add(lines, last=last)
                         open_tokens += len(ids)
                         unknown = int(np.count_nonzero(ids == special.unk_id))
                         writers[split].add(ids)
@@ -310,6 +316,7 @@ class Stages:
         content = {
             "counts": {name: {what: count[what] for what in COUNTED} for name, count in counts.items()},
             "shards": {name: shard for writer in writers.values() for name, shard in writer.shards.items()},
+            "lines": repeated.most,
         }
         atomic.write_text(self.place / f"{key}.json", json.dumps(content))
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from pldcli.corpus.decoding import CHUNK_BYTES, encoding_of_mark
 from pldcli.corpus.reader import skip_line
 from pldcli.corpus.sources import Source
+from pldcli.corpus.tables import row_group_starts
 
 __all__ = ["Slice", "Unit", "cut", "unit_bytes"]
 
@@ -85,14 +86,19 @@ def _slices(number: int, source: Source, reading: Mapping[str, Any], size: int) 
     if source.num_bytes < 2 * size or not _is_divisible(source, reading):
         yield Slice(number, None, source.num_bytes)
         return
-    is_by_line = source.format == "json" or reading["document_per"] == "line"
-    with source.path.open("rb") as file:
-        edges = [0, *_edges(file, source.num_bytes, size, is_by_line=is_by_line), source.num_bytes]
+    if source.format == "parquet":
+        inner = _far_apart(row_group_starts(source.path), source.num_bytes, size)
+    else:
+        is_by_line = source.format == "json" or reading["document_per"] == "line"
+        inner = _edges(source, size, is_by_line=is_by_line)
+    edges = [0, *inner, source.num_bytes]
     yield from (Slice(number, (start, stop), stop - start) for start, stop in pairwise(edges))
 
 
 def _is_divisible(source: Source, reading: Mapping[str, Any]) -> bool:
-    """Return whether a file can be read from the middle: its line ends are bytes, and documents end at them."""
+    """Return whether a file can be read from the middle: it has row groups, or its line ends are bytes, and documents end at them."""
+    if source.format == "parquet":
+        return True
     if source.compression or source.format not in ("text", "json") or reading["encoding"] not in (None, "utf-8"):
         return False
     return (source.format == "json" or reading["document_per"] != "file") and _has_plain_line_ends(source.path)
@@ -103,18 +109,28 @@ def _has_plain_line_ends(path: Path) -> bool:
         return encoding_of_mark(file.read(4)) is None
 
 
-def _edges(file: BinaryIO, num_bytes: int, size: int, *, is_by_line: bool) -> Iterator[int]:
+def _edges(source: Source, size: int, *, is_by_line: bool) -> Iterator[int]:
     """Find places between documents, about `size` bytes apart."""
     wanted = size
-    while wanted < num_bytes:
-        file.seek(wanted)
-        skip_line(file)
-        if not is_by_line:
-            _skip_to_blank_line(file)
-        if (edge := file.tell()) >= num_bytes:
-            return
-        yield edge
-        wanted = edge + size
+    with source.path.open("rb") as file:
+        while wanted < source.num_bytes:
+            file.seek(wanted)
+            skip_line(file)
+            if not is_by_line:
+                _skip_to_blank_line(file)
+            if (edge := file.tell()) >= source.num_bytes:
+                return
+            yield edge
+            wanted = edge + size
+
+
+def _far_apart(places: Sequence[int], num_bytes: int, size: int) -> Iterator[int]:
+    """Choose of the places where row groups begin such that lie `size` bytes or more apart, and from the end of the file."""
+    before = 0
+    for place in places:
+        if place - before >= size and num_bytes - place >= size:
+            yield place
+            before = place
 
 
 def _skip_to_blank_line(file: BinaryIO) -> None:

@@ -249,12 +249,21 @@ def place(model: StBert, config: Config, runtime: Runtime) -> StBert:
     return model
 
 
-def whole_model(config: Config, model: StBert) -> StBert:
-    """Return a model in one piece: itself, or a copy on the host of a sharded one; every process calls this."""
+def whole_model(config: Config, model: StBert, *, keep: bool) -> StBert | None:
+    """Return a model in one piece: itself, or a copy on the host of a sharded one; every process calls this.
+
+    Args:
+        config: Of the run.
+        model: Sharded or not.
+        keep: False on a process that gets none of a sharded model.
+    """
     if not is_sharded(model):
         return model
+    weights = gathered(model.state_dict(), keep=keep)
+    if not keep:
+        return None
     copy = random_model(config)
-    copy.load_state_dict(gathered(model.state_dict(), on_host=True))
+    copy.load_state_dict(weights)
     copy.global_rope_theta = model.global_rope_theta
     return copy
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +28,7 @@ from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.engine.metrics import MetricsLog, reads_context
+from pldcli.engine.parts import Part
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.trainer import Observation, Trainer
@@ -51,6 +54,7 @@ _STRAGGLES_FROM = 1.5
 """Times the median of the other processes' time."""
 _LEAST_SECONDS = 1e-3
 """Below it no clock is trusted."""
+_TOKEN_BITS = 48
 _LOOK_SECONDS = 1.0
 """Between two looks for a request to save: on a shared file system one may take milliseconds."""
 
@@ -111,7 +115,8 @@ class RunRecorder:
         self.last_logged, self.saved_step = position, position.step
         self._pass_over(position.shifted_sequences)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.saving: Future[Path] | None = None
+        self.saving: Future[None] | None = None
+        self.others_are_gone = threading.Event()
         self.next_look = 0.0
         self.straggler: int | None = None
         self.score: LmScore | None = None
@@ -123,7 +128,9 @@ class RunRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the metrics, and wait for a checkpoint that is being written."""
+        """Close the metrics, and wait for a checkpoint that is being written; after an error not for other processes' parts of it."""
+        if kind is not None:
+            self.others_are_gone.set()
         self.writer.shutdown()
         if self.log is not None:
             self.log.close()
@@ -233,9 +240,10 @@ class RunRecorder:
     def finish(self, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
         self._finish_saving()
-        model = whole_model(self.config, self.trainer.model)
+        model = whole_model(self.config, self.trainer.model, keep=self.runtime.is_main)
         checked = ReadBack()
         if self.runtime.is_main:
+            assert model is not None
             checked = self._export(model)
             card.write(self.run, self.config, self.prepared, self.position, command)
         self.runtime.wait_for_all()
@@ -318,7 +326,8 @@ class RunRecorder:
         self.saved_step = self.position.step
         self._finish_saving()
         in_background = self.runtime.is_on(self.config.checkpoint.background)
-        if self.runtime.is_main or is_sharded(self.trainer.model):
+        part = self._own_part() if is_sharded(self.trainer.model) else None
+        if self.runtime.is_main or part is not None:
             held = checkpoint.hold(
                 self.position,
                 self.config,
@@ -329,21 +338,27 @@ class RunRecorder:
                 data_fingerprint=self.prepared.data_fingerprint,
                 tokenizer_fingerprint=self.prepared.fingerprint,
                 copy=in_background,
-                keep=self.runtime.is_main,
+                part=part,
             )
-        if self.runtime.is_main:
             if in_background:
-                atomic.write_text(self.run.saving, "")
+                if self.runtime.is_main:
+                    atomic.write_text(self.run.saving, "")
                 self.saving = self.writer.submit(self._write_checkpoint, held)
             else:
                 self._write_checkpoint(held)
         self.runtime.wait_for_all()
 
-    def _write_checkpoint(self, held: checkpoint.Held) -> Path:
-        settings = self.config.checkpoint
-        path = checkpoint.write(self.run.checkpoints, held, keep=settings.keep, keep_every=settings.keep_every_steps)
-        self.run.saving.unlink(missing_ok=True)
-        return path
+    def _own_part(self) -> Part | None:
+        """Return which part of a sharded model this process writes; None where another process has the same. All call this together."""
+        [token] = self.runtime.sum_on_host([float(secrets.randbits(_TOKEN_BITS)) if self.runtime.is_main else 0.0])
+        number, count = self.runtime.rank + 1, self.runtime.num_shards
+        return Part(number, count, int(token)) if number <= count else None
+
+    def _write_checkpoint(self, held: checkpoint.Held) -> None:
+        settings, cancelled = self.config.checkpoint, self.others_are_gone
+        checkpoint.write(self.run.checkpoints, held, keep=settings.keep, keep_every=settings.keep_every_steps, cancelled=cancelled)
+        if self.runtime.is_main:
+            self.run.saving.unlink(missing_ok=True)
 
     def _pass_over(self, sequences: int) -> None:
         self.trainer.batches = replace(self.trainer.batches, shift=sequences)

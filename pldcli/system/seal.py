@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pldcli.errors import PldError
 
-__all__ = ["check_file", "check_sealed_directory", "file_sha256", "is_sealed", "seal_directory", "sealed"]
+__all__ = ["check_file", "check_sealed_directory", "file_sha256", "is_sealed", "read_sums", "seal_directory", "sealed"]
 
 _SUMS = "SHA256SUMS"
 _CHECKSUM = "sha256"
@@ -46,10 +47,25 @@ def check_file(
         raise error(what, where=str(path), hint=hint)
 
 
-def seal_directory(directory: Path) -> None:
-    """Write the checksums of all files in a directory into SHA256SUMS, in the format of `sha256sum --check`."""
-    sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in sorted(directory.iterdir()))
+def seal_directory(directory: Path, *, known: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write the checksums of all files in a directory into SHA256SUMS, in the format of `sha256sum --check`.
+
+    Args:
+        directory: It holds no other directory.
+        known: Checksums that need not be computed, by the name of their file.
+    """
+    sums = "".join(f"{known.get(file.name) or file_sha256(file)}  {file.name}\n" for file in sorted(directory.iterdir()))
     (directory / _SUMS).write_text(sums, encoding="utf-8")
+
+
+def read_sums(directory: Path) -> dict[str, str]:
+    """Read what `seal_directory` wrote: the checksum of each file, by its name.
+
+    Raises:
+        OSError, UnicodeDecodeError: It cannot be read.
+    """
+    lines = (directory / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def check_sealed_directory(directory: Path, *, needed: Iterable[str], error: type[PldError], hint: str) -> None:
@@ -65,10 +81,9 @@ def check_sealed_directory(directory: Path, *, needed: Iterable[str], error: typ
         PldError: A file is missing or differs; of the type given.
     """
     try:
-        lines = (directory / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        sums = read_sums(directory)
     except (OSError, UnicodeDecodeError) as reason:
         raise error(f"is incomplete or damaged ({_SUMS}: {reason})", where=str(directory), hint=hint) from reason
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if missing := sorted(set(needed) - sums.keys()):
         raise error(f"is incomplete or damaged ({_SUMS} does not name {', '.join(missing)})", where=str(directory), hint=hint)
     for name, digest in sums.items():

@@ -51,6 +51,16 @@ def test_what_is_in_prepared_data(data: Path, pld: Callable[..., Outcome], tmp_p
     assert (tmp_path / "data.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_lines_that_most_documents_share(tmp_path: Path, pld: Callable[..., Outcome]) -> None:
+    foot = "Sign up for our newsletter, and never miss a thing."
+    (tmp_path / "a.txt").write_text("\n\n".join(f"History.\none two three {number}\n{foot}" for number in range(60)))
+    prepared = pld("prepare-data", tmp_path / "a.txt", "--out", tmp_path / "data", "--vocab-size", 120)
+    # The heading is no news.
+    assert f"Note: The line '{foot}' stands in 60 of 60 documents: `pld data inspect` lists such lines." in prepared.out
+    shown = pld("data", "inspect", tmp_path / "data", "--samples", 0).out
+    assert re.search(rf"lines that stand in many documents\nline +documents +of all\nHistory\. +60 +100\.0%\n{foot} +60 +100\.0%\n", shown)
+
+
 def test_the_same_in_json(data: Path, pld: Callable[..., Outcome]) -> None:
     done = pld("data", "inspect", data, "data.seq_len=16", "data.packing=documents", "--json", "--samples", "1", "--pieces", "3")
     found = json.loads(done.out)

@@ -1,11 +1,13 @@
 """Two and four processes, replicas and shards: each trains as one process does."""
 
+import functools
 import hashlib
 import itertools
 import json
 import math
 import socket
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from pldcli.config import RUN_CONTROL
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
+from pldcli.engine.parts import Part, load_whole
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.validation import score_lm, stream_batches
 from pldcli.errors import UsageError
@@ -31,6 +34,7 @@ CASES = {
     "dense": ("pld.schedule=constant", "pld.theta_bar=1.0", "train.total_steps=10"),
     "dropping": (*DROPPING, "train.total_steps=100"),
     "expansion": ("pld.schedule=expansion", "pld.depth_stages=[{until: 0.5, blocks: 2}]", "train.total_steps=10"),
+    "compiled": (*DROPPING, "runtime.compile=on", "train.total_steps=10"),
     "recomputed": (*DROPPING, "runtime.checkpoint_activations=true", "train.total_steps=10"),
     "muon": (*DROPPING, "pld.draws_per_step=2", "optim.name=muon", "train.total_steps=20"),
     "lamb": (*DROPPING, "optim.name=lamb", "train.total_steps=10"),
@@ -53,6 +57,18 @@ def trained(trainer, *, start=0, stop=None):
     return rows
 
 
+@contextmanager
+def cheap_compilation():
+    """Compile without generating code: what is traced, with its breaks and guards, is the same."""
+    compile = torch.compile
+    torch.compile = functools.partial(compile, backend="aot_eager")
+    try:
+        yield
+    finally:
+        torch.compile = compile
+        torch.compiler.reset()
+
+
 def weights_of(model):
     return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
 
@@ -61,7 +77,7 @@ def digest(weights):
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights.values())).hexdigest()
 
 
-def hold(trainer, step, *, keep=True):
+def hold(trainer, step, *, part=None):
     return checkpoint.hold(
         Position(step=step),
         tiny_config(*CASES["muon"], *BATCH),
@@ -71,7 +87,7 @@ def hold(trainer, step, *, keep=True):
         guard=trainer.guard.state(),
         data_fingerprint="data",
         tokenizer_fingerprint="tokenizer",
-        keep=keep,
+        part=part,
     )
 
 
@@ -86,9 +102,12 @@ def one_of_several(place: str, sharding: str) -> None:
     found = {}
     with launch("cpu", sharding=sharding) as runtime:
         for name, changes in CASES.items():
-            trainer = tiny_trainer(*changes, *BATCH, runtime=runtime)
-            assert is_sharded(trainer.model) == (sharding != "none")
-            found[name] = trained(trainer), digest(weights_of(trainer.model))
+            if name == "compiled" and runtime.world_size > 2:
+                continue  # would say the same, and takes long
+            with cheap_compilation() if name == "compiled" else nullcontext():
+                trainer = tiny_trainer(*changes, *BATCH, runtime=runtime)
+                assert is_sharded(trainer.model) == (sharding != "none")
+                found[name] = trained(trainer), digest(weights_of(trainer.model))
 
         found["sent"] = sent_by(tiny_trainer(*DROPPING, *BATCH, runtime=runtime))
         found["held"] = sum(part.numel() for part in own_parts(list(trainer.model.parameters())))
@@ -97,22 +116,25 @@ def one_of_several(place: str, sharding: str) -> None:
         batches = list(stream_batches(MadeUpData().stream("validation"), MadeUpData.special, 32, vocab_size=64, batch_size=4))
         found["score"] = [score_lm(trainer.model, batches[:count], trainer.precision, runtime).loss for count in (1, 5)]
         assert all(whole(parameter) is not parameter for parameter in trainer.model.parameters()) == is_sharded(trainer.model)
-        copy = whole_model(tiny_config(*CASES["stable-adamw"]), trainer.model)
-        found["copy"] = digest(dict(copy.state_dict())) == digest(weights_of(trainer.model)) and not is_sharded(copy)
+        copy = whole_model(tiny_config(*CASES["stable-adamw"]), trainer.model, keep=runtime.is_main)
+        weights = weights_of(trainer.model)
+        if runtime.is_main:
+            assert digest(dict(copy.state_dict())) == digest(weights) and not is_sharded(copy)
+        else:
+            assert (copy is None) == is_sharded(trainer.model)
 
         trainer = tiny_trainer(*CASES["muon"], *BATCH, runtime=runtime)
         trained(trainer, stop=HALF)
-        held = hold(trainer, HALF, keep=runtime.is_main)
-        assert runtime.is_main or not any(held.tensors.values())
-        if runtime.is_main:
-            checkpoint.write(Path(place, sharding), held, keep=2)
+        part = Part(runtime.rank + 1, runtime.num_shards, token=7) if runtime.num_shards > 1 else None
+        if runtime.rank < runtime.num_shards:
+            checkpoint.write(Path(place, sharding), hold(trainer, HALF, part=part), keep=2)
         found["went on"] = trained(restored(Path(place, "one", f"step-{HALF:08d}"), runtime=runtime), start=HALF)
 
         if sharding != "none":
             found["overflow"] = overflown(tiny_trainer(*DROPPING, *BATCH, "runtime.precision=fp16", runtime=runtime))
         runtime.reduce_dtype = torch.bfloat16
         found["rounded"] = trained(tiny_trainer(*CASES["muon"], *BATCH, runtime=runtime))
-        trainer = copy = held = None
+        trainer = copy = weights = None
         Path(place, f"{runtime.rank}.json").write_text(json.dumps(found))
 
 
@@ -164,7 +186,8 @@ def sent_by(trainer):
 def alone(tmp_path_factory):
     """One process: what it saw of each case, and a checkpoint in the middle of the Muon run."""
     place = tmp_path_factory.mktemp("several")
-    found = {name: trained(tiny_trainer(*changes, *BATCH)) for name, changes in CASES.items()}
+    plain = {name: [change for change in changes if change != "runtime.compile=on"] for name, changes in CASES.items()}
+    found = {name: trained(tiny_trainer(*changes, *BATCH)) for name, changes in plain.items()}
     trainer = tiny_trainer(*CASES["muon"], *BATCH)
     trained(trainer, stop=HALF)
     checkpoint.write(place / "one", hold(trainer, HALF), keep=2)
@@ -189,7 +212,9 @@ def several(request, alone, processes):
 
 @pytest.mark.parametrize("name", CASES)
 def test_several_processes_train_as_one(several, alone, name):
-    _, _, ranks = several
+    (count, *_), _, ranks = several
+    if name == "compiled" and count > 2:
+        pytest.skip("tried with two processes")
     assert all(rank[name] == ranks[0][name] for rank in ranks), "ranks differ, in what they saw or in their weights"
     together, expected = ranks[0][name][0], alone[1][name]
     assert len(together) == len(expected)
@@ -225,14 +250,18 @@ def test_validation_and_a_copy_of_a_sharded_model(several, alone):
     for count, score in zip((1, 5), ranks[0]["score"], strict=True):
         one = score_lm(trainer.model, batches[:count], trainer.precision, Runtime(torch.device("cpu"))).loss
         assert score == pytest.approx(one, rel=1e-5)
-    assert all(rank["copy"] for rank in ranks)
 
 
 def test_checkpoints_of_shards_replicas_and_one_process_are_the_same(several, alone):
-    (_, _, sharding), place, ranks = several
+    (count, local, sharding), place, ranks = several
     ours, theirs = (path / f"step-{HALF:08d}" for path in (place / sharding, alone[0] / "one"))
+    checkpoint.verify(ours)
+    assert [entry.name for entry in ours.parent.iterdir()] == [ours.name]
     for name in ("model", "optimizer"):
-        written, expected = load_file(ours / f"{name}.safetensors"), load_file(theirs / f"{name}.safetensors")
+        files = sorted(ours.glob(f"{name}*"))
+        assert len(files) == {"none": 1, "full": count, "hybrid": local}[sharding]
+        assert max(file.stat().st_size for file in files) < 1.25 * (theirs / f"{name}.safetensors").stat().st_size / len(files)
+        written, expected = load_whole(ours, name), load_file(theirs / f"{name}.safetensors")
         assert written.keys() == expected.keys()
         for key, tensor in expected.items():
             assert torch.allclose(written[key], tensor, rtol=1e-3, atol=1e-5), key

@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from pldcli.corpus.reader import Reader
@@ -108,3 +110,48 @@ def test_small_files_share_a_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("num_bytes", "size"), [(0, 4 << 20), (4 << 30, 4 << 20), ((4 << 30) + 1, 8 << 20), (1 << 40, 1 << 30)])
 def test_there_are_at_most_a_thousand_units_of_plain_files(num_bytes: int, size: int) -> None:
     assert unit_bytes(num_bytes) == size
+
+
+def write_parquet(path: Path, texts: list[str | None], **settings: Any) -> Path:
+    table = pa.table({"number": list(range(len(texts))), "text": texts, "other": [f"{number} of them" for number in range(len(texts))]})
+    pyarrow.parquet.write_table(table, path, **settings)
+    return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dictionary": False, "compression": "none"}, {"compression": "zstd"}], ids=str)
+def test_a_parquet_file_is_cut_between_row_groups(tmp_path: Path, settings: dict[str, Any]) -> None:
+    texts: list[str | None] = [f"text {number} of\na table" for number in range(5000)]
+    path = write_parquet(tmp_path / "a.parquet", texts, row_group_size=130, **settings)
+    sources, _ = find_sources([path])
+    whole = cut(sources, READING, 1 << 30)
+    assert len(whole) == 1 and documents(sources, whole, READING) == (texts, {})
+    for size in (100, 3000, 20_000):
+        units = cut(sources, READING, size)
+        assert 2 <= len(units) <= -(-5000 // 130)
+        assert len(units) > 1 and all(unit.num_bytes >= size for unit in units)
+        assert documents(sources, units, READING) == (texts, {})
+        spans = [one.span for unit in units for one in unit.slices]
+        assert spans[0][0] == 0 and spans[-1][1] == path.stat().st_size  # type: ignore[index]
+
+
+def test_a_row_of_a_later_row_group_is_named_by_its_number_in_the_file(tmp_path: Path) -> None:
+    texts: list[str | None] = ["text"] * 900 + [None] + ["text"] * 99
+    path = write_parquet(tmp_path / "a.parquet", texts, row_group_size=100)
+    sources, _ = find_sources([path])
+    units = cut(sources, READING, 50)
+    assert len(units) > 5
+    with pytest.raises(DataError) as caught:
+        documents(sources, units, READING)
+    assert caught.value.where == f"{path}, row 901"
+    skipped = documents(sources, units, READING | {"skip_bad": True})[1]
+    assert skipped == {"'text' that is nothing": 1}
+
+
+def test_a_damaged_parquet_file_is_one_unit_whose_reading_says_so(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["text"] * 1000, row_group_size=100)
+    path.write_bytes(path.read_bytes()[:-4] + b"none")
+    sources = [Source(path, path.stat().st_size, "parquet", "")]
+    units = cut(sources, READING, 50)
+    assert len(units) == 1
+    with pytest.raises(DataError, match="truncated or damaged"):
+        documents(sources, units, READING)
