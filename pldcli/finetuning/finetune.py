@@ -122,8 +122,9 @@ def finetune(
             for job, result in _run(inputs, todo, experiment, runtime, jobs, speaker):
                 done[job.name] = result
                 if runtime.is_main:
-                    keep_the_best(out, done)
-                    write_results(out, task, inputs.start_name, {name: done[name] for name in all_jobs if name in done})
+                    so_far = {name: done[name] for name in all_jobs if name in done}  # in this order the first of equals is the best
+                    keep_the_best(out, so_far)
+                    write_results(out, task, inputs.start_name, so_far)
             runtime.wait_for_all()
         cells = {name: done[name] for name in all_jobs}
         best = best_cell(cells)

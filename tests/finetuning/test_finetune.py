@@ -21,6 +21,7 @@ from pldcli.errors import (
 )
 from pldcli.evaluation.prediction import score_split
 from pldcli.finetuning import cell as cell_module
+from pldcli.finetuning import finetune as finetune_module
 from pldcli.finetuning.config import cells
 from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.load import load_pretrained
@@ -219,6 +220,21 @@ def test_processes_side_by_side_give_the_same_as_one(learn, river_experiment, tm
     assert len(one.cells) == 4 and outcomes(one) == outcomes(two)
     assert one.best == two.best and weights(one) == weights(two)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_of_equal_cells_the_same_one_is_the_best_whatever_ends_first(learn, river_experiment, tmp_path, monkeypatch):
+    """Else the model of the one is dropped for that of the other, trained anew, and dropped again, without end."""
+    run, calls = finetune_module._run, []
+
+    def from_the_last(*arguments):
+        calls.append(None)
+        assert len(calls) == 1, "the best cell is trained again"
+        return reversed(list(run(*arguments)))
+
+    monkeypatch.setattr(finetune_module, "_run", from_the_last)
+    done = learn(river_experiment(), tmp_path / "out", "epochs=1", "learning_rate=1e-9,2e-9")
+    scores = [cell["score"] for cell in done.cells.values()]
+    assert scores[0] == scores[1] and done.best == next(iter(done.cells))
 
 
 def test_small_forward_passes_change_nothing(learn, river_experiment, tmp_path):
