@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import damage, several, stops
+from tests.faults import damage, places, programs, several, stops
 from tests.faults.ground import Fault, Ground, Tally, software
 
 FAULTS: dict[str, tuple[Fault, int]] = {
@@ -20,12 +20,17 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "SIGKILL at each call that changes the disk": (stops.killed_while_saving, 1000),
     "SIGTERM, SIGINT, SIGUSR1 at a random moment": (stops.signalled, 150),
     "SIGKILL at a random moment of prepare-data": (stops.prepare_killed, 50),
+    "SIGKILL at a random moment of finetune with a grid": (programs.finetune_killed, 50),
+    "SIGKILL at a random moment of study": (programs.study_killed, 20),
     "a flipped bit": (damage.flipped, 2000),
     "a file cut short": (damage.cut, 200),
     "a page of zeros": (damage.zeroed, 200),
     "a missing file": (damage.missing, 200),
     "an extra file": (damage.extra, 200),
     "a disk that fills up": (damage.disk_full, 30),
+    "a disk that turns read-only": (places.read_only, 20),
+    "a directory that vanishes": (places.vanished, 20),
+    "a clock that is set back": (places.clock_set_back, 20),
     "one of two processes killed": (several.one_killed, 5),
     "one of four processes killed": (several.one_of_four_killed, 5),
     "one of two processes stopped": (several.one_stopped, 5),
