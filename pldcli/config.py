@@ -254,6 +254,7 @@ class Config(Settings):
         if data.seq_len > model.max_position_embeddings:
             what = f"{data.seq_len} tokens do not fit model.max_position_embeddings {model.max_position_embeddings}"
             raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+        self.objective.exits_of(model.num_hidden_layers)
         pld.check_blocks(model.num_hidden_layers, first_attention_norm=model.first_attention_norm)
         for key, batch in self._batch_sizes:
             if batch % pld.draws_per_step:
@@ -324,7 +325,12 @@ class Config(Settings):
         objective = self.objective
         masked = sum(objective.mask_probabilities) / 2
         mask_rate = objective.over_steps(masked=masked, causal=1.0, prefix=0.5)
-        return self.model.flops(self.data.seq_len, mask_rate, span_boundary=objective.span_boundary)
+        return self.model.flops(self.data.seq_len, mask_rate, span_boundary=objective.span_boundary, num_exits=len(self.exits))
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Return after how many blocks there is a loss, beside that of the whole model."""
+        return self.objective.exits_of(self.model.num_hidden_layers)
 
     def run_flops(self, attended_tokens: Mapping[int, float] | None = None) -> RunFlops:
         """Count the FLOPs of the run as planned.

@@ -362,6 +362,7 @@ class StBert(nn.Module):
         prefix_lengths_B: Tensor | None = None,
         gates: Sequence[bool] | None = None,
         residual_scales_L: Tensor | None = None,
+        exits: Sequence[int] = (),
     ) -> Tensor:
         """Encode.
 
@@ -377,9 +378,10 @@ class StBert(nn.Module):
             prefix_lengths_B: With `causal`: so many first tokens of a sequence that all its tokens attend to.
             gates: Which blocks run, [L]; None for all.
             residual_scales_L: Per block, the factor of its sublayers' outputs, or as `scales_whole_blocks` says; None for 1.
+            exits: After how many blocks hidden states are wanted, too, as those of a model that ends there; ascending.
 
         Returns:
-            Hidden states, [B, T, D].
+            Hidden states, [B, T, D]; with `exits` those of each before those of the whole model, [E + 1, B, T, D].
         """
         x_BTD = self.embeddings(input_ids_BT, token_type_ids_BT, position_ids_BT)
         rows = Rows(
@@ -392,15 +394,18 @@ class StBert(nn.Module):
         )
         attention = self._attention_by_kind(x_BTD, rows, position_ids_BT)
         recomputes = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+        states = []
         for index, block in enumerate(self.blocks):
+            if index in exits:
+                states.append(self.final_norm(x_BTD))
             # Layer dropping: a block whose gate is off is not called, so it costs nothing and its gradients stay None. This is a branch
             # of the host outside of the compiled blocks, so gates that change never recompile anything.
             if gates is None or gates[index]:
                 scale = None if residual_scales_L is None else residual_scales_L[index]
                 inputs = (x_BTD, attention[bool(block.is_global)], scale, self.scales_whole_blocks)
                 x_BTD = checkpoint(block, *inputs, use_reentrant=False) if recomputes else block(*inputs)
-        x_BTD = self.final_norm(x_BTD)
-        return x_BTD  # type: ignore[no-any-return]
+        states.append(self.final_norm(x_BTD))
+        return torch.stack(states) if exits else states[0]
 
     def _attention_by_kind(self, x_BTD: Tensor, rows: Rows, position_ids_BT: Tensor | None) -> dict[bool, Attention]:
         """Prepare what all global blocks share, and all local ones."""

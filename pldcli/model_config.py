@@ -119,7 +119,7 @@ class ModelConfig(Settings):
         """Return whether a block attends to a window only."""
         return len(self.global_layer_numbers) < self.num_hidden_layers
 
-    def flops(self, seq_len: int, mask_rate: float, *, span_boundary: bool = False) -> Flops:
+    def flops(self, seq_len: int, mask_rate: float, *, span_boundary: bool = False, num_exits: int = 0) -> Flops:
         """Count the FLOPs per token of rows of `seq_len` tokens, of which the heads see a share of `mask_rate`."""
         return Flops.of_encoder(
             num_blocks=self.num_hidden_layers,
@@ -131,6 +131,7 @@ class ModelConfig(Settings):
             mask_rate=mask_rate,
             head_transform=self.lm_head == "transform",
             span_boundary=span_boundary,
+            num_exits=num_exits,
             num_local=self.num_hidden_layers - len(self.global_layer_numbers),
             window=2 * (self.local_attention // 2) + 1,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pldcli.choices import LmKind, MaskingUnit
 from pldcli.errors import UsageError
-from pldcli.settings import AS_NUMBER, Settings, Share
+from pldcli.settings import AS_NUMBER, Positive, Settings, Share, Whole
 
 __all__ = ["ObjectiveConfig"]
+
+_FEWEST_BLOCKS_OF_AUTO = 4
 
 
 class ObjectiveConfig(Settings):
@@ -30,6 +32,15 @@ class ObjectiveConfig(Settings):
     """`masked` LM (BERT), `causal` LM (GPT-2), or `prefix` (UniLM): both, and next tokens behind a prefix, a third of the steps each."""
     causal_share: Share = 0.0
     """The share of a masked LM's steps that are causal LM instead, through the same blocks and head; in GPT-BERT about 0.06."""
+    exits: Literal["auto"] | tuple[Whole, ...] = ()
+    """Add the loss after so many blocks, to cut the model there: a list, or `auto` for a quarter, half and three quarters of them."""
+    exit_weight: Positive = 1.0
+    """What the loss of each exit counts, beside 1 for that of the whole model."""
+
+    @field_validator("exits", mode="before")
+    @classmethod
+    def _read_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
@@ -55,6 +66,22 @@ class ObjectiveConfig(Settings):
         if self.kind == "causal":
             return ("clm",)
         return ("mlm", "clm") if self.kind == "prefix" or self.causal_share else ("mlm",)
+
+    def exits_of(self, num_blocks: int) -> tuple[int, ...]:
+        """Return after how many blocks of a model there is a loss, beside that at its end; ascending.
+
+        Raises:
+            UsageError: It has no such place.
+        """
+        if self.exits == "auto":
+            if num_blocks < _FEWEST_BLOCKS_OF_AUTO:
+                what = f"auto needs {_FEWEST_BLOCKS_OF_AUTO} blocks, not {num_blocks}"
+                raise UsageError(what, where="objective.exits", hint="list numbers of blocks instead")
+            return tuple(round(num_blocks * quarters / 4) for quarters in (1, 2, 3))
+        if len(set(self.exits) & set(range(1, num_blocks))) < len(self.exits):
+            what = f"must be different numbers of blocks, from 1 to {num_blocks - 1}, not {list(self.exits)}"
+            raise UsageError(what, where="objective.exits", hint="the loss at the end is there anyway")
+        return tuple(sorted(self.exits))
 
     def over_steps(self, *, masked: float, causal: float, prefix: float) -> float:
         """Average over the steps of a run what differs between its kinds of steps."""

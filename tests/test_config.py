@@ -101,6 +101,15 @@ BAD = [
     ("objective.final_mask_probability", 0, "objective.final_mask_probability: must be greater than 0, not 0"),
     ("objective.final_mask_probability", 1, "objective.final_mask_probability: must be less than 1, not 1"),
     ("objective.masking", "word", "objective.masking: must be 'token', 'whole-word' or 'span', not 'word'"),
+    *(
+        (
+            "objective.exits",
+            exits,
+            f"objective.exits: must be different numbers of blocks, from 1 to 11, not {exits}; the loss at the end is there anyway",
+        )
+        for exits in ([2, 2], [12], [0])
+    ),
+    ("objective.exit_weight", 0, "objective.exit_weight: must be greater than 0, not 0"),
     ("objective.span_boundary", True, "objective.span_boundary: needs masked spans; add objective.masking=span"),
     ("objective.next_sentence", True, "objective.next_sentence: needs sentence pairs; add data.layout=nsp-pairs"),
     ("optim.learning_rate", 0, "optim.learning_rate: must be greater than 0, not 0"),

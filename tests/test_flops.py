@@ -42,13 +42,14 @@ def test_attention_costs_what_a_token_attends_to() -> None:
 
 
 def test_heads_are_counted_at_the_masked_tokens() -> None:
-    """Of a share that moves, at its mean; a span-boundary head has one more product of 3 D x D."""
+    """Of a share that moves, at its mean; a span-boundary head has one more product of 3 D x D; an exit has the head once more."""
     base, size = resolve("bert-base-pld").config, 768
     head = base.flops.head / 0.15
     moving = base.replace(objective={"mask_probability": 0.3, "final_mask_probability": 0.2})
     assert moving.flops.head == pytest.approx(0.25 * head)
     spans = base.replace(objective={"masking": "span", "span_boundary": True})
     assert spans.flops.head == pytest.approx(0.15 * (2 * head + 6 * 3 * size**2))
+    assert base.replace(objective={"exits": (4, 8)}).flops.head == pytest.approx(3 * 0.15 * head)
 
 
 def test_parameters_of_the_published_models() -> None:
@@ -85,7 +86,7 @@ def test_every_preset_saves_a_quarter_or_nothing_or_what_its_system_says() -> No
         else:
             assert low < saved < high, (name, saved)
     assert {name for name in names() if resolve(name).config.pld_schedule.is_dense} == {
-        name for name in names() if name.endswith(("-preln", "-postln", "-preln-low-lr", "-shallow", "-lamb"))
+        name for name in names() if name.endswith(("-preln", "-postln", "-preln-low-lr", "-shallow", "-lamb", "-exits"))
     }
 
 

@@ -23,6 +23,7 @@ SYSTEMS = [
     "growing",
     "expansion",
     "fixed-depth",
+    "exits",
 ]
 SIZES = {
     "bert-tiny": (8, 128, 4, 512, 2048),
@@ -181,6 +182,7 @@ def test_what_makes_each_system_what_it_is(size: str) -> None:
     assert differences(f"{size}-expansion", preln).items() <= late.items()
     assert presets.resolve(f"{size}-expansion").config.pld.depth_stages[0].model_dump() == stage[0]
     assert differences(f"{size}-fixed-depth", pld) == {"pld.draw": "fixed-depth"}
+    assert differences(f"{size}-exits", preln) == {"objective.exits": "auto"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,11 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class MaskedLm:
-    """BERT's objective: masked tokens, and the next sentence or SpanBERT's span boundaries where the model has those heads."""
+    """BERT's objective: masked tokens, and the next sentence or SpanBERT's span boundaries where the model has those heads.
+
+    Losses of exits after Xin et al. 2020 (DeeBERT, arXiv 2004.12993) and Zhuang et al. 2024 (Starbucks, arXiv 2410.13230), at fixed depths
+    and with the one head.
+    """
 
     next_sentence: bool = False
     compiled: bool = False
@@ -52,35 +56,46 @@ class MaskedLm:
     span_boundary: bool = False
     token_losses: tuple[str, ...] = ("mlm",)
     """Of masked tokens (`mlm`) and of next ones (`clm`), those that occur in the run; a batch has one of them."""
+    exits: tuple[int, ...] = ()
+    """After how many blocks tokens are predicted as well, ascending."""
+    exit_weight: float = 1.0
+    """What the loss of each exit is multiplied by."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name the losses."""
-        return (*self.token_losses, *(["nsp"] if self.next_sentence else []), *(["sbo"] if self.span_boundary else []))
+        others = (*(["nsp"] if self.next_sentence else []), *(["sbo"] if self.span_boundary else []))
+        return (*self.token_losses, *others, *(f"{name}_after_{depth}" for depth in self.exits for name in self.token_losses))
 
     def num_targets(self, batch: Batch) -> list[int]:
-        """Count the tokens to predict, sequences, and masked positions again."""
+        """Count the tokens to predict, sequences, masked positions again, and for each exit the tokens to predict."""
         count = int((batch.target_ids != NO_TARGET).sum())
         tokens = [count if name == token_loss(batch) else 0 for name in self.token_losses]
-        return tokens + [len(batch.input_ids)] * self.next_sentence + [count] * self.span_boundary
+        return tokens + [len(batch.input_ids)] * self.next_sentence + [count] * self.span_boundary + tokens * len(self.exits)
 
     def loss_sums(self, model: StBert, batch: Batch, gates: Sequence[bool] | None, residual_scales_L: Tensor | None) -> Tensor:
         """Run the model and sum each loss over its targets."""
         assert model.mlm_head is not None
-        hidden_BTD = encode(model, batch, gates, residual_scales_L)
+        states = encode(model, batch, gates, residual_scales_L, exits=self.exits)
+        *at_exits, hidden_BTD = states.unbind() if self.exits else [states]
         functions: tuple[Callable[..., Tensor], ...] = masked_loss_sum, boundary_loss_sum
         masked, boundary = (compiled_once(loss_sum) if self.compiled else loss_sum for loss_sum in functions)
-        inputs = hidden_BTD, model.embeddings.word.weight
+        words = model.embeddings.word.weight
         targets = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
-        of_tokens = masked(model.mlm_head, *inputs, **targets, vocab_multiple=self.vocab_multiple)
-        sums = [of_tokens if name == token_loss(batch) else torch.zeros_like(of_tokens) for name in self.token_losses]
+
+        def of_tokens(hidden_BTD: Tensor) -> list[Tensor]:
+            total = masked(model.mlm_head, hidden_BTD, words, **targets, vocab_multiple=self.vocab_multiple)
+            return [total if name == token_loss(batch) else torch.zeros_like(total) for name in self.token_losses]
+
+        sums = of_tokens(hidden_BTD)
         if self.next_sentence:
             assert model.nsp_head is not None
             assert batch.next_sentence_labels is not None
             sums.append(functional.cross_entropy(model.nsp_head(hidden_BTD).float(), batch.next_sentence_labels, reduction="sum"))
         if self.span_boundary:
             assert model.sbo_head is not None
-            sums.append(boundary(model.sbo_head, *inputs, **targets, vocab_multiple=self.vocab_multiple))
+            sums.append(boundary(model.sbo_head, hidden_BTD, words, **targets, vocab_multiple=self.vocab_multiple))
+        sums += [self.exit_weight * total for hidden in at_exits for total in of_tokens(hidden)]
         return torch.stack(sums)
 
 
@@ -167,8 +182,15 @@ def compiled_once(loss_sum: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(loss_sum)
 
 
-def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, residual_scales_L: Tensor | None = None) -> Tensor:
-    """Run the encoder on a batch, [B, T, D]."""
+def encode(
+    model: StBert,
+    batch: Inputs,
+    gates: Sequence[bool] | None = None,
+    residual_scales_L: Tensor | None = None,
+    *,
+    exits: Sequence[int] = (),
+) -> Tensor:
+    """Run the encoder on a batch, [B, T, D], or with exits [E + 1, B, T, D]."""
     return model(  # type: ignore[no-any-return]
         batch.input_ids,
         token_type_ids_BT=batch.token_type_ids,
@@ -176,6 +198,7 @@ def encode(model: StBert, batch: Inputs, gates: Sequence[bool] | None = None, re
         **_attention(batch),
         gates=gates,
         residual_scales_L=residual_scales_L,
+        exits=exits,
     )
 
 

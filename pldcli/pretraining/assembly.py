@@ -119,6 +119,8 @@ def assemble(
             vocab_multiple=_CUDA_VOCAB_MULTIPLE if on_cuda else 1,
             token_losses=config.objective.token_losses,
             span_boundary=config.objective.span_boundary,
+            exits=config.exits,
+            exit_weight=config.objective.exit_weight,
         ),
         schedule=config.pld_schedule,
         optimizer=optimizer or build_optimizer(model, config.optim, precision.matrix_dtype),

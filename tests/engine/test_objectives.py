@@ -123,6 +123,35 @@ def test_gates_and_scales_reach_the_model() -> None:
     assert all(parameter.grad is not None for parameter in model.blocks[1].parameters())
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_an_exit_has_the_loss_of_a_model_that_ends_there(norm: str) -> None:
+    model, batch = make_model(num_hidden_layers=4, norm=norm), make_batch()
+    objective = MaskedLm(exits=(1, 3), exit_weight=0.5)
+    assert objective.names == ("mlm", "mlm_after_1", "mlm_after_3") and objective.num_targets(batch) == [5, 5, 5]
+    sums = objective.loss_sums(model, batch, None, None)
+    cut = [tuple(block < depth for block in range(4)) for depth in (4, 1, 3)]
+    alone = [float(MaskedLm().loss_sums(model, batch, gates, None)[0].detach()) for gates in cut]
+    assert sums.tolist() == pytest.approx([alone[0], alone[1] / 2, alone[2] / 2], rel=1e-6)
+    sums[1].backward()
+    assert [any(bool(parameter.grad.any()) for parameter in block.parameters()) for block in model.blocks] == [True, False, False, False]
+
+
+def test_exits_of_steps_of_two_kinds_with_dropped_blocks_and_other_heads() -> None:
+    """The loss of an exit is of the kind of the batch, after the blocks before it that run, recomputed or not; other heads see the end."""
+    model, batch = make_model(num_hidden_layers=4, next_sentence=True), make_batch(pairs=True)
+    objective = MaskedLm(next_sentence=True, token_losses=("mlm", "clm"), exits=(2,))
+    assert objective.names == ("mlm", "clm", "nsp", "mlm_after_2", "clm_after_2") and objective.num_targets(batch) == [5, 0, 3, 5, 0]
+    gates, scales = (False, True, True, False), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    sums = objective.loss_sums(model, batch, gates, scales)
+    plain = MaskedLm(next_sentence=True)
+    whole, cut = (plain.loss_sums(model, batch, some, scales) for some in (gates, (False, True, False, False)))
+    assert torch.allclose(sums, torch.stack([whole[0], torch.tensor(0.0), whole[1], cut[0], torch.tensor(0.0)]))
+    gradients = torch.autograd.grad(sums.sum(), list(model.blocks[1].parameters()))
+    model.checkpoint_activations = True
+    again = torch.autograd.grad(objective.loss_sums(model, batch, gates, scales).sum(), list(model.blocks[1].parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+
+
 def test_targets_that_fill_up_and_scores_beyond_the_vocabulary_teach_nothing() -> None:
     model, batch = make_model().double(), make_batch()
     filled = replace(

@@ -35,6 +35,7 @@ CASES = {
     "dropping": (*DROPPING, "train.total_steps=100"),
     "expansion": ("pld.schedule=expansion", "pld.depth_stages=[{until: 0.5, blocks: 2}]", "train.total_steps=10"),
     "compiled": (*DROPPING, "runtime.compile=on", "train.total_steps=10"),
+    "exits": (*DROPPING, "objective.exits=[1,2]", "train.total_steps=10"),
     "recomputed": (*DROPPING, "runtime.checkpoint_activations=true", "train.total_steps=10"),
     "muon": (*DROPPING, "pld.draws_per_step=2", "optim.name=muon", "train.total_steps=20"),
     "lamb": (*DROPPING, "optim.name=lamb", "train.total_steps=10"),
