@@ -1,12 +1,13 @@
-"""Time `pld prepare-data` against the usual recipe with `datasets`, in turn, on this machine.
+"""Time `pld prepare-data` against the usual recipe with `datasets`, and against datatrove's tokenizer, in turn, on this machine.
 
-    pip install -e '.[bench]'
+    pip install -e '.[bench]' 'datatrove[io]'
     python benchmarks/prepare_vs_datasets.py --corpus text/ --tokenizer vocab.txt --sizes-mb 10 40 --out table.md
 
-Both tokenise with the same tokenizer.json and train none; special tokens are not added to lines by either. Of a SentencePiece model
+Both tokenise with the same tokenizer.json and train none; special tokens are not added to documents by either. Of a SentencePiece model
 such a file is made, and for one more row prepare-data works with the model itself, as it does where it trained one. The recipe is
-load_dataset("text"), a map that calls the fast tokenizer in batches, and a map that cuts what came out into blocks of 128 tokens.
-It is measured as it usually stands (with the attention mask and token types that the tokenizer gives) and with ids only.
+load_dataset("json"), a map that calls the fast tokenizer in batches, and a map that cuts what came out into blocks of 128 tokens.
+It is measured as it usually stands (with the attention mask and token types that the tokenizer gives) and with ids only. Where
+datatrove is installed, its JsonlReader reads and its DocumentTokenizer writes, as they come; it shuffles documents at the end.
 
 Every measurement is a fresh process with a cache directory of its own, in turn. Start-up is what the same command takes on a text of
 a few lines. prepare-data is told to keep repeated text; it reads the corpus twice, hashes it, and splits off documents for validation.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -28,7 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from measuring import output_of_process, rotated, say
 from pldcli.corpus.reader import Reader
@@ -46,8 +48,9 @@ SYSTEMS = {
     "pld-sentencepiece": "pld prepare-data, the same vocabulary as a SentencePiece model",
     "datasets": "datasets, usual recipe",
     "datasets-ids": "datasets, ids only",
+    "datatrove": "datatrove, DocumentTokenizer",
 }
-START_UP_LINES = "A text of a few lines.\n\nIt is here to be tokenised in no time.\n\nWhat remains is the start.\n"
+START_UP_TEXTS = ("A text of a few lines.", "It is here to be tokenised in no time.", "What remains is the start.")
 SAMPLE_SECONDS = 0.2
 
 
@@ -123,17 +126,21 @@ def main() -> None:
         print(json.dumps(run_and_measure(json.loads(options.run))))
         return
     if options.recipe:
-        print(json.dumps(recipe(**json.loads(options.recipe))))
+        given = json.loads(options.recipe)
+        recipe = with_datatrove if given["name"] == "datatrove" else with_datasets
+        print(json.dumps(recipe(**given)))
         return
     measured: list[Found] = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         tokenizer = load_tokenizer(options.tokenizer)
         tokenizer.save(place)
-        names = [name for name in SYSTEMS if name != "pld-sentencepiece" or tokenizer.sentencepiece is not None]
+        absent = {"pld-sentencepiece"} if tokenizer.sentencepiece is None else set()
+        absent |= set() if has_datatrove() else {"datatrove"}
+        names = [name for name in SYSTEMS if name not in absent]
         start_up = measure_start_up(names, options, place)
         for size in options.sizes_mb:
-            corpus = place / f"corpus-{size:g}.txt"
+            corpus = place / f"corpus-{size:g}.jsonl"
             num_copies = cut_corpus(options.corpus, round(size * 1e6), corpus)
             measured.append(measure(names, options, place, corpus, num_copies, start_up))
             corpus.unlink()
@@ -162,7 +169,7 @@ def parse() -> argparse.Namespace:
 
 
 def cut_corpus(inputs: Sequence[Path], num_bytes: int, out: Path) -> int:
-    """Write documents, a blank line behind each, until there are so many bytes; return how often the corpus was begun.
+    """Write documents as JSON lines until there are so many bytes of text; return how often the corpus was begun.
 
     From the second time on each document begins with a line that says so: equal documents would all fall into the same split.
     """
@@ -175,13 +182,22 @@ def cut_corpus(inputs: Sequence[Path], num_bytes: int, out: Path) -> int:
                 marked = text if num_copies == 1 else f"Copy {num_copies} of text {number}.\n{text}"
                 if written + len(marked.encode()) > num_bytes:
                     marked = marked.encode()[: num_bytes - written].decode(errors="ignore")
-                file.write(marked.strip() + "\n\n")
-                written += len(marked.encode()) + 2
+                write_document(file, marked)
+                written += len(marked.encode())
                 if written >= num_bytes:
                     break
             if written == before:
                 sys.exit("the corpus holds no text")
     return num_copies
+
+
+def has_datatrove() -> bool:
+    """Return whether it is installed with what its reader needs."""
+    return all(importlib.util.find_spec(name) for name in ("datatrove", "orjson"))
+
+
+def write_document(file: IO[str], text: str) -> None:
+    file.write(json.dumps({"text": text.strip()}, ensure_ascii=False) + "\n")
 
 
 def documents(inputs: Sequence[Path]) -> Iterator[str]:
@@ -197,8 +213,10 @@ def documents(inputs: Sequence[Path]) -> Iterator[str]:
 
 def measure_start_up(names: Sequence[str], options: argparse.Namespace, place: Path) -> dict[str, float]:
     """Time each system on next to nothing."""
-    corpus = place / "start.txt"
-    corpus.write_text(START_UP_LINES, encoding="utf-8")
+    corpus = place / "start.jsonl"
+    with corpus.open("w", encoding="utf-8") as file:
+        for text in START_UP_TEXTS:
+            write_document(file, text)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _, name in itertools.product(range(options.pairs), names):
         seconds[name].append(run_once(name, corpus, options, place).seconds)
@@ -247,7 +265,7 @@ def run_once(name: str, corpus: Path, options: argparse.Namespace, place: Path) 
                 "cache": f"{scratch}/cache",
                 "workers": options.workers,
             }
-            words = [__file__, "--recipe", json.dumps(given | {"ids_only": name == "datasets-ids"})]
+            words = [__file__, "--recipe", json.dumps({"name": name, **given})]
         answer = in_a_process([__file__, "--run", json.dumps([sys.executable, *words])], options.threads, scratch)
         measured = json.loads(answer)
         if name.startswith("pld"):
@@ -313,13 +331,38 @@ class Sampler(threading.Thread):
         self.peak_bytes = max(self.peak_bytes, memory_counters(number).get("RssAnon", 0))
 
 
-def recipe(corpus: str, tokenizer: str, cache: str, workers: int, *, ids_only: bool) -> dict[str, int]:
+def with_datatrove(name: str, corpus: str, tokenizer: str, cache: str, workers: int) -> dict[str, int]:
+    """Tokenise with datatrove's step as it comes; every process takes whole files, so that several get pieces of the corpus."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    pieces = Path(cache, "pieces")
+    pieces.mkdir(parents=True)
+    lines = Path(corpus).read_text(encoding="utf-8").splitlines(keepends=True) if workers > 1 else []
+    for number in range(workers):
+        piece = pieces / f"{number:03}.jsonl"
+        if workers > 1:
+            piece.write_text("".join(lines[number::workers]), encoding="utf-8")
+        else:
+            piece.symlink_to(Path(corpus).resolve())
+    out = Path(cache, "tokens")
+    step = DocumentTokenizer(str(out), tokenizer_name_or_path=tokenizer, eos_token=None)
+    settings = {"tasks": workers, "workers": workers, "logging_dir": str(Path(cache, "logs"))}
+    LocalPipelineExecutor(pipeline=[JsonlReader(str(pieces)), step], **settings).run()
+    with Path(corpus).open(encoding="utf-8") as file:
+        num_documents = sum(1 for _ in file)
+    num_tokens = sum(path.stat().st_size for path in out.glob("*.ds")) // step.token_size
+    return {"tokens": num_tokens - num_documents * step.tokenizer.num_special_tokens_to_add(is_pair=False)}  # it adds those of the file
+
+
+def with_datasets(name: str, corpus: str, tokenizer: str, cache: str, workers: int) -> dict[str, int]:
     """Tokenise and cut into blocks with `datasets`."""
     from datasets import load_dataset
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(tokenizer_file=tokenizer)
-    given: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False} if ids_only else {}
+    given: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False} if name == "datasets-ids" else {}
 
     def tokenise(examples: dict[str, list[str]]) -> Any:
         return fast(examples["text"], add_special_tokens=False, **given)
@@ -330,7 +373,7 @@ def recipe(corpus: str, tokenizer: str, cache: str, workers: int, *, ids_only: b
         return {name: [ids[i : i + BLOCK_TOKENS] for i in range(0, total, BLOCK_TOKENS)] for name, ids in joined.items()}
 
     num_proc = workers if workers > 1 else None
-    text = load_dataset("text", data_files=corpus, split="train", cache_dir=cache)
+    text = load_dataset("json", data_files=corpus, split="train", cache_dir=cache)
     tokenised = text.map(tokenise, batched=True, num_proc=num_proc, remove_columns=["text"])
     blocks = tokenised.map(group, batched=True, num_proc=num_proc)
     lengths = (len(values) for chunk in tokenised.data.column("input_ids").chunks for values in [chunk.flatten()])
@@ -338,16 +381,17 @@ def recipe(corpus: str, tokenizer: str, cache: str, workers: int, *, ids_only: b
 
 
 def report(measured: Sequence[Found], options: argparse.Namespace) -> str:
+    packages = ["datasets", *(["datatrove"] if "datatrove" in measured[0].runs else []), "transformers", "tokenizers", "pyarrow"]
     facts = (
         f"{options.pairs} processes of each in turn, {options.workers} process(es) that tokenise, {options.threads} thread(s) in a "
         f"tokenizer; medians, ratios pair by pair (lowest to highest), memory the highest of all. "
-        f"{hardware('cpu')}; {software('datasets', 'transformers', 'tokenizers', 'pyarrow')}."
+        f"{hardware('cpu')}; {software(*packages)}."
     )
     copies = [f"{found.megabytes:.1f} MB hold the corpus {found.num_copies} times" for found in measured if found.num_copies > 1]
     if copies:
         facts += f" The corpus is smaller than asked: {', '.join(copies)}, which helps whoever remembers words."
     rows = "\n".join(line for found in measured for line in found.rows())
-    return f"# Preparing data against datasets\n\n    {command()}\n\n{facts}\n\n{head(*COLUMNS)}\n{rows}\n"
+    return f"# Preparing data against datasets and datatrove\n\n    {command()}\n\n{facts}\n\n{head(*COLUMNS)}\n{rows}\n"
 
 
 if __name__ == "__main__":
