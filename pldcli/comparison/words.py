@@ -29,6 +29,8 @@ _LABELS = {
     "objective.final_mask_probability": "masked share at the end",
     "objective.masking": "masked together",
     "objective.span_boundary": "span-boundary loss",
+    "objective.exits": "losses after so many blocks",
+    "objective.exit_weight": "weight of the losses after fewer blocks",
     "objective.kind": "objective",
     "objective.causal_share": "share of causal steps",
     "optim.name": "optimizer",

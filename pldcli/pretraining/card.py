@@ -144,9 +144,11 @@ def _objective(config: Config) -> str:
     shares = " to ".join(f"{share:.0%}" for share in dict.fromkeys(objective.mask_probabilities))
     masked = f"masked LM, {shares} of the tokens" + f" by {objective.masking}" * (objective.masking != "token")
     masked += " + next sentence" * objective.next_sentence + " + span boundary" * objective.span_boundary
+    exits = f", after {', '.join(map(str, config.exits))} and all of the blocks" if config.exits else ""
     if objective.kind == "masked":
-        return masked + (f"; causal LM in {objective.causal_share:.0%} of the steps" if objective.causal_share else "")
-    return "causal LM" if objective.is_causal else f"a third of the steps each: {masked}; causal LM; next tokens behind a prefix"
+        return masked + (f"; causal LM in {objective.causal_share:.0%} of the steps" if objective.causal_share else "") + exits
+    kinds = "causal LM" if objective.is_causal else f"a third of the steps each: {masked}; causal LM; next tokens behind a prefix"
+    return kinds + exits
 
 
 def _number(value: float | None) -> str:

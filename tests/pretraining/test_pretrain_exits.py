@@ -17,6 +17,7 @@ def test_a_stopped_run_with_exits_goes_on_to_the_same_bits(pld, prepared, tmp_pa
         assert pld(*arguments(prepared, tmp_path / "stopped", *EXITS)).code == 75
     assert pld(*arguments(prepared, tmp_path / "stopped", *EXITS)).code == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert "15% of the tokens, after 1, 2 and all of the blocks" in (tmp_path / "whole" / "README.md").read_text()
     names = ("train/loss", "train/mlm_loss", "train/mlm_after_1_loss", "train/mlm_after_2_loss")
     mine, theirs = ([[row[name] for name in names] for row in rows(tmp_path / one) if names[0] in row] for one in ("stopped", "whole"))
     assert mine == theirs and all(abs(row[0] - sum(row[1:])) < 1e-4 and row[2] < 0.6 * row[1] for row in mine)
