@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from pldcli.corpus.quality import Filters
@@ -185,6 +187,20 @@ def test_processes_do_not_change_a_byte(tmp_path, monkeypatch):
     for name in names(alone.path):
         if name != "manifest.json":
             assert (alone.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def test_a_parquet_file_in_several_units_gives_what_its_documents_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "_LEAST_BYTES", 20_000)
+    documents = made_up_documents()
+    path = tmp_path / "table.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": documents}), path, row_group_size=50, compression="none")
+    text = run(tmp_path, documents)
+    table = prepare([path], tmp_path / "table", vocab_size=200, processes=2, quiet=True)
+    assert len([name for name in table.manifest["shards"] if name.startswith("train")]) > 5
+    assert rows(table.path, "train") == rows(text.path, "train") and rows(table.path, "validation") == rows(text.path, "validation")
+    [source] = table.manifest["sources"]
+    assert (source["bytes"], source["documents"]) == (path.stat().st_size, len(documents))
+    assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_script_without_a_main_guard_can_prepare(tmp_path):
