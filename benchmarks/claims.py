@@ -102,7 +102,6 @@ def dropping() -> Table:
     ]
     for label, study, in_short, in_long in (
         ("PLD", short, "pld-time", "pld-time"),
-        ("dropping by depth alone", thinned, "depth-only-rung3", "depth-only-time"),
         ("growing, then full depth", short, "growing-time", "growing-time"),
         ("6 blocks, nothing dropped", thinned, "shallow-rung3", "shallow-time"),
     ):
@@ -147,12 +146,37 @@ def first_hour_finetuned() -> Table:
     return finetuned_table(first_hour("tiny"))
 
 
+def depth_narrow() -> Table:
+    """Depths of 64-wide models at equal training time, and what is left of each when it is cut."""
+    study = "study-depth-narrow"
+    cut = json.loads((RESULTS / study / "depths.json").read_text(encoding="utf-8"))
+    table: Table = [("trained for the same time", "tokens", "loss", *(f"cut to {depth} blocks" for depth in (6, 4, 2)))]
+    for label, name in (
+        ("8 blocks", "deep"),
+        ("6 blocks", "six-time"),
+        ("4 blocks", "four-time"),
+        ("2 blocks", "two-time"),
+        ("expansion, 2 blocks for 80 % of the steps", "expansion-time"),
+        ("expansion, 4 blocks for 80 % of the steps", "expansion-from-four-time"),
+        ("PLD", "pld-time"),
+        ("PLD, unbiased residual", "pld-block-time"),
+        ("exits after 2, 4 and 6 blocks", "exits-time"),
+    ):
+        [run] = system_of(study, name).runs
+        last = next(row for row in reversed(run.rows) if "eval/mlm_loss" in row)
+        losses = [cut[name].get(str(depth)) for depth in (6, 4, 2)]
+        cells = [f"{last['eval/mlm_loss']:.3f}", *("" if loss is None else f"{loss:.3f}" for loss in losses)]
+        table.append((label, f"{last['progress/tokens'] / 1e6:.1f} M", *cells))
+    return table
+
+
 CLAIMS: dict[str, Callable[[], Table]] = {
     "dropping": dropping,
     "transformers": transformers,
     "first-hour-tiny": first_hour_tiny,
     "first-hour-small": first_hour_small,
     "first-hour-finetuned": first_hour_finetuned,
+    "depth-narrow": depth_narrow,
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ class MetricsLog:
         path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= from_step]
         atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        if getattr(threading.excepthook, "func", None) is not _hook:
+            threading.excepthook = partial(_hook, threading.excepthook)
         with atomic.output_errors(path):
             self._path = path
             self._file = path.open("a", encoding="utf-8")
@@ -62,6 +66,12 @@ class MetricsLog:
         """
         with atomic.output_errors(self._path), closing(self._board):
             self._file.close()
+
+
+def _hook(other: Callable[[threading.ExceptHookArgs], object], failed: threading.ExceptHookArgs) -> None:
+    """Pass over an error of TensorBoard's thread, which the next row that is written raises again; leave others to another hook."""
+    if type(failed.thread).__name__ != "_AsyncWriterThread":
+        other(failed)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 import json
 import math
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -65,6 +66,26 @@ def test_a_full_disk(tmp_path, monkeypatch):
     for action in (lambda: log.write({"step": 1}), log.close):
         with pytest.raises(OutputError, match=r"metrics.jsonl: the disk is full"):
             action()
+
+
+def test_a_directory_that_vanishes_is_one_error(tmp_path, monkeypatch):
+    """Not also one of TensorBoard's thread, which would print a traceback; other threads' errors are left to whoever had them before."""
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: told.append(str(failed.exc_value)))
+    run = tmp_path / "run"
+    run.mkdir()
+    log = MetricsLog(run, from_step=0)
+    run.rename(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be written \(no such file or directory\)"):
+        for step in range(1, 2000):
+            log.write({"step": step, "train/loss": 1.0})
+            time.sleep(0.001)
+    with pytest.raises(OutputError):
+        log.close()
+    other = threading.Thread(target=lambda: [][1])
+    other.start()
+    other.join()
+    assert told == ["list index out of range"]
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

@@ -50,7 +50,7 @@ def read_only(ground: Ground, trials: int) -> Tally:
 def vanished(ground: Ground, trials: int) -> Tally:
     """The run's directory is moved away at a random moment: the run says so; moved back, it goes on."""
     tally = Tally()
-    for _ in range(trials):
+    while tally.trials < trials:
         with ground.fresh() as out:
             process = ground.start(out)
             time.sleep(ground.moment())
