@@ -102,6 +102,7 @@ def dropping() -> Table:
     ]
     for label, study, in_short, in_long in (
         ("PLD", short, "pld-time", "pld-time"),
+        ("dropping by depth alone", thinned, "depth-only-rung3", "depth-only-time"),
         ("growing, then full depth", short, "growing-time", "growing-time"),
         ("6 blocks, nothing dropped", thinned, "shallow-rung3", "shallow-time"),
     ):

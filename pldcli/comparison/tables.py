@@ -38,7 +38,7 @@ def words(comparison: Comparison) -> list[tuple[str, list[str]]]:
     for contrast in comparison.contrasts:
         lines = list(contrast.differs)
         if contrast.controls:
-            lines.append(f"control (Pre-LN, same shape and optimizer, nothing dropped): {', '.join(contrast.controls)}")
+            lines.append(f"control (Pre-LN, same shape, objective and optimizer, nothing dropped): {', '.join(contrast.controls)}")
         told.append((contrast.system.name, lines))
     return told
 

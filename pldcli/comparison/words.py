@@ -119,12 +119,13 @@ def incomparable(run: Run, baseline: Run) -> list[str]:
 
 
 def find_controls(system: System, systems: Sequence[System]) -> list[System]:
-    """Find the runs that tell what dropping did: Pre-LN, same learning rate and shape, nothing dropped."""
+    """Find the runs that tell what dropping did: Pre-LN, same learning rate, objective and shape, nothing dropped."""
     mine = system.config
 
     def is_control(other: Config) -> bool:
         same_shape = (other.model.num_hidden_layers, other.model.hidden_size) == (mine.model.num_hidden_layers, mine.model.hidden_size)
-        return other.model.norm == "pre" and other.pld_schedule.is_dense and same_shape and other.optim == mine.optim
+        is_alike = same_shape and other.objective == mine.objective and other.optim == mine.optim
+        return other.model.norm == "pre" and other.pld_schedule.is_dense and is_alike
 
     return [other for other in systems if is_control(other.config)]
 
@@ -198,7 +199,7 @@ def _controls_are_there(systems: Sequence[System], baseline: System) -> Iterator
     for system in systems:
         if not system.config.pld_schedule.is_dense and not find_controls(system, systems):
             yield (
-                f"no control for {system.name} (Pre-LN, same shape and optimizer, nothing dropped) is among these runs: "
+                f"no control for {system.name} (Pre-LN, same shape, objective and optimizer, nothing dropped) is among these runs: "
                 "what dropping did cannot be told from the rest"
             )
 

@@ -74,7 +74,7 @@ def test_the_words_name_the_control() -> None:
     told = dict(words(comparison))
     assert told["post (baseline)"] == ["nothing dropped"]
     assert told["pre"] == ["LayerNorm: Pre-LN (baseline: Post-LN)"]
-    assert told["pld"][-1] == "control (Pre-LN, same shape and optimizer, nothing dropped): pre"
+    assert told["pld"][-1] == "control (Pre-LN, same shape, objective and optimizer, nothing dropped): pre"
 
 
 def test_scores_after_fine_tuning() -> None:
