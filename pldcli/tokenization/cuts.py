@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["CONTEXT", "cut_before", "encode_plainly", "lines_are_independent", "parting_spaces"]
+__all__ = ["CONTEXT", "cut_before", "encode_plainly", "lines_are_independent", "parting_spaces", "words_are_independent", "words_of"]
+
+_WORD = re.compile(r"[^ !-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
 
 CONTEXT = "a"
 """A letter in front of a part stands for the text before it, where a tokenizer treats the begin of a text apart."""
@@ -36,6 +38,21 @@ def lines_are_independent(fast: Any) -> bool:
     lines = [*_PROBES, *(line for probe in _SPACED for line in (probe, "x"))]
     whole, spaced = encode_plainly(fast, ["\n".join(lines), " ".join(_PROBES)])
     return whole == _joined(encode_plainly(fast, lines)) and spaced == _joined(encode_plainly(fast, [probe + " " for probe in _PROBES]))
+
+
+def words_are_independent(fast: Any) -> bool:
+    """Return whether a line's ids are those of its `words_of`.
+
+    So it is in BERT's WordPiece, which changes characters one by one, parts words at white space and punctuation, and looks at each alone.
+    """
+    parts = [type(part).__name__ for part in (fast.normalizer, fast.pre_tokenizer, fast.model)]
+    is_plain = all(token.special for token in fast.get_added_tokens_decoder().values())  # others are found in text, across spaces
+    return is_plain and parts == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
+
+
+def words_of(line: str) -> list[str]:
+    """Cut a line at its spaces, and before and behind each punctuation mark of ASCII."""
+    return _WORD.findall(line)
 
 
 def parting_spaces(fast: Any) -> str:

@@ -21,7 +21,15 @@ from pldcli.choices import ModelType
 from pldcli.corpus.reader import cut_at_whitespace
 from pldcli.errors import DataError, UsageError
 from pldcli.tokenization import conversion
-from pldcli.tokenization.cuts import CONTEXT, cut_before, encode_plainly, lines_are_independent, parting_spaces
+from pldcli.tokenization.cuts import (
+    CONTEXT,
+    cut_before,
+    encode_plainly,
+    lines_are_independent,
+    parting_spaces,
+    words_are_independent,
+    words_of,
+)
 from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
 from pldcli.tokenization.special_tokens import SpecialTokens, complete
 
@@ -32,7 +40,7 @@ MAX_LINE_CHARACTERS = 8192
 
 PART_CHARACTERS = 1 << 16
 """Text whose lines cannot be encoded apart is cut at white space into parts of this size."""
-MAX_KNOWN_WORDS, MAX_KNOWN_CHARACTERS = 1 << 17, 64
+MAX_KNOWN_WORDS, MAX_KNOWN_CHARACTERS = 1 << 18, 64
 
 _CHARACTER_COVERAGE = 0.9995
 """The share of the text whose characters always have entries, however many they are."""
@@ -109,9 +117,10 @@ class Tokenizer:
 
     def _encode_lines(self, lines: Sequence[str]) -> list[int]:
         short = [part for line in lines if line for part, _ in cut_at_whitespace(line, MAX_LINE_CHARACTERS)]
-        if self._processor is None:
-            return list(chain.from_iterable(encode_plainly(self.fast, short)))
-        return self._encode_words(short) if self._words_are_independent else list(chain.from_iterable(self._processor.encode(short)))
+        return self._encode_words(short) if self._words_are_independent else list(chain.from_iterable(self._encode_batch(short)))
+
+    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return encode_plainly(self.fast, texts) if self._processor is None else self._processor.encode(texts)
 
     def _encode_whole(self, text: str, continued: bool) -> list[int]:
         """Encode a text in parts that give the same ids, as far as there are such parts."""
@@ -135,11 +144,11 @@ class Tokenizer:
 
     def _encode_words(self, lines: Sequence[str]) -> list[int]:
         """Encode each distinct word once: several times as fast as whole lines."""
-        words = list(chain.from_iterable(line.split(" ") for line in lines))
+        words = list(chain.from_iterable(map(words_of if self._processor is None else _between_spaces, lines)))
         known = self.ids_of_words
         new = [word for word in dict.fromkeys(words) if word not in known]
         if new:
-            known.update(zip(new, self._processor.encode(new), strict=True))
+            known.update(zip(new, self._encode_batch(new), strict=True))
         ids = list(chain.from_iterable(map(known.__getitem__, words)))
         for word in new:
             if len(word) > MAX_KNOWN_CHARACTERS:  # a line without spaces, which does not come again
@@ -155,7 +164,12 @@ class Tokenizer:
 
     @cached_property
     def _words_are_independent(self) -> bool:
-        """Whether no piece crosses a space, and spaces only separate words; BPE alone, since unigram may break ties by the context."""
+        """Whether no piece crosses a space, and spaces only separate words: in BERT's WordPiece, and in BPE of SentencePiece.
+
+        Not in unigram, which may break ties by the context.
+        """
+        if self._processor is None:
+            return words_are_independent(self.fast)
         if self.model_type != "bpe":
             return False
         processor = self._processor
@@ -167,6 +181,10 @@ class Tokenizer:
     @cached_property
     def _banned(self) -> frozenset[int]:
         return frozenset(self.special.ids) - {self.special.unk_id}
+
+
+def _between_spaces(line: str) -> list[str]:
+    return line.split(" ")
 
 
 def train_tokenizer(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 
 from pldcli.errors import DataError, UsageError
 from pldcli.tokenization.tokenizer import (
@@ -171,6 +172,33 @@ def test_wordpiece(tmp_path, vocab):
     uncased.save(tmp_path / "made")
     assert uncased.fingerprint == load_tokenizer(tmp_path / "made" / "tokenizer.json").fingerprint
     assert load_tokenizer(tmp_path / "made").normaliser == "bert-uncased"
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_words_of_wordpiece_have_the_ids_that_they_have_in_lines(real_lines, cased):
+    tokenizer = load_tokenizer(data_dir() / "vocab" / "bert-base-uncased-vocab.txt", cased=cased)
+    draw = random.Random(1)
+    pool = [*"aZ.ß!'-[] 東한ไ\t\r\x00\x7f\u00ad\u200b\u200d\u3000\u00a0\ufffd\u0301\u0323\u0345ΣςİŉǆÅ🤖", "MASK", "[MASK]", "##s", "  "]
+    made_up = ["".join(draw.choices(pool, k=draw.randint(1, 30))) for _ in range(20_000)]
+    for lines in (ODD, made_up, real_lines):
+        expected = [encoding.ids for encoding in tokenizer.fast.encode_batch(lines, add_special_tokens=False)]
+        assert [tokenizer.encode_document_lines([line]) for line in lines] == expected
+    assert len(tokenizer.ids_of_words) > 1000
+
+
+def test_a_token_that_is_found_in_text_keeps_lines_whole(tmp_path):
+    made = tokenizers.Tokenizer.from_file(str(wordpiece_json(tmp_path)))
+    made.add_tokens(["two words"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode_document_lines(["a two words b"]) == tokenizer.fast.encode("a two words b", add_special_tokens=False).ids
+    assert tokenizer.fast.token_to_id("two words") in tokenizer.encode_document_lines(["a two words b"]) and not tokenizer.ids_of_words
+
+
+def wordpiece_json(place):
+    (place / "vocab.txt").write_text("\n".join([*SPECIAL, "a", "b", "two", "words", ""]))
+    load_tokenizer(place / "vocab.txt").save(place)
+    return place / "tokenizer.json"
 
 
 def test_words_are_forgotten_when_there_are_too_many(small, monkeypatch):
