@@ -695,7 +695,7 @@ GOLDEN_SHARDS = {
     "train-00000.arrow": "957e6eefb0405485846ebf62869d8285c5eba4a6741d6cbad7a561ddd9e75769",
     "validation-00000.arrow": "540861a5ebde27b404f7781bd129b1fcc8f9e7bf5cc345c9a8affd1d43e3c980",
 }
-GOLDEN_MANIFEST = "4efc6d31812481d3489db96176be2e3531b288a0a7b56e73768edbcae114edbd"
+GOLDEN_MANIFEST = "88d25537959dccc727b936ec3f8f825dd86bfeb1647087580e8f6ba14d15692e"
 
 
 def test_the_same_input_gives_the_same_bytes_as_ever(tmp_path: Path, latin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,10 @@ def test_a_disk_that_fills_up_behind_the_run_is_told(
 ) -> None:
     write = checkpoint.write_sealed
 
-    def full(path: Path, *rest: Any) -> None:
+    def full(path: Path, *rest: Any, **named: Any) -> None:
         if path.name.endswith("6"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, *rest)
+        write(path, *rest, **named)
 
     monkeypatch.setattr(checkpoint, "write_sealed", full)
     done = pld(*line(prepared, tmp_path / "run", "checkpoint.background=on"))
