@@ -1,8 +1,8 @@
 """Checkpoints: complete or not there at all, with a checksum of every file.
 
 checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors, state.json, config.yaml and SHA256SUMS; of a sharded run the
-tensors are in several files, as `parts` says. It is written to a temporary sibling, flushed, renamed, and only then are older ones removed.
-Nothing in it can run code.
+tensors are in several files, as `checkpoint_parts` says. It is written to a temporary sibling, flushed, renamed, and only then are older
+ones removed. Nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pldcli import presets
+from pldcli.checkpoint_parts import Part, collect, load_whole, needed_files, place_of, remove_parts
 from pldcli.config import RUN_CONTROL, Config, flatten
-from pldcli.engine.parts import Part, collect, load_whole, needed_files, place_of, remove_parts
 from pldcli.errors import CheckpointError, PldError
 from pldcli.sharding import cut, is_sharded, own_part
 from pldcli.system import atomic

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pldcli import presets
+from pldcli.checkpoint_parts import Part
 from pldcli.config import Config
 from pldcli.console.units import duration
 from pldcli.data.loader import Batch
@@ -28,7 +29,6 @@ from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.engine.metrics import MetricsLog, reads_context
-from pldcli.engine.parts import Part
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.trainer import Observation, Trainer

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pldcli.checkpoint_parts import Part, load_whole
 from pldcli.config import RUN_CONTROL
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.parts import Part, load_whole
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.validation import score_lm, stream_batches
 from pldcli.errors import UsageError

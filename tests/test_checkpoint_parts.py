@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pldcli.engine import checkpoint, parts
+from pldcli import checkpoint_parts
+from pldcli.checkpoint_parts import Part, load_whole, place_of
+from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Held, Position
-from pldcli.engine.parts import Part, load_whole, place_of
 from pldcli.errors import CheckpointError
 from tests.conftest import tiny_config
 
@@ -75,7 +76,7 @@ def test_a_part_that_does_not_come_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint_parts, "_PATIENCE_SECONDS", 0.1)
     with pytest.raises(CheckpointError, match="part 2 of 3 was not written"):
         write(tmp_path, held(1))
 
