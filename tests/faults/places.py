@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -62,12 +63,12 @@ def vanished(ground: Ground, trials: int) -> Tally:
                 continue  # it had not begun
             code = process.wait()
             failure = ""
-            if code not in (0, 7) or "Traceback" in process.err:
+            if code not in (0, 2, 7) or "Traceback" in process.err:  # 2: its configuration is gone
                 failure = f"ended with {code}: {process.err.strip()[-300:]}"
-            elif out.exists() and (elsewhere / "metrics.jsonl").exists():
+            elif code == 0 and out.exists() and (elsewhere / "metrics.jsonl").exists():
                 failure = f"began a second directory: {', '.join(sorted(path.name for path in out.iterdir()))}"
-            if not out.exists():
-                elsewhere.rename(out)
+            shutil.rmtree(out, ignore_errors=True)
+            elsewhere.rename(out)
             tally.count(failure or ground.finish(out))
     return tally
 
