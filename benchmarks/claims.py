@@ -164,10 +164,8 @@ def depth_narrow() -> Table:
         ("exits after 2, 4 and 6 blocks", "exits-time"),
     ):
         [run] = system_of(study, name).runs
-        last = next(row for row in reversed(run.rows) if "eval/mlm_loss" in row)
-        losses = [cut[name].get(str(depth)) for depth in (6, 4, 2)]
-        cells = [f"{last['eval/mlm_loss']:.3f}", *("" if loss is None else f"{loss:.3f}" for loss in losses)]
-        table.append((label, f"{last['progress/tokens'] / 1e6:.1f} M", *cells))
+        losses = [run.final.loss, *(cut[name].get(str(depth)) for depth in (6, 4, 2))]
+        table.append((label, f"{run.final.tokens / 1e6:.1f} M", *("" if loss is None else f"{loss:.3f}" for loss in losses)))
     return table
 
 

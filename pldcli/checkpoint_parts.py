@@ -14,7 +14,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pldcli.errors import CheckpointError
-from pldcli.system import atomic
 from pldcli.system.seal import read_sums
 
 __all__ = ["Part", "collect", "load_whole", "needed_files", "place_of", "remove_parts"]
@@ -87,10 +85,7 @@ def remove_parts(directory: Path, token: int) -> None:
     """Remove what was written for checkpoints that never came to be: all parts but those with this token."""
     for place in directory.glob(".step-*.part-*"):
         if not place.name.endswith(f"-{token:x}"):
-            with suppress(OSError):
-                shutil.rmtree(place)
-    if directory.is_dir():
-        atomic.remove_leftovers_in(directory)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def needed_files(path: Path, name: str) -> set[str]:

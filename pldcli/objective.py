@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, model_validator
 
 from pldcli.choices import LmKind, MaskingUnit
 from pldcli.errors import UsageError
@@ -32,15 +32,10 @@ class ObjectiveConfig(Settings):
     """`masked` LM (BERT), `causal` LM (GPT-2), or `prefix` (UniLM): both, and next tokens behind a prefix, a third of the steps each."""
     causal_share: Share = 0.0
     """The share of a masked LM's steps that are causal LM instead, through the same blocks and head; in GPT-BERT about 0.06."""
-    exits: Literal["auto"] | tuple[Whole, ...] = ()
+    exits: Literal["auto"] | Annotated[tuple[Whole, ...], Strict(False)] = ()
     """Add the loss after so many blocks, to cut the model there: a list, or `auto` for a quarter, half and three quarters of them."""
     exit_weight: Positive = 1.0
     """What the loss of each exit counts, beside 1 for that of the whole model."""
-
-    @field_validator("exits", mode="before")
-    @classmethod
-    def _read_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

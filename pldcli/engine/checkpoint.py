@@ -178,6 +178,7 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
         "data_fingerprint": held.data_fingerprint,
         "tokenizer_fingerprint": held.tokenizer_fingerprint,
     }
+    atomic.remove_leftovers_in(directory)
     remove_parts(directory, part.token)
     texts = {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)}
     write_sealed(path, tensors, texts, others=lambda place: collect(path, part, place, cancelled=cancelled or threading.Event()))

@@ -48,11 +48,10 @@ def notes_on_data(manifest: dict[str, Any], tokenizer: Tokenizer, *, was_trained
         notes.append(f"Validation holds {100 * share:.0f} % of the tokens: there are few different documents; {hint}.")
     if train > _ONE_DOCUMENT_TOKENS and counts["train"]["documents"] == 1:
         notes.append("All text is one document: a blank line ends one by default; does --document-per line fit?")
+    documents = counts["train"]["documents"] + counts["validation"]["documents"]
     if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
-        documents = counts["validation"]["documents"] + counts["train"]["documents"]
         hint = "" if chosen_by_user else "; --validation takes a file of its own"
         notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough{hint}.")
-    documents = sum(count["documents"] for count in counts.values())
     repeated = [one for one in manifest["repeated_lines"] if len(one["line"]) >= _LONGER_THAN_A_HEADING]
     often = [one for one in repeated if one["documents"] > _NOTED_LINE_SHARE * documents]
     if often:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pldcli.data.prepared import verify_prepared
 from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.errors import PldError
-from tests.faults.ground import Ground, Tally
+from tests.faults.ground import Ground, Tally, disk_of_its_own
 
 __all__ = ["cut", "disk_full", "extra", "flip", "flipped", "missing", "zeroed"]
 
@@ -84,15 +84,13 @@ def extra(ground: Ground, trials: int) -> Tally:
 def disk_full(ground: Ground, trials: int) -> Tally:
     """A disk that fills up at a random place of the run; with more room the same command goes on."""
     tally = Tally()
-    disk = ground.directory / "disk"
-    disk.mkdir(exist_ok=True)
     size = sum(path.stat().st_size for path in ground.whole.rglob("*") if path.is_file())
     for _ in range(trials):
         room = ground.draw.randrange(_PAGE * 10, 2 * size)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
-            tally.note = "no file system of its own could be mounted here"
-            break
-        try:
+        with disk_of_its_own(ground, "-o", f"size={room}") as disk:
+            if disk is None:
+                tally.note = "no file system of its own could be mounted here"
+                break
             process = ground.start(disk / "run")
             code = process.wait()
             failure = ground.damaged(disk / "run")
@@ -100,8 +98,6 @@ def disk_full(ground: Ground, trials: int) -> Tally:
                 failure = f"{room} bytes: ended with {code}: {process.err.strip()[-300:]}"
             subprocess.run(["mount", "-o", f"remount,size={20 * size}", str(disk)], check=True)
             tally.count(failure or ground.finish(disk / "run"))
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
     return tally
 
 

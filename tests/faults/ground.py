@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pldcli.engine.hardware import hardware_name, versions
 from pldcli.preparation.prepare import prepare
 from tests.conftest import TINY, Process, Processes
 
-__all__ = ["STEPS", "Fault", "Ground", "Tally", "digest", "software"]
+__all__ = ["STEPS", "Fault", "Ground", "Tally", "digest", "disk_of_its_own", "software"]
 
 STEPS = 20
 RUN = (
@@ -115,6 +116,20 @@ class Ground:
         if left:
             return f"left behind: {', '.join(left)}"
         return "" if digest(out / "model" / "model.safetensors") == self.weights else "other weights than without the fault"
+
+
+@contextmanager
+def disk_of_its_own(ground: Ground, *options: str) -> Iterator[Path | None]:
+    """Mount a file system in memory while the block runs; None where that cannot be done here."""
+    disk = ground.directory / "disk"
+    disk.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def digest(path: Path) -> str:

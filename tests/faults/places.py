@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from tests.faults.ground import Ground, Tally
+from tests.faults.ground import Ground, Tally, disk_of_its_own
 
 __all__ = ["clock_set_back", "read_only", "vanished"]
 
@@ -24,13 +24,11 @@ _DAY = 86400.0
 def read_only(ground: Ground, trials: int) -> Tally:
     """A run is stopped, its disk turns read-only, and the same command is told so; when it can be written again, it goes on."""
     tally = Tally()
-    disk = ground.directory / "disk"
-    disk.mkdir(exist_ok=True)
     for _ in range(trials):
-        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
-            tally.note = "no file system of its own could be mounted here"
-            break
-        try:
+        with disk_of_its_own(ground) as disk:
+            if disk is None:
+                tally.note = "no file system of its own could be mounted here"
+                break
             process = ground.start(disk / "run")
             time.sleep(ground.moment())
             process.kill(signal.SIGKILL)
@@ -43,8 +41,6 @@ def read_only(ground: Ground, trials: int) -> Tally:
                 failure = f"ended with {code}: {process.err.strip()[-300:]}"
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
             tally.count(failure or ground.finish(disk / "run"))
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
     return tally
 
 
