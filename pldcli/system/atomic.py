@@ -44,6 +44,9 @@ _ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 """A temporary of another machine is taken for dead when nothing in it has changed for so long: whether its process lives cannot be
 seen from here, a wait costs only space on the disk, and a first pass over a large corpus may write nothing for a day."""
 
+_in_hand: set[Path] = set()
+"""The directories that threads of this process are writing."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNWRITABLE = (
     errno.EACCES,
@@ -124,6 +127,7 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             remove_leftovers(path)  # first: it may put back what was at `path`
             check_new(path, overwrite=overwrite)
             path.parent.mkdir(parents=True, exist_ok=True)
+            _in_hand.add(temporary)
             temporary.mkdir()
         try:
             yield temporary
@@ -137,6 +141,7 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _put(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _in_hand.discard(temporary)
 
 
 def set_aside(path: Path) -> Path:
@@ -159,8 +164,8 @@ def remove_leftovers(path: Path) -> None:
     A process was killed between the two renames of an overwrite when `path` is missing and the earlier `path` lies beside it. What was
     to take its place is then complete, and takes it now if it is there; otherwise the earlier one comes back.
 
-    Dead is a process of this machine, and of this container on it since the machine was started, whose number nobody has; one with our
-    own number is an earlier process. A number that another process has meanwhile hides the death: that leftover stays. One of another
+    Dead is a process of this machine, and of this container on it since the machine was started, whose number nobody has; what bears our
+    own number and is not in hand here is an earlier process's. A number that another process has meanwhile hides the death: that leftover stays. One of another
     machine (on a shared file system), or of this one before it was restarted, goes when nothing in it has changed for a week.
     """
     _clear(path, [one for one in _leftovers(path.parent) if one.stem == _stem(path.name)])
@@ -195,6 +200,8 @@ class _Leftover:
     @property
     def is_abandoned(self) -> bool:
         machine, process = self.owner
+        if machine == _machine() and process == os.getpid():
+            return self.path not in _in_hand
         return not _alive(process) if machine == _machine() else time.time() - _last_change(self.path) > _ABANDONED_AFTER_SECONDS
 
 
@@ -284,7 +291,7 @@ def _remove(path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    if process <= 0 or process == os.getpid():
+    if process <= 0:
         return False
     try:
         os.kill(process, 0)
