@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ def columnar_texts(path: Path, *, field: str, is_parquet: bool, span: tuple[int,
         path: The file.
         field: The column.
         is_parquet: It is a Parquet file.
-        span: Of a Parquet file the row groups that begin in these bytes are read.
+        span: Of a Parquet file the row groups that begin in these bytes are read: all, where they do not follow each other.
 
     Raises:
         DataError: There is no such column, or the file is damaged.
@@ -80,8 +81,11 @@ def row_group_starts(path: Path) -> list[int]:
 
 
 def _starts(metadata: Any) -> list[int]:
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return [min(_start(group.column(number)) for number in range(group.num_columns)) for group in groups]
+    return [_start_of_group(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
+
+
+def _start_of_group(group: Any) -> int:
+    return min(_start(group.column(number)) for number in range(group.num_columns))
 
 
 def _start(column: Any) -> int:
@@ -95,10 +99,10 @@ def _parquet_batches(path: Path, field: str, span: tuple[int, int]) -> Iterator[
 
     with pq.ParquetFile(path) as file:
         _place(file.schema_arrow.names, field, path)
-        is_inside = [span[0] <= start < span[1] for start in _starts(file.metadata)]
-        inside = [number for number, is_in in enumerate(is_inside) if is_in]
-        before = sum(file.metadata.row_group(number).num_rows for number in range(inside[0])) if inside else 0
-        for batch in file.iter_batches(_ROWS, columns=[field], row_groups=inside):
+        group, numbers = file.metadata.row_group, range(file.metadata.num_row_groups)
+        first, end = (bisect_left(numbers, edge, key=lambda number: _start_of_group(group(number))) for edge in span)
+        before = sum(group(number).num_rows for number in range(first))
+        for batch in file.iter_batches(_ROWS, columns=[field], row_groups=numbers[first:end]):
             yield before, batch
             before += batch.num_rows
 

@@ -287,7 +287,7 @@ class Stages:
                     fate, split = fates[number], "validation" if fates[number] == VALIDATION else "train"
                     if fate < LEFT_OUT:
                         lines = text.split("\n")
-                        ids = np.array(tokenizer.encode_document_lines(lines, continued=continued), np.uint32)
+                        ids = tokenizer.document_ids(lines, continued=continued)
                         repeated.add(lines, last=last)
                         open_tokens += len(ids)
                         unknown = int(np.count_nonzero(ids == special.unk_id))

@@ -165,8 +165,9 @@ def remove_leftovers(path: Path) -> None:
     to take its place is then complete, and takes it now if it is there; otherwise the earlier one comes back.
 
     Dead is a process of this machine, and of this container on it since the machine was started, whose number nobody has; what bears our
-    own number and is not in hand here is an earlier process's. A number that another process has meanwhile hides the death: that leftover stays. One of another
-    machine (on a shared file system), or of this one before it was restarted, goes when nothing in it has changed for a week.
+    own number and is not in hand here is an earlier process's. A number that another process has meanwhile hides the death: that leftover
+    stays. One of another machine (on a shared file system), or of this one before it was restarted, goes when nothing in it has changed
+    for a week.
     """
     _clear(path, [one for one in _leftovers(path.parent) if one.stem == _stem(path.name)])
 

@@ -6,9 +6,21 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["CONTEXT", "cut_before", "encode_plainly", "lines_are_independent", "parting_spaces", "words_are_independent", "words_of"]
+import numpy as np
 
-_WORD = re.compile(r"[^ !-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
+__all__ = [
+    "CONTEXT",
+    "cut_before",
+    "encode_marked",
+    "encode_plainly",
+    "lines_are_independent",
+    "mark_id",
+    "parting_spaces",
+    "words_are_independent",
+]
+
+_MARK = " # "
+"""Stands between texts that are encoded at once; no other letter turns into it where accents are taken away."""
 
 CONTEXT = "a"
 """A letter in front of a part stands for the text before it, where a tokenizer treats the begin of a text apart."""
@@ -27,6 +39,31 @@ def encode_plainly(fast: Any, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+def encode_marked(fast: Any, texts: Sequence[str], mark: int) -> list[bytes]:
+    """Encode texts whose ids do not depend on what stands around them, behind and before spaces, all at once: it is several times as fast.
+
+    Args:
+        fast: The tokenizer.
+        texts: The texts; where one holds the mark itself, each is encoded alone.
+        mark: The `mark_id`.
+
+    Returns:
+        The ids of each, as 32-bit numbers.
+    """
+    ids = np.array(encode_plainly(fast, [_MARK.join(texts)])[0], np.uint32)
+    ends = np.flatnonzero(ids == mark)
+    if len(ends) != len(texts) - 1:
+        return [np.array(one, np.uint32).tobytes() for one in encode_plainly(fast, texts)]
+    raw, edges = ids.tobytes(), (ids.itemsize * ends).tolist()
+    return [raw[start:stop] for start, stop in zip([0, *(edge + ids.itemsize for edge in edges)], [*edges, len(raw)], strict=True)]
+
+
+def mark_id(fast: Any) -> int | None:
+    """Return the id of the mark of `encode_marked`; None where the tokenizer has none of its own for it."""
+    (ids,) = encode_plainly(fast, [_MARK])
+    return ids[0] if len(ids) == 1 and fast.id_to_token(ids[0]) == _MARK.strip() else None
+
+
 def lines_are_independent(fast: Any) -> bool:
     """Return whether a text's ids are those of its lines one after the other, and a line can be cut behind a space.
 
@@ -41,18 +78,13 @@ def lines_are_independent(fast: Any) -> bool:
 
 
 def words_are_independent(fast: Any) -> bool:
-    """Return whether a line's ids are those of its `words_of`.
+    """Return whether a line's ids are those of what stands between its spaces.
 
     So it is in BERT's WordPiece, which changes characters one by one, parts words at white space and punctuation, and looks at each alone.
     """
     parts = [type(part).__name__ for part in (fast.normalizer, fast.pre_tokenizer, fast.model)]
     is_plain = all(token.special for token in fast.get_added_tokens_decoder().values())  # others are found in text, across spaces
     return is_plain and parts == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
-
-
-def words_of(line: str) -> list[str]:
-    """Cut a line at its spaces, and before and behind each punctuation mark of ASCII."""
-    return _WORD.findall(line)
 
 
 def parting_spaces(fast: Any) -> str:

@@ -179,3 +179,11 @@ def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(OutputError, match="cannot be written"), atomic.directory(tmp_path / "f" / "d"):
         pytest.fail("must not begin")
+
+
+def test_what_a_thread_of_this_process_is_writing_is_left_alone(tmp_path):
+    with atomic.directory(tmp_path / "other") as place:
+        (place / "file").write_text("half")
+        atomic.remove_leftovers_in(tmp_path)
+        assert (place / "file").read_text() == "half"
+    assert (tmp_path / "other" / "file").is_file()
