@@ -48,6 +48,16 @@ class RunDirectory:
             raise OutputError("holds checkpoints, but its config.yaml is missing", where=str(self.path), hint=hint)
         check_output(self.path, "a run directory", mark=self.config.name)
 
+    def check_still_there(self) -> None:
+        """Refuse to go on where the directory was moved or removed since the run began: what is written would be a second one.
+
+        Raises:
+            OutputError: It was.
+        """
+        if not self.config.is_file():
+            hint = "put it back and run the same command again"
+            raise OutputError("is gone: it was moved or removed while the run was going on", where=str(self.path), hint=hint)
+
     def set_aside(self) -> Path | None:
         """Rename an earlier run to NAME.1, NAME.2, ...; return its new path, or None where there was none.
 

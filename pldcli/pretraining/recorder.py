@@ -153,6 +153,7 @@ class RunRecorder:
     def record_start(self, command: str) -> None:
         """Add this start to environment.json."""
         if self.runtime.is_main:
+            self.run.check_still_there()
             record_start(self.run.environment, command, self.trainer, self.prepared)
 
     def train(self, stop: StopRequest) -> None:
@@ -325,6 +326,7 @@ class RunRecorder:
             return
         self.saved_step = self.position.step
         self._finish_saving()
+        self.run.check_still_there()
         in_background = self.runtime.is_on(self.config.checkpoint.background)
         part = self._own_part() if is_sharded(self.trainer.model) else None
         if self.runtime.is_main or part is not None:
@@ -374,6 +376,7 @@ class RunRecorder:
             saving.result()
 
     def _export(self, model: StBert) -> ReadBack:
+        self.run.check_still_there()
         tokenizer = load_prepared_tokenizer(self.prepared.path)
         with atomic.directory(self.run.model, overwrite=True) as place:
             causal = self.config.objective.is_causal

@@ -1,6 +1,6 @@
 """Inject faults and write what came of them.
 
-python -m tests.faults --share 0.05
+python -m tests.faults --trials 5
 python -m tests.faults --out benchmarks/results/faults.md
 """
 
@@ -42,20 +42,21 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--share", type=float, default=1.0, help="of the trials of the full matrix, at least 1 each")
+    parser.add_argument("--trials", type=int, help="of each fault; as many as the full matrix has, where not given")
     parser.add_argument("--only", nargs="+", help="names of faults, or parts of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a Markdown file")
     options = parser.parse_args()
     chosen = {name: fault for name, fault in FAULTS.items() if not options.only or any(part in name for part in options.only)}
-    lines = ["| fault | trials | failed | |", "|---|---|---|---|"]
+    head = f"# Faults\n\nCommand: `python -m tests.faults {' '.join(sys.argv[1:])}`. {software()}.\n"
+    lines = [head, "| fault | trials | failed | |", "|---|---|---|---|"]
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         ground = Ground(Path(scratch) / "ground", options.seed)
         print(f"a run without faults takes {ground.seconds:.1f} s", flush=True)
         for name, (fault, trials) in chosen.items():
             began = time.monotonic()
-            tally: Tally = fault(ground, max(1, round(trials * options.share)))
+            tally: Tally = fault(ground, options.trials or trials)
             if not tally.trials and not tally.note:
                 tally.failures.append("nothing was tried")
             failed += len(tally.failures)
@@ -63,10 +64,9 @@ def main() -> None:
             print(f"{lines[-1]}  {time.monotonic() - began:.0f} s", flush=True)
             for failure in tally.failures[:5]:
                 print(f"    {failure}", flush=True)
+            if options.out:
+                options.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
         ground.processes.close()
-    if options.out:
-        head = f"# Faults\n\nCommand: `python -m tests.faults {' '.join(sys.argv[1:])}`. {software()}.\n"
-        options.out.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
     sys.exit(bool(failed))
 
 

@@ -22,6 +22,7 @@ from pldcli.model import StBert
 from pldcli.pld import Schedule
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining import estimate
+from pldcli.pretraining.recorder import RunRecorder
 from tests.conftest import TINY, wait_for
 
 RUN = (
@@ -77,6 +78,16 @@ def stop_in_step(monkeypatch, number, signal_number=signal.SIGTERM):
         return plan(self, step, group, **named)
 
     monkeypatch.setattr(Schedule, "plan", stopped)
+
+
+def run_stopped_once(pld, monkeypatch, line, step):
+    """Run a command line whose step `step` is its last before a signal, and again; return the outcome of the second time."""
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, step)
+        assert pld(*line).code == 75
+    outcome = pld(*line)
+    assert outcome.code == 0 and f"resuming after step {step}" in outcome.out
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -573,3 +584,20 @@ def test_warnings(pld, prepared, tmp_path, monkeypatch, how):
     passes = float(re.search(r"warning: this run passes over the text ([\d,]+) times", outcome.out)[1].replace(",", ""))
     tokens = json.loads((prepared / "manifest.json").read_text())["counts"]["train"]["tokens"]
     assert passes == pytest.approx(40000 * 8 * 30 / tokens, rel=0.02)
+
+
+@pytest.mark.parametrize("when", ["_save", "finish"])
+def test_a_directory_that_is_moved_away_is_not_begun_a_second_time(pld, prepared, tmp_path, monkeypatch, when):
+    out, elsewhere, real = tmp_path / "run", tmp_path / "elsewhere", getattr(RunRecorder, when)
+
+    def moved(self, *given):
+        if out.exists():
+            out.rename(elsewhere)
+        return real(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, when, moved)
+        outcome = pld(*arguments(prepared, out))
+    assert outcome.code == 7 and "is gone: it was moved or removed" in outcome.err and not out.exists()
+    elsewhere.rename(out)
+    assert pld(*arguments(prepared, out)).code == 0

@@ -5,17 +5,14 @@ from pldcli.engine.validation import score_lm, stream_batches
 from pldcli.presets import resolve
 from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData, tiny_trainer
-from tests.pretraining.test_pretrain import arguments, rows, stop_in_step, weights
+from tests.pretraining.test_pretrain import arguments, rows, run_stopped_once, weights
 
 EXITS = ("objective.exits=[1,2]", "objective.exit_weight=0.5")
 
 
 def test_a_stopped_run_with_exits_goes_on_to_the_same_bits(pld, prepared, tmp_path, monkeypatch):
     assert pld(*arguments(prepared, tmp_path / "whole", *EXITS)).code == 0
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 7)
-        assert pld(*arguments(prepared, tmp_path / "stopped", *EXITS)).code == 75
-    assert pld(*arguments(prepared, tmp_path / "stopped", *EXITS)).code == 0
+    run_stopped_once(pld, monkeypatch, arguments(prepared, tmp_path / "stopped", *EXITS), 7)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert "15% of the tokens, after 1, 2 and all of the blocks" in (tmp_path / "whole" / "README.md").read_text()
     names = ("train/loss", "train/mlm_loss", "train/mlm_after_1_loss", "train/mlm_after_2_loss")

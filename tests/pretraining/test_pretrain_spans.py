@@ -7,19 +7,14 @@ from safetensors.numpy import load_file
 from pldcli.config import Config
 from pldcli.data.prepared import open_prepared
 from pldcli.presets import load
-from tests.pretraining.test_pretrain import arguments, rows, steps, stop_in_step, weights
+from tests.pretraining.test_pretrain import arguments, rows, run_stopped_once, weights
 
 SPANS = ("objective.masking=span", "objective.span_boundary=true", "objective.mask_probability=0.3", "objective.final_mask_probability=0.1")
 
 
 def test_a_stopped_run_of_spans_goes_on_to_the_same_bits(pld, prepared, tmp_path, monkeypatch):
     assert pld(*arguments(prepared, tmp_path / "whole", *SPANS)).code == 0
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 7)
-        assert pld(*arguments(prepared, tmp_path / "stopped", *SPANS)).code == 75
-    assert steps(tmp_path / "stopped") == [5, 7]
-    outcome = pld(*arguments(prepared, tmp_path / "stopped", *SPANS))
-    assert outcome.code == 0 and "resuming after step 7" in outcome.out
+    run_stopped_once(pld, monkeypatch, arguments(prepared, tmp_path / "stopped", *SPANS), 7)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     mine, theirs = rows(tmp_path / "stopped"), rows(tmp_path / "whole")
     names = ("step", "train/loss", "train/mlm_loss", "train/sbo_loss", "progress/tokens", "progress/executed_flops")

@@ -8,7 +8,7 @@ import pytest
 from pldcli.engine.checkpoint import list_checkpoints
 from pldcli.engine.model_source import open_model
 from pldcli.evaluation.subject import open_subject
-from tests.pretraining.test_pretrain import arguments, rows, steps, stop_in_step, weights
+from tests.pretraining.test_pretrain import arguments, rows, run_stopped_once, stop_in_step, weights
 
 STAGES = (
     "data.length_stages=[{until: 0.5, seq_len: 8}, {until: 0.75, seq_len: 16}]", "train.batch_ramp=0.25", "train.initial_batch_size=4",
@@ -59,12 +59,7 @@ def test_the_model_remembers_the_length_at_the_end(whole):
 
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_a_run_stopped_inside_a_ramp_or_a_stage_resumes_to_the_same_bits(pld, prepared, tmp_path, monkeypatch, whole, step):
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, step)
-        assert pld(*arguments(prepared, tmp_path / "run", *STAGES)).code == 75
-    assert steps(tmp_path / "run")[-1] == step
-    outcome = pld(*arguments(prepared, tmp_path / "run", *STAGES))
-    assert outcome.code == 0 and f"resuming after step {step}" in outcome.out
+    run_stopped_once(pld, monkeypatch, arguments(prepared, tmp_path / "run", *STAGES), step)
     assert weights(tmp_path / "run") == weights(whole)
     assert timeless(tmp_path / "run") == timeless(whole)
 
@@ -72,10 +67,7 @@ def test_a_run_stopped_inside_a_ramp_or_a_stage_resumes_to_the_same_bits(pld, pr
 def test_packed_documents_of_every_length_resume_too(pld, prepared, tmp_path, monkeypatch):
     line = [*STAGES, "data.packing=documents"]
     assert pld(*arguments(prepared, tmp_path / "whole", *line)).code == 0
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 7)
-        assert pld(*arguments(prepared, tmp_path / "run", *line)).code == 75
-    assert pld(*arguments(prepared, tmp_path / "run", *line)).code == 0
+    run_stopped_once(pld, monkeypatch, arguments(prepared, tmp_path / "run", *line), 7)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
     training = rows(tmp_path / "run")
