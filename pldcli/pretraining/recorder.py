@@ -246,7 +246,9 @@ class RunRecorder:
         if self.runtime.is_main:
             assert model is not None
             checked = self._export(model)
+            self.run.check_still_there()
             card.write(self.run, self.config, self.prepared, self.position, command)
+            self.run.check_still_there()
         self.runtime.wait_for_all()
         return PretrainResult(
             self.run, self.position, score=self.score, unigram_loss=self.unigram_loss, read_back=checked, is_main=self.runtime.is_main

@@ -61,7 +61,7 @@ def vanished(ground: Ground, trials: int) -> Tally:
             failure = ""
             if code not in (0, 7) or "Traceback" in process.err:
                 failure = f"ended with {code}: {process.err.strip()[-300:]}"
-            elif out.exists():
+            elif any((out / name).exists() for name in ("config.yaml", "checkpoints", "model")):
                 failure = f"began a second directory: {', '.join(sorted(path.name for path in out.iterdir()))}"
             shutil.rmtree(out, ignore_errors=True)
             elsewhere.rename(out)
