@@ -42,12 +42,16 @@ TINY = (
 
 
 SLOW_FILES = (
+    "tests/engine/test_sharding.py",
     "tests/commands/test_study.py",
     "tests/test_benchmarks.py",
-    "tests/study/test_calibration.py",
-    "tests/finetuning/test_finetune_compiled.py",
+    "tests/engine/test_launcher.py",
     "tests/test_docs.py",
-    "tests/test_benchmarks_loader.py",
+    "tests/pretraining/test_pretrain.py",
+    "tests/finetuning/test_finetune_compiled.py",
+    "tests/finetuning/test_finetune_goes_on.py",
+    "tests/test_demo.py",
+    "tests/test_faults.py",
 )
 """Begun first: of two workers that share files, none is left with a long one at the end."""
 

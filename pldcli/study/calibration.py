@@ -160,7 +160,8 @@ def measure_shapes(shapes: Sequence[Shape], *, data: Path, slot: Slot, report: R
     worker = start_worker(__name__, threads=slot.threads, environment=slot.environment)
     labels = {shape.key: shape.label for shape in shapes}
     try:
-        tell(worker, data=str(data), configs={shape.key: flatten(shape.config) for shape in shapes})
+        limits = {"fewest_rounds": _FEWEST_ROUNDS, "enough_seconds": _ENOUGH_SECONDS, "most_seconds": _MOST_SECONDS}
+        tell(worker, data=str(data), configs={shape.key: flatten(shape.config) for shape in shapes}, limits=limits)
         for answer in answers_of(worker):
             if "error" in answer:
                 raise as_error(answer)
@@ -183,7 +184,7 @@ def serve() -> None:
     end_with_parent()
     try:
         configs = {key: presets.build(flat) for key, flat in task["configs"].items()}
-        samples, taken, machine = measure_in_turn(configs, Path(task["data"]), answer)
+        samples, taken, machine = measure_in_turn(configs, Path(task["data"]), answer, **task["limits"])
         answer(samples=samples, steps=taken, machine=machine)
     except PldError as error:
         answer(**describe_error(error))
@@ -192,7 +193,13 @@ def serve() -> None:
 
 
 def measure_in_turn(
-    configs: Mapping[str, Config], data: Path, answer: Callable[..., None]
+    configs: Mapping[str, Config],
+    data: Path,
+    answer: Callable[..., None],
+    *,
+    fewest_rounds: int = _FEWEST_ROUNDS,
+    enough_seconds: float = _ENOUGH_SECONDS,
+    most_seconds: float = _MOST_SECONDS,
 ) -> tuple[Samples, dict[str, int], dict[str, Any]]:
     """Measure each shape once per round, until rounds are enough and alike.
 
@@ -200,6 +207,9 @@ def measure_in_turn(
         configs: Key to configuration of each shape.
         data: The prepared directory.
         answer: Told the median of each round.
+        fewest_rounds: After them no more begin where they took so long as the next says.
+        enough_seconds: Per shape.
+        most_seconds: Instead, where rounds differ much.
 
     Returns:
         Samples, dense steps taken of each shape, and the machine.
@@ -215,8 +225,8 @@ def measure_in_turn(
     machine: dict[str, Any] = {}
     began = time.monotonic()
     for number in range(1, _MOST_ROUNDS + 1):
-        enough = _ENOUGH_SECONDS if _are_alike(samples.values()) else _MOST_SECONDS
-        if number > _FEWEST_ROUNDS and time.monotonic() - began > enough * len(configs):
+        enough = enough_seconds if _are_alike(samples.values()) else most_seconds
+        if number > fewest_rounds and time.monotonic() - began > enough * len(configs):
             break
         for key, config in configs.items():
             torch.compiler.reset()  # after a few models of other shapes it would give up compiling

@@ -21,7 +21,9 @@ from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
 from tests.comparison.test_read import write_run
 from tests.conftest import Outcome, Processes, wait_for
-from tests.study.conftest import SMALL
+from tests.study.conftest import SMALL, impatient
+
+__all__ = ["impatient"]
 
 Run = Callable[..., Outcome]
 PRELN, PLD = {"preset": "bert-tiny-preln"}, {"preset": "bert-tiny-pld"}
@@ -200,7 +202,7 @@ def test_refusals(folder: Path, prepared: Path, pld: Run, words: tuple[str, ...]
     assert outcome.code == code and message in outcome.err and not Path("studies").exists()
 
 
-def test_a_whole_study(folder: Path, prepared: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_study(impatient: None, folder: Path, prepared: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured, trained side by side, one run diverging, fine-tuned, and reported; typed again nothing trains; a seed more trains alone."""
     small = [*SMALL, "train.total_steps=24", "eval.every_steps=12"]  # of fewer, half a step more may be more than equal time allows
     systems = {"preln": PRELN, "time": PLD | {"equal_time": "preln"}, "hot": PLD | {"set": {"optim.learning_rate": "1e6"}, "seeds": [0]}}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pldcli.bench.step_time import StepTime
+from pldcli.study import calibration
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
 from pldcli.study.spec import Spec
@@ -16,6 +17,13 @@ from tests.conftest import TINY
 FROM_DATA = {"model.vocab_size": 64}
 SMALL = [*TINY, "eval.every_steps=10", "train.log_every_steps=5", "train.total_steps=40"]
 """What `write_run` of tests/comparison/test_read.py writes: 40 steps, validated every 10."""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure steps in the fewest rounds, however they differ: beside other tests they do."""
+    for limit in ("_ENOUGH_SECONDS", "_MOST_SECONDS"):
+        monkeypatch.setattr(calibration, limit, 0.0)
 
 
 @pytest.fixture
