@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -72,6 +73,33 @@ def test_shared_cores_times_a_way_to_wait_quiet_and_beside_a_loop(
     for situation in ("Quiet", "Beside a busy process"):
         [time] = re.findall(rf"## {situation}\n\n.*\n.*\n\| two blocks \| ([\d.]+) \(", table)
         assert float(time) > 0
+
+
+def test_a_save_costs_what_the_steps_behind_it_take_longer(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps of 2 s; the two behind a save take 0.5 s more each in the background, the first one 3 s more where training waits."""
+    script = load("save_stall")
+    behind = {"on": {1: 0.5, 2: 0.5}, "off": {1: 3.0}}
+
+    def run(words: list[str], **_: object) -> str:
+        place, way = Path(words[words.index("--out") + 1]), re.search(r"background=(\w+)", " ".join(words))
+        (place / "checkpoints" / "step-00000024").mkdir(parents=True)
+        (place / "checkpoints" / "step-00000024" / "model.safetensors").write_bytes(bytes(2_000_000))
+        wall = 9.0
+        with (place / "metrics.jsonl").open("w") as file:
+            for step in range(1, 25):
+                wall += 2.0 + (behind[way[1]].get((step - 1) % 8 + 1, 0.0) if way and step > 8 else 0.0)
+                file.write(json.dumps({"step": step, "train/loss": 3.0, "progress/wall_seconds": wall}) + "\n")
+        return ""
+
+    monkeypatch.setattr(script, "output_of_process", run)
+    words = ["--data", str(prepared), "--every", "8", "--saves", "2", "--rounds", "1", "--preset", "bert-tiny-pld"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/save_stall.py", *words])
+    script.main()
+    table = capsys.readouterr().out
+    assert "| in the background | 2.00 | 1.00 (1.00 to 1.00) | 0.10 |" in table  # of 500 steps of 2 s
+    assert "| training waits | 2.00 | 3.00 (3.00 to 3.00) | 0.30 |" in table and ": 2 MB a checkpoint" in table
 
 
 @pytest.fixture(scope="module")
