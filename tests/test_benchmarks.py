@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pldcli import cli
 from pldcli.config import Config
 from pldcli.tokenization.tokenizer import load_tokenizer
 from tests.benchmark_scripts import BENCHMARKS, load
+from tests.conftest import TINY
 
 
 def test_step_time_measures_both_and_writes_the_table(
@@ -100,6 +102,23 @@ def test_a_save_costs_what_the_steps_behind_it_take_longer(
     table = capsys.readouterr().out
     assert "| in the background | 2.00 | 1.00 (1.00 to 1.00) | 0.10 |" in table  # of 500 steps of 2 s
     assert "| training waits | 2.00 | 3.00 (3.00 to 3.00) | 0.30 |" in table and ": 2 MB a checkpoint" in table
+
+
+def test_minimal_pairs_are_scored_in_three_ways_that_agree(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("minimal_pairs")
+    documentation = script.documentation
+    monkeypatch.setattr(script, "documentation", lambda scratch, _: documentation(scratch, 100_000))
+    monkeypatch.setattr(script, "prepared_documentation", lambda scratch: prepared)
+    monkeypatch.setattr(script, "output_of_process", lambda words, **_: cli.run([*words[2:], *TINY]))
+    words = ["--preset", "bert-tiny-preln", "--pairs", "5", "--rounds", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/minimal_pairs.py", *words])
+    script.main()
+    table = capsys.readouterr().out
+    for way in ("by length, in batches", "a sentence at a time", "a masked copy at a time"):
+        [seconds] = re.findall(rf"\| {way} \| ([\d.]+) \(", table)
+        assert float(seconds) > 0
 
 
 @pytest.fixture(scope="module")

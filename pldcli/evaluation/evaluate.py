@@ -205,7 +205,7 @@ def _check_masks(subject: Subject, option: str, *, hint: str) -> None:
 
 
 def _copies(subject: Subject, texts: Sequence[Sequence[int]]) -> Batch:
-    batch, _ = next(scored_rows(texts, subject.loaded))
+    batch, _ = next(scored_rows(texts, subject))
     return batch
 
 

@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from pldcli.data.loader import Batch
 from pldcli.evaluation.subject import Subject
-from pldcli.pretrained import Pretrained
 from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["masked_copies", "pseudo_log_likelihoods", "scored_rows"]
 
-_TOKENS_PER_BATCH = 8192
+_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 8192}
+"""More does not fit into a processor's caches, and less does not fill a GPU."""
 _TARGETS_PER_BATCH = 2048
 """For causal models, whose every token has logits."""
 
@@ -49,7 +49,7 @@ def pseudo_log_likelihoods(
     distinct: dict[tuple[int, ...], int] = {}
     numbers = [distinct.setdefault(tuple(text), len(distinct)) for text in texts]
     sums = np.zeros(len(distinct))
-    for batch, owners in scored_rows(distinct, subject.loaded):
+    for batch, owners in scored_rows(distinct, subject):
         logits_MV = subject.logits(batch, gates)
         losses_M = functional.cross_entropy(logits_MV, batch.target_ids.to(logits_MV.device), reduction="none")
         sums -= np.bincount(owners, weights=losses_M.double().cpu().numpy(), minlength=len(sums))
@@ -57,10 +57,12 @@ def pseudo_log_likelihoods(
     return [float(sums[number]) for number in numbers]
 
 
-def scored_rows(texts: Iterable[Sequence[int]], loaded: Pretrained) -> Iterator[tuple[Batch, npt.NDArray[np.int64]]]:
+def scored_rows(texts: Iterable[Sequence[int]], subject: Subject) -> Iterator[tuple[Batch, npt.NDArray[np.int64]]]:
     """Yield the rows that a model scores texts with: a batch, and the number of the text that each of its targets is of, [M]."""
-    rows = whole_texts if loaded.causal else masked_copies
-    return rows(texts, loaded.tokenizer.special, loaded.seq_len)
+    loaded = subject.loaded
+    if loaded.causal:
+        return whole_texts(texts, loaded.tokenizer.special, loaded.seq_len)
+    return masked_copies(texts, loaded.tokenizer.special, loaded.seq_len, most_tokens=_TOKENS_PER_BATCH[subject.runtime.device.type])
 
 
 def whole_texts(texts: Iterable[Sequence[int]], special: SpecialTokens, seq_len: int) -> Iterator[tuple[Batch, npt.NDArray[np.int64]]]:
@@ -102,13 +104,16 @@ def _windows(texts: Iterable[Sequence[int]], span: int) -> list[tuple[int, Seque
     return sorted(windows, key=lambda window: -len(window[1]))
 
 
-def masked_copies(texts: Iterable[Sequence[int]], special: SpecialTokens, seq_len: int) -> Iterator[tuple[Batch, npt.NDArray[np.int64]]]:
+def masked_copies(
+    texts: Iterable[Sequence[int]], special: SpecialTokens, seq_len: int, *, most_tokens: int
+) -> Iterator[tuple[Batch, npt.NDArray[np.int64]]]:
     """Yield every text once per token with that token masked, rows of like length together, the longest first.
 
     Args:
         texts: Token ids without special tokens.
         special: Ids of the special tokens.
         seq_len: Tokens of a row at most, with [CLS] and [SEP].
+        most_tokens: Of a batch, unless a row is longer.
 
     Yields:
         A batch with one target per row, and the number of the text that each row is of, [B].
@@ -116,7 +121,7 @@ def masked_copies(texts: Iterable[Sequence[int]], special: SpecialTokens, seq_le
     copies = [(number, ids, place) for number, ids in _windows(texts, seq_len - 2) for place in range(len(ids))]
     start = 0
     while start < len(copies):
-        stop = start + max(1, _TOKENS_PER_BATCH // (len(copies[start][1]) + 2))
+        stop = start + max(1, most_tokens // (len(copies[start][1]) + 2))
         yield _batch(copies[start:stop], special)
         start = stop
 

@@ -90,12 +90,9 @@ def test_long_texts_are_scored_row_by_row_and_equal_ones_alike(subject):
     assert sum(heard) == len(ids) + 2, "equal texts once"
 
 
-def test_the_batches_hold_to_their_size(monkeypatch):
-    from pldcli.evaluation import pseudo_likelihood
-
-    monkeypatch.setattr(pseudo_likelihood, "_TOKENS_PER_BATCH", 40)
+def test_the_batches_hold_to_their_size():
     special = SpecialTokens(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
-    batches = list(masked_copies([[9] * 5, [8] * 8, []], special, 10))
+    batches = list(masked_copies([[9] * 5, [8] * 8, []], special, 10, most_tokens=40))
     assert max(batch.input_ids.numel() for batch, _ in batches) <= 40
     assert [batch.input_ids.shape[1] for batch, _ in batches] == sorted((batch.input_ids.shape[1] for batch, _ in batches), reverse=True)
     assert sum(len(owners) for _, owners in batches) == 13
