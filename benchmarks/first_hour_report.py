@@ -27,6 +27,7 @@ KEPT = (
     "num_parameters",
     "precision",
     "threads",
+    "clock",
     "curve",
     "final_loss",
     "command",
@@ -60,7 +61,7 @@ def gather(plan: Plan, results: Mapping[str, Mapping[str, Any]], work: Path) -> 
                 "settings": contestant.set | (best or {}),
                 "chosen": best,
                 "tried": [{**job.candidate, "loss": results[job.key]["final_loss"]} for job in tuning if job.key in results],
-                "runs": [{name: results[job.key][name] for name in KEPT} for job in finals],
+                "runs": [{name: results[job.key].get(name) for name in KEPT} for job in finals],
                 "finetuned": finetuned(work / "finetuned" / finals[0].key) if finals else {},
             }
         )
@@ -244,9 +245,9 @@ def document(found: Results, *, picture: str) -> str:
         f"![Validation loss against minutes of training]({picture})",
         f"The same {text['train_tokens']:,} tokens of text to train on, vocabulary {text['vocab_size']:,}, rows of {found['seq_len']}; "
         f"validation on the same {text['validation_targets']:,} masked tokens of {text['validation_sequences']:,} other rows, 15 % masked, "
-        f"whatever a model was trained with. Token frequencies alone: {text['unigram_loss']:.3f}. One thread a run; seconds of training "
-        f"without validation; of each run the steps were counted out beforehand, so that its schedule ends with its budget. "
-        f"{'; '.join(found['hardware'])}; {'; '.join(found['software'])}. {computed_in(found)}.",
+        f"whatever a model was trained with. Token frequencies alone: {text['unigram_loss']:.3f}. One thread a run; "
+        f"{clock_of(found)} of training without validation; of each run the steps were counted out beforehand, so that its schedule "
+        f"ends with its budget. {'; '.join(found['hardware'])}; {'; '.join(found['software'])}. {computed_in(found)}.",
         tabled(loss_table(found)),
         "Medians of the seeds (lowest to highest). The time to a peer's final loss is where the contestant's own curve crosses it: that "
         "run's schedule was not finished there, so a run made for that time would be lower. Whole runs with less time show by how much:",
@@ -270,6 +271,11 @@ def document(found: Results, *, picture: str) -> str:
     parts += ["\n".join(f"    {line}" for line in finetune_commands(found)) or "    nothing was fine-tuned"]
     parts += ["What each run was:", "\n".join(f"    {run['command']}" for one in found["contestants"] for run in one["runs"][:1])]
     return "\n\n".join(parts) + "\n"
+
+
+def clock_of(found: Results) -> str:
+    clocks = {run.get("clock") for one in found["contestants"] for run in one["runs"]}
+    return "seconds of the processor, which had other work too," if "processor" in clocks else "seconds"
 
 
 def computed_in(found: Results) -> str:

@@ -75,7 +75,15 @@ def work(prepared: Path, tmp_path: Path) -> Path:
 def finished(job: Any, loss: float | None, seconds: float = 8.0) -> dict[str, Any]:
     """What a run leaves."""
     curve = [] if loss is None else [[seconds * part / 4, loss + 4.0 - part] for part in range(1, 5)]
-    facts = {"steps": 80, "tokens": 8000, "num_parameters": 1_500_000, "precision": "fp32", "threads": 1, "wall_seconds": seconds + 1}
+    facts = {
+        "steps": 80,
+        "tokens": 8000,
+        "num_parameters": 1_500_000,
+        "precision": "fp32",
+        "threads": 1,
+        "wall_seconds": seconds + 1,
+        "clock": "wall",
+    }
     where = {"hardware": "a processor", "software": "a program 1.0", "command": f"train {job.key}"}
     return {"budget": job.budget, "seed": job.seed, "seconds": seconds, "curve": curve, "final_loss": loss, **facts, **where}
 
@@ -91,7 +99,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_shipped_plan_can_be_run(path: Path) -> None:
     plan = plans.read_plan(path)
-    assert {contestant.kind for contestant in plan.contestants} == {"bert", "modernbert", "pld"}
+    assert {"modernbert", "pld"} <= {contestant.kind for contestant in plan.contestants} <= {"bert", "modernbert", "pld"}
     for contestant in plan.contestants:
         for job in plan.tuning(contestant) or plan.final(contestant, contestant.candidates[0]):
             if job.kind == "pld":
@@ -248,10 +256,10 @@ def our_loss(model: Path, batches: list[Batch]) -> float:
         return score_lm(load_pretrained(model).masked_lm(dropout=0.0), batches, resolve_precision("fp32", runtime.device), runtime).loss
 
 
-def trained(job: Any, work: Path, tmp_path: Path) -> dict[str, Any]:
+def trained(job: Any, work: Path, tmp_path: Path, *, clock: str = "wall") -> dict[str, Any]:
     place = tmp_path / "place"
     place.mkdir()
-    found: dict[str, Any] = hour.run_one(job, argparse.Namespace(work=work, place=place))
+    found: dict[str, Any] = hour.run_one(job, argparse.Namespace(work=work, place=place, clock=clock))
     assert 0.05 * job.budget < found["seconds"] < 20 * job.budget, "on a machine with other work a step takes what it takes"
     assert found["curve"][-1] == [pytest.approx(found["seconds"], abs=1e-3), pytest.approx(found["final_loss"], abs=1e-4)]
     assert len(found["curve"]) <= job.points + 2 and found["curve"] == sorted(found["curve"])
@@ -281,7 +289,7 @@ def test_ours_is_trained_by_the_command_for_its_budget(plan: Any, work: Path, tm
     contestant = plan.contestants[2]
     settings = contestant.set | {"optim.learning_rate": 1e-2, "runtime.precision": "fp32"}
     job = hour.Job("ours", "pld", contestant.preset, settings, {}, budget=2.0, seed=0, seq_len=32, points=4)
-    found = trained(job, work, tmp_path)
+    found = trained(job, work, tmp_path, clock="processor")
     assert found["command"].startswith("pld pretrain --preset bert-tiny-preln --data data data.seq_len=32 train.seed=0 ")
     assert our_loss(tmp_path / "place" / "model", list(fixed_batches(open_prepared(work / "data"), 32))) == pytest.approx(
         found["final_loss"]
