@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-__all__ = [
-    "CONTEXT",
-    "cut_before",
-    "encode_marked",
-    "encode_plainly",
-    "lines_are_independent",
-    "mark_id",
-    "parting_spaces",
-    "words_are_independent",
-]
-
-_MARK = " # "
-"""Stands between texts that are encoded at once; no other letter turns into it where accents are taken away."""
+__all__ = ["CONTEXT", "cut_before", "encode_plainly", "lines_are_independent", "parting_spaces", "words_are_independent"]
 
 CONTEXT = "a"
 """A letter in front of a part stands for the text before it, where a tokenizer treats the begin of a text apart."""
@@ -39,32 +25,7 @@ def encode_plainly(fast: Any, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def encode_marked(fast: Any, texts: Sequence[str], mark: int) -> list[bytes]:
-    """Encode texts whose ids do not depend on what stands around them, behind and before spaces, all at once: it is several times as fast.
-
-    Args:
-        fast: The tokenizer.
-        texts: The texts; where one holds the mark itself, each is encoded alone.
-        mark: The `mark_id`.
-
-    Returns:
-        The ids of each, as 32-bit numbers.
-    """
-    ids = np.array(encode_plainly(fast, [_MARK.join(texts)])[0], np.uint32)
-    ends = np.flatnonzero(ids == mark)
-    if len(ends) != len(texts) - 1:
-        return [np.array(one, np.uint32).tobytes() for one in encode_plainly(fast, texts)]
-    raw, edges = ids.tobytes(), (ids.itemsize * ends).tolist()
-    return [raw[start:stop] for start, stop in zip([0, *(edge + ids.itemsize for edge in edges)], [*edges, len(raw)], strict=True)]
-
-
-def mark_id(fast: Any) -> int | None:
-    """Return the id of the mark of `encode_marked`; None where the tokenizer has none of its own for it."""
-    (ids,) = encode_plainly(fast, [_MARK])
-    return ids[0] if len(ids) == 1 and fast.id_to_token(ids[0]) == _MARK.strip() else None
-
-
-def lines_are_independent(fast: Any) -> bool:
+def lines_are_independent(fast: Any, encode: Callable[[list[str]], list[list[int]]]) -> bool:
     """Return whether a text's ids are those of its lines one after the other, and a line can be cut behind a space.
 
     So it is where a line end does no more than part words, as in BERT's WordPiece and in SentencePiece. It is not where line ends
@@ -73,8 +34,8 @@ def lines_are_independent(fast: Any) -> bool:
     if any(_reach_over(fast, space) for space in _MARKS):
         return False
     lines = [*_PROBES, *(line for probe in _SPACED for line in (probe, "x"))]
-    whole, spaced = encode_plainly(fast, ["\n".join(lines), " ".join(_PROBES)])
-    return whole == _joined(encode_plainly(fast, lines)) and spaced == _joined(encode_plainly(fast, [probe + " " for probe in _PROBES]))
+    whole, spaced = encode(["\n".join(lines), " ".join(_PROBES)])
+    return whole == _joined(encode(lines)) and spaced == _joined(encode([probe + " " for probe in _PROBES]))
 
 
 def words_are_independent(fast: Any) -> bool:

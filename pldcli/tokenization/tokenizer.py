@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,24 @@ import numpy as np
 import numpy.typing as npt
 
 from pldcli.choices import ModelType
-from pldcli.corpus.reader import cut_at_whitespace
 from pldcli.errors import DataError, UsageError
 from pldcli.tokenization import conversion
 from pldcli.tokenization.cuts import (
     CONTEXT,
     cut_before,
-    encode_marked,
     encode_plainly,
     lines_are_independent,
-    mark_id,
     parting_spaces,
     words_are_independent,
 )
 from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
 from pldcli.tokenization.special_tokens import SpecialTokens, complete
+from pldcli.tokenization.words import KnownParts, WordPieces, short_lines
 
 __all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
 
-MAX_LINE_CHARACTERS = 8192
-"""Longer lines are cut before encoding: the time and memory of BPE grow with the line."""
-
 PART_CHARACTERS = 1 << 16
 """Text whose lines cannot be encoded apart is cut at white space into parts of this size."""
-MAX_KNOWN_WORDS, MAX_KNOWN_CHARACTERS = 1 << 18, 64
 
 _CHARACTER_COVERAGE = 0.9995
 """The share of the text whose characters always have entries, however many they are."""
@@ -100,7 +94,7 @@ class Tokenizer:
         elif self._words_are_independent:
             ids = self._encode_words(lines)
         else:
-            ids = np.array(list(chain.from_iterable(self._encode_batch(_short_lines(lines)))), np.uint32)
+            ids = np.array(list(chain.from_iterable(self._encode_batch(short_lines(lines)))), np.uint32)
         ids[np.isin(ids, self._banned)] = self.special.unk_id
         return ids
 
@@ -148,7 +142,7 @@ class Tokenizer:
 
     @cached_property
     def _lines_are_independent(self) -> bool:
-        return lines_are_independent(self.fast)
+        return lines_are_independent(self.fast, self._encode_batch)
 
     @cached_property
     def _parting_spaces(self) -> str:
@@ -156,37 +150,15 @@ class Tokenizer:
 
     def _encode_words(self, lines: Sequence[str]) -> Ids:
         """Encode what stands between spaces, each distinct part once: several times as fast as whole lines."""
-        parts = " ".join(lines).split(" ")
-        known = self.ids_of_words
-        new = list(set(parts).difference(known))
-        if new:
-            known.update(zip(new, self._encode_apart(new), strict=True))
-        ids = np.frombuffer(bytearray().join(map(known.__getitem__, parts)), np.uint32)
-        for part in new:
-            if len(part) > MAX_KNOWN_CHARACTERS:  # a line without spaces, which does not come again
-                del known[part]
-        if len(known) > MAX_KNOWN_WORDS:
-            known.clear()
+        known = self.known_parts
+        ids = np.frombuffer(bytearray().join(map(known.__getitem__, " ".join(lines).split(" "))), np.uint32)
+        known.forget()
         return ids
 
-    def _encode_apart(self, parts: list[str]) -> list[bytes]:
-        """Encode parts that hold no spaces, each alone."""
-        if (longest := max(parts, key=len)) and len(longest) > MAX_LINE_CHARACTERS:
-            cut = [[piece for piece, _ in cut_at_whitespace(part, MAX_LINE_CHARACTERS)] for part in parts]
-            ids = iter(self._encode_apart(list(chain.from_iterable(cut))))
-            return [b"".join(islice(ids, len(pieces))) for pieces in cut]
-        if self._processor is None and self._mark_id is not None:
-            return encode_marked(self.fast, parts, self._mark_id)
-        return [np.array(ids, np.uint32).tobytes() for ids in self._encode_batch(parts)]
-
     @cached_property
-    def _mark_id(self) -> int | None:
-        return mark_id(self.fast)
-
-    @cached_property
-    def ids_of_words(self) -> dict[str, bytes]:
-        """What stood between spaces and was met, where its ids do not depend on what stands around it: as 32-bit numbers."""
-        return {}
+    def known_parts(self) -> KnownParts:
+        """What stood between spaces and was met, where its ids do not depend on what stands around it."""
+        return KnownParts(WordPieces(self.fast) if self._processor is None else self._processor.encode)
 
     @cached_property
     def _words_are_independent(self) -> bool:
@@ -207,10 +179,6 @@ class Tokenizer:
     @cached_property
     def _banned(self) -> list[int]:
         return sorted(set(self.special.ids) - {self.special.unk_id})
-
-
-def _short_lines(lines: Sequence[str]) -> list[str]:
-    return [part for line in lines if line for part, _ in cut_at_whitespace(line, MAX_LINE_CHARACTERS)]
 
 
 def train_tokenizer(

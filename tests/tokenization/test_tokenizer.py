@@ -73,7 +73,7 @@ def test_json_equals_sentencepiece_on_real_and_odd_text(real_lines, model_type, 
     for lines in (real_lines, ODD):
         whole = [processor.encode(line) for line in lines]
         assert [tokenizer.encode_document_lines([line]) for line in lines] == whole
-    assert bool(tokenizer.ids_of_words) == (model_type == "bpe"), "the fast way is right for BPE alone"
+    assert bool(tokenizer.known_parts) == (model_type == "bpe"), "the fast way is right for BPE alone"
 
 
 def test_the_comparison_sees_a_difference(small):
@@ -183,7 +183,7 @@ def test_words_of_wordpiece_have_the_ids_that_they_have_in_lines(real_lines, cas
     for lines in (ODD, made_up, real_lines):
         expected = [encoding.ids for encoding in tokenizer.fast.encode_batch(lines, add_special_tokens=False)]
         assert [tokenizer.encode_document_lines([line]) for line in lines] == expected
-    assert len(tokenizer.ids_of_words) > 1000
+    assert len(tokenizer.known_parts) > 1000
 
 
 def test_a_token_that_is_found_in_text_keeps_lines_whole(tmp_path):
@@ -192,7 +192,7 @@ def test_a_token_that_is_found_in_text_keeps_lines_whole(tmp_path):
     made.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.encode_document_lines(["a two words b"]) == tokenizer.fast.encode("a two words b", add_special_tokens=False).ids
-    assert tokenizer.fast.token_to_id("two words") in tokenizer.encode_document_lines(["a two words b"]) and not tokenizer.ids_of_words
+    assert tokenizer.fast.token_to_id("two words") in tokenizer.encode_document_lines(["a two words b"]) and not tokenizer.known_parts
 
 
 def wordpiece_json(place):
@@ -202,13 +202,13 @@ def wordpiece_json(place):
 
 
 def test_words_are_forgotten_when_there_are_too_many(small, monkeypatch):
-    from pldcli.tokenization import tokenizer as module
+    from pldcli.tokenization import words as module
 
     lines = made_up_lines()
     expected = small.encode_document_lines(lines)
-    monkeypatch.setattr(module, "MAX_KNOWN_WORDS", 5)
+    monkeypatch.setattr(module, "MAX_KNOWN", 5)
     assert [i for line in lines for i in small.encode_document_lines([line])] == expected
-    assert len(small.ids_of_words) <= 5
+    assert len(small.known_parts) <= 5
 
 
 def test_fingerprints_tell_vocabularies_apart(vocab):

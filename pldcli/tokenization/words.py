@@ -1,0 +1,76 @@
+"""Text whose words can be encoded one by one: each distinct one is, once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pldcli.corpus.reader import cut_at_whitespace
+from pldcli.tokenization.cuts import encode_plainly
+
+__all__ = ["KnownParts", "WordPieces", "short_lines"]
+
+MAX_LINE_CHARACTERS = 8192
+"""Longer lines, and parts of lines without a space, are cut before encoding: the time and memory of BPE grow with them."""
+MAX_KNOWN, MAX_KNOWN_CHARACTERS = 1 << 18, 64
+
+_WORD = re.compile(r"[^!-/:-@\[-`{-~]+|[!-/:-@\[-`{-~]")
+
+
+def short_lines(lines: Iterable[str]) -> list[str]:
+    """Leave out empty lines, and cut long ones."""
+    return [part for line in lines if line for part, _ in cut_at_whitespace(line, MAX_LINE_CHARACTERS)]
+
+
+class KnownParts(dict[str, bytes]):
+    """The ids of parts of text, as 32-bit numbers; those of a new part are found when it is looked up.
+
+    Args:
+        encode: Gives the ids of a part.
+    """
+
+    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, part: str) -> bytes:
+        ids = b"".join(np.array(self._encode(piece), np.uint32).tobytes() for piece in short_lines([part]))
+        if len(part) <= MAX_KNOWN_CHARACTERS:  # else a line without spaces, which does not come again
+            self[part] = ids
+        return ids
+
+    def forget(self) -> None:
+        """Begin anew where there are too many."""
+        if len(self) > MAX_KNOWN:
+            self.clear()
+
+
+class WordPieces:
+    """Gives the ids of parts of text by BERT's WordPiece, word by word.
+
+    Args:
+        fast: The tokenizer, of which `words_are_independent` is true.
+    """
+
+    def __init__(self, fast: Any) -> None:
+        self._fast, self._tokenize, self._lowercase = fast, fast.model.tokenize, fast.normalizer.lowercase
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, part: str) -> list[int]:
+        """Return the ids of a part of text."""
+        ids: list[int] = []
+        for word in _WORD.findall(part):
+            if (found := self._known.get(word)) is None:
+                found = self._known[word] = self._encode(word)
+            ids += found
+        if len(self._known) > MAX_KNOWN:
+            self._known.clear()
+        return ids
+
+    def _encode(self, word: str) -> list[int]:
+        if word.isascii() and word.isprintable():  # the normaliser changes nothing but its case: the model alone is faster
+            return [token.id for token in self._tokenize(word.lower() if self._lowercase else word)]
+        return encode_plainly(self._fast, [word])[0]
