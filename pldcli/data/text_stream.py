@@ -56,12 +56,12 @@ def tokenise(
         for source in sources:
             reader, continued = Reader(source, document_per=document_per, text_field=text_field), False
             for text, last in reader.pieces():
-                ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued) + [special.sep_id] * last
+                ids = tokenizer.document_ids(text.split("\n"), continued=continued).astype(_TOKEN)
+                num_tokens += len(ids) + last
+                num_unknown += int(np.count_nonzero(ids == special.unk_id))
                 continued = not last
-                num_tokens += len(ids)
-                num_unknown += ids.count(special.unk_id)
                 with output_errors(place):
-                    file.write(np.array(ids, _TOKEN).tobytes())
+                    file.write(ids.tobytes() + np.array([special.sep_id] * last, _TOKEN).tobytes())
                 if last:
                     ends.append(num_tokens)
                 progress.update(bytes_before + reader.raw_bytes)
