@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, model_validator
 
 from pldcli.choices import AttentionInit, FeedForward, LmHead, Norm, PositionEmbedding
 from pldcli.errors import UsageError
@@ -58,7 +58,7 @@ class ModelConfig(Settings):
     """LayerNorm behind the embeddings; GPT-2 has none."""
     first_attention_norm: bool = True
     """LayerNorm before the first block's attention; off in ModernBERT, whose embeddings are normalised. For `norm: pre`."""
-    global_layers: Count | tuple[Natural, ...] = 1
+    global_layers: Count | Annotated[tuple[Natural, ...], Strict(False)] = 1
     """Blocks that attend to all tokens: every k-th one, counted from the first, or a list of their numbers from 0. Others are local."""
     local_attention: Annotated[int, Field(ge=2), AS_NUMBER] = 128
     """Window of the local blocks in tokens: half of it on each side of a token."""
@@ -72,11 +72,6 @@ class ModelConfig(Settings):
     """Standard deviation of initial weights."""
     attention_init: AttentionInit = "normal"
     """`normal` as BERT; `local`: heads begin by looking 1, 2, ... tokens back or ahead, and small models learn from context far sooner."""
-
-    @field_validator("global_layers", mode="before")
-    @classmethod
-    def _read_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import damage, several, stops
+from tests.faults import damage, programs, several, stops
 from tests.faults.ground import Fault, Ground
 
 
@@ -28,7 +28,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         (damage.extra, 10),
         (stops.killed, 3),
         (stops.signalled, 3),
-        (stops.prepare_killed, 2),
+        (programs.prepare_killed, 2),
         (several.not_a_number, 2),
     ],
     ids=lambda value: value.__name__ if callable(value) else str(value),

@@ -19,7 +19,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "SIGKILL at a random moment of training": (stops.killed, 200),
     "SIGKILL at each call that changes the disk": (stops.killed_while_saving, 1000),
     "SIGTERM, SIGINT, SIGUSR1 at a random moment": (stops.signalled, 150),
-    "SIGKILL at a random moment of prepare-data": (stops.prepare_killed, 50),
+    "SIGKILL at a random moment of prepare-data": (programs.prepare_killed, 50),
     "SIGKILL at a random moment of finetune with a grid": (programs.finetune_killed, 50),
     "SIGKILL at a random moment of study": (programs.study_killed, 20),
     "a flipped bit": (damage.flipped, 2000),

@@ -1,4 +1,4 @@
-"""Kills of the programs that start many runs: `finetune` with a grid, and `study`."""
+"""Kills of the other programs that take long: `prepare-data`, and those that start many runs, `finetune` with a grid and `study`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pldcli.data.prepared import verify_prepared
 from tests.conftest import TINY
 from tests.faults.ground import Ground, Tally, digest
 
-__all__ = ["finetune_killed", "study_killed"]
+__all__ = ["finetune_killed", "prepare_killed", "study_killed"]
 
 _KILLS_IN_A_ROW = 3
+
+
+def prepare_killed(ground: Ground, trials: int) -> Tally:
+    """SIGKILL at a random moment of `prepare-data`; the same command then makes the same bytes."""
+
+    def outcome(out: Path) -> str:
+        verify_prepared(out)
+        return digest(out)
+
+    return _killed(ground, trials, ["prepare-data", str(ground.corpus), "--vocab-size", "512", "--processes", "1"], outcome, is_atomic=True)
 
 
 def finetune_killed(ground: Ground, trials: int) -> Tally:
@@ -62,10 +73,18 @@ def study_killed(ground: Ground, trials: int) -> Tally:
     return _killed(ground, trials, ["study", str(spec)], outcome)
 
 
-def _killed(ground: Ground, trials: int, line: list[str], outcome: Callable[[Path], object]) -> Tally:
-    """Kill a command a few times, and let it end then; what comes of it is what comes of one that nobody killed."""
+def _killed(ground: Ground, trials: int, line: list[str], outcome: Callable[[Path], object], *, is_atomic: bool = False) -> Tally:
+    """Kill a command a few times, and let it end then; what comes of it is what comes of one that nobody killed.
+
+    Args:
+        ground: Where.
+        trials: Kills.
+        line: The command, without `--out`.
+        outcome: Says what came of it.
+        is_atomic: What it writes is whole, or not there.
+    """
     tally = Tally()
-    whole = ground.directory / "of-many"
+    whole = ground.directory / "of-nobody-killed"
     shutil.rmtree(whole, ignore_errors=True)
     began = time.monotonic()
     process = ground.processes.pld(*line, "--out", str(whole))
@@ -76,13 +95,15 @@ def _killed(ground: Ground, trials: int, line: list[str], outcome: Callable[[Pat
         with ground.fresh() as out:
             for _ in range(_KILLS_IN_A_ROW):
                 process = ground.processes.pld(*line, "--out", str(out))
-                time.sleep(ground.draw.uniform(0.0, seconds))
+                time.sleep(ground.draw.uniform(0.0, 1.1 * seconds))
                 process.kill(signal.SIGKILL)
                 if process.wait() == 0:
                     break
-                tally.count()
+                is_half = is_atomic and out.exists() and outcome(out) != expected
+                tally.count("something stands under the final name" if is_half else "")
             process = ground.processes.pld(*line, "--out", str(out))
-            if code := process.wait():
+            code = process.wait()
+            if code and not (is_atomic and out.exists()):
                 tally.failures.append(f"the same command ended with {code}: {process.err.strip()[-300:]}")
             elif (found := outcome(out)) != expected:
                 tally.failures.append(f"ended otherwise than without the fault: {found} instead of {expected}"[:300])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 import time
 
-from pldcli.data.prepared import verify_prepared
 from tests.faults.ground import Ground, Tally, digest
 
-__all__ = ["killed", "killed_while_saving", "prepare_killed", "signalled"]
+__all__ = ["killed", "killed_while_saving", "signalled"]
 
 _DIE_AT = """
 import os, signal
@@ -96,32 +95,4 @@ def signalled(ground: Ground, trials: int) -> Tally:
                 tally.count(failure)
             if failure := ground.finish(out):
                 tally.failures.append(failure)
-    return tally
-
-
-def prepare_killed(ground: Ground, trials: int) -> Tally:
-    """SIGKILL at a random moment of `prepare-data`; the same command then makes the same bytes."""
-    tally = Tally()
-    line = ["prepare-data", str(ground.corpus), "--vocab-size", "512", "--processes", "1"]
-    began = time.monotonic()
-    whole = ground.directory / "prepared"
-    ground.processes.pld(*line, "--out", str(whole)).wait()
-    seconds, expected = time.monotonic() - began, digest(whole)
-    while tally.trials < trials:
-        with ground.fresh() as out:
-            for _ in range(3):
-                process = ground.processes.pld(*line, "--out", str(out))
-                time.sleep(ground.draw.uniform(0.0, 1.1 * seconds))
-                process.kill(signal.SIGKILL)
-                if process.wait() == 0:
-                    break
-                tally.count("something stands under the final name" if out.exists() and digest(out) != expected else "")
-            process = ground.processes.pld(*line, "--out", str(out))
-            if not out.exists() and (code := process.wait()):
-                tally.failures.append(f"the same command ended with {code}: {process.err.strip()[-300:]}")
-            else:
-                process.wait()
-                verify_prepared(out)
-                if digest(out) != expected:
-                    tally.failures.append("other bytes than without the fault")
     return tally
