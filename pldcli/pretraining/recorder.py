@@ -328,10 +328,10 @@ class RunRecorder:
             return
         self.saved_step = self.position.step
         self._finish_saving()
-        self.run.check_still_there()
         in_background = self.runtime.is_on(self.config.checkpoint.background)
         part = self._own_part() if is_sharded(self.trainer.model) else None
         if self.runtime.is_main or part is not None:
+            self.run.check_still_there()
             held = checkpoint.hold(
                 self.position,
                 self.config,
