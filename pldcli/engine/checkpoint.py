@@ -166,6 +166,8 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
         OutputError: The disk is full or not writable; what was there before is still there.
         CheckpointError: A part of a sharded run did not come.
     """
+    with atomic.output_errors(directory):
+        directory.mkdir(exist_ok=True)  # but no run directory that was moved away meanwhile
     path, part = directory / f"step-{held.position.step:08d}", held.part
     tensors = {part.stem(name): named for name, named in held.tensors.items()}
     if part.number > 1:
