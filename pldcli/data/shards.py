@@ -133,7 +133,8 @@ class ShardWriter:
             self._file = (self._directory / f"{self._split}-{len(self.shards):05}.arrow").open("wb")
             self._writer = pa.ipc.new_file(self._file, pa.schema([(_COLUMN, kind)]))
         values = pa.Array.from_buffers(kind.value_type, self._offsets[-1], [None, pa.py_buffer(self._values)])
-        rows = pa.LargeListArray.from_arrays(pa.array(self._offsets, pa.int64()), values)
+        edges = pa.Array.from_buffers(pa.int64(), len(self._offsets), [None, pa.py_buffer(np.array(self._offsets, np.int64))])
+        rows = pa.LargeListArray.from_arrays(edges, values)  # of a list pa.array() would import pandas to look what it is
         self._writer.write_batch(pa.record_batch([rows], names=[_COLUMN]))
         self.num_tokens += self._offsets[-1]
         self.num_documents += self._ends
@@ -184,9 +185,20 @@ def segments(path: Path) -> Iterator[Segment]:
     try:
         for index in range(reader.num_record_batches):
             rows = reader.get_batch(index).column(_COLUMN)
-            yield rows.values.to_numpy(zero_copy_only=True), rows.offsets.to_numpy(zero_copy_only=True)[1:]
-    except (OSError, KeyError, pa.ArrowException) as error:
+            yield _view(rows.values), _view(rows.offsets)[1:]
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise _damaged(path) from error
+
+
+def _view(array: Any) -> npt.NDArray[Any]:
+    """View numbers without a copy, as `to_numpy` does; that would import pandas.
+
+    Raises:
+        ValueError: The buffer is shorter than it says.
+    """
+    if not len(array):
+        return np.zeros(0, str(array.type))
+    return np.frombuffer(array.buffers()[1], str(array.type), len(array), array.offset * array.type.byte_width)
 
 
 def _damaged(path: Path) -> DataError:
