@@ -4,7 +4,7 @@
     python benchmarks/prepare_vs_datasets.py --corpus text/ --tokenizer vocab.txt --sizes-mb 10 40 --out table.md
 
 Both tokenise with the same tokenizer.json and train none; special tokens are not added to documents by either. Of a SentencePiece model
-such a file is made, and for one more row prepare-data works with the model itself, as it does where it trained one. The recipe is
+such a file is made; prepare-data works with the model itself too, as it does where it trained one, beside the bare library. The recipe is
 load_dataset("json"), a map that calls the fast tokenizer in batches, and a map that cuts what came out into blocks of 128 tokens.
 It is measured as it usually stands (with the attention mask and token types that the tokenizer gives) and with ids only. Where
 datatrove is installed, its JsonlReader reads and its DocumentTokenizer writes, as they come; it shuffles documents at the end.
@@ -49,7 +49,10 @@ SYSTEMS = {
     "datasets": "datasets, usual recipe",
     "datasets-ids": "datasets, ids only",
     "datatrove": "datatrove, DocumentTokenizer",
+    "sentencepiece": "SentencePiece itself, ids only",
 }
+OF_SENTENCEPIECE = {"pld-sentencepiece", "sentencepiece"}
+ENCODED_AT_ONCE = 1000
 START_UP_TEXTS = ("A text of a few lines.", "It is here to be tokenised in no time.", "What remains is the start.")
 SAMPLE_SECONDS = 0.2
 
@@ -81,9 +84,14 @@ class Found:
         """List a system's times, with start-up or without."""
         return [run.seconds - (0.0 if start_up else self.start_up[name]) for run in self.runs[name]]
 
+    @property
+    def ours(self) -> str:
+        """Name what the others are compared with: prepare-data with the SentencePiece model, where there is one."""
+        return "pld-sentencepiece" if "pld-sentencepiece" in self.runs else "pld"
+
     def ratios(self, name: str, *, start_up: bool) -> list[float]:
         """Divide a system's times by prepare-data's, pair by pair."""
-        ours = self.seconds("pld", start_up=start_up)
+        ours = self.seconds(self.ours, start_up=start_up)
         return [theirs / own for own, theirs in zip(ours, self.seconds(name, start_up=start_up), strict=True)]
 
     def rows(self) -> list[str]:
@@ -92,7 +100,7 @@ class Found:
         for name, runs in self.runs.items():
             rates = [f"{self.megabytes / statistics.median(self.seconds(name, start_up=which)):.2f}" for which in (True, False)]
             memory = [f"{max(run.peak_mb for run in runs):,.0f}", f"{max(run.peak_private_mb for run in runs):,.0f}"]
-            ratios = ["1" if name == "pld" else spread(self.ratios(name, start_up=which)) for which in (True, False)]
+            ratios = ["1" if name == self.ours else spread(self.ratios(name, start_up=which)) for which in (True, False)]
             cells = [
                 f"{self.megabytes:.1f}",
                 SYSTEMS[name],
@@ -127,7 +135,7 @@ def main() -> None:
         return
     if options.recipe:
         given = json.loads(options.recipe)
-        recipe = with_datatrove if given["name"] == "datatrove" else with_datasets
+        recipe = {"datatrove": with_datatrove, "sentencepiece": with_sentencepiece}.get(given["name"], with_datasets)
         print(json.dumps(recipe(**given)))
         return
     measured: list[Found] = []
@@ -135,8 +143,8 @@ def main() -> None:
         place = Path(scratch)
         tokenizer = load_tokenizer(options.tokenizer)
         tokenizer.save(place)
-        absent = {"pld-sentencepiece"} if tokenizer.sentencepiece is None else set()
-        absent |= set() if has_datatrove() else {"datatrove"}
+        absent = OF_SENTENCEPIECE if tokenizer.sentencepiece is None else set()
+        absent = absent if has_datatrove() else {*absent, "datatrove"}
         names = [name for name in SYSTEMS if name not in absent]
         start_up = measure_start_up(names, options, place)
         for size in options.sizes_mb:
@@ -354,6 +362,22 @@ def with_datatrove(name: str, corpus: str, tokenizer: str, cache: str, workers: 
         num_documents = sum(1 for _ in file)
     num_tokens = sum(path.stat().st_size for path in out.glob("*.ds")) // step.token_size
     return {"tokens": num_tokens - num_documents * step.tokenizer.num_special_tokens_to_add(is_pair=False)}  # it adds those of the file
+
+
+def with_sentencepiece(name: str, corpus: str, tokenizer: str, cache: str, workers: int) -> dict[str, int]:
+    """Encode with the library on as many threads as the others have processes, and write the ids."""
+    import numpy as np
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(Path(tokenizer).with_name("sentencepiece.model")))
+    num_tokens = 0
+    Path(cache).mkdir()
+    with Path(corpus).open(encoding="utf-8") as file, Path(cache, "ids").open("wb") as out:
+        while texts := [json.loads(line)["text"] for line in itertools.islice(file, ENCODED_AT_ONCE)]:
+            ids = np.fromiter(itertools.chain.from_iterable(processor.encode(texts, num_threads=workers)), np.uint16)
+            out.write(ids.tobytes())
+            num_tokens += len(ids)
+    return {"tokens": num_tokens}
 
 
 def with_datasets(name: str, corpus: str, tokenizer: str, cache: str, workers: int) -> dict[str, int]:
