@@ -64,7 +64,9 @@ class WordPieces:
         ids: list[int] = []
         for word in _WORD.findall(part):
             if (found := self._known.get(word)) is None:
-                found = self._known[word] = self._encode(word)
+                found = self._encode(word)
+                if len(word) <= MAX_KNOWN_CHARACTERS:
+                    self._known[word] = found
             ids += found
         if len(self._known) > MAX_KNOWN:
             self._known.clear()

@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from pldcli.engine.checkpoint import list_checkpoints
+from tests.conftest import Process
 from tests.engine.test_launcher import alive
 from tests.faults.damage import flip
 from tests.faults.ground import Ground, digest, software
 
 WARM_UP_SHARE, EXPORT_SHARE = 0.3, 0.05
 """Of a run's time, at its begin and at its end, when what reads the exported model is loaded."""
+_MOST_TIMES = 6
+"""As long as a run without faults takes, both may take beside each other."""
 FAULTS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGKILL and a flipped bit")
 
 
@@ -77,51 +80,57 @@ def main() -> None:
 
 
 def soak(ground: Ground, minutes: float, every: float) -> tuple[list[str], list[str]]:
-    """Train once without faults and once with one every so many seconds; return what was seen, and what was wrong."""
+    """Train without faults, and at the same time with one every so many seconds; return what was seen, and what was wrong."""
     more, failures = steps_for(ground, minutes), []
-    whole, sampler = ground.directory / "soak-whole", Sampler()
+    whole, out, sampler, done = ground.directory / "soak-whole", ground.directory / "soak", Sampler(), Counter[str]()
     began = time.monotonic()
-    process = ground.start(whole, *more)
-    while alive(process.number):
-        sampler.look(process.number, time.monotonic() - began)
-        time.sleep(0.5)
-    if code := process.wait():
-        return [], [f"the run without faults ended with {code}: {process.err.strip()[-300:]}"]
+    steady, faulty = ground.start(whole, *more), ground.start(out, *more)
+    ended = dict[str, float]()
+    until = began + ground.draw.uniform(0.5, 1.5) * every
+    while len(ended) < 2:
+        now = time.monotonic()
+        if alive(steady.number):
+            sampler.look(steady.number, now - began)
+        else:
+            ended.setdefault("steady", now - began)
+        if not alive(faulty.number):
+            ended.setdefault("faulty", now - began)
+        elif now > until:
+            fault = FAULTS[done.total() % len(FAULTS)]
+            inject(ground, faulty, fault, out)
+            done[fault] += 1
+            faulty, until = ground.start(out, *more), now + ground.draw.uniform(0.5, 1.5) * every
+        if now - began > _MOST_TIMES * 60 * minutes + every:
+            failures.append("does not come to an end")
+            break
+        time.sleep(0.2)
+    for name, process in (("without", steady), ("with", faulty)):
+        if not failures and (code := process.wait()):
+            failures.append(f"the run {name} faults ended with {code}: {process.err.strip()[-300:]}")
+    if failures:
+        return [], failures
     slope, memory = sampler.describe()
-    lines = [f"without faults: {more[0].partition('=')[2]} steps in {(time.monotonic() - began) / 60:.1f} min; {memory}"]
+    lines = [f"without faults: {more[0].partition('=')[2]} steps in {ended['steady'] / 60:.1f} min; {memory}"]
     if slope > 1.0:
         failures.append(f"memory grows by {slope:.2f} MB/h")
-
-    out, done = ground.directory / "soak", Counter[str]()
-    began = time.monotonic()
-    while True:
-        process = ground.start(out, *more)
-        fault = FAULTS[done.total() % len(FAULTS)]
-        until = time.monotonic() + ground.draw.uniform(0.5, 1.5) * every
-        while alive(process.number) and time.monotonic() < until:
-            time.sleep(0.1)
-        if not alive(process.number):
-            code = process.wait()
-            break
-        process.kill(getattr(signal, fault.split()[0]))
-        process.wait()
-        done[fault] += 1
-        checkpoints = list_checkpoints(out / "checkpoints")
-        if "bit" in fault and len(checkpoints) > 1:
-            weights = checkpoints[-1] / "model.safetensors"
-            flip(ground, weights, weights.read_bytes())
-        if done.total() > 1000:
-            return lines, [*failures, "does not come to an end"]
-    if code:
-        failures.append(f"the run with faults ended with {code}: {process.err.strip()[-300:]}")
-    elif digest(whole / "model" / "model.safetensors") != digest(out / "model" / "model.safetensors"):
+    if digest(whole / "model" / "model.safetensors") != digest(out / "model" / "model.safetensors"):
         failures.append("other weights than without faults")
     left = [path.name for path in (out / "checkpoints").iterdir() if not path.name.startswith("step-")]
     if left:
         failures.append(f"left behind: {', '.join(left)}")
     counts = ", ".join(f"{count} x {name}" for name, count in done.items()) or "none"
-    lines.append(f"with faults ({counts}): {(time.monotonic() - began) / 60:.1f} min; {'' if failures else 'the same weights at the end'}")
+    lines.append(f"with faults ({counts}): {ended['faulty'] / 60:.1f} min; {'' if failures else 'the same weights at the end'}")
     return lines, failures
+
+
+def inject(ground: Ground, process: Process, fault: str, out: Path) -> None:
+    """Stop a run by a signal; flip a bit of its newest checkpoint too, where the fault says so and there is an older one."""
+    process.kill(getattr(signal, fault.split()[0]))
+    process.wait()
+    checkpoints = list_checkpoints(out / "checkpoints")
+    if "bit" in fault and len(checkpoints) > 1:
+        weights = checkpoints[-1] / "model.safetensors"
+        flip(ground, weights, weights.read_bytes())
 
 
 def steps_for(ground: Ground, minutes: float) -> tuple[str, ...]:

@@ -200,3 +200,14 @@ def test_lines_without_spaces_are_not_kept_in_memory() -> None:
     ids = tokenizer.encode_document_lines(lines)
     assert sum(map(len, tokenizer.known_parts)) < 100
     assert ids == [i for line in lines for i in tokenizer.fast.encode(line, add_special_tokens=False).ids]
+
+
+def test_words_without_an_end_are_not_kept_in_memory_by_wordpiece(documents: list[str], tmp_path: Path) -> None:
+    wordpiece(documents).save(str(tmp_path / "given.json"))
+    tokenizer = load_tokenizer(tmp_path / "given.json")
+    line = " ".join(["tonla" * 100, "ton-la", "東京" * 50, "été" * 40])
+    assert tokenizer.encode_document_lines([line]) == tokenizer.fast.encode(line, add_special_tokens=False).ids
+    encode = words.WordPieces(tokenizer.fast)
+    for word in line.split():
+        encode(word)
+    assert set(encode._known) == {"ton", "-", "la"} and set(tokenizer.known_parts) == {"ton-la"}
