@@ -142,6 +142,11 @@ def first_hour_small() -> Table:
     return loss_table(first_hour("small"), with_speed=False)
 
 
+def first_hour_tiny_bf16() -> Table:
+    """The best peer and our best once more, both in bf16."""
+    return loss_table(first_hour("tiny-bf16"), with_speed=False)
+
+
 def first_hour_finetuned() -> Table:
     """Scores after fine-tuning what was trained in `first-hour-tiny`."""
     return finetuned_table(first_hour("tiny"))
@@ -173,6 +178,7 @@ CLAIMS: dict[str, Callable[[], Table]] = {
     "dropping": dropping,
     "transformers": transformers,
     "first-hour-tiny": first_hour_tiny,
+    "first-hour-tiny-bf16": first_hour_tiny_bf16,
     "first-hour-small": first_hour_small,
     "first-hour-finetuned": first_hour_finetuned,
     "depth-narrow": depth_narrow,
