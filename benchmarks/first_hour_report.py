@@ -61,7 +61,7 @@ def gather(plan: Plan, results: Mapping[str, Mapping[str, Any]], work: Path) -> 
                 "settings": contestant.set | (best or {}),
                 "chosen": best,
                 "tried": [{**job.candidate, "loss": results[job.key]["final_loss"]} for job in tuning if job.key in results],
-                "runs": [{name: results[job.key].get(name) for name in KEPT} for job in finals],
+                "runs": [{name: results[job.key][name] for name in KEPT} for job in finals],
                 "finetuned": finetuned(work / "finetuned" / finals[0].key) if finals else {},
             }
         )
@@ -275,7 +275,7 @@ def document(found: Results, *, picture: str) -> str:
 
 def clock_of(found: Results) -> str:
     clocks = {run.get("clock") for one in found["contestants"] for run in one["runs"]}
-    return "seconds of the processor, which had other work too," if "processor" in clocks else "seconds"
+    return "seconds of the processor" if "processor" in clocks else "seconds"
 
 
 def computed_in(found: Results) -> str:

@@ -59,7 +59,7 @@ def test_whole_runs_are_the_command_itself_and_their_saving_is_what_their_clocks
     assert training < whole
 
 
-def test_shared_cores_times_a_way_to_wait_quiet_and_beside_a_loop(
+def test_shared_cores_times_every_way_to_wait_quiet_and_beside_a_loop(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = load("shared_cores")
@@ -68,13 +68,13 @@ def test_shared_cores_times_a_way_to_wait_quiet_and_beside_a_loop(
     monkeypatch.setattr(script, "documentation", lambda scratch, _: documentation(scratch, 100_000))
     tiny = ("model.num_hidden_layers=2", "model.hidden_size=16", "model.intermediate_size=32", "train.global_batch_size=4")
     monkeypatch.setattr(script, "WORKS", (script.Work("two blocks", "bert-tiny-preln", tiny, 20),))
-    monkeypatch.setattr(script, "POLICIES", dict(list(script.POLICIES.items())[-1:]))
+    monkeypatch.setattr(script, "POLICIES", dict(list(script.POLICIES.items())[2:]))
     monkeypatch.setattr(sys, "argv", ["benchmarks/shared_cores.py", "--rounds", "1", "--works", "0", "--part", "0.1"])
     script.main()
     table = capsys.readouterr().out
     for situation in ("Quiet", "Beside a busy process"):
-        [time] = re.findall(rf"## {situation}\n\n.*\n.*\n\| two blocks \| ([\d.]+) \(", table)
-        assert float(time) > 0
+        [times] = re.findall(rf"## {situation}\n\n.*\n.*\n\| two blocks \| ([\d.]+) \(.*\) \| ([\d.]+) \(", table)
+        assert all(float(time) > 0 for time in times)
 
 
 def test_a_save_costs_what_the_steps_behind_it_take_longer(

@@ -99,7 +99,8 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_shipped_plan_can_be_run(path: Path) -> None:
     plan = plans.read_plan(path)
-    assert {"modernbert", "pld"} <= {contestant.kind for contestant in plan.contestants} <= {"bert", "modernbert", "pld"}
+    kinds = {"modernbert", "pld"} if path.stem == "tiny-bf16" else {"bert", "modernbert", "pld"}
+    assert {contestant.kind for contestant in plan.contestants} == kinds
     for contestant in plan.contestants:
         for job in plan.tuning(contestant) or plan.final(contestant, contestant.candidates[0]):
             if job.kind == "pld":

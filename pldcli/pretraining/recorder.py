@@ -245,6 +245,7 @@ class RunRecorder:
         checked = ReadBack()
         if self.runtime.is_main:
             assert model is not None
+            self.run.check_still_there()
             checked = self._export(model)
             self.run.check_still_there()
             card.write(self.run, self.config, self.prepared, self.position, command)
@@ -378,7 +379,6 @@ class RunRecorder:
             saving.result()
 
     def _export(self, model: StBert) -> ReadBack:
-        self.run.check_still_there()
         tokenizer = load_prepared_tokenizer(self.prepared.path)
         with atomic.directory(self.run.model, overwrite=True) as place:
             causal = self.config.objective.is_causal

@@ -160,7 +160,7 @@ def measure_shapes(shapes: Sequence[Shape], *, data: Path, slot: Slot, report: R
     worker = start_worker(__name__, threads=slot.threads, environment=slot.environment)
     labels = {shape.key: shape.label for shape in shapes}
     try:
-        limits = {"fewest_rounds": _FEWEST_ROUNDS, "enough_seconds": _ENOUGH_SECONDS, "most_seconds": _MOST_SECONDS}
+        limits = {"enough_seconds": _ENOUGH_SECONDS, "most_seconds": _MOST_SECONDS}
         tell(worker, data=str(data), configs={shape.key: flatten(shape.config) for shape in shapes}, limits=limits)
         for answer in answers_of(worker):
             if "error" in answer:
@@ -197,7 +197,6 @@ def measure_in_turn(
     data: Path,
     answer: Callable[..., None],
     *,
-    fewest_rounds: int = _FEWEST_ROUNDS,
     enough_seconds: float = _ENOUGH_SECONDS,
     most_seconds: float = _MOST_SECONDS,
 ) -> tuple[Samples, dict[str, int], dict[str, Any]]:
@@ -207,8 +206,7 @@ def measure_in_turn(
         configs: Key to configuration of each shape.
         data: The prepared directory.
         answer: Told the median of each round.
-        fewest_rounds: After them no more begin where they took so long as the next says.
-        enough_seconds: Per shape.
+        enough_seconds: Per shape: after the fewest rounds no more begin where they took so long.
         most_seconds: Instead, where rounds differ much.
 
     Returns:
@@ -226,7 +224,7 @@ def measure_in_turn(
     began = time.monotonic()
     for number in range(1, _MOST_ROUNDS + 1):
         enough = enough_seconds if _are_alike(samples.values()) else most_seconds
-        if number > fewest_rounds and time.monotonic() - began > enough * len(configs):
+        if number > _FEWEST_ROUNDS and time.monotonic() - began > enough * len(configs):
             break
         for key, config in configs.items():
             torch.compiler.reset()  # after a few models of other shapes it would give up compiling

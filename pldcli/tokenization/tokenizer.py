@@ -33,7 +33,7 @@ from pldcli.tokenization.cuts import (
 )
 from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
 from pldcli.tokenization.special_tokens import SpecialTokens, complete
-from pldcli.tokenization.words import KnownParts, WordPieces, short_lines
+from pldcli.tokenization.words import KnownParts, WordPieces, as_bytes, short_lines
 
 __all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
 
@@ -158,7 +158,8 @@ class Tokenizer:
     @cached_property
     def known_parts(self) -> KnownParts:
         """What stood between spaces and was met, where its ids do not depend on what stands around it."""
-        return KnownParts(WordPieces(self.fast) if self._processor is None else self._processor.encode)
+        processor = self._processor
+        return KnownParts(WordPieces(self.fast) if processor is None else lambda part: as_bytes(processor.encode(part)))
 
     @cached_property
     def _words_are_independent(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from pldcli.corpus.reader import cut_at_whitespace
 from pldcli.tokenization.cuts import encode_plainly
 
-__all__ = ["KnownParts", "WordPieces", "short_lines"]
+__all__ = ["KnownParts", "WordPieces", "as_bytes", "short_lines"]
 
 MAX_LINE_CHARACTERS = 8192
 """Longer lines, and parts of lines without a space, are cut before encoding: the time and memory of BPE grow with them."""
@@ -25,6 +25,11 @@ def short_lines(lines: Iterable[str]) -> list[str]:
     return [part for line in lines if line for part, _ in cut_at_whitespace(line, MAX_LINE_CHARACTERS)]
 
 
+def as_bytes(ids: Sequence[int]) -> bytes:
+    """Write ids as 32-bit numbers."""
+    return np.array(ids, np.uint32).tobytes()
+
+
 class KnownParts(dict[str, bytes]):
     """The ids of parts of text, as 32-bit numbers; those of a new part are found when it is looked up.
 
@@ -32,12 +37,12 @@ class KnownParts(dict[str, bytes]):
         encode: Gives the ids of a part.
     """
 
-    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
+    def __init__(self, encode: Callable[[str], bytes]) -> None:
         super().__init__()
         self._encode = encode
 
     def __missing__(self, part: str) -> bytes:
-        ids = b"".join(np.array(self._encode(piece), np.uint32).tobytes() for piece in short_lines([part]))
+        ids = b"".join(map(self._encode, short_lines([part])))
         if len(part) <= MAX_KNOWN_CHARACTERS:  # else a line without spaces, which does not come again
             self[part] = ids
         return ids
@@ -57,22 +62,15 @@ class WordPieces:
 
     def __init__(self, fast: Any) -> None:
         self._fast, self._tokenize, self._lowercase = fast, fast.model.tokenize, fast.normalizer.lowercase
-        self._known: dict[str, list[int]] = {}
+        self._known = KnownParts(self._encode)
 
-    def __call__(self, part: str) -> list[int]:
-        """Return the ids of a part of text."""
-        ids: list[int] = []
-        for word in _WORD.findall(part):
-            if (found := self._known.get(word)) is None:
-                found = self._encode(word)
-                if len(word) <= MAX_KNOWN_CHARACTERS:
-                    self._known[word] = found
-            ids += found
-        if len(self._known) > MAX_KNOWN:
-            self._known.clear()
+    def __call__(self, part: str) -> bytes:
+        """Return the ids of a part of text, as 32-bit numbers."""
+        ids = b"".join(map(self._known.__getitem__, _WORD.findall(part)))
+        self._known.forget()
         return ids
 
-    def _encode(self, word: str) -> list[int]:
+    def _encode(self, word: str) -> bytes:
         if word.isascii() and word.isprintable():  # the normaliser changes nothing but its case: the model alone is faster
-            return [token.id for token in self._tokenize(word.lower() if self._lowercase else word)]
-        return encode_plainly(self._fast, [word])[0]
+            return as_bytes([token.id for token in self._tokenize(word.lower() if self._lowercase else word)])
+        return as_bytes(encode_plainly(self._fast, [word])[0])

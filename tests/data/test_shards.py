@@ -70,7 +70,7 @@ def test_take_back_leaves_the_first_token(tmp_path):
 
 
 def test_pandas_is_not_imported(prepared, tmp_path):
-    """pyarrow would, to see whether a list or an array is one of its own: a third of a second of every command."""
+    """pyarrow would, to see whether a list or an array is one of its own, and that takes longer than opening."""
     code = """
 import sys
 from pathlib import Path

@@ -81,13 +81,14 @@ def stop_in_step(monkeypatch, number, signal_number=signal.SIGTERM):
 
 
 def run_stopped_once(pld, monkeypatch, line, step):
-    """Run a command line whose step `step` is its last before a signal, and again; return the outcome of the second time."""
+    """Run a command line that a signal stops after `step` steps, and again to its end; return the steps of the checkpoints between."""
     with monkeypatch.context() as patch:
         stop_in_step(patch, step)
         assert pld(*line).code == 75
+    saved = steps(Path(line[line.index("--out") + 1]))
     outcome = pld(*line)
-    assert outcome.code == 0 and f"resuming after step {step}" in outcome.out
-    return outcome
+    assert outcome.code == 0 and f"resuming after step {step}" in outcome.out and saved[-1] == step
+    return saved
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ SPANS = ("objective.masking=span", "objective.span_boundary=true", "objective.ma
 
 def test_a_stopped_run_of_spans_goes_on_to_the_same_bits(pld, prepared, tmp_path, monkeypatch):
     assert pld(*arguments(prepared, tmp_path / "whole", *SPANS)).code == 0
-    run_stopped_once(pld, monkeypatch, arguments(prepared, tmp_path / "stopped", *SPANS), 7)
+    assert run_stopped_once(pld, monkeypatch, arguments(prepared, tmp_path / "stopped", *SPANS), 7) == [5, 7]
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     mine, theirs = rows(tmp_path / "stopped"), rows(tmp_path / "whole")
     names = ("step", "train/loss", "train/mlm_loss", "train/sbo_loss", "progress/tokens", "progress/executed_flops")
