@@ -329,7 +329,8 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         import psutil
 
-        while not self.over.wait(SAMPLE_SECONDS):
+        began = time.monotonic()
+        while not self.over.wait(min(SAMPLE_SECONDS, 0.05 * (time.monotonic() - began))):  # a short process too is seen near its end
             with contextlib.suppress(psutil.NoSuchProcess):
                 root = psutil.Process(self._root)
                 for process in (root, *root.children(recursive=True)):

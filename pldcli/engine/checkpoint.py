@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -186,7 +185,7 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     write_sealed(path, tensors, texts, others=lambda place: collect(path, part, place, cancelled=cancelled or threading.Event()))
     for other in list_checkpoints(directory):
         if other.name > path.name:
-            shutil.rmtree(other, ignore_errors=True)
+            atomic.remove(other)
     _keep_newest(list_checkpoints(directory), keep, keep_every)
     return path
 
@@ -243,7 +242,7 @@ def prune(directory: Path, *, keep: int, keep_every: int | None = None) -> list[
     if there and not sound:
         raise CheckpointError("none of the checkpoints verifies, and none is removed", where=str(directory))
     for path in damaged:
-        shutil.rmtree(path, ignore_errors=True)
+        atomic.remove(path)
     return sorted([*damaged, *_keep_newest(sound, keep, keep_every)])
 
 
@@ -374,7 +373,7 @@ def _keep_newest(paths: list[Path], keep: int, keep_every: int | None) -> list[P
     """Remove all but the last `keep`, and those at multiples of `keep_every` steps; return what was removed."""
     removed = [path for path in paths[:-keep] if keep_every is None or int(path.name.removeprefix("step-")) % keep_every]
     for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
+        atomic.remove(path)
     return removed
 
 

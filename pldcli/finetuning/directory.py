@@ -83,7 +83,7 @@ def keep_the_best(out: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     for other in cells:
         if other != best:
-            shutil.rmtree(out / "cells" / other / "model", ignore_errors=True)
+            atomic.remove(out / "cells" / other / "model")
 
 
 def has_model(out: Path, cell: str) -> bool:

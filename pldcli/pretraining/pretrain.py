@@ -23,7 +23,7 @@ from pldcli.pretraining.assembly import build_trainer
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
-from pldcli.pretraining.starting_point import find_starting_point
+from pldcli.pretraining.starting_point import StartingPoint, find_starting_point
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_requests
 
@@ -110,11 +110,18 @@ def _pretrain(
         quiet=not runtime.is_main,
         work=config.run_flops().executed_until,
     )
+
+    def find() -> StartingPoint:
+        return find_starting_point(run, config, data=prepared.data_fingerprint, resume=resume, say=display.say)
+
+    if resume == "auto" and run.is_finished and not run.is_locked and (end := find().end):  # said also where nothing can be written
+        return PretrainResult(run, end, was_finished=True, is_main=runtime.is_main)
+    runtime.wait_for_all()  # whoever looks at the lock holds it for a moment
     with ExitStack() as stack:
         if runtime.is_main:
             stack.enter_context(_claimed(run, resume, display))
         runtime.wait_for_all()
-        start = find_starting_point(run, config, data=prepared.data_fingerprint, resume=resume, say=display.say)
+        start = find()
         runtime.wait_for_all()  # every process has read the directory before one of them writes there
         if start.end is not None:
             return PretrainResult(run, start.end, was_finished=True, is_main=runtime.is_main)

@@ -27,6 +27,7 @@ from pldcli.system.output_place import check_new
 __all__ = [
     "directory",
     "output_errors",
+    "remove",
     "remove_leftovers",
     "remove_leftovers_in",
     "set_aside",
@@ -156,6 +157,14 @@ def set_aside(path: Path) -> Path:
     with output_errors(path):
         path.rename(place)
     return place
+
+
+def remove(path: Path) -> None:
+    """Delete a directory so that its name never stands for a part of it; nothing happens where that cannot be done."""
+    temporary = _sibling(path)
+    with suppress(OSError):
+        path.rename(temporary)
+        _remove(temporary)
 
 
 def remove_leftovers(path: Path) -> None:

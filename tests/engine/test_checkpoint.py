@@ -230,9 +230,9 @@ def test_the_position_is_read_without_the_rest(tmp_path, trainer):
 def test_older_ones_go_only_when_the_new_one_is_there(tmp_path, trainer, monkeypatch):
     save(tmp_path, trainer, 1)
     removed = []
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: removed.append((path.name, steps(tmp_path))))
+    monkeypatch.setattr(checkpoint.atomic, "remove", lambda path: removed.append((path.name, steps(tmp_path))))
     save(tmp_path, trainer, 2, keep=1)
-    assert [entry for entry in removed if not entry[0].startswith(".")] == [("step-00000001", [1, 2])]
+    assert removed == [("step-00000001", [1, 2])]
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -34,7 +34,9 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "one of two processes killed": (several.one_killed, 5),
     "one of four processes killed": (several.one_of_four_killed, 5),
     "one of two processes stopped": (several.one_stopped, 5),
+    "one of four processes stopped": (several.one_of_four_stopped, 5),
     "one of two processes raising an error": (several.one_raising, 5),
+    "one of four processes raising an error": (several.one_of_four_raising, 5),
     "another number of processes": (several.another_number, 6),
     "NaN or infinity in a step": (several.not_a_number, 20),
 }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+from pldcli.engine.run_directory import RunDirectory
 from tests.faults.ground import Ground, Tally, disk_of_its_own
 
 __all__ = ["clock_set_back", "read_only", "vanished"]
@@ -32,12 +33,13 @@ def read_only(ground: Ground, trials: int) -> Tally:
             process = ground.start(disk / "run")
             time.sleep(ground.moment())
             process.kill(signal.SIGKILL)
-            was_finished = process.wait() == 0
+            process.wait()
+            is_finished = RunDirectory(disk / "run").is_finished
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
             process = ground.start(disk / "run")
             code = process.wait()
             failure = ""
-            if code not in ((0, 7) if was_finished else (7,)) or "Traceback" in process.err:
+            if code != (0 if is_finished else 7) or "Traceback" in process.err:
                 failure = f"ended with {code}: {process.err.strip()[-300:]}"
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
             tally.count(failure or ground.finish(disk / "run"))

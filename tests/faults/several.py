@@ -14,7 +14,16 @@ from safetensors.numpy import load_file
 from tests.engine.test_launcher import alive, ranks
 from tests.faults.ground import STEPS, Ground, Tally, digest
 
-__all__ = ["another_number", "not_a_number", "one_killed", "one_of_four_killed", "one_raising", "one_stopped"]
+__all__ = [
+    "another_number",
+    "not_a_number",
+    "one_killed",
+    "one_of_four_killed",
+    "one_of_four_raising",
+    "one_of_four_stopped",
+    "one_raising",
+    "one_stopped",
+]
 
 _SPOIL = """
 import math
@@ -71,19 +80,33 @@ def one_stopped(ground: Ground, trials: int) -> Tally:
     return _one_of(2, ground, trials, signal.SIGSTOP, "runtime.timeout_seconds=5")
 
 
+def one_of_four_stopped(ground: Ground, trials: int) -> Tally:
+    """SIGSTOP to one of four: the others wait longer for each other where four share a machine with little room."""
+    return _one_of(4, ground, trials, signal.SIGSTOP, "runtime.timeout_seconds=10")
+
+
 def one_raising(ground: Ground, trials: int) -> Tally:
     """One of two processes fails by itself: all end with its cause, and the same command ends where nothing had happened."""
+    return _one_raising(2, ground, trials)
+
+
+def one_of_four_raising(ground: Ground, trials: int) -> Tally:
+    """One of four fails by itself."""
+    return _one_raising(4, ground, trials)
+
+
+def _one_raising(count: int, ground: Ground, trials: int) -> Tally:
     tally = Tally()
-    expected = _ended(2, ground)
+    expected = _ended(count, ground)
     for trial in range(trials):
         error = ("RuntimeError('a kernel failed')", "MemoryError()")[trial % 2]
-        code = _RAISE.format(rank=str(trial % 2), at=ground.draw.randrange(STEPS), error=error)
+        code = _RAISE.format(rank=str(trial % count), at=ground.draw.randrange(STEPS), error=error)
         with ground.fresh() as out, TemporaryDirectory() as place:
             Path(place, "sitecustomize.py").write_text(code)
-            process = ground.start(out, "--gpus", "2", environment={"PYTHONPATH": os.pathsep.join([place, *sys.path])})
+            process = ground.start(out, "--gpus", str(count), environment={"PYTHONPATH": os.pathsep.join([place, *sys.path])})
             code_of_job = process.wait()
             failure = "" if code_of_job in (1, 5) and ("a kernel failed" in process.err or "memory" in process.err) else process.err[-300:]
-            tally.count(failure or _goes_on(2, ground, out, expected))
+            tally.count(failure or _goes_on(count, ground, out, expected))
     return tally
 
 

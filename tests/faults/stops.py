@@ -27,7 +27,7 @@ from pldcli import cli
 raise SystemExit(cli.run({line!r}))
 """
 """A process that kills itself at the n-th call that changes the disk."""
-_SHORT = ("train.total_steps=4", "eval.every_steps=4")
+_SHORT = ("train.total_steps=4", "eval.every_steps=4", "checkpoint.keep=1")
 
 
 def killed(ground: Ground, trials: int) -> Tally:

@@ -18,11 +18,13 @@ from pldcli import cli, presets
 from pldcli.engine.checkpoint import list_checkpoints, read, verify
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
+from pldcli.errors import OutputError
 from pldcli.model import StBert
 from pldcli.pld import Schedule
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining import estimate
 from pldcli.pretraining.recorder import RunRecorder
+from pldcli.system import locks
 from tests.conftest import TINY, wait_for
 
 RUN = (
@@ -389,6 +391,16 @@ def test_a_finished_run_says_so(pld, prepared, copy, whole):
     assert outcome.code == 0
     assert outcome.out == f"{copy} is finished: 12 steps, model in {copy / 'model'}; next: pld evaluate {copy} --data {prepared}\n"
     assert before == (everything_below(copy), (copy / "metrics.jsonl").read_bytes(), (copy / "environment.json").read_bytes())
+
+
+def test_a_finished_run_says_so_where_nothing_can_be_written(pld, prepared, copy, whole, monkeypatch):
+    def locked(*arguments):
+        raise OutputError("cannot be written (read-only file system)")
+
+    monkeypatch.setattr(locks, "locked", locked)
+    outcome = pld(*arguments(prepared, copy))
+    assert outcome.code == 0 and "is finished: 12 steps" in outcome.out
+    assert pld(*arguments(prepared, copy), "--resume", "never").code == 7
 
 
 @pytest.mark.parametrize("lost", ["model", "README.md"])

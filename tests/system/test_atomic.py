@@ -72,6 +72,29 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     assert names(tmp_path) == []
 
 
+KILLED_WHILE_REMOVING = """
+def kill(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+os.rmdir = kill
+atomic.remove(Path(sys.argv[1]))
+"""
+
+
+def test_what_is_removed_is_never_half_there(tmp_path):
+    path = tmp_path / "d"
+    path.mkdir()
+    (path / "file").touch()
+    assert start(KILLED_WHILE_REMOVING, str(path)).wait() == -signal.SIGKILL
+    assert not path.exists() and len(names(tmp_path)) == 1
+    atomic.remove_leftovers_in(tmp_path)
+    assert names(tmp_path) == []
+    atomic.remove(path)  # which is not there
+    path.mkdir()
+    (path / "file").touch()
+    atomic.remove(path)
+    assert names(tmp_path) == []
+
+
 KILLED_BETWEEN_TWO_RENAMES = """
 rename = Path.rename
 def kill(self, target):
