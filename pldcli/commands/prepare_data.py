@@ -42,6 +42,10 @@ def prepare_data(
         list[Path] | None,
         typer.Option(help="Text for validation alone; can be given several times.", show_default="one document in 301"),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Read addresses in parts where they lie, once per pass, instead of fetching them first."),
+    ] = False,
     document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = "blank-line",
     text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.")] = "text",
     tokenizer: Annotated[
@@ -149,7 +153,7 @@ def prepare_data(
         against=tuple(decontaminate or ()),
         overlap_words=overlap_words,
     )
-    with spooled(out, overwrite=overwrite, keep=share is not None) as spool:
+    with spooled(out, overwrite=overwrite, keep=share is not None, stream=stream) as spool:
         preparation = Preparation(
             spool.local(inputs or []),
             out,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from pldcli.corpus.addresses import Location
 from pldcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Utf8Decoder:
         lines_before: Counts the lines of the file in front of what is decoded, for errors.
     """
 
-    def __init__(self, path: Path, *, strict: bool, lenient: bool, lines_before: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, path: Location, *, strict: bool, lenient: bool, lines_before: Callable[[], int] = lambda: 0) -> None:
         self._lines_before = lines_before
         self.replaced_bytes = 0
         self._num_bytes = self._bad_bytes = 0
@@ -183,7 +183,7 @@ class Transcoded(io.RawIOBase):
         strict: Make a bad byte an error.
     """
 
-    def __init__(self, file: BinaryIO, encoding: str, path: Path, *, strict: bool) -> None:
+    def __init__(self, file: BinaryIO, encoding: str, path: Location, *, strict: bool) -> None:
         self.num_replaced = 0
         self._file, self._encoding, self._path, self._strict = file, encoding, path, strict
         self._decoder = codecs.getincrementaldecoder(encoding)("strict" if strict else "replace")

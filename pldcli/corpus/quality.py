@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pldcli.corpus.addresses import Address
 from pldcli.corpus.reader import count_words
 from pldcli.corpus.sources import find_sources
 from pldcli.errors import DataError, UsageError
@@ -179,8 +180,8 @@ def _evaluation_files(places: Sequence[Path]) -> Iterator[Path]:
         DataError: One is compressed, missing or empty.
     """
     for source in find_sources(places)[0]:
-        if source.compression or source.format in ("parquet", "arrow"):
-            raise DataError("cannot be compared with", where=str(source.path), hint="name plain text, TSV, CSV or JSON files")
+        if isinstance(source.path, Address) or source.compression or source.format in ("parquet", "arrow"):
+            raise DataError("cannot be compared with", where=str(source.path), hint="name plain text, TSV, CSV or JSON files, here")
         yield source.path
 
 

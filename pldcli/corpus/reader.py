@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
+from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
 from pldcli.corpus.sources import Source
 from pldcli.corpus.tables import columnar_texts, csv_texts
@@ -315,8 +315,8 @@ class _HashedFile(io.RawIOBase):
         self.num_bytes = 0
         self._file: BinaryIO | None = None
 
-    def open(self, path: Path, start: int) -> None:
-        self._file = cast(BinaryIO, path.open("rb", buffering=0))
+    def open(self, path: Location, start: int) -> None:
+        self._file = path.open("rb", buffering=0)
         if start:
             self._file.seek(start)
 
@@ -412,7 +412,7 @@ def _between_blank_lines(blocks: Iterator[str]) -> Iterator[Piece]:
         yield "", True
 
 
-def _check_head(path: Path, head: bytes) -> None:
+def _check_head(path: Location, head: bytes) -> None:
     if b"\0" not in head:
         return
     if found := utf16_without_mark(head):

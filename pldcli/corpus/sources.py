@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pldcli.errors import DataError, reason_of
+from pldcli.corpus.addresses import Address, Location, address_of, files_at
+from pldcli.errors import DataError, UsageError, reason_of
 
 __all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
 
@@ -39,7 +40,7 @@ _FORMATS: dict[str, Format] = {
 class Source:
     """One file of a corpus."""
 
-    path: Path
+    path: Location
     num_bytes: int
     format: Format
     compression: str
@@ -47,15 +48,20 @@ class Source:
     weight: float = 1.0
     """How often its text counts in training."""
     name: str = ""
-    """What it is called in the manifest; empty for its path."""
+    """What the user calls it, where not by its path."""
+
+    @property
+    def shown(self) -> str:
+        """What it is called in the manifest."""
+        return self.name or str(self.path)
 
 
 def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tuple[list[Source], Counter[str]]:
     """List the files that the command line names.
 
     Args:
-        inputs: Files, directories and patterns of them; a directory is walked in sorted order with the folders that it links to, its hidden
-            files left out.
+        inputs: Files, directories and patterns of them, also at addresses; a directory is walked in sorted order with the folders that it
+            links to, its hidden files left out.
         exclude: A directory that is not walked into.
 
     Returns:
@@ -63,35 +69,47 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
 
     Raises:
         DataError: A file is missing, empty, or not a regular file; or there are no files.
+        UsageError: Files at an address cannot be read in parts there, or not at all.
     """
-    sources: dict[Path, Source] = {}
+    sources: dict[Location, Source] = {}
     skipped: Counter[str] = Counter()
-    for given in _matched(inputs):
-        found = _walk(given, exclude, skipped) if given.is_dir() else [given]
-        for path in found:
-            if cause := _why_not(path):
-                if path is given:
-                    raise _refused(path, cause)
-                skipped[cause] += 1
-            elif (place := path.resolve()) in sources:
-                skipped[FILE_TWICE] += 1
-            else:
-                sources[place] = _source(path)
+    for path, is_named in _listed(inputs, exclude, skipped):
+        num_bytes, cause = _size(path)
+        if cause:
+            if is_named:
+                raise _refused(path, cause)
+            skipped[cause] += 1
+        elif (place := path.resolve()) in sources:
+            skipped[FILE_TWICE] += 1
+        else:
+            sources[place] = _source(path, num_bytes)
     if not sources:
         raise DataError("no files with text here", where=", ".join(map(str, inputs)), hint="name text or JSON-lines files")
     return list(sources.values()), skipped
 
 
-def _matched(inputs: Sequence[Path]) -> Iterator[Path]:
-    """Replace patterns by what they match, sorted."""
+def _listed(inputs: Sequence[Path], exclude: Path | None, skipped: Counter[str]) -> Iterator[tuple[Location, bool]]:
+    """List files, and whether each was named itself."""
     for given in inputs:
-        if glob.has_magic(str(given)) and not given.exists():
-            found = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
-            if not found:
-                raise DataError("matches no file", where=str(given), hint="** stands for folders at any depth")
-            yield from map(Path, found)
-        else:
-            yield given
+        if address := address_of(given):
+            there = files_at(address)
+            yield from ((path, len(there) == 1) for path in there)
+            continue
+        for path in _matched(given):
+            if path.is_dir():
+                yield from ((inner, False) for inner in _walk(path, exclude, skipped))
+            else:
+                yield path, True
+
+
+def _matched(given: Path) -> list[Path]:
+    """Replace a pattern by what it matches, sorted."""
+    if not glob.has_magic(str(given)) or given.exists():
+        return [given]
+    found = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
+    if not found:
+        raise DataError("matches no file", where=str(given), hint="** stands for folders at any depth")
+    return list(map(Path, found))
 
 
 def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:
@@ -114,25 +132,31 @@ def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Itera
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
 
 
-def _why_not(path: Path) -> str:
-    """Say why there is nothing to read in a file; empty where there is.
+def _size(path: Location) -> tuple[int, str]:
+    """Return how large a file is, and why there is nothing to read in it; empty where there is.
 
     Raises:
         DataError: There is no such file, or it cannot be looked at.
+        UsageError: Where it lies, nobody says how large it is.
     """
+    if isinstance(path, Address):
+        if path.num_bytes is None:
+            what = "cannot be read in parts, since its size is not known"
+            raise UsageError(what, where=str(path), hint="`pld prepare-data` without --stream fetches it")
+        return path.num_bytes, "" if path.num_bytes else EMPTY_FILE
     try:
         status = path.stat()
     except OSError as error:
         if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
-            return LINK_TO_NOTHING
+            return 0, LINK_TO_NOTHING
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason_of(error)})"
         raise DataError(what, where=str(path)) from error
     if not stat.S_ISREG(status.st_mode):
-        return IRREGULAR_FILE
-    return "" if status.st_size else EMPTY_FILE
+        return 0, IRREGULAR_FILE
+    return status.st_size, "" if status.st_size else EMPTY_FILE
 
 
-def _refused(path: Path, cause: str) -> DataError:
+def _refused(path: Location, cause: str) -> DataError:
     what, hint = {
         LINK_TO_NOTHING: ("links to nothing", "mend the link, or name the file"),
         IRREGULAR_FILE: ("is not a regular file", "the corpus is read twice, so write it to a file first"),
@@ -141,15 +165,14 @@ def _refused(path: Path, cause: str) -> DataError:
     return DataError(what, where=str(path), hint=hint)
 
 
-def _source(path: Path) -> Source:
-    num_bytes = path.stat().st_size
+def _source(path: Location, num_bytes: int) -> Source:
     named = _COMPRESSIONS.get(path.suffix.lower(), "")
     suffix = Path(path.stem).suffix if named else path.suffix
     # What it is called counts where its first bytes are damaged.
     return Source(path, num_bytes, _FORMATS.get(suffix.lower(), "text"), _compression(path) or named)
 
 
-def _compression(path: Path) -> str:
+def _compression(path: Location) -> str:
     """Tell from a file's first bytes how it is compressed; empty where it is not, or cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:

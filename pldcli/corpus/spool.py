@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pldcli.console.progress import Progress
-from pldcli.errors import DataError, UsageError
+from pldcli.corpus.addresses import Address, Location, address_of, files_at
+from pldcli.errors import OutputError, UsageError
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new
 
@@ -21,9 +20,6 @@ __all__ = ["Spool", "spooled"]
 
 _STANDARD_INPUT = Path("-")
 _CHUNK_BYTES = 1 << 20
-_ADDRESS = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
-_SECRETS = re.compile(r"(?<=://)[^/@]*@|[?#].*")
-"""Of an address: who reads it, and what follows the path, which may be a signature."""
 
 
 class Spool:
@@ -32,12 +28,13 @@ class Spool:
     Args:
         out: The directory to make; files lie beside it, with room for as much text.
         overwrite: Replace what is there.
+        stream: Leave addresses as they are, to be read in parts where they lie, again for every pass.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool) -> None:
-        self._out, self._overwrite = out, overwrite
+    def __init__(self, out: Path, *, overwrite: bool, stream: bool = False) -> None:
+        self._out, self._overwrite, self._stream = out, overwrite, stream
         self.stdin, self.fetched = out.with_name(f".{out.name}.stdin"), out.with_name(f".{out.name}.inputs")
-        self.names: dict[Path, str] = {}
+        self.names: dict[Location, str] = {}
         """The address of each file that was fetched."""
 
     def local(self, inputs: Sequence[Path]) -> list[Path]:
@@ -49,14 +46,14 @@ class Spool:
         Raises:
             UsageError: Standard input is a terminal, or named twice; or what reads an address is not installed.
             DataError: There is nothing at an address, or it cannot be read.
-            OutputError: The place is taken, which shows before anything is read; or the disk is full or not writable.
+            OutputError: The place is taken or too small, which shows before anything is read; or the disk is full or not writable.
         """
         found: list[Path] = []
         for path in inputs:
             if path == _STANDARD_INPUT:
                 found.append(self._standard_input())
-            elif (match := _ADDRESS.fullmatch(str(path))) and not path.exists():
-                found += self._fetch(f"{match[1]}://{match[2]}")
+            elif not self._stream and (address := address_of(path)):
+                found += self._fetch(address)
             else:
                 found.append(path)
         return found
@@ -78,57 +75,48 @@ class Spool:
 
     def _fetch(self, address: str) -> list[Path]:
         """Fetch the files at an address that are not there yet."""
-        import fsspec
-
         check_new(self._out, overwrite=self._overwrite)
-        shown = _SECRETS.sub("", address)
-        try:
-            system, place = fsspec.core.url_to_fs(address)
-            there = sorted(system.glob(place)) if "*" in place else sorted(system.find(place)) if system.isdir(place) else [place]
-            sizes = {one: int(system.info(one)["size"] or 0) for one in there}
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"cannot be read here ({error})", where=shown, hint="fetch the files yourself, and name them") from error
-        except Exception as error:
-            raise _failed(shown, error) from error
-        if not there:
-            raise DataError("there is nothing", where=shown, hint="** stands for folders at any depth")
-        files = []
-        with Progress("Fetching", total=sum(sizes.values()), unit="bytes") as progress:
-            for one, size in sizes.items():
-                name = _SECRETS.sub("", system.unstrip_protocol(one))
-                file = self.fetched / hashlib.sha256(name.encode()).hexdigest()[:16] / name.rpartition("/")[2]
-                if not (file.is_file() and file.stat().st_size == size):
-                    self._copy(system, one, file, shown, progress)
-                self.names[file] = name
-                files.append(file)
-        return files
+        places = {one: self.fetched / hashlib.sha256(one.shown.encode()).hexdigest()[:16] / one.name for one in files_at(address)}
+        missing = {one: file for one, file in places.items() if not (file.is_file() and file.stat().st_size == one.num_bytes)}
+        self._check_room(sum(one.num_bytes or 0 for one in missing), where=next(iter(places)).shown)
+        with Progress("Fetching", total=sum(one.num_bytes or 0 for one in places), unit="bytes") as progress:
+            for one, file in places.items():
+                before = progress.completed
+                if one in missing:
+                    self._copy(one, file, lambda done, before=before: progress.update(before + done))  # type: ignore[misc]
+                progress.update(before + (one.num_bytes or 0))
+                self.names[file] = one.shown
+        return list(places.values())
 
-    def _copy(self, system: Any, address: str, file: Path, shown: str, progress: Progress) -> None:
-        before = progress.completed
+    def _check_room(self, num_bytes: int, *, where: str) -> None:
+        beside = next(place for place in self._out.absolute().parents if place.is_dir())
+        free = shutil.disk_usage(beside).free
+        if num_bytes > free:
+            what = f"{num_bytes / 1e9:,.1f} GB are to be fetched to {beside}, where {free / 1e9:,.1f} GB are free"
+            raise OutputError(what, where=where, hint="--stream reads them where they are")
+
+    def _copy(self, address: Address, file: Path, report: Callable[[int], None]) -> None:
         with atomic.output_errors(self.fetched):
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
-            try:
-                source = system.open(address, "rb")
-            except Exception as error:
-                raise _failed(shown, error) from error
-            with source, partial.open("wb") as written:
-                while chunk := _read(source, shown):
+            with address.open(buffering=0) as source, partial.open("wb") as written:
+                while chunk := source.read(_CHUNK_BYTES):
                     written.write(chunk)
-                    progress.update(before + written.tell())
+                    report(written.tell())
             partial.rename(file)
 
 
 @contextmanager
-def spooled(out: Path, *, overwrite: bool, keep: bool = False) -> Iterator[Spool]:
+def spooled(out: Path, *, overwrite: bool, keep: bool = False, stream: bool = False) -> Iterator[Spool]:
     """Yield what makes local files.
 
     Args:
         out: As `Spool`'s.
         overwrite: As `Spool`'s.
         keep: Keep what was fetched when the block ends well, for others that share the work. Standard input is gone in any case.
+        stream: As `Spool`'s.
     """
-    spool = Spool(out, overwrite=overwrite)
+    spool = Spool(out, overwrite=overwrite, stream=stream)
     shutil.rmtree(spool.stdin, ignore_errors=True)  # of a process that was killed
     try:
         yield spool
@@ -136,18 +124,3 @@ def spooled(out: Path, *, overwrite: bool, keep: bool = False) -> Iterator[Spool
             shutil.rmtree(spool.fetched, ignore_errors=True)
     finally:
         shutil.rmtree(spool.stdin, ignore_errors=True)
-
-
-def _read(source: Any, shown: str) -> bytes:
-    try:
-        chunk: bytes = source.read(_CHUNK_BYTES)
-    except Exception as error:
-        raise _failed(shown, error) from error
-    return chunk
-
-
-def _failed(shown: str, error: Exception) -> DataError:
-    """Say why an address cannot be read; libraries for it raise what they like."""
-    reason = _SECRETS.sub("", (str(error).splitlines() or [""])[0]) or type(error).__name__
-    what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be fetched ({reason})"
-    return DataError(what, where=shown, hint="run the same command again to go on with what is missing")

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pldcli.corpus.addresses import Location
 from pldcli.errors import DataError
 
 __all__ = ["columnar_texts", "csv_texts", "row_group_starts"]
@@ -17,7 +18,7 @@ _ROWS = 1000
 """Of a columnar file, read at a time."""
 
 
-def csv_texts(lines: Iterable[str], path: Path, *, field: str, delimiter: str, most_characters: int) -> Iterator[tuple[str, Any]]:
+def csv_texts(lines: Iterable[str], path: Location, *, field: str, delimiter: str, most_characters: int) -> Iterator[tuple[str, Any]]:
     """Yield the cells of a column, each with its place.
 
     Args:
@@ -43,7 +44,7 @@ def csv_texts(lines: Iterable[str], path: Path, *, field: str, delimiter: str, m
         raise DataError(f"is not CSV ({error})", where=f"{path}:{reader.line_num}", hint=hint) from error
 
 
-def columnar_texts(path: Path, *, field: str, is_parquet: bool, span: tuple[int, int]) -> Iterator[tuple[str, Any]]:
+def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[int, int]) -> Iterator[tuple[str, Any]]:
     """Yield the values of a column of a Parquet or Arrow file, each with its place.
 
     Args:
@@ -67,17 +68,22 @@ def columnar_texts(path: Path, *, field: str, is_parquet: bool, span: tuple[int,
         raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
 
 
-def row_group_starts(path: Path) -> list[int]:
+def row_group_starts(path: Location) -> list[int]:
     """Return the byte at which each row group of a Parquet file begins; none where it cannot be read, or where they do not follow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(_file_of(path)) as file:
             starts = _starts(file.metadata)
     except (pa.ArrowException, OSError):
         return []  # reading it will say why
     return starts if all(one < other for one, other in pairwise(starts)) else []
+
+
+def _file_of(path: Location) -> Any:
+    """Return what pyarrow opens itself, or reads from."""
+    return path if isinstance(path, Path) else path.open()
 
 
 def _starts(metadata: Any) -> list[int]:
@@ -93,11 +99,11 @@ def _start(column: Any) -> int:
     return int(min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset))
 
 
-def _parquet_batches(path: Path, field: str, span: tuple[int, int]) -> Iterator[tuple[int, Any]]:
+def _parquet_batches(path: Location, field: str, span: tuple[int, int]) -> Iterator[tuple[int, Any]]:
     """Yield rows together with the number of those before them."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(_file_of(path)) as file:
         _place(file.schema_arrow.names, field, path)
         group, numbers = file.metadata.row_group, range(file.metadata.num_row_groups)
         first, end = (bisect_left(numbers, edge, key=lambda number: _start_of_group(group(number))) for edge in span)
@@ -107,11 +113,11 @@ def _parquet_batches(path: Path, field: str, span: tuple[int, int]) -> Iterator[
             before += batch.num_rows
 
 
-def _arrow_batches(path: Path, field: str) -> Iterator[tuple[int, Any]]:
+def _arrow_batches(path: Location, field: str) -> Iterator[tuple[int, Any]]:
     """Read a file with a footer, or a stream as `datasets` writes it; yield rows together with the number of those before them."""
     import pyarrow as pa
 
-    with pa.memory_map(str(path)) as source:
+    with pa.memory_map(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open()) as source:
         try:
             file = pa.ipc.open_file(source)
             batches = (file.get_batch(number) for number in range(file.num_record_batches))
@@ -127,7 +133,7 @@ def _arrow_batches(path: Path, field: str) -> Iterator[tuple[int, Any]]:
             before += batch.num_rows
 
 
-def _place(names: Sequence[str], field: str, path: Path) -> int:
+def _place(names: Sequence[str], field: str, path: Location) -> int:
     if field not in names:
         hint = f"name it with --text-field; its columns are: {', '.join(names) or 'none'}"
         raise DataError(f"has no column {field!r}", where=str(path), hint=hint)

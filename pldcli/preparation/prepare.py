@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from pldcli.choices import DocumentPer, Engine, ModelType
 from pldcli.console.progress import Progress
+from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters
 from pldcli.corpus.repeats import most_repeated
@@ -114,7 +115,7 @@ class Preparation:
     """Write the documents that are left out to `rejected.jsonl`."""
     overwrite: bool = False
     """Replace `out`."""
-    names: Mapping[Path, str] = field(default_factory=dict)
+    names: Mapping[Location, str] = field(default_factory=dict)
     """What files are called in the manifest, where not by their path."""
     quiet: bool = False
     """Show no progress."""

@@ -11,6 +11,7 @@ that says what it was made of, so that it is made once, by whatever process.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import secrets
 from array import array
@@ -20,12 +21,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pldcli import __version__
+from pldcli.corpus.addresses import Address, Location
+from pldcli.corpus.decoding import CHUNK_BYTES
 from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Reader, count_words
 from pldcli.corpus.repeats import RepeatedLines
@@ -154,8 +157,9 @@ class Stages:
         """
         with atomic.output_errors(self.out):
             if task.stage == "hash":
-                source = self.sources[task.number]
-                atomic.write_text(self.place / f"{self.key(task)}.json", json.dumps({"sha256": file_sha256(source.path)}))
+                with self.sources[task.number].path.open("rb", buffering=CHUNK_BYTES) as file:
+                    sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+                atomic.write_text(self.place / f"{self.key(task)}.json", json.dumps({"sha256": sha256}))
             elif task.stage == "scan":
                 self._scan(task, report)
             else:
@@ -194,15 +198,17 @@ class Stages:
     def described(self) -> Iterator[Path]:
         """Write all this down for the workers of this process while the block runs; others that share the work have their own."""
         path = self.place / f"work-{secrets.token_hex(8)}.json"
-        atomic.write_text(path, json.dumps(_jsonable(self)))
+        atomic.write_bytes(path, json.dumps(_jsonable(self)).encode(), is_private=True)  # addresses may hold secrets
         try:
             yield path
         finally:
             path.unlink(missing_ok=True)
 
-    def _identity(self, number: int) -> tuple[str, int, int]:
-        """Say which file this is, and that it has not changed."""
+    def _identity(self, number: int) -> tuple[str, int, int | str]:
+        """Say which file this is, and that it has not changed; at an address, since it was found."""
         source = self.sources[number]
+        if isinstance(source.path, Address):
+            return str(source.path), source.num_bytes, source.path.version
         try:
             status = source.path.stat()
         except OSError as error:
@@ -324,7 +330,7 @@ class Stages:
 def open_stages(path: Path) -> Stages:
     """Read what `Stages.described` wrote."""
     content = from_json(path.read_text(encoding="utf-8"))
-    sources = [Source(**{**one, "path": Path(one["path"])}) for one in content.pop("sources")]
+    sources = [Source(**{**one, "path": _location(one["path"])}) for one in content.pop("sources")]
     units = [
         Unit(one["number"], tuple(Slice(part["source"], part["span"] and tuple(part["span"]), part["num_bytes"]) for part in one["slices"]))
         for one in content.pop("units")
@@ -335,6 +341,10 @@ def open_stages(path: Path) -> Stages:
     return Stages(**content, out=out, place=place, causes=causes, sources=sources, units=units, filters=filters)
 
 
+def _location(content: Any) -> Location:
+    return Path(content) if isinstance(content, str) else Address(**content)
+
+
 def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(asdict(value), default=str))
 
@@ -342,7 +352,7 @@ def _jsonable(value: Any) -> Any:
 def _write_reject(file: IO[str], text: str, source: Source, cause: str, *, continued: bool, last: bool) -> None:
     """Write a piece of a document that is left out; a document is a JSON line, however many pieces it has."""
     if not continued:
-        head = json.dumps({"source": str(source.path), "cause": cause, "text": ""}, ensure_ascii=False)
+        head = json.dumps({"source": source.shown, "cause": cause, "text": ""}, ensure_ascii=False)
         file.write(head.removesuffix('"}'))
     file.write(json.dumps(text, ensure_ascii=False)[1:-1])
     if last:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import CHUNK_BYTES, encoding_of_mark
 from pldcli.corpus.reader import skip_line
 from pldcli.corpus.sources import Source
@@ -104,7 +104,7 @@ def _is_divisible(source: Source, reading: Mapping[str, Any]) -> bool:
     return (source.format == "json" or reading["document_per"] != "file") and _has_plain_line_ends(source.path)
 
 
-def _has_plain_line_ends(path: Path) -> bool:
+def _has_plain_line_ends(path: Location) -> bool:
     with path.open("rb") as file:
         return encoding_of_mark(file.read(4)) is None
 

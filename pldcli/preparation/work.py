@@ -163,7 +163,7 @@ class Work:
         for unit, scan in zip(self.stages.units, scans, strict=True):
             for one, part in zip(unit.slices, scan.slices, strict=True):
                 sha256 = self.stages.result(Task("hash", one.source))["sha256"] if one.source in self._divided else part["sha256"]
-                name = self.stages.sources[one.source].name or str(self.stages.sources[one.source].path)
+                name = self.stages.sources[one.source].shown
                 source = described.setdefault(one.source, {"name": name, "bytes": 0, "sha256": sha256, "documents": 0})
                 stop = start + part["documents"]
                 source["bytes"] += part["bytes"]

@@ -84,8 +84,8 @@ def output_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file `path` by `content`.
+def write_bytes(path: Path, content: bytes, *, is_private: bool = False) -> None:
+    """Replace the file `path` by `content`, for nobody else to read where it is private.
 
     Raises:
         OutputError: The disk is full, or the place is not writable.
@@ -94,7 +94,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     with output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=_private if is_private else None) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -186,6 +186,10 @@ def remove_leftovers_in(folder: Path) -> None:
     leftovers = _leftovers(folder)
     for stem in {one.stem for one in leftovers if not one.stem.startswith(_SHORTENED)}:
         _clear(folder / stem, [one for one in leftovers if one.stem == stem])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def sync_directory(path: Path) -> None:

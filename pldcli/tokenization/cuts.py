@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["CONTEXT", "cut_before", "encode_plainly", "lines_are_independent", "parting_spaces", "words_are_independent"]
@@ -69,24 +69,14 @@ def _parts(fast: Any, space: str, context: list[int]) -> bool:
     return all(ids[: len(context)] == context for ids in others) and whole == first + _joined([ids[len(context) :] for ids in others])
 
 
-def cut_before(text: str, spaces: str, size: int) -> Iterator[str]:
-    """Cut a text into parts of about `size` characters, each but the first beginning with a whole run of white space.
+def cut_before(text: str, spaces: str) -> list[str]:
+    """Cut a text into parts, each but the first beginning with a whole run of white space.
 
     Args:
         text: The text.
-        spaces: What such a run begins with; where there is none of it, a part is longer.
-        size: Characters of a part at most, where possible.
+        spaces: What such a run begins with.
     """
-    last = re.compile(rf".*\S(?P<space>[{spaces}])", re.DOTALL)
-    following = re.compile(rf"(?<=\S)(?P<space>[{spaces}])")
-    start = 0
-    while len(text) - start > size:
-        found = last.match(text, start, start + size) or following.search(text, start + size)
-        if found is None:
-            break
-        yield text[start : found.start("space")]
-        start = found.start("space")
-    yield text[start:]
+    return re.split(rf"(?<=\S)(?=[{spaces}])", text)
 
 
 def _joined(parts: Sequence[list[int]]) -> list[int]:

@@ -37,9 +37,6 @@ from pldcli.tokenization.words import KnownParts, WordPieces, as_bytes, short_li
 
 __all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
 
-PART_CHARACTERS = 1 << 16
-"""Text whose lines cannot be encoded apart is cut at white space into parts of this size."""
-
 _CHARACTER_COVERAGE = 0.9995
 """The share of the text whose characters always have entries, however many they are."""
 _CHARACTER_SHARE, _PLAIN_CHARACTERS = 0.1, 256
@@ -90,7 +87,7 @@ class Tokenizer:
     def document_ids(self, lines: Sequence[str], *, continued: bool = False) -> Ids:
         """Do what `encode_document_lines` does, into an array: [tokens]."""
         if not self._lines_are_independent:
-            ids = np.array(self._encode_whole("\n".join(lines), continued), np.uint32)
+            ids = self._encode_whole("\n".join(lines), continued)
         elif self._words_are_independent:
             ids = self._encode_words(lines)
         else:
@@ -128,21 +125,29 @@ class Tokenizer:
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         return encode_plainly(self.fast, texts) if self._processor is None else self._processor.encode(texts)
 
-    def _encode_whole(self, text: str, continued: bool) -> list[int]:
-        """Encode a text in parts that give the same ids, as far as there are such parts."""
+    def _encode_whole(self, text: str, continued: bool) -> Ids:
+        """Encode a text in parts that give the same ids, as far as there are such parts, each distinct one once."""
         if not self._parting_spaces:
-            return encode_plainly(self.fast, [text])[0]
-        first, *others = cut_before(text, self._parting_spaces, PART_CHARACTERS)
-        behind_text = [first, *others] if continued else others
-        (context,), ids = encode_plainly(self.fast, [CONTEXT]), [] if continued else encode_plainly(self.fast, [first])[0]
-        for part, encoded in zip(behind_text, encode_plainly(self.fast, [CONTEXT + part for part in behind_text]), strict=True):
-            parted = encoded[: len(context)] == context  # not where a word goes on behind the cut
-            ids += encoded[len(context) :] if parted else encode_plainly(self.fast, [part])[0]
+            return np.array(encode_plainly(self.fast, [text])[0], np.uint32)
+        first, *others = cut_before(text, self._parting_spaces)
+        known = self.known_parts
+        begin = known[first] if continued else as_bytes(encode_plainly(self.fast, [first])[0])
+        ids = np.frombuffer(bytearray().join([begin, *map(known.__getitem__, others)]), np.uint32)
+        known.forget()
         return ids
+
+    def _encode_behind_text(self, part: str) -> bytes:
+        context, encoded = self._context, self.fast.encode(CONTEXT + part, add_special_tokens=False).ids
+        parted = encoded[: len(context)] == context  # not where a word goes on behind the cut
+        return as_bytes(encoded[len(context) :] if parted else encode_plainly(self.fast, [part])[0])
 
     @cached_property
     def _lines_are_independent(self) -> bool:
         return lines_are_independent(self.fast, self._encode_batch)
+
+    @cached_property
+    def _context(self) -> list[int]:
+        return encode_plainly(self.fast, [CONTEXT])[0]
 
     @cached_property
     def _parting_spaces(self) -> str:
@@ -157,9 +162,11 @@ class Tokenizer:
 
     @cached_property
     def known_parts(self) -> KnownParts:
-        """What stood between spaces and was met, where its ids do not depend on what stands around it."""
+        """What was met of parts whose ids do not depend on what stands around them."""
         processor = self._processor
-        return KnownParts(WordPieces(self.fast) if processor is None else lambda part: as_bytes(processor.encode(part)))
+        if processor is None:
+            return KnownParts(WordPieces(self.fast) if self._lines_are_independent else self._encode_behind_text)
+        return KnownParts(lambda part: as_bytes(list(chain.from_iterable(processor.encode(short_lines([part]))))))
 
     @cached_property
     def _words_are_independent(self) -> bool:

@@ -42,7 +42,7 @@ class KnownParts(dict[str, bytes]):
         self._encode = encode
 
     def __missing__(self, part: str) -> bytes:
-        ids = b"".join(map(self._encode, short_lines([part])))
+        ids = self._encode(part)
         if len(part) <= MAX_KNOWN_CHARACTERS:  # else a line without spaces, which does not come again
             self[part] = ids
         return ids
@@ -71,6 +71,9 @@ class WordPieces:
         return ids
 
     def _encode(self, word: str) -> bytes:
+        return b"".join(map(self._encode_short, short_lines([word])))
+
+    def _encode_short(self, word: str) -> bytes:
         if word.isascii() and word.isprintable():  # the normaliser changes nothing but its case: the model alone is faster
             return as_bytes([token.id for token in self._tokenize(word.lower() if self._lowercase else word)])
         return as_bytes(encode_plainly(self._fast, [word])[0])

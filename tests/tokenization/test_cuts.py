@@ -14,7 +14,6 @@ from pldcli.corpus import reader as corpus
 from pldcli.data.prepared import open_prepared
 from pldcli.data.text_stream import tokenise
 from pldcli.preparation.prepare import prepare
-from pldcli.tokenization import tokenizer as module
 from pldcli.tokenization import words
 from pldcli.tokenization.cuts import cut_before, encode_plainly, lines_are_independent, parting_spaces
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer, train_tokenizer
@@ -87,7 +86,6 @@ def test_prepared_text_has_the_ids_of_whole_documents(
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
     if "mark" not in kind:  # there a line end is a letter like others, which pieces of a megabyte are cut at all the same
         monkeypatch.setattr(corpus, "CHUNK_BYTES", 300)
-    monkeypatch.setattr(module, "PART_CHARACTERS", 70)
     monkeypatch.setattr(words, "MAX_LINE_CHARACTERS", 50)
     prepared = prepare([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer=tmp_path / "given.json", quiet=True, processes=processes)
     tokenizer, data = load_prepared_tokenizer(prepared.path), open_prepared(prepared.path)
@@ -152,6 +150,16 @@ def test_a_trained_tokenizer_goes_the_fast_way_with_lone_accents_in_its_vocabula
     assert set(pieces.known_parts) >= {"x\u0301", "\u0301lo", "mi", "\u0301"}
 
 
+def test_parts_of_byte_level_bpe_are_encoded_once(tmp_path: Path, documents: list[str]) -> None:
+    byte_level(documents).save(str(tmp_path / "given.json"))
+    tokenizer = load_tokenizer(tmp_path / "given.json")
+    lines = ["ton la  re", "", "pli la, ton\tba la"] * 50
+    whole = tokenizer.fast.encode("\n".join(lines), add_special_tokens=False).ids
+    assert tokenizer.encode_document_lines(lines) == whole
+    assert set(tokenizer.known_parts) == {" la", "  re", "\n\npli", " la,", " ton\tba", "\nton"}
+    assert tokenizer.encode_document_lines(["la"], continued=True) == tokenizer.fast.encode("la", add_special_tokens=False).ids
+
+
 def test_pieces_over_line_ends_keep_lines_together() -> None:
     pieces = train_tokenizer(["ba ke lo mi " * 20] * 5, vocab_size=60)
     assert independent(pieces)
@@ -175,7 +183,6 @@ def test_pieces_over_line_ends_keep_lines_together() -> None:
 def test_added_tokens_that_hold_white_space_are_kept_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[str], kind: str, given: AddedToken, text: str
 ) -> None:
-    monkeypatch.setattr(module, "PART_CHARACTERS", 7)
     monkeypatch.setattr(words, "MAX_LINE_CHARACTERS", 7)
     made = KINDS[kind](documents)
     made.add_tokens([given])
@@ -186,12 +193,11 @@ def test_added_tokens_that_hold_white_space_are_kept_whole(
 
 def test_parts_begin_with_white_space_and_miss_nothing() -> None:
     text = "one two  three\n\n four " + "x" * 40 + " five\n"
-    for size in range(1, 30):
-        parts = list(cut_before(text, " \n", size))
-        assert "".join(parts) == text
-        assert all(part[0].isspace() and not before[-1].isspace() for before, part in pairwise(parts))
-    assert list(cut_before("x" * 50, " ", 10)) == ["x" * 50]
-    assert list(cut_before("", " ", 10)) == [""]
+    parts = cut_before(text, " \n")
+    assert "".join(parts) == text and len(parts) == 7
+    assert all(part[0].isspace() and not before[-1].isspace() for before, part in pairwise(parts))
+    assert cut_before("x" * 50, " ") == ["x" * 50]
+    assert cut_before("", " ") == [""]
 
 
 def test_lines_without_spaces_are_not_kept_in_memory() -> None:
