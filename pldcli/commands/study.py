@@ -12,7 +12,7 @@ from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pldcli.study.directory import Study
-    from pldcli.study.results import Results
+    from pldcli.study_report.results import Results
 
 __all__ = ["study"]
 
@@ -40,7 +40,8 @@ def study(
 
     from pldcli.study.display import StudyDisplay
     from pldcli.study.jobs import make_slots
-    from pldcli.study.study import carry_out, open_study, report_study
+    from pldcli.study.study import carry_out, open_study
+    from pldcli.study_report.report import report_study
 
     place = out or Path("studies") / read.name
     slots = make_slots(jobs=jobs, gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()])
@@ -70,7 +71,7 @@ def study(
 def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
     from pldcli.console.screen import print_sections, screen
     from pldcli.console.units import duration
-    from pldcli.study import files, tables
+    from pldcli.study_report import files, tables
 
     runs = opened.runs()
     outcomes = [opened.outcome(run) for run in runs]
@@ -92,7 +93,7 @@ def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
 
 def _show(results: Results, as_json: bool) -> None:
     from pldcli.console.screen import print_sections, screen
-    from pldcli.study import files, tables
+    from pldcli.study_report import files, tables
 
     if as_json:
         typer.echo(json.dumps(files.as_json(results)))

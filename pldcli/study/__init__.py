@@ -1,1 +1,1 @@
-"""A whole comparison of pre-training systems: what is to be trained, and what came of it."""
+"""A whole comparison of pre-training systems: what is to be trained, and how it is carried out."""

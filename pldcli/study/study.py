@@ -1,13 +1,13 @@
-"""A study from its file to its report: calibrate, plan, train, fine-tune, report; the same command again resumes it.
+"""A study from its file to its results: calibrate, plan, train, fine-tune; the same command again resumes it.
 
 `open_study` measures what a step of each shape takes (`calibration`) and gives every system its number of steps (`plan`: equal time is
 computed there); `carry_out` trains the runs and fine-tunes them (`jobs`, `runs`, `finetuning`), rung by rung where candidates are halved
-(`halving`); `report_study` reads the results, compares them and writes report/ (`results`, `report`).
+(`halving`). What came of it, `study_report` reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ from pldcli.study.directory import Study
 from pldcli.study.display import StudyDisplay
 from pldcli.study.jobs import Outcome, Slot, run_jobs
 from pldcli.study.plan import Plan, changed_keys, make_plan, shapes
-from pldcli.study.report import write_report
-from pldcli.study.results import Results, read_results
 from pldcli.study.runs import pretraining_job
 from pldcli.study.spec import Spec
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_error, stop_requests
 
-__all__ = ["carry_out", "open_study", "report_study"]
+__all__ = ["carry_out", "open_study"]
 
 
 def open_study(spec: Spec, *, out: Path, data: Path, slot: Slot, measure: bool, keep: bool, report: Callable[[str], None]) -> Study:
@@ -83,22 +81,6 @@ def carry_out(study: Study, *, slots: Sequence[Slot], display: StudyDisplay) -> 
     """
     with RunDirectory(study.out).lock(), stop_requests() as stop, display:
         return _train(study, slots, display, stop) | _score(study, slots, display, stop)
-
-
-def report_study(study: Study, ended: Mapping[str, Outcome] | None = None) -> Results:
-    """Read the results of a study, as far as it is, and write its report.
-
-    Args:
-        study: The study.
-        ended: Name to outcome of the jobs that were just carried out, which know why they failed.
-
-    Raises:
-        DataError: The metrics of a run are damaged.
-        OutputError: The report cannot be written.
-    """
-    results = read_results(study, ended or {})
-    write_report(results, study.out / "report")
-    return results
 
 
 def _train(study: Study, slots: Sequence[Slot], display: StudyDisplay, stop: StopRequest) -> dict[str, Outcome]:

@@ -20,9 +20,9 @@ from pldcli.study.directory import Study
 from pldcli.study.display import StudyDisplay
 from pldcli.study.jobs import Job, Outcome, Slot, State
 from pldcli.study.plan import PlannedRun, Shape
-from pldcli.study.results import read_results
 from pldcli.study.spec import Spec
 from pldcli.study.study import carry_out, open_study
+from pldcli.study_report.results import read_results
 from pldcli.system.signals import StopRequest
 from tests.comparison.test_read import write_run
 from tests.study.conftest import spec_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pldcli.plots.canvas import COLOURS, colour, picture
-from pldcli.study.sensitivity import Line, is_number
+from pldcli.study_report.sensitivity import Line, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pldcli.study.checks import judge
 from pldcli.study.spec import Check
+from pldcli.study_report.checks import judge
 
 CHECK = Check(better="preln", than="shallow", by_seed_deviations=3.0)
 PRELN = {0: 3.00, 1: 3.02, 2: 3.01}

@@ -10,11 +10,11 @@ from pldcli.comparison import tables as comparison_tables
 from pldcli.console.section import Section
 from pldcli.console.units import MISSING, duration, quantity, with_spread
 from pldcli.study.calibration import QUIET
-from pldcli.study.checks import CheckResult
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import Plan, PlannedRun
-from pldcli.study.results import Results, verdict
-from pldcli.study.sensitivity import Line
+from pldcli.study_report.checks import CheckResult
+from pldcli.study_report.results import Results, verdict
+from pldcli.study_report.sensitivity import Line
 
 __all__ = ["check_lines", "differences", "finetuned", "halving", "results_table", "run_table", "sensitivity", "step_times"]
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 
 from pldcli.plots import canvas
 from pldcli.study.jobs import Outcome, State
-from pldcli.study.plots import draw_lines
-from pldcli.study.sensitivity import find_lines
 from pldcli.study.spec import Spec
+from pldcli.study_report.plots import draw_lines
+from pldcli.study_report.sensitivity import find_lines
 
 PLD = {"preset": "bert-tiny-pld"}
 DIVERGED = Outcome(State.DIVERGED, 12)

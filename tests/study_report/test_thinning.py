@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pldcli.bench.step_time import StepTime
-from pldcli.study.thinning import calibrated
+from pldcli.study_report.thinning import calibrated
 from tests.comparison.test_runs import START, made_up_run
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pldcli.study.jobs import Outcome, State
-from pldcli.study.sensitivity import find_lines
 from pldcli.study.spec import Spec
+from pldcli.study_report.sensitivity import find_lines
 
 PLD = {"preset": "bert-tiny-pld"}
 DIVERGED = Outcome(State.DIVERGED, 12)

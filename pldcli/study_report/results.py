@@ -13,14 +13,14 @@ from pldcli.comparison.read import read_run
 from pldcli.comparison.runs import Run, System
 from pldcli.engine.metrics import read_metrics, validation_key
 from pldcli.engine.run_directory import RunDirectory
-from pldcli.study.checks import CheckResult, judge
 from pldcli.study.directory import Study
 from pldcli.study.finetuning import FINETUNED, PlannedScoring
 from pldcli.study.halving import RungResult
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import PlannedRun
 from pldcli.study.spec import Spec
-from pldcli.study.thinning import calibrated
+from pldcli.study_report.checks import CheckResult, judge
+from pldcli.study_report.thinning import calibrated
 
 __all__ = ["Results", "read_results", "verdict"]
 

@@ -14,8 +14,8 @@ from pldcli.study.finetuning import PlannedFinetuning
 from pldcli.study.halving import climb
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import PlannedRun
-from pldcli.study.results import Results, verdict
 from pldcli.study.spec import Spec
+from pldcli.study_report.results import Results, verdict
 from tests.comparison.test_runs import made_up_run
 from tests.study.conftest import plan_of
 

@@ -11,19 +11,36 @@ from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.report import write_comparison
 from pldcli.comparison.tables import summary, words
 from pldcli.console.section import bullets, markdown
-from pldcli.study import tables
-from pldcli.study.jobs import State
-from pldcli.study.plots import draw_lines
-from pldcli.study.results import Results
-from pldcli.study.sensitivity import Line, find_lines
+from pldcli.study.directory import Study
+from pldcli.study.jobs import Outcome, State
+from pldcli.study_report import tables
+from pldcli.study_report.plots import draw_lines
+from pldcli.study_report.results import Results, read_results
+from pldcli.study_report.sensitivity import Line, find_lines
 from pldcli.system import atomic
 
-__all__ = ["write_report"]
+__all__ = ["report_study", "write_report"]
 
 _REMARK = (
     "Seconds are steps x step time: the time of a step was measured alone and in turn before the first run, not read off runs that may "
     "have trained side by side."
 )
+
+
+def report_study(study: Study, ended: Mapping[str, Outcome] | None = None) -> Results:
+    """Read the results of a study, as far as it is, and write its report.
+
+    Args:
+        study: The study.
+        ended: Name to outcome of the jobs that were just carried out, which know why they failed.
+
+    Raises:
+        DataError: The metrics of a run are damaged.
+        OutputError: The report cannot be written.
+    """
+    results = read_results(study, ended or {})
+    write_report(results, study.out / "report")
+    return results
 
 
 def write_report(results: Results, out: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pldcli.study.jobs import Outcome
 from pldcli.study.plan import PlannedRun
-from pldcli.study.results import Results, verdict
+from pldcli.study_report.results import Results, verdict
 
 __all__ = ["as_json", "runs_json"]
 

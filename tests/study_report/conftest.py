@@ -1,0 +1,3 @@
+from tests.study.conftest import spec_of
+
+__all__ = ["spec_of"]
