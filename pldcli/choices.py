@@ -18,6 +18,7 @@ __all__ = [
     "MaskingUnit",
     "ModelType",
     "Norm",
+    "Normalization",
     "Pooling",
     "PositionEmbedding",
     "PrecisionChoice",
@@ -56,11 +57,14 @@ LmKind = Literal["masked", "causal", "prefix"]
 MaskingUnit = Literal["token", "whole-word", "span"]
 """What becomes targets of the masked LM together."""
 
-ModelType = Literal["bpe", "unigram"]
-"""What tokenizer to train."""
+ModelType = Literal["bpe", "unigram", "wordpiece", "byte-level-bpe"]
+"""What tokenizer to train: the first two by SentencePiece."""
 
 Norm = Literal["pre", "post"]
 """Where LayerNorm stands: before each sublayer, or after its residual."""
+
+Normalization = Literal["nmt_nfkc", "nfkc", "nfc", "identity"]
+"""What a tokenizer makes of equivalent characters; the first as SentencePiece does, which is NFKC and fewer kinds of white space."""
 
 Pooling = Literal["first", "mean"]
 """What stands for a sequence in the head of a task: its first token, or the mean of its tokens."""

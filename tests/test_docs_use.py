@@ -17,7 +17,7 @@ from torch import Tensor
 from pldcli.config import ModelConfig
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
-from pldcli.tokenization.tokenizer import train_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.typed_commands import ROOT, load
 
 pages = load("pages")

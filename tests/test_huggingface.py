@@ -17,7 +17,8 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import largest_difference
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()

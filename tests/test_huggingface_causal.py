@@ -21,7 +21,8 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import largest_difference, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.conftest import made_up_stream
 from tests.test_huggingface import rewrite_config, rewrite_weights, shaken
 

@@ -18,7 +18,8 @@ from pldcli.huggingface.read_back import largest_difference
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.tasks.task import Task
-from pldcli.tokenization.tokenizer import Tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.test_huggingface import MAX_TOKENS, NORMS, Norm, make_settings, random_input, rewrite_config, rewrite_weights, shaken
 
 transformers = pytest.importorskip("transformers")

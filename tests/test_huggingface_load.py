@@ -18,7 +18,8 @@ from torch.nn import functional
 from pldcli.errors import CheckpointError
 from pldcli.huggingface.load import load_pretrained
 from pldcli.model import TaskHead
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.test_huggingface import MAX_TOKENS, random_input, save_theirs, shaken
 
 transformers = pytest.importorskip("transformers")

@@ -18,7 +18,8 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import largest_difference, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
-from pldcli.tokenization.tokenizer import Tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.test_huggingface import our_logits, random_input, rewrite_config, rewrite_weights, shaken
 from tests.test_huggingface_heads import CLASSES, HEADS, NAMES, TASKS, Name, as_one
 

@@ -10,7 +10,8 @@ from pldcli.config import ModelConfig
 from pldcli.errors import CheckpointError
 from pldcli.model import StBert, TaskHead
 from pldcli.pretrained import Pretrained
-from pldcli.tokenization.tokenizer import Tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pldcli.choices import DocumentPer, Engine, JobFile, ModelType
+from pldcli.choices import DocumentPer, Engine, JobFile
+from pldcli.commands.tokenizer import ByteFallback, Cased, Coverage, Normalized, StripAccents, ToTrain, VocabSize
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ def prepare_data(
         Path | None,
         typer.Option(help="Use this vocab.txt, tokenizer.json or SentencePiece .model instead of training.", show_default="train one"),
     ] = None,
-    model_type: Annotated[ModelType, typer.Option(help="What tokenizer to train.")] = "bpe",
-    cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
-    vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary to train.")] = 30528,
+    model_type: ToTrain = "bpe",
+    cased: Cased = False,
+    vocab_size: VocabSize = 30528,
+    strip_accents: StripAccents = None,
+    normalization: Normalized = None,
+    byte_fallback: ByteFallback = False,
+    character_coverage: Coverage = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that read and encode; they change no byte.", show_default="one per processor")
     ] = None,
@@ -142,6 +147,7 @@ def prepare_data(
     from pldcli.corpus.quality import Filters
     from pldcli.corpus.spool import spooled
     from pldcli.preparation.prepare import Preparation
+    from pldcli.tokenization.training import TokenizerTraining
 
     if emit is not None:
         typer.echo(_job_file(emit, share, out, overwrite=overwrite), nl=False)
@@ -163,9 +169,15 @@ def prepare_data(
             document_per=document_per,
             text_field=text_field,
             tokenizer=tokenizer,
-            model_type=model_type,
-            cased=cased,
-            vocab_size=vocab_size,
+            training=TokenizerTraining(
+                vocab_size,
+                model_type,
+                cased=cased,
+                strip_accents=strip_accents,
+                normalization=normalization,
+                byte_fallback=byte_fallback,
+                character_coverage=character_coverage,
+            ),
             processes=processes,
             engine=engine,
             encoding=encoding,

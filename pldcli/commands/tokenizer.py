@@ -9,10 +9,45 @@ from typing import Annotated
 
 import typer
 
-from pldcli.choices import DocumentPer, ModelType
+from pldcli.choices import DocumentPer, ModelType, Normalization
 
 __all__ = ["inspect", "train"]
 
+_TRAINED = "What tokenizer is trained"
+ToTrain = Annotated[
+    ModelType, typer.Option(help="The first two are SentencePiece's, the others those of BERT and GPT-2.", rich_help_panel=_TRAINED)
+]
+Cased = Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.", rich_help_panel=_TRAINED)]
+VocabSize = Annotated[int, typer.Option(min=6, help="Entries of the vocabulary.", rich_help_panel=_TRAINED)]
+StripAccents = Annotated[
+    bool | None,
+    typer.Option(
+        "--strip-accents/--keep-accents",
+        help="Remove accents and vowel signs; of wordpiece and byte-level-bpe.",
+        show_default="as BERT: wordpiece does where it is uncased",
+        rich_help_panel=_TRAINED,
+    ),
+]
+Normalized = Annotated[
+    Normalization | None,
+    typer.Option(
+        help="What is made of characters that Unicode calls equivalent or compatible.",
+        show_default="nmt_nfkc of SentencePiece, nfc of byte-level-bpe, as BERT of wordpiece",
+        rich_help_panel=_TRAINED,
+    ),
+]
+ByteFallback = Annotated[
+    bool,
+    typer.Option("--byte-fallback", help="Spell in bytes what has no entry, instead of [UNK]; of SentencePiece.", rich_help_panel=_TRAINED),
+]
+Coverage = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the text whose characters have entries; of SentencePiece.",
+        show_default="0.9995, and 1 where there is room",
+        rich_help_panel=_TRAINED,
+    ),
+]
 TextField = Annotated[str, typer.Option(help="The field of a JSON object, or the column of a table, that holds the text.")]
 Encoding = Annotated[
     str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
@@ -24,9 +59,13 @@ def train(
         list[Path], typer.Argument(metavar="CORPUS...", help="Files and directories, as `pld prepare-data` reads them.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("tokenizer"),
-    model_type: Annotated[ModelType, typer.Option(help="What to train.")] = "bpe",
-    cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep upper and lower case apart.")] = False,
-    vocab_size: Annotated[int, typer.Option(min=6, help="Entries of the vocabulary.")] = 30528,
+    model_type: ToTrain = "bpe",
+    cased: Cased = False,
+    vocab_size: VocabSize = 30528,
+    strip_accents: StripAccents = None,
+    normalization: Normalized = None,
+    byte_fallback: ByteFallback = False,
+    character_coverage: Coverage = None,
     document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = "blank-line",
     text_field: TextField = "text",
     encoding: Encoding = None,
@@ -35,9 +74,19 @@ def train(
     """Train a tokenizer without preparing data; `pld prepare-data --tokenizer` takes it for any text."""
     from pldcli.corpus.decoding import check_encoding
     from pldcli.tokenization.step import train as engine
+    from pldcli.tokenization.training import TokenizerTraining
 
+    training = TokenizerTraining(
+        vocab_size,
+        model_type,
+        cased=cased,
+        strip_accents=strip_accents,
+        normalization=normalization,
+        byte_fallback=byte_fallback,
+        character_coverage=character_coverage,
+    )
     reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding and check_encoding(encoding)}
-    tokenizer, notes = engine(inputs, out, model_type=model_type, cased=cased, vocab_size=vocab_size, reading=reading, overwrite=overwrite)
+    tokenizer, notes = engine(inputs, out, training, reading=reading, overwrite=overwrite)
     typer.echo(f"{out}: {tokenizer.vocab_size:,} entries ({tokenizer.model_type}, {tokenizer.normaliser})")
     for note in notes:
         typer.echo(f"note: {note}")
@@ -60,7 +109,7 @@ def inspect(
 
     found = load_tokenizer(tokenizer)
     reading = {"text_field": text_field, "encoding": encoding and check_encoding(encoding)}
-    fits = fit_to(found, texts, reading=reading, quiet=as_json) if texts else []
+    fits, notes = fit_to(found, texts, reading=reading, quiet=as_json) if texts else ([], [])
     special = {name: found.fast.id_to_token(getattr(found.special, f"{name}_id")) for name in ("pad", "unk", "cls", "sep", "mask")}
     if as_json:
         content = {
@@ -73,6 +122,7 @@ def inspect(
                 {**asdict(fit), **{name: getattr(fit, name) for name in ("tokens_per_word", "characters_per_token", "unknown_share")}}
                 for fit in fits
             ],
+            "notes": notes,
         }
         typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
         return
@@ -92,3 +142,5 @@ def inspect(
         )
         headings = ("text", "words", "tokens", "tokens per word", "characters per token", "unknown")
         print_sections(screen(), [Section("how it fits", headings, rows)])
+    for note in notes:
+        typer.echo(f"note: {note}")

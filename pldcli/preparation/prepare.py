@@ -11,12 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pldcli.choices import DocumentPer, Engine, ModelType
+from pldcli.choices import DocumentPer, Engine
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import check_encoding
@@ -35,14 +35,16 @@ from pldcli.system import atomic
 from pldcli.system.extras import require
 from pldcli.system.output_place import check_new, check_output
 from pldcli.system.signals import first_signal
+from pldcli.tokenization.distinctions import characters, lost_distinctions
 from pldcli.tokenization.special_tokens import check_frame
-from pldcli.tokenization.step import notes_on_training
-from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer, load_tokenizer
+from pldcli.tokenization.training import TokenizerTraining
 
 __all__ = ["Preparation", "Prepared", "prepare"]
 
 _FOR_VALIDATION = "training file that is for validation"
-_MIN_VOCAB_SIZE = 6
+_NOTED_SAMPLE_BYTES = 1 << 18
+"""Of text for a tokenizer that is there, to see what it makes of it."""
 _LARGEST_WEIGHT = 1000.0
 
 
@@ -89,12 +91,8 @@ class Preparation:
     """The field of a JSON object that holds the text."""
     tokenizer: Path | None = None
     """An existing tokenizer; without it one is trained."""
-    model_type: ModelType = "bpe"
-    """What to train."""
-    cased: bool = False
-    """Keep upper and lower case apart."""
-    vocab_size: int = 30528
-    """Entries wanted when training."""
+    training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """What to train; of an existing `vocab.txt` it says whether case is kept."""
     processes: int | None = None
     """Workers; None for as many as there are processors."""
     engine: Engine = "local"
@@ -186,11 +184,10 @@ class Preparation:
 
     @cached_property
     def _existing(self) -> Tokenizer | None:
-        return _load(self.tokenizer, cased=self.cased) if self.tokenizer else None
+        return _load(self.tokenizer, cased=self.training.cased) if self.tokenizer else None
 
     def _check(self) -> None:
-        if self.vocab_size < _MIN_VOCAB_SIZE:
-            raise UsageError(f"must be at least {_MIN_VOCAB_SIZE}: five are special tokens", where="--vocab-size")
+        self.training.check()
         if self.processes is not None and self.processes < 1:
             raise UsageError("must be at least 1", where="--processes")
         if self.engine == "ray":
@@ -224,7 +221,7 @@ class Preparation:
         return files, len(sources), left_out
 
     def _work(self, files: list[Source], num_train: int, share: tuple[int, int]) -> Work:
-        num_bytes, sample_bytes = sum(source.num_bytes for source in files), 0 if self._existing else SAMPLE_BYTES
+        num_bytes, sample_bytes = sum(source.num_bytes for source in files), _NOTED_SAMPLE_BYTES if self._existing else SAMPLE_BYTES
         reading = {
             "document_per": self.document_per,
             "text_field": self.text_field,
@@ -241,7 +238,7 @@ class Preparation:
             filters=self.filters,
             sample_bytes=sample_bytes,
             num_train_sources=num_train,
-            first_threshold=first_threshold(num_bytes, sample_bytes or num_bytes),
+            first_threshold=first_threshold(num_bytes, sample_bytes),
             signs=self.near_duplicates is not None,
             keep_rejects=self.keep_rejects,
         )
@@ -249,23 +246,23 @@ class Preparation:
 
     def _tokenizer(self, work: Work, scans: Sequence[Scanned]) -> tuple[Tokenizer, list[str]]:
         """Take the tokenizer that is there, or train one; return what the user should read about it, too."""
-        existing = self._existing
+        existing, texts = self._existing, sample(scans, work.stages.sample_bytes)
         if existing is not None:
             work.use_tokenizer([existing.json_text, (existing.sentencepiece or b"").hex()], lambda: existing)
-            return existing, []
-        texts = sample(scans, work.stages.sample_bytes)
+            return existing, lost_distinctions(characters(texts), existing.normalize)
 
         def train() -> Tokenizer:
-            with Progress(f"Training the tokenizer ({self.model_type})", total=None, quiet=self.quiet):
-                return train_tokenizer(texts, vocab_size=self.vocab_size, model_type=self.model_type, cased=self.cased)
+            with Progress(f"Training the tokenizer ({self.training.model_type})", total=None, quiet=self.quiet):
+                return self.training.run(texts)
 
-        tokenizer = load_prepared_tokenizer(work.use_tokenizer([self.vocab_size, self.model_type, self.cased, texts], train))
-        return tokenizer, notes_on_training(tokenizer, texts, self.vocab_size)
+        tokenizer = load_prepared_tokenizer(work.use_tokenizer([asdict(self.training), texts], train))
+        return tokenizer, self.training.notes(tokenizer, texts)
 
 
 def prepare(inputs: Sequence[Path], out: Path, **settings: Any) -> Prepared:
-    """Turn text into a prepared directory; the settings are those of `Preparation`."""
-    return Preparation(inputs, out, **settings).run()
+    """Turn text into a prepared directory; the settings are those of `Preparation` and of `TokenizerTraining`."""
+    training = {name: settings.pop(name) for name in (one.name for one in fields(TokenizerTraining)) if name in settings}
+    return Preparation(inputs, out, training=TokenizerTraining(**training), **settings).run()
 
 
 def _signals() -> AbstractContextManager[None]:

@@ -2,24 +2,28 @@
 
 The normaliser is the delicate part. SentencePiece replaces the longest match in its table of characters anywhere;
 `tokenizers` looks up whole grapheme clusters, takes the SHORTEST match of each and drops the rest of a short cluster. So
-text is composed first (NFKC), and what still combines is parted from its base by a control character that the table
-removes again.
+text is composed first (NFKC), and what still combines is parted from what stands before it by a control character that the
+table removes again; not at the begin of a text, where `tokenizers` fails to remove one.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["SPACE", "load", "normaliser_name", "to_tokenizer"]
+__all__ = ["SPACE", "has_plain_spaces", "load", "normaliser_name", "to_tokenizer", "with_plain_spaces"]
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 
 _PARTING = "\x01"
+_PLAIN_SPACES = "[\t-\r]", " "
+"""Line ends and tabs, and what they become where the table leaves them."""
 _TRAINER, _NORMALISER = 2, 3
 _MODEL_TYPE, _SUFFIX_SPACES = 3, 24
 _NAME, _CHARACTERS, _DUMMY_PREFIX, _EXTRA_SPACES = 1, 2, 3, 4
@@ -38,8 +42,24 @@ def load(model: bytes) -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-def to_tokenizer(model: bytes) -> Any:
+def with_plain_spaces(text: str) -> str:
+    """Put a space in the place of each line end and tab."""
+    return re.sub(*_PLAIN_SPACES, text)
+
+
+def has_plain_spaces(json_text: str) -> bool:
+    """Return whether a `tokenizer.json` made here does that to text first, so that it is due before its SentencePiece model, too."""
+    first = ((json.loads(json_text).get("normalizer") or {}).get("normalizers") or [{}])[0]
+    pattern, content = _PLAIN_SPACES
+    return bool(first == {"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
+
+
+def to_tokenizer(model: bytes, *, plain_spaces: bool = False) -> Any:
     """Build the `tokenizers.Tokenizer` that equals a serialised SentencePiece model, without special tokens and post-processor.
+
+    Args:
+        model: Its bytes.
+        plain_spaces: Let `with_plain_spaces` go first. Of the rules of SentencePiece only those of `nmt` make spaces of line ends.
 
     Raises:
         DataError: The model is neither BPE nor unigram.
@@ -52,23 +72,22 @@ def to_tokenizer(model: bytes) -> Any:
     if kind not in (_UNIGRAM, _BPE) or trainer.get(_SUFFIX_SPACES):
         raise DataError("the SentencePiece model is neither BPE nor unigram with spaces in front", hint="use a bpe or unigram model")
     tokenizer = Tokenizer(_bpe(processor) if kind == _BPE else _unigram(processor))
-    normaliser = _normaliser(_message(model, _NORMALISER))
-    if normaliser is not None:
-        tokenizer.normalizer = normaliser
+    tokenizer.normalizer = _normaliser(_message(model, _NORMALISER), plain_spaces=plain_spaces)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return tokenizer
 
 
-def _normaliser(spec: dict[int, Any]) -> Any:
+def _normaliser(spec: dict[int, Any], *, plain_spaces: bool) -> Any:
     from tokenizers import Regex, normalizers
 
-    steps: list[Any] = []
+    pattern, space = _PLAIN_SPACES
+    steps: list[Any] = [normalizers.Replace(Regex(pattern), space)] if plain_spaces else []
     name = bytes(spec.get(_NAME, b"")).decode()
     if characters := spec.get(_CHARACTERS):
         if "nfkc" in name:
-            steps += [normalizers.NFKC(), normalizers.Replace(Regex(r"(?=[\p{M}\u200c\u200d])"), _PARTING)]
+            steps += [normalizers.NFKC(), normalizers.Replace(Regex(r"(?<=[\s\S])(?=[\p{M}\u200c\u200d])"), _PARTING)]
         steps.append(normalizers.Precompiled(bytes(characters)))
         if "nfkc" in name and not name.startswith("nmt"):
             steps.append(normalizers.Replace(_PARTING, ""))

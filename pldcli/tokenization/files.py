@@ -119,14 +119,14 @@ def read_prepared(directory: Path) -> FoundTokenizer:
     return replace(found, sentencepiece=_read_bytes(model)) if model.is_file() else found
 
 
-def parse_sentencepiece(model: bytes, *, where: str) -> FoundTokenizer:
-    """Convert a serialised SentencePiece model.
+def parse_sentencepiece(model: bytes, *, where: str, plain_spaces: bool = False) -> FoundTokenizer:
+    """Convert a serialised SentencePiece model, as `conversion.to_tokenizer` does.
 
     Raises:
         DataError: It is no such model.
     """
     with library_errors("is not a SentencePiece model", where=where):
-        return FoundTokenizer(fast=conversion.to_tokenizer(model), where=where, sentencepiece=model)
+        return FoundTokenizer(fast=conversion.to_tokenizer(model, plain_spaces=plain_spaces), where=where, sentencepiece=model)
 
 
 def parse_tokenizer(text: str, *, where: str) -> FoundTokenizer:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pldcli.choices import ModelType
 from pldcli.console.progress import Progress
 from pldcli.corpus.reader import Corpus, Reader, count_words
 from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler, first_threshold
 from pldcli.corpus.sources import Source, find_sources
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new
-from pldcli.tokenization.tokenizer import Tokenizer, train_tokenizer
+from pldcli.tokenization.distinctions import lost_distinctions
+from pldcli.tokenization.tokenizer import Tokenizer
+from pldcli.tokenization.training import TokenizerTraining
 
-__all__ = ["Fit", "fit_to", "notes_on_training", "train"]
-
-_CHECKED_LINES = 2000
+__all__ = ["Fit", "fit_to", "train"]
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,8 @@ class Fit:
 def train(
     inputs: Sequence[Path],
     out: Path,
+    training: TokenizerTraining,
     *,
-    model_type: ModelType = "bpe",
-    cased: bool = False,
-    vocab_size: int = 30528,
     reading: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -66,9 +64,7 @@ def train(
     Args:
         inputs: Files and directories.
         out: The directory to make.
-        model_type: What to train.
-        cased: Keep upper and lower case apart.
-        vocab_size: Entries wanted.
+        training: What to train.
         reading: Arguments of `Reader`.
         overwrite: Replace `out`.
         quiet: Show no progress.
@@ -77,9 +73,11 @@ def train(
         The tokenizer, and what the user should read about it.
 
     Raises:
+        UsageError: Settings do not go together.
         DataError: The corpus cannot be used.
         OutputError: `out` exists, or cannot be written.
     """
+    training.check()
     check_new(out, overwrite=overwrite)
     sources, _ = find_sources(inputs, exclude=out)
     corpus = Corpus(sources, reading or {}, quiet)
@@ -87,22 +85,27 @@ def train(
     for text, last in corpus.pieces("Reading", done=lambda source, reader: None):
         sampler.add(text, last=last)
     sample = sampler.sample()
-    with Progress(f"Training the tokenizer ({model_type})", total=None, quiet=quiet):
-        tokenizer = train_tokenizer(sample, vocab_size=vocab_size, model_type=model_type, cased=cased)
+    with Progress(f"Training the tokenizer ({training.model_type})", total=None, quiet=quiet):
+        tokenizer = training.run(sample)
     with atomic.directory(out, overwrite=overwrite) as directory:
         tokenizer.save(directory)
-    return tokenizer, notes_on_training(tokenizer, sample, vocab_size)
+    return tokenizer, training.notes(tokenizer, sample)
 
 
-def fit_to(tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str, Any] | None = None, quiet: bool = False) -> list[Fit]:
+def fit_to(
+    tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str, Any] | None = None, quiet: bool = False
+) -> tuple[list[Fit], list[str]]:
     """Tokenize text, and count what comes of each file.
+
+    Returns:
+        The counts, and what the user should read about them.
 
     Raises:
         DataError: A file cannot be used.
     """
     sources, _ = find_sources(inputs)
     fits: list[Fit] = []
-    totals, continued = [0] * 5, False
+    totals, continued, seen = [0] * 5, False, Counter[str]()
 
     def done(source: Source, reader: Reader) -> None:
         fits.append(Fit(str(source.path), *totals))
@@ -111,17 +114,7 @@ def fit_to(tokenizer: Tokenizer, inputs: Sequence[Path], *, reading: Mapping[str
     for text, last in Corpus(sources, reading or {}, quiet).pieces("Reading", done=done):
         ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued)
         continued = not last
+        seen.update(text)
         counted = len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)
         totals[:] = [before + more for before, more in zip(totals, counted, strict=True)]
-    return fits
-
-
-def notes_on_training(tokenizer: Tokenizer, sample: Sequence[str], vocab_size: int) -> list[str]:
-    """Compare a trained tokenizer with what was asked for, and its two files with each other."""
-    notes = []
-    if tokenizer.vocab_size < vocab_size:
-        notes.append(f"The corpus supports a vocabulary of {tokenizer.vocab_size:,} only; {vocab_size:,} were asked for.")
-    lines = sample[:: len(sample) // _CHECKED_LINES + 1]
-    if different := tokenizer.count_conversion_differences(lines):
-        notes.append(f"tokenizer.json and sentencepiece.model differ on {different} of {len(lines):,} pieces of text.")
-    return notes
+    return fits, lost_distinctions(seen, tokenizer.normalize)

@@ -1,4 +1,4 @@
-"""Train a tokenizer, or take one that is there, and turn text into ids.
+"""A tokenizer: text becomes ids.
 
 Whatever the origin, `tokenizer.json` holds it; a SentencePiece model is kept beside it, because it encodes faster.
 """
@@ -6,11 +6,8 @@ Whatever the origin, `tokenizer.json` holds it; a SentencePiece model is kept be
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -20,8 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.choices import ModelType
-from pldcli.errors import DataError, UsageError
 from pldcli.tokenization import conversion
 from pldcli.tokenization.cuts import (
     CONTEXT,
@@ -31,22 +26,11 @@ from pldcli.tokenization.cuts import (
     parting_spaces,
     words_are_independent,
 )
-from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, parse_sentencepiece, read_file, read_prepared
+from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, read_file, read_prepared
 from pldcli.tokenization.special_tokens import SpecialTokens, complete
 from pldcli.tokenization.words import KnownParts, WordPieces, as_bytes, short_lines
 
-__all__ = ["SpecialTokens", "Tokenizer", "load_prepared_tokenizer", "load_tokenizer", "train_tokenizer"]
-
-_CHARACTER_COVERAGE = 0.9995
-"""The share of the text whose characters always have entries, however many they are."""
-_CHARACTER_SHARE, _PLAIN_CHARACTERS = 0.1, 256
-"""The rarer ones have entries too as long as all characters take a tenth of the vocabulary, or in a small one 256 and a half at most."""
-_NUM_TRAINING_THREADS = 8
-"""The same everywhere: the sums of unigram training depend on it."""
-
-_TOO_LARGE = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)")
-_TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
-
+__all__ = ["SpecialTokens", "Tokenizer", "complete_tokenizer", "load_prepared_tokenizer", "load_tokenizer"]
 
 Ids = npt.NDArray[np.uint32]
 
@@ -95,11 +79,17 @@ class Tokenizer:
         ids[np.isin(ids, self._banned)] = self.special.unk_id
         return ids
 
+    def normalize(self, text: str) -> str:
+        """Return what becomes of a text before it is cut into tokens."""
+        if self._processor is not None:
+            return str(self._processor.normalize(self._prepared(text)))
+        return str(self.fast.normalizer.normalize_str(text)) if self.fast.normalizer is not None else text
+
     def count_conversion_differences(self, lines: Sequence[str]) -> int:
         """Count the lines that `tokenizer.json` and the SentencePiece model encode differently."""
         if self._processor is None:
             return 0
-        ours = self._processor.encode(list(lines))
+        ours = self._encode_batch(list(lines))
         theirs = self.fast.encode_batch_fast(list(lines), add_special_tokens=False)
         return sum(mine != other.ids for mine, other in zip(ours, theirs, strict=True))
 
@@ -123,7 +113,15 @@ class Tokenizer:
         return None if self.sentencepiece is None else conversion.load(self.sentencepiece)
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return encode_plainly(self.fast, texts) if self._processor is None else self._processor.encode(texts)
+        if self._processor is None:
+            return encode_plainly(self.fast, texts)
+        ids: list[list[int]] = self._processor.encode(list(map(self._prepared, texts)))
+        return ids
+
+    @cached_property
+    def _prepared(self) -> Callable[[str], str]:
+        """What is done with a text before the SentencePiece model gets it."""
+        return conversion.with_plain_spaces if conversion.has_plain_spaces(self.json_text) else str
 
     def _encode_whole(self, text: str, continued: bool) -> Ids:
         """Encode a text in parts that give the same ids, as far as there are such parts, each distinct one once."""
@@ -166,7 +164,8 @@ class Tokenizer:
         processor = self._processor
         if processor is None:
             return KnownParts(WordPieces(self.fast) if self._lines_are_independent else self._encode_behind_text)
-        return KnownParts(lambda part: as_bytes(list(chain.from_iterable(processor.encode(short_lines([part]))))))
+        prepared = self._prepared
+        return KnownParts(lambda part: as_bytes(list(chain.from_iterable(map(processor.encode, short_lines([prepared(part)]))))))
 
     @cached_property
     def _words_are_independent(self) -> bool:
@@ -189,80 +188,6 @@ class Tokenizer:
         return sorted(set(self.special.ids) - {self.special.unk_id})
 
 
-def train_tokenizer(
-    pieces: Iterable[str], *, vocab_size: int, model_type: ModelType = "bpe", cased: bool = False, seed_sentencepiece_size: int = 1_000_000
-) -> Tokenizer:
-    """Train a SentencePiece tokenizer.
-
-    Args:
-        pieces: Text, each piece at most 4192 bytes: SentencePiece drops longer ones.
-        vocab_size: Entries wanted; fewer come out where the text does not support that many.
-        model_type: `bpe`, or `unigram` (slower to train).
-        cased: Keep upper and lower case apart.
-        seed_sentencepiece_size: Candidates that unigram training starts with.
-
-    Raises:
-        DataError: There is too little text.
-        UsageError: The vocabulary wanted does not even hold the characters.
-    """
-    import sentencepiece
-
-    texts = list(pieces)
-    size, rule = vocab_size, "nmt_nfkc" if cased else "nmt_nfkc_cf"
-    coverage = _character_coverage(texts, rule, max(int(_CHARACTER_SHARE * size), min(_PLAIN_CHARACTERS, size // 2)))
-    while True:
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_writer=model,
-                vocab_size=size,
-                model_type=model_type,
-                normalization_rule_name=rule,
-                pad_id=0,
-                pad_piece="[PAD]",
-                unk_id=1,
-                unk_piece="[UNK]",
-                bos_id=-1,
-                eos_id=-1,
-                control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-                character_coverage=coverage,
-                seed_sentencepiece_size=seed_sentencepiece_size,
-                num_threads=_NUM_TRAINING_THREADS,
-                minloglevel=4,
-            )
-        except (RuntimeError, ValueError) as error:
-            if found := _TOO_SMALL.search(str(error)):
-                what = f"a vocabulary of {vocab_size:,} does not hold the characters of the corpus"
-                raise UsageError(what, where="--vocab-size", hint=f"{int(found[1]):,} is the least") from error
-            found = _TOO_LARGE.search(str(error))
-            if found is None or not 5 < int(found[1]) < size:
-                raise DataError(
-                    "there is too little text to train a tokenizer on", hint="add text, or name a tokenizer with --tokenizer"
-                ) from error
-            size = int(found[1])
-        else:
-            return _complete(parse_sentencepiece(model.getvalue(), where="the trained tokenizer"))
-
-
-def _character_coverage(texts: Sequence[str], rule: str, most: int) -> float:
-    """Choose the share of the text whose characters have entries: all of it, or that of the `most` frequent characters."""
-    import sentencepiece
-
-    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
-    found: set[str] = set()
-    for text in texts:
-        found.update(normalizer.normalize(text))
-    if len(found) <= most:
-        return 1.0
-    counts = Counter[str]()
-    for text in texts:
-        counts.update(normalizer.normalize(text))
-    kept = sorted(counts.values(), reverse=True)[:most]
-    between = sum(kept) - kept[-1] / 2  # SentencePiece adds characters until it is past the share
-    return max(_CHARACTER_COVERAGE, between / counts.total())
-
-
 def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
     """Load an existing tokenizer; its ids stay as they are.
 
@@ -275,15 +200,15 @@ def load_tokenizer(path: Path, *, cased: bool = False) -> Tokenizer:
     Raises:
         DataError: There is no such file, it is not a tokenizer, or it lacks something that training or export needs.
     """
-    return _complete(read_file(path, cased=cased))
+    return complete_tokenizer(read_file(path, cased=cased))
 
 
 def load_prepared_tokenizer(directory: Path) -> Tokenizer:
     """Load what `Tokenizer.save` wrote."""
-    return _complete(read_prepared(directory))
+    return complete_tokenizer(read_prepared(directory))
 
 
-def _complete(found: FoundTokenizer) -> Tokenizer:
+def complete_tokenizer(found: FoundTokenizer) -> Tokenizer:
     """Check that a tokenizer has what training and export need of it, and mark its special tokens as such where it does not."""
     fast = found.fast
     with library_errors("cannot be used", where=found.where):
@@ -291,7 +216,7 @@ def _complete(found: FoundTokenizer) -> Tokenizer:
     text = fast.to_str() if changed or found.json_text is None else found.json_text
     vocabulary = fast.get_vocab(with_added_tokens=True)
     normaliser = json.loads(text).get("normalizer") or {}
-    name = normaliser.get("type", "none")
+    name = "+".join(step["type"] for step in normaliser.get("normalizers", [normaliser]) if step) or "none"
     if found.sentencepiece is not None:
         name = conversion.normaliser_name(found.sentencepiece)
     elif name == "BertNormalizer":

@@ -10,6 +10,7 @@ from pldcli.commands.prepare_data import prepare_data
 from pldcli.corpus.quality import Filters
 from pldcli.errors import DataError, UsageError
 from pldcli.preparation import prepare as module
+from pldcli.tokenization.training import TokenizerTraining
 
 app = typer.Typer()
 app.command()(prepare_data)
@@ -29,8 +30,8 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     monkeypatch.setattr(module, "Preparation", record)
     run("a.txt", "b", "--out", "o", "--document-per", "line", "--text-field", "body", "--tokenizer", "t.json", "--model-type", "unigram")
     assert calls[0][0] == ([Path("a.txt"), Path("b")], Path("o"))
-    given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "model_type": "unigram"}
-    rest = {"validation": [], "cased": False, "vocab_size": 30528, "processes": None, "strict": False, "overwrite": False}
+    given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "training": TokenizerTraining(30528, "unigram")}
+    rest = {"validation": [], "processes": None, "strict": False, "overwrite": False}
     rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False, "weighted": []}
     rest |= {"engine": "local", "near_duplicates": None, "names": {}}
     assert calls[0][1] == given | rest
@@ -66,8 +67,9 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     )
     assert calls[1][0] == ([Path("a.txt")], Path("data"))
     assert calls[1][1] == {
-        "validation": [Path("v"), Path("w")], "document_per": "blank-line", "text_field": "text", "tokenizer": None, "model_type": "bpe",
-        "cased": True, "vocab_size": 100, "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
+        "validation": [Path("v"), Path("w")], "document_per": "blank-line", "text_field": "text", "tokenizer": None,
+        "training": TokenizerTraining(100, "bpe", cased=True),
+        "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
         "filters": Filters(min_words=2, max_words=9, scripts=("LATIN", "GREEK"), against=(Path("e"),), overlap_words=5),
         "keep_duplicates": True, "keep_rejects": True, "weighted": [(Path("a=b"), 0.5)], "engine": "ray",
         "near_duplicates": 0.9, "names": {},

@@ -11,7 +11,8 @@ from pldcli.data.masking import Masking
 from pldcli.data.order import hashes, key
 from pldcli.data.words import find_continuations
 from pldcli.errors import UsageError
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = "the unbelievable cat, that sat; on the mat: unbelievably often"

@@ -25,7 +25,7 @@ from pldcli.pld import Dropping
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Task
-from pldcli.tokenization.tokenizer import train_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.conftest import tiny_config
 
 V = 40

@@ -21,7 +21,8 @@ from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.inputs import RunInputs
 from pldcli.system.signals import StopRequest
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 from tests.finetuning.conftest import save_tiny, write_rows
 
 transformers = pytest.importorskip("transformers")

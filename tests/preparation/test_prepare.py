@@ -321,7 +321,7 @@ def test_one_large_text_for_training_is_not_cut_where_validation_has_its_own(tmp
 
 @pytest.mark.parametrize("keeps_its_time", [False, True])
 def test_a_corpus_that_changes_meanwhile(tmp_path, monkeypatch, keeps_its_time):
-    train = module.train_tokenizer
+    train = TokenizerTraining.run
 
     def changing(*arguments, **named):
         path = tmp_path / "out.txt"
@@ -331,7 +331,7 @@ def test_a_corpus_that_changes_meanwhile(tmp_path, monkeypatch, keeps_its_time):
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         return train(*arguments, **named)
 
-    monkeypatch.setattr(module, "train_tokenizer", changing)
+    monkeypatch.setattr(TokenizerTraining, "run", changing)
     with pytest.raises(DataError, match="changed while it was being read"):
         run(tmp_path, made_up_documents(3))
     assert names(tmp_path) == ["out.txt"]
@@ -492,7 +492,7 @@ def test_of_a_file_that_was_mended_only_its_parts_are_done_again(tmp_path, monke
 def test_shares_that_are_done_by_others_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
     whole = run(tmp_path, made_up_documents(300), name="whole")
-    preparation = Preparation([tmp_path / "whole.txt"], tmp_path / "out", vocab_size=200, processes=1, quiet=True)
+    preparation = Preparation([tmp_path / "whole.txt"], tmp_path / "out", training=TokenizerTraining(200), processes=1, quiet=True)
     said = [preparation.run_share(number, 3) for number in (2, 0, 1, 0, 2, 1)]
     assert said[:2] == ["read; when all shares are, run them again, to encode"] * 2
     assert said[2:4] == ["encoded; when all shares are, run the command without --share, to put them together"] * 2
@@ -541,6 +541,7 @@ STOPPED_AT_THE_END = """
 import shutil, sys, time
 from pathlib import Path
 from pldcli.preparation import prepare, work
+from pldcli.tokenization.training import TokenizerTraining
 def slow(*_, **__):
     print("cleaning", flush=True)
     time.sleep(60)

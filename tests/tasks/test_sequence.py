@@ -11,7 +11,8 @@ from pldcli.tasks import sequence
 from pldcli.tasks.kinds import KINDS
 from pldcli.tasks.sequence import Classification, Regression
 from pldcli.tasks.task import Examples, Features, Task
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 TASK = Task("mine", "classification", ("text",), "label", ("bad", "good", "so so"), metrics=("accuracy", "macro_f1"))
 PAIR = replace(TASK, text_columns=("one", "two"))

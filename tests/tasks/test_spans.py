@@ -10,7 +10,8 @@ from pldcli.errors import UsageError
 from pldcli.tasks import spans
 from pldcli.tasks.spans import Spans
 from pldcli.tasks.task import Examples, Features, Task
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 TASK = Task("squad", "spans", ("question", "context"), "answers", metrics=("exact_match", "squad_f1"))
 REFUSING = dataclasses.replace(TASK, unanswerable=True)

@@ -9,7 +9,8 @@ from pldcli.errors import UsageError
 from pldcli.tasks.tags import Tags, default_metrics, entities
 from pldcli.tasks.task import Examples, Features, Task
 from pldcli.tasks.windows import word_windows
-from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TASK = Task("ner", "tags", ("words",), "labels", labels=LABELS, metrics=("entity_f1",))

@@ -10,12 +10,8 @@ import sentencepiece
 import tokenizers
 
 from pldcli.errors import DataError, UsageError
-from pldcli.tokenization.tokenizer import (
-    Tokenizer,
-    load_prepared_tokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
+from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer, load_tokenizer
+from pldcli.tokenization.training import train_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ODD = [
@@ -31,6 +27,8 @@ ODD = [
     "зима İ ß 東京 العربية हिन्दी ไทย 한국어 \u1112\u1161\u11ab",
     "👩‍👩‍👧 🤖🏽 \u200b\u200c\u200d\ufeff\u00ad",
     "\x01\x02\x7f\x85",
+    "\u0301 first",
+    "\u094d\u0915",
     "[MASK] [CLS]<s></s>",
     "a" * 300,
 ]
