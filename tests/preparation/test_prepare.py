@@ -26,6 +26,7 @@ from pldcli.preparation.fates import validation_limit, validation_tail
 from pldcli.preparation.prepare import Preparation, prepare
 from pldcli.system import locks, signals
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
+from pldcli.tokenization.training import TokenizerTraining
 
 LIMIT = 2**64 // 301
 
@@ -541,7 +542,6 @@ STOPPED_AT_THE_END = """
 import shutil, sys, time
 from pathlib import Path
 from pldcli.preparation import prepare, work
-from pldcli.tokenization.training import TokenizerTraining
 def slow(*_, **__):
     print("cleaning", flush=True)
     time.sleep(60)
