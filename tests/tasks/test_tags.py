@@ -7,7 +7,7 @@ import tokenizers
 
 from pldcli.errors import UsageError
 from pldcli.tasks.tags import Tags, default_metrics, entities
-from pldcli.tasks.task import Examples, Features, Task
+from pldcli.tasks.task import Examples, Features, Prediction, Task
 from pldcli.tasks.windows import word_windows
 from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
 from pldcli.tokenization.training import train_tokenizer
@@ -253,8 +253,6 @@ def test_what_labels_are_scored_by(labels, metrics):
 
 
 def predicted(examples: Examples, *labels: str) -> dict[str, float]:
-    from pldcli.tasks.task import Prediction
-
     ids = [[LABELS.index(label) for label in one.split()] for one in labels]
     return Tags().score([Prediction([LABELS[i] for i in one], [1.0] * len(one), one) for one in ids], examples, TASK)
 
@@ -297,3 +295,26 @@ def test_conll2000(real_data):
     predictions = Tags().predict(sure(features, len(names)), features, examples, task)
     assert Tags().score(predictions, examples, task) == {"accuracy": 1.0, "entity_precision": 1.0, "entity_recall": 1.0, "entity_f1": 1.0}
     assert sum(len(entities(one)) for one in labels) == 23_852, "as the shared task counts them"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("letters", ["BI", "BIES"])
+def test_entities_against_seqeval(letters):
+    """Labels at random: most sequences are ill-formed."""
+    metrics = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
+    draw = random.Random(letters)
+    names = ["O", *(f"{letter}-{kind}" for letter in letters for kind in ("PER", "LOC", "MISC"))]
+    for _ in range(1000):
+        sizes = [draw.randint(1, 9) for _ in range(draw.randint(1, 4))]
+        truth, guessed = ([draw.choices(names, k=size) for size in sizes] for _ in range(2))
+        guessed = [
+            [one if draw.random() < 0.4 else other for one, other in zip(*pair, strict=True)] for pair in zip(guessed, truth, strict=True)
+        ]
+        task, ids = dataclasses.replace(TASK, labels=tuple(names)), [[names.index(label) for label in sentence] for sentence in guessed]
+        examples = examples_of(*("a " * size for size in sizes), labels=[[names.index(label) for label in sentence] for sentence in truth])
+        found = Tags().score(
+            [Prediction(labels, [1.0] * len(labels), one) for labels, one in zip(guessed, ids, strict=True)], examples, task
+        )
+        for name in ("precision", "recall", "f1"):
+            expected = getattr(metrics, f"{name}_score")(truth, guessed, zero_division=0)
+            assert found[f"entity_{name}"] == pytest.approx(expected, abs=1e-12), (truth, guessed)
