@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,17 @@ class Sampler:
     def describe(self) -> tuple[float, str]:
         """Return the growth of memory after warm-up in MB per hour, and a line on it."""
         begin, end = int(WARM_UP_SHARE * len(self.seconds)), int((1 - EXPORT_SHARE) * len(self.seconds)) - 1
-        slope = float(np.polyfit(self.seconds[begin:end], self.megabytes[begin:end], 1)[0]) * 3600
+        slope = self._slope(begin, end)
+        thirds = [f"{self._slope(first, last):+.2f}" for first, last in pairwise(np.linspace(begin, end, 4).astype(int).tolist())]
         minutes = (self.seconds[end] - self.seconds[begin]) / 60
         return slope, (
             f"resident memory {self.megabytes[begin]:.1f} MB after warm-up, {self.megabytes[end]:.1f} MB before the export: "
-            f"{slope:+.2f} MB/h over {minutes:.1f} min; open files {self.files[begin]} and {self.files[end]}"
+            f"{slope:+.2f} MB/h over {minutes:.1f} min ({', '.join(thirds)} in its thirds); "
+            f"open files {self.files[begin]} and {self.files[end]}"
         )
+
+    def _slope(self, begin: int, end: int) -> float:
+        return float(np.polyfit(self.seconds[begin:end], self.megabytes[begin:end], 1)[0]) * 3600
 
 
 def main() -> None:
