@@ -1,4 +1,4 @@
-"""Stream documents out of text, JSON-lines and table files, plain or compressed, in little memory.
+"""Stream documents out of text, JSON-lines and table files and exports of wikis, plain or compressed, in little memory.
 
 A document comes as a sequence of pieces `(text, last)` of about a megabyte at most, cut at whitespace where there is
 some, so that a single line of any length passes through. White space around a document is dropped, so that its text does
@@ -27,6 +27,7 @@ from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
 from pldcli.corpus.sources import Source
 from pldcli.corpus.tables import columnar_texts, csv_texts
+from pldcli.corpus.wikipedia import article_texts
 from pldcli.errors import DataError, json_type, reason_of
 from pldcli.system.json_text import from_json
 
@@ -135,7 +136,8 @@ class Reader:
                     file = io.BufferedReader(self._transcoded, CHUNK_BYTES)
                 if is_beginning:
                     _check_head(path, file.peek(8192)[:8192])
-                pieces = {"json": self._json_pieces, "text": self._text_pieces}.get(self.source.format, self._csv_pieces)
+                read = {"json": self._json_pieces, "text": self._text_pieces, "wiki": self._wiki_pieces}
+                pieces = read.get(self.source.format, self._csv_pieces)
                 yield from self._trimmed(pieces(file))
                 self._decoder.judge()
                 while self._raw.read(CHUNK_BYTES):
@@ -228,6 +230,14 @@ class Reader:
         delimiter = "\t" if self.source.format == "tsv" else ","
         rows = csv_texts(lines, self.source.path, field=self._text_field, delimiter=delimiter, most_characters=MAX_RECORD_BYTES)
         yield from self._row_pieces(rows)
+
+    def _wiki_pieces(self, file: BinaryIO) -> Iterator[Piece]:
+        chunks = self._decoder.decode_all(file, CHUNK_BYTES)
+        for text, cause in article_texts(chunks, self.source.path, most_characters=MAX_RECORD_BYTES):
+            if cause:
+                self.skipped[cause] += 1
+            else:
+                yield from cut_at_whitespace(text, CHUNK_BYTES)
 
     def _row_pieces(self, rows: Iterator[tuple[str, Any]]) -> Iterator[Piece]:
         field = self._text_field

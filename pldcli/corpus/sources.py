@@ -15,6 +15,7 @@ from typing import Literal
 
 from pldcli.corpus.addresses import Address, Location, address_of, files_at
 from pldcli.errors import DataError, UsageError, reason_of
+from pldcli.system.extras import require
 
 __all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
 
@@ -29,10 +30,11 @@ _SAVED_DATASET = {"state.json", "dataset_info.json"}
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _FIRST_BYTES = re.compile(rb"(\x1f\x8b\x08)|(BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(\xfd7zXZ\0)|(\x28\xb5\x2f\xfd)")
 """Of compressed files, whatever they are called, in the order of `_COMPRESSIONS`. Source: RFC 1952, RFC 8878; the formats of bzip2, xz."""
-Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow"]
+Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow", "wiki"]
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
+    ".xml": "wiki",
 }  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
 
     Raises:
         DataError: A file is missing, empty, or not a regular file; or there are no files.
-        UsageError: Files at an address cannot be read in parts there, or not at all.
+        UsageError: Files at an address cannot be read in parts there, or not at all, or what reads the format is not installed.
     """
     sources: dict[Location, Source] = {}
     skipped: Counter[str] = Counter()
@@ -168,8 +170,10 @@ def _refused(path: Location, cause: str) -> DataError:
 def _source(path: Location, num_bytes: int) -> Source:
     named = _COMPRESSIONS.get(path.suffix.lower(), "")
     suffix = Path(path.stem).suffix if named else path.suffix
-    # What it is called counts where its first bytes are damaged.
-    return Source(path, num_bytes, _FORMATS.get(suffix.lower(), "text"), _compression(path) or named)
+    kind = _FORMATS.get(suffix.lower(), "text")
+    if kind == "wiki":
+        require("mwparserfromhell", extra="wikipedia", where=str(path))
+    return Source(path, num_bytes, kind, _compression(path) or named)  # what it is called counts where its first bytes are damaged
 
 
 def _compression(path: Location) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,7 @@ from pldcli.data.stream import TokenStream, weighted
 from pldcli.errors import DataError
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_file, file_sha256, is_sealed, sealed
+from pldcli.system.workers import available_cores
 from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = [
@@ -153,10 +155,14 @@ def verify_prepared(path: Path, *, progress: Callable[[int, int], None] = lambda
         DataError: A file is damaged; the first one is named.
     """
     data, done = open_prepared(path), 0
-    for name, shard in sorted(data.manifest["shards"].items()):
-        data.check_shard(name)
-        done += int(shard["bytes"])
-        progress(done, data.num_bytes())
+    shards = dict(sorted(data.manifest["shards"].items()))
+    with ThreadPoolExecutor(available_cores()) as threads:
+        try:
+            for shard, _ in zip(shards.values(), threads.map(data.check_shard, shards), strict=True):
+                done += int(shard["bytes"])
+                progress(done, data.num_bytes())
+        finally:
+            threads.shutdown(cancel_futures=True)
     return data
 
 
