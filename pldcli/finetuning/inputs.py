@@ -17,6 +17,7 @@ from pldcli.finetuning.target_scale import TargetScale
 from pldcli.pretrained import Pretrained
 from pldcli.tasks.kinds import KINDS, usual_row_tokens
 from pldcli.tasks.reading import Unknown, notes_on_special_tokens, reading_words
+from pldcli.tasks.tags import notes_on_labels
 from pldcli.tasks.task import Examples, Features, TaskData
 from pldcli.tokenization.tokenizer import Tokenizer
 
@@ -60,7 +61,8 @@ class RunInputs:
         splits = self.data.splits
         is_pre = self.start.settings.norm == "pre"  # exported with RoBERTa's positions
         of_text = notes_on_special_tokens(splits, self.data.task, self.start.tokenizer, skips_padding=is_pre)
-        return list(dict.fromkeys([*(note for examples in splits for note in examples.notes), *of_text]))
+        of_labels = notes_on_labels(splits, self.data.task) if self.data.task.kind == TaskKind.TAGS else []
+        return list(dict.fromkeys([*(note for examples in splits for note in examples.notes), *of_text, *of_labels]))
 
     def max_seq_len(self, settings: FinetuneConfig) -> int:
         """Choose the row length.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, word_windows
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["Tags", "default_metrics", "entities"]
+__all__ = ["Tags", "default_metrics", "entities", "notes_on_labels"]
 
 _IGNORED = -100
 """The label of tokens that no loss is computed for."""
@@ -162,6 +162,40 @@ def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
             found.add((open_type, first, i + 1))
             first = -1
     return found
+
+
+def notes_on_labels(splits: Iterable[Examples], task: Task) -> list[str]:
+    """Say by which scheme the labels of each file mark entities."""
+    if not _mark_entities(task.labels):
+        return []
+    labels: dict[str, list[list[str]]] = {}
+    for examples in splits:
+        labels.setdefault(examples.source, []).extend([task.labels[i] for i in one] for one in examples.labels or ())
+    return [f"{source}: entities are labelled by {_scheme(sentences)}" for source, sentences in labels.items() if sentences]
+
+
+def _scheme(sentences: Iterable[Sequence[str]]) -> str:
+    """Name the scheme that sentences are labelled by, as far as they tell.
+
+    B begins every entity in IOB2; in IOB1 only those that follow one of their type, and I the others.
+    """
+    letters, begun_by_i, begun_by_b, apart = set[str](), 0, 0, 0
+    for labels in sentences:
+        before = ""
+        for label in labels:
+            letters.add(label.partition("-")[0])
+            prefix, kind = _parted(label)
+            begun_by_i += prefix == "I" and kind != before
+            begun_by_b += prefix == "B" and kind != before
+            apart += prefix == "B" and kind == before
+            before = kind if prefix != _OUTSIDE else ""
+    if letters & {"E", "S"} or letters & {"L", "U"}:
+        return "IOBES" if not letters & {"L", "U"} else "BILOU" if not letters & {"E", "S"} else "a mixture of IOBES and BILOU"
+    if not begun_by_i:
+        return "IOB2" if begun_by_b or apart else "nothing but O"
+    if not begun_by_b:
+        return "IOB1"
+    return f"a mixture of IOB1 and IOB2 ({begun_by_i:,} begin with I, {begun_by_b:,} with B); they are counted as conlleval does"
 
 
 def _parted(label: str) -> tuple[str, str]:

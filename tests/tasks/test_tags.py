@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from pldcli.errors import UsageError
-from pldcli.tasks.tags import Tags, default_metrics, entities
+from pldcli.tasks.tags import Tags, default_metrics, entities, notes_on_labels
 from pldcli.tasks.task import Examples, Features, Prediction, Task
 from pldcli.tasks.windows import word_windows
 from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -250,6 +250,29 @@ def test_entities(labels, expected):
 )
 def test_what_labels_are_scored_by(labels, metrics):
     assert default_metrics(labels) == metrics
+
+
+@pytest.mark.parametrize(
+    ("sentences", "scheme"),
+    [
+        ("B-A I-A O B-B|O O", "IOB2"),
+        ("B-A B-A I-A|B-B", "IOB2"),
+        ("I-A I-A O I-B|O", "IOB1"),
+        ("I-A B-A I-A O I-B", "IOB1"),
+        ("I-A O B-B I-B", "a mixture of IOB1 and IOB2 (1 begin with I, 1 with B); they are counted as conlleval does"),
+        ("B-A E-A O S-B", "IOBES"),
+        ("B-A L-A O U-B", "BILOU"),
+        ("B-A L-A O S-B", "a mixture of IOBES and BILOU"),
+        ("O O", "nothing but O"),
+    ],
+)
+def test_the_scheme_of_labels_is_said(sentences, scheme):
+    sentences = [sentence.split() for sentence in sentences.split("|")]
+    names = sorted({label for sentence in sentences for label in sentence} | {"O", "B-A"})
+    examples = examples_of(*sentences, labels=[[names.index(label) for label in sentence] for sentence in sentences])
+    task = dataclasses.replace(TASK, labels=tuple(names))
+    assert notes_on_labels([examples], task) == [f"a.txt: entities are labelled by {scheme}"]
+    assert notes_on_labels([examples], dataclasses.replace(TASK, labels=("NN", "VB"))) == []
 
 
 def predicted(examples: Examples, *labels: str) -> dict[str, float]:
