@@ -5,6 +5,7 @@ PLD_FUZZ_SECONDS lengthens it; the seed of a failure is in its message.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import os
@@ -36,6 +37,7 @@ from pldcli.system.seal import sealed
 from pldcli.task_files.own_files import load_own
 from pldcli.tokenization.tokenizer import load_tokenizer
 from tests.conftest import tiny_config, tiny_trainer
+from tests.corpus import test_wikipedia as wikipedia
 from tests.finetuning.conftest import save_tiny, words_tokenizer
 
 __all__ = ["words_tokenizer"]
@@ -141,11 +143,22 @@ def test_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "pack"),
-    [("a.txt", bytes), ("a.jsonl", bytes), ("a.txt.gz", gzip.compress), ("a.jsonl.gz", gzip.compress)],
+    [
+        ("a.txt", bytes),
+        ("a.jsonl", bytes),
+        ("a.txt.gz", gzip.compress),
+        ("a.jsonl.gz", gzip.compress),
+        ("a.xml", bytes),
+        ("a.xml.bz2", bz2.compress),
+    ],
 )
 def test_corpora(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / name
-    text = "\n".join(map(json.dumps, ROWS)) if "jsonl" in name else "\n\n".join(str(row["text"]) for row in ROWS)
+    if "xml" in name:
+        pytest.importorskip("mwparserfromhell", reason="mwparserfromhell is not installed")
+        text = wikipedia.ALL
+    else:
+        text = "\n".join(map(json.dumps, ROWS)) if "jsonl" in name else "\n\n".join(str(row["text"]) for row in ROWS)
     path.write_bytes(pack(text.encode()))
 
     def read() -> None:

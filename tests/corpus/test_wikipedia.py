@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import open_prepared
 from pldcli.errors import DataError
 
-pytest.importorskip("mwparserfromhell", reason="mwparserfromhell is not installed")
+pytestmark = pytest.mark.skipif(find_spec("mwparserfromhell") is None, reason="mwparserfromhell is not installed")
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">
   <siteinfo><sitename>Wikipedia</sitename><namespaces>
