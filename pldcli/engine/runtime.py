@@ -36,9 +36,8 @@ from pldcli.sharding import is_sharded, reduces, shard
 __all__ = ["Runtime", "launch", "out_of_memory"]
 
 _PR_SET_PDEATHSIG = 1
-_KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0), (-8, 1))
-"""glibc's M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX and M_ARENA_MAX: never trim the heap, grow it in large pieces, map no single allocation,
-and have one heap for all threads, of which each would keep what it frees."""
+_KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
+"""glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
 
 
 class _Reduction(NamedTuple):

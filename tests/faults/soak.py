@@ -81,7 +81,9 @@ def main() -> None:
     print("\n".join([*lines, *(f"FAILED: {failure}" for failure in failures)]))
     if options.out:
         head = f"# Soak\n\nCommand: `python -m tests.faults.soak {' '.join(sys.argv[1:])}`. {software()}.\n"
-        options.out.write_text("\n".join([head, *(f"- {line}" for line in [*lines, *failures]), ""]), encoding="utf-8")
+        options.out.write_text(
+            "\n".join([head, *(f"- {line}" for line in [*lines, *(f"FAILED: {failure}" for failure in failures)]), ""]), encoding="utf-8"
+        )
     sys.exit(bool(failures))
 
 
@@ -119,13 +121,14 @@ def soak(ground: Ground, minutes: float, every: float) -> tuple[list[str], list[
     lines = [f"without faults: {more[0].partition('=')[2]} steps in {ended['steady'] / 60:.1f} min; {memory}"]
     if slope > 1.0:
         failures.append(f"memory grows by {slope:.2f} MB/h")
-    if digest(whole / "model" / "model.safetensors") != digest(out / "model" / "model.safetensors"):
+    is_same = digest(whole / "model" / "model.safetensors") == digest(out / "model" / "model.safetensors")
+    if not is_same:
         failures.append("other weights than without faults")
     left = [path.name for path in (out / "checkpoints").iterdir() if not path.name.startswith("step-")]
     if left:
         failures.append(f"left behind: {', '.join(left)}")
     counts = ", ".join(f"{count} x {name}" for name, count in done.items()) or "none"
-    lines.append(f"with faults ({counts}): {ended['faulty'] / 60:.1f} min; {'' if failures else 'the same weights at the end'}")
+    lines.append(f"with faults ({counts}): {ended['faulty'] / 60:.1f} min; {'the same' if is_same else 'other'} weights at the end")
     return lines, failures
 
 
