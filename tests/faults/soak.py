@@ -78,12 +78,11 @@ def main() -> None:
         ground = Ground(Path(scratch) / "ground", options.seed)
         lines, failures = soak(ground, options.minutes, options.every)
         ground.processes.close()
-    print("\n".join([*lines, *(f"FAILED: {failure}" for failure in failures)]))
+    lines += [f"FAILED: {failure}" for failure in failures]
+    print("\n".join(lines))
     if options.out:
         head = f"# Soak\n\nCommand: `python -m tests.faults.soak {' '.join(sys.argv[1:])}`. {software()}.\n"
-        options.out.write_text(
-            "\n".join([head, *(f"- {line}" for line in [*lines, *(f"FAILED: {failure}" for failure in failures)]), ""]), encoding="utf-8"
-        )
+        options.out.write_text("\n".join([head, *(f"- {line}" for line in lines), ""]), encoding="utf-8")
     sys.exit(bool(failures))
 
 
