@@ -20,6 +20,8 @@ __all__ = ["Spool", "spooled"]
 
 _STANDARD_INPUT = Path("-")
 _CHUNK_BYTES = 1 << 20
+_FETCHED_BYTES = 8 << 20
+"""Asked of the other side at a time."""
 
 
 class Spool:
@@ -100,7 +102,7 @@ class Spool:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
             with address.open(buffering=0) as source, partial.open("wb") as written:
-                while chunk := source.read(_CHUNK_BYTES):
+                while chunk := source.read(_FETCHED_BYTES):
                     written.write(chunk)
                     report(written.tell())
             partial.rename(file)

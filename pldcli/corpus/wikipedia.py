@@ -52,9 +52,12 @@ def article_texts(chunks: Iterable[str], path: Location, *, most_characters: int
                     if _name(element) != _ROOT:
                         hint = "name text, JSON lines, tables, or a MediaWiki export"
                         raise DataError("is XML, but no export of a wiki", where=str(path), hint=hint)
-                elif event == "end" and _name(element) == "namespace" and element.get("key") in _HIDDEN and element.text:
+                if event == "start":
+                    continue
+                name = _name(element)
+                if name == "namespace" and element.get("key") in _HIDDEN and element.text:
                     hidden.add(element.text.lower())
-                elif event == "end" and _name(element) == "page":
+                elif name == "page":
                     yield _page(element, hidden)
                     root.clear()
                     held = 0
@@ -84,13 +87,19 @@ def _plain(wikitext: str, hidden: set[str]) -> str:
     import mwparserfromhell
 
     code: Any = mwparserfromhell.parse(wikitext)
-    unseen = [link for link in code.filter_wikilinks() if str(link.title).partition(":")[0].strip().lower() in hidden and ":" in link.title]
+    unseen = [link for link in code.filter_wikilinks() if _namespace(str(link.title)) in hidden]
     unseen += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _HIDDEN_TAGS]
     for node in unseen:
         with suppress(ValueError):  # it stood in one that is gone
             code.remove(node)
     lines = (_SPACES.sub(" ", line).strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
     return "\n".join(line for line in lines if line)
+
+
+def _namespace(title: str) -> str:
+    """Return what stands before the colon of a title; empty where there is none."""
+    before, colon, _ = title.partition(":")
+    return before.strip().lower() if colon else ""
 
 
 def _name(element: ET.Element) -> str:

@@ -189,8 +189,8 @@ def _scheme(sentences: Iterable[Sequence[str]]) -> str:
             begun_by_b += prefix == "B" and kind != before
             apart += prefix == "B" and kind == before
             before = kind if prefix != _OUTSIDE else ""
-    if letters & {"E", "S"} or letters & {"L", "U"}:
-        return "IOBES" if not letters & {"L", "U"} else "BILOU" if not letters & {"E", "S"} else "a mixture of IOBES and BILOU"
+    if with_ends := [name for name, own in (("IOBES", {"E", "S"}), ("BILOU", {"L", "U"})) if letters & own]:
+        return with_ends[0] if len(with_ends) == 1 else f"a mixture of {' and '.join(with_ends)}"
     if not begun_by_i:
         return "IOB2" if begun_by_b or apart else "nothing but O"
     if not begun_by_b:
