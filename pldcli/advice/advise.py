@@ -28,7 +28,7 @@ _SHIPPED = ("modern-tiny", "modern-small", "modern-base", "modern-large")
 """Sizes that are candidates though perhaps no run of theirs is on record."""
 _TIMED = 3
 """So many of the most promising candidates are timed; the others are estimated from FLOPs."""
-_LEAST_PAIRS = 2
+_LEAST_PAIRS = 3
 """Comparisons that have to agree before dropping or growing is advised."""
 _NEAR = 4.0
 """Runs whose tokens differ by no more than this factor say something about one another."""
@@ -42,6 +42,9 @@ _CLOSE = 1.01
 """Predictions closer to one another than this are told as close."""
 _SAVES = 10
 """Checkpoints and validations of the run."""
+_TEACHING = ("model", "pld", "data", "objective", "optim", "train")
+"""Sections whose settings change what is learnt, as far as they are not in `_HARMLESS`."""
+_HARMLESS = ("train.seed", "train.log_every_steps", "train.micro_batch_size", "data.num_workers")
 
 
 class _Model(NamedTuple):
@@ -67,7 +70,7 @@ class Candidate:
     share: float
     """Predicted loss as a share of the unigram baseline."""
     is_on_record: bool
-    """Parameters and tokens lie within those of the runs on record."""
+    """Parameters and tokens lie within those of the runs on record, and no setting of the user's differs from theirs."""
 
     @property
     def name(self) -> str:
@@ -101,6 +104,11 @@ class Advice:
         loss = candidate.share * self.unigram_loss
         return loss, _WIDE * self.error * loss
 
+    def written_loss(self, candidate: Candidate) -> str:
+        """Write what `expected_loss` returns, or that it is a guess."""
+        loss, margin = self.expected_loss(candidate)
+        return f"{loss:.2f} ± {margin:.2f}" if candidate.is_on_record else f"{loss:.2f} (a guess)"
+
     def preset(self, command: str) -> str:
         """Write the choice as a preset file.
 
@@ -109,10 +117,9 @@ class Advice:
         """
         best = self.candidates[0]
         total_steps = best.config.train.total_steps
-        loss, margin = self.expected_loss(best)
         comment = (
             f"Chosen by: {command}",
-            f"Expected: validation loss {loss:.2f} ± {margin:.2f} after {duration(total_steps * best.step_seconds)} of training.",
+            f"Expected: validation loss {self.written_loss(best)} after {duration(total_steps * best.step_seconds)} of training.",
             *(f"{reason[0].upper()}{reason[1:]}." for reason in self.reasons),
         )
         every = max(1, total_steps // _SAVES)
@@ -148,12 +155,14 @@ def advise(
     evidence = evidence or record.load()
     chooser = _Chooser(prepared, seconds, overrides, evidence)
     candidates = chooser.candidates(report)
-    system, of_system = _choose_system(candidates[0], evidence.comparisons)
+    dense = candidates[0]
+    unigram = unigram_baseline(prepared, fixed_batches(prepared, dense.config.data.seq_len))
+    system, difference, of_system = _choose_system(dense, evidence.comparisons)
     if system != _DENSE:
-        candidates = (chooser.time(candidates[0], system), *candidates[1:])
-    best = candidates[0]
-    unigram = unigram_baseline(prepared, fixed_batches(prepared, best.config.data.seq_len))
-    reasons = (*_reasons(candidates, evidence, chooser.unique_tokens), of_system)
+        # The law knows dense runs alone, and would credit the other system with the tokens that its cheaper steps read.
+        best = replace(chooser.time(dense, system), share=dense.share + difference / unigram)
+        candidates = (best, *candidates[1:])
+    reasons = (*_reasons(candidates, evidence, chooser), of_system)
     return Advice(candidates, system, unigram, chooser.error, reasons, tuple(overrides))
 
 
@@ -183,7 +192,8 @@ class _Chooser:
         speed = _step_flops(first.config) / first.step_seconds
         guesses = sorted((self._estimate(model, speed) for model in models), key=lambda guess: guess.share)
         guesses = [guess for guess in guesses if guess.step_seconds < self.seconds] or [first]
-        tried = [first if guess.model == first.model else timed(guess) for guess in guesses[:_TIMED]]
+        # By now it is known which run on record read about as many tokens: the first one may have another recipe.
+        tried = [first if (guess.model, guess.recipe) == (first.model, first.recipe) else timed(guess) for guess in guesses[:_TIMED]]
         return (*sorted(tried, key=lambda one: one.share), *guesses[_TIMED:])
 
     def time(self, guess: Candidate, system: str = _DENSE) -> Candidate:
@@ -222,13 +232,22 @@ class _Chooser:
         tokens = fresh_tokens(_step_tokens(config) * total_steps, self.unique_tokens)
         inside = _is_within(parameters, [run.parameters for run in self.runs])
         inside &= _is_within(tokens, [run.point.tokens for run in self.runs])
+        inside &= not self.unlike(candidate)
         return replace(candidate, config=config, share=min(1.0, self.law.loss(parameters, tokens)), is_on_record=inside)
 
-    def _config(self, model: _Model, recipe: dict[str, Any], system: str = _DENSE) -> Config:
+    def unlike(self, candidate: Candidate) -> list[str]:
+        """List the user's settings, as `KEY=VALUE`, that make a candidate learn otherwise than the runs on record of its size did."""
+        keys = [key for key in parse(self.overrides) if key.partition(".")[0] in _TEACHING and key not in _HARMLESS]
+        asked, recorded = (self._config(candidate.model, candidate.recipe, overrides=given) for given in (self.overrides, ()))
+        values = {key: [getattr(getattr(one, key.partition(".")[0]), key.partition(".")[2]) for one in (asked, recorded)] for key in keys}
+        return [f"{key}={mine}" for key, (mine, theirs) in values.items() if mine != theirs]
+
+    def _config(self, model: _Model, recipe: dict[str, Any], system: str = _DENSE, *, overrides: Sequence[str] | None = None) -> Config:
         settings = model.shape | recipe
         texts = [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in settings.items()]
         vocabulary = {"model.vocab_size": self.prepared.vocab_size}
-        return presets.resolve(f"{model.size}-{system}", [*texts, *self.overrides], from_data=vocabulary).config
+        given = self.overrides if overrides is None else overrides
+        return presets.resolve(f"{model.size}-{system}", [*texts, *given], from_data=vocabulary).config
 
 
 def _step_tokens(config: Config) -> int:
@@ -243,8 +262,8 @@ def _is_within(value: float, known: Sequence[float]) -> bool:
     return min(known) / _BEYOND <= value <= max(known) * _BEYOND
 
 
-def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[str, str]:
-    """Choose whether to drop or to grow from what it bought in runs of about as many tokens; return the reason, too."""
+def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[str, float, str]:
+    """Choose whether to drop or to grow from what it bought in runs of about as many tokens; return that in nats and the reason, too."""
     near = [
         one
         for one in comparisons
@@ -252,7 +271,7 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
         and 1 / _AS_DEEP <= best.config.model.num_hidden_layers / one.num_hidden_layers <= _AS_DEEP
     ]
     if not near:
-        return _DENSE, "dropping and growing: no run on record is about as deep and read about as many tokens, so nothing is dropped"
+        return _DENSE, 0.0, "dropping and growing: no run on record is about as deep and read about as many tokens, so nothing is dropped"
     differences: dict[str, list[float]] = {}
     for one in near:
         differences.setdefault(one.system, []).append(one.difference)
@@ -260,11 +279,12 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
     ranked = sorted(means, key=lambda name: means[name])
     paid = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
     told = ", ".join(f"{name} {means[name]:+.3f} nats ({len(differences[name])})" for name in ranked)
-    verdict = paid[0] if paid else "nothing is dropped"
-    return (paid or [_DENSE])[0], f"dropping and growing: {verdict}; beside the same model without, at equal time (runs): {told}"
+    system, verdict = (paid[0], paid[0]) if paid else (_DENSE, "nothing is dropped")
+    reason = f"dropping and growing: {verdict}; beside the same model without, at equal time (runs): {told}"
+    return system, means.get(system, 0.0), reason
 
 
-def _reasons(candidates: Sequence[Candidate], evidence: Evidence, unique_tokens: int) -> Iterator[str]:
+def _reasons(candidates: Sequence[Candidate], evidence: Evidence, chooser: _Chooser) -> Iterator[str]:
     best = candidates[0]
     config, optim = best.config, best.config.optim
     timed = [one for one in candidates if one.is_timed]
@@ -274,11 +294,17 @@ def _reasons(candidates: Sequence[Candidate], evidence: Evidence, unique_tokens:
     rates = (
         f"AdamW {optim.learning_rate:g}" if optim.name != "muon" else f"Muon {optim.muon_learning_rate:g}, AdamW {optim.learning_rate:g}"
     )
+    unlike = chooser.unlike(best)
+    source = "as the nearest run on record" if best.recipe else f"as {best.model.size} has it"
     yield (
         f"recipe: {config.train.global_batch_size} x {config.data.seq_len} tokens a step, {config.objective.mask_probability:.0%} masked, "
-        f"{rates}, {'as the nearest run on record' if best.recipe else f'as {best.model.size} has it'}"
+        f"{rates}, {source}{' but for what was asked' if unlike else ''}"
     )
-    yield f"text: {quantity(best.tokens)} tokens are {best.tokens / unique_tokens:.2g} passes over it"
-    if not best.is_on_record:
+    yield f"text: {quantity(best.tokens)} tokens are {best.tokens / chooser.unique_tokens:.2g} passes over it"
+    if best.is_on_record:
+        yield f"± is {_WIDE:g} standard errors of predictions for runs that the law had not seen, on {evidence.text}"
+    elif unlike:
+        yield f"outside the evidence, which has no run with {', '.join(unlike)}: the loss is a guess"
+    else:
         least, most = (quantity(edge(run.tokens for run in evidence.runs)) for edge in (min, max))
         yield f"outside the evidence, which is runs of {least} to {most} tokens on {evidence.text}: the loss is a guess"

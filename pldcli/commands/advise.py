@@ -61,7 +61,6 @@ def _show(advice: Advice) -> None:
 
     rows = []
     for candidate in advice.candidates:
-        loss, margin = advice.expected_loss(candidate)
         rows.append(
             (
                 candidate.name,
@@ -69,7 +68,7 @@ def _show(advice: Advice) -> None:
                 f"{candidate.step_seconds * 1e3:,.0f}" + ("" if candidate.is_timed else " est."),
                 f"{candidate.config.train.total_steps:,}",
                 quantity(candidate.tokens),
-                f"{loss:.2f} ± {margin:.2f}" if candidate.is_on_record else f"{loss:.2f} (a guess)",
+                advice.written_loss(candidate),
             )
         )
     headings = ("blocks x width", "parameters", "ms a step", "steps", "tokens", "expected loss")

@@ -105,6 +105,13 @@ def test_the_recipe_is_that_of_the_nearest_run(prepared: Path, timed: list[Confi
     assert "optim.muon_learning_rate" in next(one for one in long if one.recipe).recipe
 
 
+def test_the_cheapest_model_has_the_recipe_of_the_nearest_run(prepared: Path, timed: list[Config]) -> None:
+    """It is timed before anything is known of how many tokens it will read."""
+    alone = replace(EVIDENCE, runs=tuple(one for one in EVIDENCE.runs if one.shape == shape(1)) * 2)
+    (best,) = (one for one in advise(open_prepared(prepared), seconds=400.0, evidence=alone).candidates if one.name == "1 x 16")
+    assert best.tokens > 1e7 and best.recipe["train.global_batch_size"] == 8
+
+
 def test_the_preset_is_the_choice(prepared: Path, timed: list[Config], tmp_path: Path) -> None:
     data = open_prepared(prepared)
     advice = advise(data, seconds=30.0, overrides=["data.seq_len=64"], evidence=EVIDENCE)
@@ -131,16 +138,33 @@ def test_outside_the_evidence_it_says_so(prepared: Path, timed: list[Config]) ->
     assert inside.candidates[0].is_on_record and not any("outside the evidence" in reason for reason in inside.reasons)
     assert not outside.candidates[0].is_on_record
     assert "outside the evidence, which is runs of 100 k to 20 M tokens on a text: the loss is a guess" in outside.reasons
+    assert any("± is 2 standard errors" in reason for reason in inside.reasons)
+    assert "(a guess) after" in outside.preset("x") and "±" not in outside.preset("x").splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unlike"),
+    [
+        (["data.seq_len=256", "optim.name=adamw"], "data.seq_len=256, optim.name=adamw"),
+        (["objective.mask_probability=0.15"], "objective.mask_probability=0.15"),
+        (["train.seed=3", "runtime.precision=fp32", "data.seq_len=128"], ""),
+    ],
+)
+def test_settings_that_no_run_had_make_it_a_guess(prepared: Path, timed: list[Config], overrides: list[str], unlike: str) -> None:
+    advice = advise(open_prepared(prepared), seconds=4.0, overrides=overrides, evidence=EVIDENCE)
+    assert advice.candidates[0].is_on_record is not bool(unlike)
+    assert any(f"no run with {unlike}: " in reason for reason in advice.reasons) is bool(unlike)
+    assert any("but for what was asked" in reason for reason in advice.reasons) is bool(unlike)
 
 
 @pytest.mark.parametrize(
     ("differences", "system", "words"),
     [
         ((), "preln", "no run on record is about as deep and read about as many tokens"),
-        ((("pld", -0.1),), "preln", "nothing is dropped"),  # one pair is not enough
-        ((("pld", -0.1), ("pld", -0.02)), "pld", "pld -0.060 nats (2)"),
-        ((("pld", -0.1), ("pld", 0.02)), "preln", "nothing is dropped"),
-        ((("pld", -0.1), ("pld", -0.1), ("expansion", -0.2), ("expansion", -0.3)), "expansion", "expansion -0.250 nats (2), pld -0.100"),
+        ((("pld", -0.1), ("pld", -0.1)), "preln", "nothing is dropped"),  # two pairs are not enough
+        ((("pld", -0.1), ("pld", -0.02), ("pld", -0.06)), "pld", "pld -0.060 nats (3)"),
+        ((("pld", -0.1), ("pld", -0.1), ("pld", 0.02)), "preln", "nothing is dropped"),
+        ((*(("pld", -0.1),) * 3, *(("expansion", -0.2), ("expansion", -0.3)) * 2), "expansion", "expansion -0.250 nats (4), pld -0.100"),
     ],
 )
 def test_dropping_is_advised_where_it_paid(
@@ -154,6 +178,11 @@ def test_dropping_is_advised_where_it_paid(
     advice = advise(data, seconds=30.0, evidence=replace(EVIDENCE, comparisons=(*near, *far)))
     assert advice.system == system
     assert words in advice.reasons[-1]
+    # What it bought is taken from runs, not from the law, which would credit it with tokens that cheaper steps read.
+    mean = sum(value for name, value in differences if name == system) / max(1, sum(name == system for name, _ in differences))
+    dense = advise(data, seconds=30.0, evidence=EVIDENCE)
+    expected = dense.expected_loss(dense.candidates[0])[0] + mean
+    assert advice.expected_loss(advice.candidates[0])[0] == pytest.approx(expected)
     assert presets.system(f"modern-tiny-{system}") == yaml.safe_load(advice.preset("x"))["extends"][1]
 
 
