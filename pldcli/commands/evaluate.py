@@ -49,7 +49,9 @@ def evaluate(
     minimal_pairs: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Choose between sentence_good and sentence_bad of each JSON line; may be repeated.", rich_help_panel=_WHAT
+            metavar="FILE or DIR",
+            help="Choose between sentence_good and sentence_bad of each line, accuracy per file too; may be repeated.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     task: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,8 @@ from pldcli.data.stream import TokenStream
 from pldcli.errors import DataError
 from pldcli.evaluation.pseudo_likelihood import pseudo_log_likelihoods
 from pldcli.evaluation.subject import Subject
-from pldcli.task_files.table import Table, read_table
+from pldcli.task_files import columnar
+from pldcli.task_files.table import ENDINGS, Table, ending, read_table
 from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["GroupScore", "MinimalPairs", "Pair", "PairScore", "PseudoPerplexity", "TextScore", "judge_pairs", "read_pairs", "score_texts"]
@@ -26,6 +28,9 @@ _GROUPING = ("field", "category", "phenomenon", "linguistics_term", "UID")
 
 _MAX_GROUPS = 200
 """A column with more different values says no kind, but something of each pair."""
+
+_IN_DIRECTORIES = tuple(sorted(set(ENDINGS) - {".txt", ".json"}))
+"""What is read of a directory; text and JSON there is often no table but says what the tables are."""
 
 _TEXTS_AT_A_TIME = 256
 
@@ -168,7 +173,7 @@ def read_pairs(inputs: Sequence[Path], tokenizer: Tokenizer) -> list[Pair]:
     """Read and encode minimal pairs.
 
     Args:
-        inputs: Files with the columns `sentence_good` and `sentence_bad`, JSON lines or any other table, or directories with .jsonl files
+        inputs: Files with the columns `sentence_good` and `sentence_bad`, JSON lines or any other table, or directories with such files
             at any depth.
         tokenizer: The model's.
 
@@ -187,16 +192,19 @@ def read_pairs(inputs: Sequence[Path], tokenizer: Tokenizer) -> list[Pair]:
     return pairs
 
 
-def _files(inputs: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield the files, each with its name in reports."""
+def _files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
+    """List the files, each with its name in reports: within the directory that was named, or as typed where two names are equal."""
+    found: list[tuple[Path, str]] = []
     for path in inputs:
-        if not path.is_dir():
-            yield path, path.name
+        if not path.is_dir() or columnar.is_saved_dataset(path):
+            found.append((path, path.name))
             continue
-        found = sorted(path.rglob("*.jsonl"))
-        if not found:
-            raise DataError("holds no .jsonl files", where=str(path), hint="name the files")
-        yield from ((file, str(file.relative_to(path))) for file in found)
+        inside = sorted(file for file in path.rglob("*") if ending(file) in _IN_DIRECTORIES and file.is_file())
+        if not inside:
+            raise DataError(f"holds no {', '.join(_IN_DIRECTORIES)} files", where=str(path), hint="name the files")
+        found += [(file, str(file.relative_to(path))) for file in inside]
+    times = Counter(name for _, name in found)
+    return [(file, name if times[name] == 1 else str(file)) for file, name in found]
 
 
 def _ids(value: Any, column: str, table: Table, row: int, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -166,6 +166,20 @@ def test_pairs_from_files(model_directory, subject, tmp_path):
     assert found == ["a.jsonl", "a.jsonl", "more/c.jsonl"], "a directory stands for its .jsonl files"
 
 
+def test_directories_of_pairs(subject, tmp_path):
+    """Every kind of table counts, and equal names in several directories are several files."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for place in (one, other):
+        place.mkdir()
+        write_pairs(place / "x.jsonl", pair(TEXTS[0], TEXTS[1]))
+    (one / "y.jsonl.gz").write_bytes(gzip.compress(json.dumps(pair(TEXTS[0], TEXTS[1])).encode()))
+    (one / "z.tsv").write_text(f"sentence_good\tsentence_bad\n{TEXTS[0]}\t{TEXTS[1]}\n")
+    (one / "README.txt").write_text("not pairs\n")
+    (one / "dataset_infos.json").write_text("{}\n")
+    found = [pair.file for pair in read_pairs([one, other], subject.loaded.tokenizer)]
+    assert found == [str(one / "x.jsonl"), "y.jsonl.gz", "z.tsv", str(other / "x.jsonl")]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -189,7 +203,7 @@ def test_bad_pairs(subject, tmp_path, lines, message):
 def test_no_pairs_there(subject, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_pairs([tmp_path / "a.jsonl"], subject.loaded.tokenizer)
-    with pytest.raises(DataError, match=r"holds no \.jsonl files; name the files"):
+    with pytest.raises(DataError, match=r"holds no \.arrow, \.csv, \.jsonl, \.ndjson, \.parquet, \.tsv files; name the files"):
         read_pairs([tmp_path], subject.loaded.tokenizer)
 
 
