@@ -25,7 +25,7 @@ from typing import Any
 
 from first_hour_report import finetuned_table, loss_table
 from pldcli.comparison.comparison import Contrast, compare_systems
-from pldcli.comparison.intervals import mean_interval
+from pldcli.comparison.intervals import Interval, mean_interval
 from pldcli.comparison.metrics_table import FILE, read_table
 from pldcli.comparison.runs import Run, System
 from pldcli.system import atomic
@@ -174,8 +174,51 @@ def depth_narrow() -> Table:
     return table
 
 
+def loss_beside(study: str, name: str, baseline: str) -> Interval:
+    """Nats above or below the dense model, over pairs of runs with the same seed."""
+    dense = {run.seed: run.final.loss for run in system_of(study, baseline).runs}
+    return mean_interval([run.final.loss - dense[run.seed] for run in system_of(study, name).runs])
+
+
+def paid() -> Table:
+    """What every way to spend the same time bought, beside the dense model of 8 blocks and beside the best of fewer blocks."""
+    studies = {"short": "study-tiny", "thinned": "study-halving", "long": "study-tiny-36m", "narrow": "study-depth-narrow"}
+    baselines = dict.fromkeys(studies, "preln") | {"narrow": "deep"}
+    columns = {"short": "short", "thinned": "short", "long": "long", "narrow": "half as wide"}
+    rows: dict[str, dict[str, str]] = {
+        "6 blocks, nothing dropped": {"thinned": "shallow-rung3", "long": "shallow-time", "narrow": "six-time"},
+        "4 blocks, nothing dropped": {"narrow": "four-time"},
+        "2 blocks, nothing dropped": {"narrow": "two-time"},
+        "PLD": {"short": "pld-time", "long": "pld-time", "narrow": "pld-time"},
+        "PLD, unbiased residual": {"narrow": "pld-block-time"},
+        "dropping by depth alone": {"thinned": "depth-only-rung3", "long": "depth-only-time"},
+        "growing, then full depth": {"short": "growing-time", "long": "growing-time"},
+        "few blocks, all of them late (expansion)": {"narrow": "expansion-time"},
+        "loss after fewer blocks, too (exits)": {"narrow": "exits-time"},
+    }
+    found = {
+        label: {columns[key]: loss_beside(studies[key], name, baselines[key]) for key, name in names.items()}
+        for label, names in rows.items()
+    }
+    shallow = [label for label in rows if label.endswith("nothing dropped")]
+    least = {column: min(found[label][column].mean for label in shallow if column in found[label]) for column in columns.values()}
+    table: Table = [("in the time of 8 blocks, nothing dropped", *least, "ends below 8 blocks", "ends below the best of fewer blocks")]
+    for label, differences in found.items():
+        cells = [_signed(differences[column]) if column in differences else "" for column in least]
+        below = ", ".join(column for column, one in differences.items() if (one.mean if one.high is None else one.high) < 0)
+        best = ", ".join(column for column, one in differences.items() if one.mean < least[column])
+        table.append((label, *cells, below or "never", "" if label in shallow else best or "never"))
+    return table
+
+
+def _signed(interval: Interval) -> str:
+    ends = "" if interval.low is None or interval.high is None else f" ({interval.low:+.3f} to {interval.high:+.3f})"
+    return f"{interval.mean:+.3f}{ends}"
+
+
 CLAIMS: dict[str, Callable[[], Table]] = {
     "dropping": dropping,
+    "paid": paid,
     "transformers": transformers,
     "first-hour-tiny": first_hour_tiny,
     "first-hour-tiny-bf16": first_hour_tiny_bf16,

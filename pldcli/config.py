@@ -254,8 +254,11 @@ class Config(Settings):
         if data.seq_len > model.max_position_embeddings:
             what = f"{data.seq_len} tokens do not fit model.max_position_embeddings {model.max_position_embeddings}"
             raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+        if model.has_local_layers and model.local_attention > data.seq_len and self.train.init_from is None:
+            what = f"a window of {model.local_attention} tokens is wider than the sequences, data.seq_len {data.seq_len}"
+            raise UsageError(what, where="model.local_attention", hint=f"use {data.seq_len} or less, or model.global_layers=1")
         self.objective.exits_of(model.num_hidden_layers)
-        pld.check_blocks(model.num_hidden_layers, first_attention_norm=model.first_attention_norm)
+        pld.check_blocks(model.num_hidden_layers, norm=model.norm, first_attention_norm=model.first_attention_norm)
         for key, batch in self._batch_sizes:
             if batch % pld.draws_per_step:
                 what = f"{batch} sequences do not divide into pld.draws_per_step {pld.draws_per_step} gate groups"

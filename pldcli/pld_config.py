@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
+from pldcli.choices import Norm
 from pldcli.curriculum import check_ends
 from pldcli.errors import UsageError
 from pldcli.expansion import DepthStage, Expansion, StageBlocks
@@ -80,11 +81,12 @@ class PldConfig(Settings):
             raise UsageError(what, where="pld.growth_state", hint="add pld.new_blocks=copied")
         return self
 
-    def check_blocks(self, num_blocks: int, *, first_attention_norm: bool) -> None:
+    def check_blocks(self, num_blocks: int, *, norm: Norm, first_attention_norm: bool) -> None:
         """Check that this fits a model.
 
         Args:
             num_blocks: Of the model.
+            norm: Where its blocks have their norms.
             first_attention_norm: Whether its first block has a norm before its attention.
 
         Raises:
@@ -106,6 +108,9 @@ class PldConfig(Settings):
         if self.stage_blocks == "last" and not first_attention_norm:
             what = "the first block, which has no norm before its attention, must be among those that run"
             raise UsageError(what, where="pld.stage_blocks", hint="use spread or first")
+        if self.new_blocks == "zero-output" and norm == "post":
+            what = "Post-LN blocks normalise what passes through them, so they change it even where they add nothing"
+            raise UsageError(what, where="pld.new_blocks", hint="use initialised or copied, or model.norm=pre")
 
     def build(self, *, num_blocks: int, total_steps: int) -> Schedule:
         """Build the schedule of a run."""

@@ -287,6 +287,19 @@ def test_sequences_may_fill_the_position_table() -> None:
     assert Config(data=DataConfig(seq_len=512)).data.seq_len == 512
 
 
+@pytest.mark.parametrize("changes", [["model.local_attention=512"], ["model.local_attention=130"], ["data.seq_len=32"]])
+def test_a_window_wider_than_the_sequences_is_refused(changes):
+    with pytest.raises(
+        UsageError, match="model.local_attention: a window of [0-9]+ tokens is wider than the sequences, data.seq_len "
+    ) as raised:
+        resolve("modern-tiny-pld", changes)
+    assert "\n" not in str(raised.value)
+    resolve("modern-tiny-pld", [*changes, "model.global_layers=1"])
+    resolve("modern-tiny-pld", [*changes, "data.seq_len=512"])
+    # A model that is read has the window that it has.
+    resolve("modern-tiny-pld", [*changes, "train.init_from=somewhere"])
+
+
 def test_fingerprints_of_models_are_made_of_what_they_always_were() -> None:
     assert repr(ModelConfig(norm="post", dropout=0.0)) == (
         "ModelConfig(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=30528, "

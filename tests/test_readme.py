@@ -43,7 +43,7 @@ def test_every_command_of_it_and_of_getting_started_works(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     write_inputs(monkeypatch)
     run_all((line for line in COMMANDS + pages.commands(STARTED) if line not in SETUP), pld)
-    assert {path.name for path in Path("runs").iterdir()} == {"dense", "dropping", "bert-base-pld"}
+    assert {path.name for path in Path("runs").iterdir()} == {"mine", "mine.yaml", "dense", "dropping", "bert-base-pld"}
     assert Path("schedule.png").is_file() and Path("comparison", "index.html").is_file()
 
 

@@ -24,6 +24,7 @@ SMALLER = (
     "model.num_attention_heads=2",
     "model.intermediate_size=64",
     "data.seq_len=32",
+    "model.local_attention=32",
     "train.total_steps=2",
     "train.global_batch_size=8",
     "eval.max_sequences=8",
@@ -50,7 +51,7 @@ def arguments_of(line: str) -> list[str]:
         return [*words, "--overwrite", "--processes", "1"]
     if "finetune" in words and "config" not in words:
         return [*words, *QUICK, "--jobs", "1", "--device", "cpu"]
-    if "advise" in words:
+    if "advise" in words or "auto" in words:
         return [*_without(words, "--budget"), "--budget", "1s", "--device", "cpu"]
     if "analyze" in words:
         return [*words, "--sequences", "4", "--draws", "2"]
@@ -60,7 +61,7 @@ def arguments_of(line: str) -> list[str]:
         return words
     kept = ["model."] if "--init-from" in words else []  # the shape is the model's
     if any(word.startswith("data.length_stages=") for word in words):
-        kept += ["data.seq_len", "train."]  # these have to fit the stages
+        kept += ["data.seq_len", "model.local_attention", "train."]  # these have to fit the stages
         words = [*words, "train.total_steps=10", "train.global_batch_size=16", "train.initial_batch_size=4"]
     words = _without(_without(words, "--budget"), "--gpus")  # several processes have tests of their own
     return [*words, *(change for change in SMALLER if not change.startswith(tuple(kept)))]
