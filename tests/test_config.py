@@ -290,7 +290,7 @@ def test_sequences_may_fill_the_position_table() -> None:
 @pytest.mark.parametrize("changes", [["model.local_attention=512"], ["model.local_attention=130"], ["data.seq_len=32"]])
 def test_a_window_wider_than_the_sequences_is_refused(changes):
     with pytest.raises(
-        UsageError, match="model.local_attention: a window of [0-9]+ tokens is wider than the sequences, data.seq_len "
+        UsageError, match=r"model.local_attention: a window of [0-9]+ tokens is wider than the sequences, data.seq_len "
     ) as raised:
         resolve("modern-tiny-pld", changes)
     assert "\n" not in str(raised.value)

@@ -135,7 +135,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(changes: list[str], message:
 
 
 def test_blocks_after_which_a_norm_stands_cannot_begin_by_changing_nothing() -> None:
-    with pytest.raises(UsageError, match="pld.new_blocks: Post-LN blocks normalise what passes through them"):
+    with pytest.raises(UsageError, match=r"pld.new_blocks: Post-LN blocks normalise what passes through them"):
         presets.resolve(
             "bert-tiny-postln", ["pld.schedule=expansion", "pld.depth_stages=[{until: 0.8, blocks: 2}]", "pld.new_blocks=zero-output"]
         )
