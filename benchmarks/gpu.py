@@ -47,7 +47,7 @@ from reporting import command, hardware, head, row, software
 SECONDS, SHORT_SECONDS = 570.0, 200.0
 """Of a section; of `modern` and `small`."""
 SMALL: tuple[str, ...] = ("model.num_hidden_layers=4", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64")
-SMALL += ("model.vocab_size=500", "data.seq_len=32")
+SMALL += ("model.vocab_size=500", "data.seq_len=32", "model.local_attention=32")
 
 
 @dataclass(frozen=True)

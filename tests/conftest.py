@@ -271,7 +271,7 @@ class MadeUpData:
 
 def tiny_config(*changes: str, preset: str = "bert-tiny-pld") -> Config:
     """Resolve a configuration for `MadeUpData`; the last of several changes to a key counts."""
-    chosen = dict(change.split("=", 1) for change in (*TINY, "model.vocab_size=64", *changes))
+    chosen = dict(change.split("=", 1) for change in (*TINY, "model.vocab_size=64", "model.local_attention=32", *changes))
     return resolve(preset, [f"{key}={value}" for key, value in chosen.items()]).config
 
 

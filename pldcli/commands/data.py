@@ -55,7 +55,8 @@ def inspect(
     if plot is not None:
         check_picture_path(plot)
     prepared = open_prepared(directory)
-    config = presets.resolve(preset, overrides or (), from_data={"model.vocab_size": prepared.vocab_size}).config
+    wanted = ["model.global_layers=1", *(overrides or ())]  # no model is made, whose windows would have to fit
+    config = presets.resolve(preset, wanted, from_data={"model.vocab_size": prepared.vocab_size}).config
     found = inspection.inspect(prepared, config, num_samples=samples, num_pieces=pieces)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))

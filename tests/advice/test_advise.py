@@ -114,14 +114,14 @@ def test_the_cheapest_model_has_the_recipe_of_the_nearest_run(prepared: Path, ti
 
 def test_the_preset_is_the_choice(prepared: Path, timed: list[Config], tmp_path: Path) -> None:
     data = open_prepared(prepared)
-    advice = advise(data, seconds=30.0, overrides=["data.seq_len=64"], evidence=EVIDENCE)
+    advice = advise(data, seconds=30.0, overrides=["data.seq_len=64", "model.local_attention=64"], evidence=EVIDENCE)
     best = advice.candidates[0]
     assert best.config.data.seq_len == 64
     text = advice.preset("pld advise --budget 30s")
     assert text.startswith("# Chosen by: pld advise --budget 30s\n# Expected: validation loss ")
     path = tmp_path / "auto.yaml"
     path.write_text(text, encoding="utf-8")
-    config = presets.resolve(str(path), ["data.seq_len=64"], from_data={"model.vocab_size": data.vocab_size}).config
+    config = presets.resolve(str(path), from_data={"model.vocab_size": data.vocab_size}).config
     assert (config.model, config.optim, config.train, config.pld) == (
         best.config.model,
         best.config.optim,
