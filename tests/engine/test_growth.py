@@ -26,6 +26,7 @@ WAYS = [
     ("pld.new_blocks=copied", "pld.growth_state=copied"),
     ("pld.new_blocks=zero-output",),
     ("pld.growth_state=fresh",),
+    ("pld.depth_stages=[{until: 0.25, blocks: 2}, {until: 0.5, blocks: 3}]", "pld.new_blocks=copied", "pld.growth_state=copied"),
 ]
 
 
@@ -55,6 +56,21 @@ def test_until_it_runs_a_block_is_its_first_weights(optimizer: str) -> None:
     assert not any(equal(weights_of(after.model, block), weights_of(later.model, block)) for block in range(4))
     counts = [float(later.optimizer.state[later.model.blocks[block].qkv.bias]["step"]) for block in range(4)]
     assert counts == [7.0, 1.0, 1.0, 7.0]
+
+
+TWICE = "pld.depth_stages=[{until: 0.25, blocks: 2}, {until: 0.5, blocks: 3}]"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_grows_as_often_as_it_has_stages(optimizer: str) -> None:
+    """Of 12 steps blocks 0 and 3 take all, block 2 the last 9, block 1 the last 6, each with a neighbour's weights and moments."""
+    changes = (TWICE, f"optim.name={optimizer}", "pld.new_blocks=copied", "pld.growth_state=copied")
+    twice = [trained(*changes, until=until) for until in (3, 6, 7)]
+    first = weights_of(trained(*changes, until=0).model, 1)
+    assert equal(first, weights_of(twice[1].model, 1)), "a block changed before it ran"
+    for trainer, expected in zip(twice, ([3, 0, 0, 3], [6, 0, 6, 6], [7, 7, 7, 7]), strict=True):
+        states = (trainer.optimizer.state.get(block.qkv.bias, {}) for block in trainer.model.blocks)
+        assert [float(state.get("step", 0)) for state in states] == expected
 
 
 def test_new_blocks_are_copies_of_the_nearest_with_moments_or_without() -> None:

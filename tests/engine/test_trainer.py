@@ -77,6 +77,29 @@ def test_residuals_are_multiplied_only_where_a_factor_can_differ_from_one(change
     assert seen and all((scale is not None) == scaled for scale in seen)
 
 
+@pytest.mark.parametrize(("residual", "preset"), [("block", "bert-tiny-pld"), ("block", "bert-tiny-postln"), ("sublayer", "bert-tiny-pld")])
+def test_the_loss_of_a_step_is_that_of_the_residual_asked_for(residual, preset):
+    """Against blocks evaluated one by one: x + (block(x) - x) / p, where a whole block's update is scaled."""
+    changes = ("pld.schedule=constant", "pld.theta_bar=0.6", "optim.max_grad_norm=0", "model.dropout=0", f"pld.residual={residual}")
+    trainer = tiny_trainer(*changes, preset=preset)
+    [[batch]] = tiny_trainer(*changes, "train.micro_batch_size=8", preset=preset).batches.step(0)
+    plan = trainer.schedule.plan(0, 0, seed=0)
+    assert any(gate and scale != 1.0 for gate, scale in zip(plan.gates, plan.residual_scales, strict=True))
+    model = trainer.model
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            parameter.mul_(10.0)  # small weights make the two forms nearly one
+        for block, gate, scale in zip(model.blocks, plan.gates, plan.residual_scales, strict=True):
+            evaluated = block.forward
+            block.forward = lambda x, *_, run=evaluated, gate=gate, scale=scale, **__: x + scale * (run(x, None, None) - x) if gate else x
+        hidden = model(batch.input_ids)
+        whole = float(functional.cross_entropy(model.mlm_logits(hidden).flatten(0, 1)[batch.positions], batch.target_ids))
+        for block in model.blocks:
+            del block.forward
+    first = train(trainer, until=1)[0]
+    assert (first.losses["loss"] == pytest.approx(whole, rel=1e-6)) is (residual == "block")
+
+
 @pytest.mark.parametrize("micro_batch", [1, 8])
 def test_the_loss_is_the_mean_over_all_targets_of_the_step(micro_batch):
     """Against a mean over one whole batch, through the whole head, with rows of unequal length and unequal numbers of targets."""
