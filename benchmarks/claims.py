@@ -177,7 +177,7 @@ def depth_narrow() -> Table:
 def loss_beside(study: str, name: str, baseline: str) -> Interval:
     """Nats above or below the dense model, over pairs of runs with the same seed."""
     dense = {run.seed: run.final.loss for run in system_of(study, baseline).runs}
-    return mean_interval([run.final.loss - dense[run.seed] for run in system_of(study, name).runs])
+    return mean_interval([run.final.loss - dense[run.seed] for run in system_of(study, name).runs if run.seed in dense])
 
 
 def paid() -> Table:
@@ -216,9 +216,44 @@ def _signed(interval: Interval) -> str:
     return f"{interval.mean:+.3f}{ends}"
 
 
+def paper() -> Table:
+    """The paper's claims beside what the studies found: nats of validation loss unless a cell says otherwise."""
+    short, long = "study-tiny", "study-tiny-36m"
+
+    def beside(name: str, baseline: str) -> tuple[str, str]:
+        return _signed(loss_beside(short, name, baseline)), _signed(loss_beside(long, name, baseline))
+
+    half = (_signed(loss_beside(short, "preln50", "postln50")), _signed(loss_beside(long, "preln50-1e-3", "postln50-1e-3")))
+    reached = (f"after {same_loss_after(short, 'pld-time')} of the time", same_loss_after(long, "pld-time"))
+    rates = [" / ".join(f"{best_rate(system):g}" for system in systems) for systems in (("preln", "postln"), ("pld", "preln"))]
+    return [
+        ("claim (Zhang & He 2020)", "short runs", "long runs", "verdict"),
+        (
+            "a step with layers dropped takes about a quarter less time",
+            *(f"{step_share(study, 'pld-time')} of it" for study in (short, long)),
+            "reproduced on a CPU, and on a GPU with BERT-base; bert-tiny does not fill it",
+        ),
+        ("the baseline's loss in less than half of the time", *reached, "not reproduced"),
+        ("no loss of quality at equal tokens", *beside("pld", "preln"), "not reproduced"),
+        ("dropping by depth and time beats dropping at random", *beside("pld", "rand"), "same direction, one seed"),
+        ("Pre-LN stays stable under 50 % dropping where Post-LN does not", *half, "reproduced at one learning rate, one seed"),
+        ("Pre-LN trains at higher learning rates than Post-LN", "", f"best {rates[0]}", "reproduced, one seed"),
+        ("PLD trains at higher learning rates than Pre-LN", "", f"best {rates[1]}", "not reproduced, one seed"),
+        ("fine-tuned scores level or better", "", "", "not reproduced: lower, within what chance allows"),
+        ("the time schedule keeps fp16 from overflowing", "", "", "not testable without a GPU; bf16 needs none"),
+    ]
+
+
+def best_rate(system: str) -> float:
+    """The learning rate of the lowest loss, of one seed."""
+    runs = [run for run in runs_of("study-learning-rate").values() if run.name.startswith(f"{system}-")]
+    return float(min(runs, key=lambda run: run.final.loss).name.removeprefix(f"{system}-").removesuffix("-seed0"))
+
+
 CLAIMS: dict[str, Callable[[], Table]] = {
     "dropping": dropping,
     "paid": paid,
+    "paper": paper,
     "transformers": transformers,
     "first-hour-tiny": first_hour_tiny,
     "first-hour-tiny-bf16": first_hour_tiny_bf16,
