@@ -2,6 +2,7 @@
 
     benchmarks/gpu.sh rate
     benchmarks/gpu.sh compare
+    benchmarks/gpu.sh compare-modern
     benchmarks/gpu.sh profile
     benchmarks/gpu.sh modern
     benchmarks/gpu.sh small
@@ -9,6 +10,7 @@
 - rate: tokens/s of bert-base at 128 and 512 tokens and of bert-large at 512, dense and with layers dropped, compiled, at the fastest
   micro-batch, beside what we must and want to reach on one H200;
 - compare: the same steps as transformers' BertForMaskedLM takes them, with SDPA and torch.compile on both sides;
+- compare-modern: the same of modern-base's size in rows of 1,024 tokens beside ModernBertForMaskedLM;
 - profile: what the time of a step goes to, kernel by kernel, and whether the host ever waits for the device;
 - modern: tokens/s of modern-base in rows of 1,024 tokens that are packed documents, beside what ModernBERT's authors publish for one
   H100 and what we want; within four minutes;
@@ -71,13 +73,30 @@ GOALS = (
 MODERN_GOALS = (Goal("modern-base", 1024, 304e3, 400e3, None, ("data.packing=documents",)),)
 SMALL_MODELS, SMALL_STEP_SECONDS, SMALL_SAVING = ("bert-tiny", "modern-tiny"), 10e-3, 0.9
 """Goals: a dense step of 64 x 128 tokens, and the share of the operations saved that dropping must save in time."""
+COMPARED = ("--shapes", "L12-H768", "--vocab", "30522", "--tokens", "32768", "--seq-len", "128", "--rounds", "10", "--steps", "5")
+COMPARED += ("--systems", "full-head", "dense", "dense-preln", "pld")
+MODERN_COMPARED = ("--base", "modernbert", "--local-attention", "--shapes", "L22-H768", "--vocab", "50368", "--tokens", "16384")
+MODERN_COMPARED += (
+    "--seq-len",
+    "1024",
+    "--rounds",
+    "5",
+    "--steps",
+    "5",
+    "--systems",
+    "modernbert-sparse",
+    "modern-full-head",
+    "modern",
+    "modern-pld",
+)
+"""Words of the benchmark against transformers."""
 DROPPED_GAIN = 1.27
 RATE_COLUMNS = ("model", "tokens", "mode", "micro-batch", "tokens/s", "must", "target", "of target", "MFU", "ms a step", "memory")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("section", choices=["rate", "compare", "profile", "modern", "small"])
+    parser.add_argument("section", choices=["rate", "compare", "compare-modern", "profile", "modern", "small"])
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--steps", type=int, default=30, help="steps of each mode that count")
@@ -91,8 +110,8 @@ def main() -> None:
         "small": lambda: small(options),
         "profile": lambda: profiled(options, device),
     }
-    if options.section == "compare":
-        compare(options, device)
+    if options.section.startswith("compare"):
+        compare(options, MODERN_COMPARED if options.section == "compare-modern" else COMPARED)
         return
     for line in lines[options.section]():
         tell(line)
@@ -179,16 +198,12 @@ def small(options: argparse.Namespace) -> Iterator[str]:
         )
 
 
-def compare(options: argparse.Namespace, device: torch.device) -> None:
+def compare(options: argparse.Namespace, compared: Sequence[str]) -> None:
     """Hand over to the benchmark against transformers, with compilation on both sides."""
     script = Path(__file__).with_name("pretrain_vs_transformers.py")
-    words = [sys.executable, str(script), "--threads", str(torch.get_num_threads()), "--precision", "bf16"]
-    if options.small:
-        words += ["--shapes", "L4-H256", "--vocab", "500", "--tokens", "64", "--seq-len", "32", "--rounds", "2", "--steps", "1"]
-        words += ["--systems", "dense"]
-    else:
-        words += ["--shapes", "L12-H768", "--vocab", "30522", "--tokens", "32768", "--seq-len", "128", "--rounds", "10", "--steps", "5"]
-        words += ["--systems", "full-head", "dense", "dense-preln", "pld"]
+    words = [sys.executable, str(script), "--threads", str(torch.get_num_threads()), "--precision", "bf16", *compared]
+    if options.small:  # of an option that is given twice the last one counts
+        words += ["--shapes", "L4-H256", "--vocab", "500", "--tokens", "128", "--seq-len", "128", "--rounds", "2", "--steps", "1"]
     if options.compile != "off":
         words += ["--compile"]
     subprocess.run(words, check=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One section of the GPU measurements, within ten minutes or, where it is a short one, four: benchmarks/gpu.sh rate|compare|profile|modern|small [--small]
+# One section of the GPU measurements, within ten minutes or, where it is a short one, four: benchmarks/gpu.sh rate|compare|compare-modern|profile|modern|small [--small]
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 case "${1:-}" in modern | small) limit=215 ;; *) limit=590 ;; esac

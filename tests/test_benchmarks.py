@@ -246,5 +246,9 @@ def test_the_comparison_on_a_gpu_runs_through_the_shell_script() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| L4-H256 \| 500 \| pld dense \|", done.stdout)
+    done = subprocess.run([*words[:2], "compare-modern", *words[3:]], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| L4-H256 \| 500 \| ModernBertForMaskedLM, sparse_prediction, plain loop \|", done.stdout)
+    assert re.search(r"\| L4-H256 \| 500 \| PLD modern \|", done.stdout)
     refused = subprocess.run([*words[:2], "nothing"], capture_output=True, text=True, check=False, env=environment)
     assert refused.returncode == 2 and "invalid choice" in refused.stderr
