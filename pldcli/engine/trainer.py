@@ -26,6 +26,7 @@ from pldcli.engine.validation import count_attended
 from pldcli.errors import CheckpointError, DivergedError, PldError
 from pldcli.flops import Flops
 from pldcli.model import StBert
+from pldcli.optimizers.adam import Adam
 from pldcli.optimizers.build import clip_gradients, set_learning_rate
 from pldcli.pld import Plan, Schedule
 from pldcli.sharding import cut_all
@@ -301,18 +302,17 @@ class Trainer(Generic[BatchesT]):
 
     def _update(self, is_left_out: Tensor) -> None:
         """Apply an update or, where a 0-d tensor says so, leave weights and optimizer as they are."""
-        is_fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults.get("fused"))
-        if is_fused and not self.scaler.is_enabled():
-            # Its kernel looks itself, as loss scalers make it: the host does not wait. The other optimizers make it wait on CUDA.
-            self.optimizer.found_inf = is_left_out.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif not self.scaler.is_enabled():
-            if not bool(is_left_out):
-                self.optimizer.step()
-        else:
+        if self.scaler.is_enabled():
             if self.guard.sigmas is None or not bool(is_left_out):
                 self.scaler.step(self.optimizer)
             self.scaler.update()
+        elif isinstance(self.optimizer, Adam) and self.runtime.device.type == "cpu":
+            if not bool(is_left_out):  # what it would take to look itself costs more
+                self.optimizer.step()
+        else:
+            # The optimizer looks itself, as loss scalers make it: the host does not wait.
+            self.optimizer.found_inf = is_left_out.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
 
     def _agree(self, groups: list[list[Any]], plans: list[Plan], *, asks: bool) -> tuple[list[float], list[float], list[float], bool]:
         """Count targets, tokens and attended tokens of the step over all processes, and check that all drew the same gates.

@@ -39,6 +39,8 @@ class Adam(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "scaling": scaling, "bias_correction": bias_correction}
         super().__init__(params, defaults)
+        self.found_inf: Tensor | None = None
+        """As of torch's fused optimizers: where this 0-d tensor is not 0, a step changes nothing. The host does not wait to see."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -51,18 +53,27 @@ class Adam(torch.optim.Optimizer):
 
     def _update(self, whole: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        states = with_moments(self.state, whole, steps_on_device=False)
+        is_left_out = None if self.found_inf is None else self.found_inf != 0
+        states = with_moments(self.state, whole, steps_on_device=is_left_out is not None)
         parameters, gradients, first, second = adam_parts(whole, states)
+        if is_left_out is not None:
+            gradients = [torch.where(is_left_out, *both) for both in zip(first, gradients, strict=True)]  # then first moments stay
+        before = [] if is_left_out is None else [moment.clone() for moment in second]
         for state in states:
-            state["step"] += 1
+            state["step"] += 1 if is_left_out is None else ~is_left_out
         torch._foreach_lerp_(first, gradients, 1.0 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
+        if is_left_out is not None:
+            for moment, earlier in zip(second, before, strict=True):
+                torch.where(is_left_out, earlier, moment, out=moment)
 
-        steps = [int(state["step"]) for state in states] if group["bias_correction"] else []
+        steps: list[Any] = []
+        if group["bias_correction"]:
+            steps = [int(state["step"]) if is_left_out is None else state["step"].double() for state in states]
         denominators = torch._foreach_sqrt(second)
         if steps:
-            torch._foreach_div_(denominators, [math.sqrt(1.0 - beta2**step) for step in steps])
+            torch._foreach_div_(denominators, [(1.0 - beta2**step) ** 0.5 for step in steps])
         factors = _clip_factors(gradients, denominators, group["eps"], whole) if group["scaling"] == "clipped" else None
         torch._foreach_add_(denominators, group["eps"])
         if steps:
@@ -74,6 +85,8 @@ class Adam(torch.optim.Optimizer):
             factors = _trust_ratios(parameters, updates, whole)
         if factors is not None:
             torch._foreach_mul_(updates, factors)
+        if is_left_out is not None:
+            updates = tuple(torch.where(is_left_out, 0.0, update) for update in updates)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
@@ -89,6 +102,8 @@ def with_moments(state: MutableMapping[Any, Any], parameters: Sequence[Tensor], 
         if not state[parameter]:
             step = torch.zeros((), device=parameter.device if steps_on_device else None)
             state[parameter] = {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        if steps_on_device:  # those of a checkpoint may lie on the host
+            state[parameter]["step"] = state[parameter]["step"].to(parameter.device)
     return [state[parameter] for parameter in parameters]
 
 

@@ -55,6 +55,8 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "momentum": momentum, "pieces": 0, "fused": True}
         super().__init__(params, defaults)
         self._dtype = dtype
+        self.found_inf: Tensor | None = None
+        """As of torch's fused optimizers: where this 0-d tensor is not 0, a step changes nothing. The host does not wait to see."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -71,6 +73,11 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
         momenta = own_parts([self.state[parameter]["momentum"] for parameter in whole])
         gradients = own_parts([parameter.grad for parameter in whole if parameter.grad is not None])
+        decay: float | Tensor = 1.0 - group["lr"] * group["weight_decay"]
+        is_left_out = None if self.found_inf is None else self.found_inf != 0
+        if is_left_out is not None:
+            gradients = [torch.where(is_left_out, *both) for both in zip(momenta, gradients, strict=True)]  # then momenta stay
+            decay = torch.where(is_left_out, 1.0, decay)
         torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
         directions = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's: one step ahead
         stacked_rows, columns = whole[0].shape
@@ -80,7 +87,9 @@ class Muon(torch.optim.Optimizer):
             return orthogonalize(stacked.view(-1, rows, columns).to(self._dtype or stacked.dtype)).to(stacked.dtype).reshape(stacked.shape)
 
         updates, parameters = map_matrices(orthogonal, directions, whole), own_parts(whole)
-        torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        if is_left_out is not None:
+            updates = updates * ~is_left_out
+        torch._foreach_mul_(parameters, decay)
         torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _update_others(self, whole: list[Tensor], group: dict[str, Any]) -> None:
@@ -91,6 +100,7 @@ class Muon(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
+            found_inf=self.found_inf,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pldcli.config import OptimConfig
+from pldcli.engine import checkpoint
 from pldcli.optimizers.adam import Adam
 from pldcli.optimizers.build import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from tests.conftest import tiny_trainer
 
 PEAK = 1e-3
 
@@ -374,3 +376,34 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(max_norm: float) -> Non
 
 def test_no_gradients_at_all_have_norm_zero() -> None:
     assert float(clip_gradients([nn.Parameter(torch.zeros(2))], 1.0)) == 0.0
+
+
+def leave_out(model: Any, optimizer: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+
+
+@pytest.mark.parametrize("first_is_left_out", [False, True])
+@pytest.mark.parametrize("name", ["muon", "lamb", "stable-adamw", "adamw"])
+def test_a_step_that_is_left_out_changes_nothing_and_needs_no_look_by_the_host(name: str, first_is_left_out: bool) -> None:
+    """`found_inf` as torch's fused optimizers have it; where it is 0, the update is what it is without."""
+    models = [tiny_trainer(f"optim.name={name}", "optim.weight_decay=0.1") for _ in range(2)]
+    for flagged, trainer in enumerate(models):
+        model, optimizer = trainer.model, trainer.optimizer
+        if flagged and first_is_left_out:
+            leave_out(model, optimizer)
+        for step in range(3):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * step + number))
+            if flagged:
+                optimizer.found_inf = torch.zeros(())
+            optimizer.step()
+        if flagged:
+            before = [tensor.clone() for tensor in (*model.parameters(), *checkpoint.optimizer_tensors(model, optimizer).values())]
+            leave_out(model, optimizer)
+            after = (*model.parameters(), *checkpoint.optimizer_tensors(model, optimizer).values())
+            assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    for one, other in zip(models[0].model.parameters(), models[1].model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-7)
