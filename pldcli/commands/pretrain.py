@@ -171,6 +171,8 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
     source = open_model(Path(init_from), allow_bin=allow_bin)
     if source.without_masked_lm:
         typer.echo(f"note: {init_from} {source.without_masked_lm}: that head begins at random", err=True)
+    for note in source.notes:
+        typer.echo(f"note: {note}", err=True)
     return source
 
 

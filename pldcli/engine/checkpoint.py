@@ -284,7 +284,7 @@ def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
         try:
             verify(path)
         except CheckpointError as error:
-            complaints.append(str(error))
+            complaints.append(f"{error.where}: {error.what}; skipped")
             continue
         return path, complaints
     return None, complaints

@@ -173,7 +173,9 @@ class RunRecorder:
         """
         self._finish_saving()
         self.runtime.wait_for_all()
-        path, _ = checkpoint.newest_valid(self.run.checkpoints)
+        path, complaints = checkpoint.newest_valid(self.run.checkpoints)
+        for complaint in complaints:
+            self.display.say(f"warning: {complaint}")
         if path is None:
             raise error
         saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum

@@ -15,6 +15,8 @@ from pldcli.data.step_batches import StepBatches
 from pldcli.engine.checkpoint import list_checkpoints, read
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.trainer import Trainer
+from pldcli.errors import DivergedError
+from pldcli.pretraining.recorder import RunRecorder
 from tests.conftest import TINY, Outcome
 
 RUN = (
@@ -85,6 +87,24 @@ def test_a_resumed_run_still_passes_over_them(
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     assert pld(*line(prepared, out, "train.on_divergence=stop")).code == 0
     assert (out / "model" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, roll_back = tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors", RunRecorder.roll_back
+
+    def damaged(self: RunRecorder, error: DivergedError) -> None:
+        weights.write_bytes(weights.read_bytes()[:-1])
+        roll_back(self, error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "roll_back", damaged)
+        poisoned(patch, range(80, 88))
+        done = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback"))
+    assert done.code == 0, done.err
+    assert f"warning: {weights}: is damaged: it differs from its checksum; skipped\n" in done.out
+    assert "; back to step 4, passing over 56 sequences" in done.out
 
 
 def test_three_times_at_most_and_not_without_a_checkpoint(
