@@ -180,6 +180,7 @@ class RunRecorder:
             raise error
         saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum
         self.trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(path))
+        self.trainer.guard.begin_row()
         passed = sum(curriculum.at(step).num_sequences for step in range(saved.position.step, error.last_step + 1))
         self.position = replace(
             saved.position,

@@ -515,5 +515,35 @@ def test_fp16_that_overflows_at_every_loss_scale_has_diverged():
         return sums
 
     trainer.forward_backward = overflow
-    with pytest.raises(DivergedError, match="overflow at every loss scale"):
+    named = r"^steps 0 to 2\d \(sequences 0 to \d+ of the run\): training diverged: gradients overflow at every loss scale"
+    with pytest.raises(DivergedError, match=named):
         train(trainer)
+
+
+def test_only_the_last_row_of_overflows_is_named():
+    """From step 3 to 5, as the scale is looked at after each step."""
+    trainer = tiny_trainer("runtime.precision=fp16", *LONG)
+    backward, calls = trainer.forward_backward, itertools.count()
+
+    def overflow(*arguments):
+        sums = backward(*arguments)
+        if next(calls) in (1, 3, 4, 5):
+            trainer.model.mlm_head.bias.grad.fill_(math.inf)
+        return sums
+
+    trainer.forward_backward = overflow
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**-7})
+    with pytest.raises(
+        DivergedError, match=r"^steps 3 to 5 \(sequences 24 to 47 of the run\): training diverged: gradients overflow"
+    ) as caught:
+        train(trainer)
+    assert caught.value.last_step == 5
+
+
+def test_sequences_are_named_as_they_are_read():
+    """Those passed over count; where lengths differ, each has its own order."""
+    trainer = tiny_trainer("train.total_steps=12", "data.length_stages=[{until: 0.25, seq_len: 8}, {until: 0.5, seq_len: 16}]")
+    batches = replace(trainer.batches, shift=100)
+    assert batches.sequences(1, 2) == "sequences 132 to 163 of 8 tokens"
+    assert batches.sequences(2, 5) == "sequences 164 to 195 of 8 tokens and sequences 100 to 131 of 16 tokens"
+    assert replace(tiny_trainer().batches, shift=100).sequences(2, 4) == "sequences 116 to 131 of the run"

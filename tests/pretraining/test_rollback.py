@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def line(prepared: Path, out: Path, *more: str) -> list[str]:
     return ["pretrain", "--preset", "bert-tiny-pld", *RUN, "--data", str(prepared), "--out", str(out), *more]
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, sequences: range) -> list[int]:
+def poisoned(monkeypatch: pytest.MonkeyPatch, sequences: Container[int]) -> list[int]:
     """Let some sequences of the run's order give a loss that is not a number; return the first sequence of each batch that was built."""
     batch, forward_backward = StepBatches.batch, Trainer.forward_backward
     bad: list[torch.Tensor] = []
@@ -87,6 +87,30 @@ def test_a_resumed_run_still_passes_over_them(
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     assert pld(*line(prepared, out, "train.on_divergence=stop")).code == 0
     assert (out / "model" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_second_divergence_names_what_was_read(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 24 sequences are passed over, step 6 reads 72 to 79."""
+    with monkeypatch.context() as patch:
+        poisoned(patch, [48, 72])
+        done = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback"))
+    assert done.code == 0
+    named = [text.partition("):")[0] for text in done.out.splitlines() if "training diverged" in text]
+    assert named == [f"warning: step 6 (sequences {first} to {first + 7} of the run" for first in (48, 72)]
+
+
+def test_steps_in_a_row_are_counted_anew(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 2 to 4 are three in a row; back at step 4, one more is the first of another row."""
+    with monkeypatch.context() as patch:
+        poisoned(patch, range(16, 48))
+        changes = ("train.total_steps=40", "train.max_skipped_steps=3", "train.on_divergence=rollback")
+        done = pld(*line(prepared, tmp_path / "run", *changes))
+    assert done.code == 0 and done.out.count("training diverged") == 1
+    assert "steps 2 to 4 (sequences 16 to 39 of the run)" in done.out
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(
