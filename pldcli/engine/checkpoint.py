@@ -72,6 +72,8 @@ class Position:
     """Whose update was left out, as a loss or a gradient was not finite, or a spike."""
     shifted_sequences: int = 0
     """Passed over after divergence: a step reads what so many sequences later would have been read."""
+    rollbacks: int = 0
+    """Times that the run went back to a checkpoint after divergence."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from pldcli.data.step_batches import StepBatches
 from pldcli.engine.checkpoint import list_checkpoints, read
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.trainer import Trainer
-from pldcli.errors import DivergedError
+from pldcli.errors import DivergedError, PldError
 from pldcli.pretraining.recorder import RunRecorder
+from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, Outcome
 
 RUN = (
@@ -89,6 +90,35 @@ def test_a_resumed_run_still_passes_over_them(
     assert (out / "model" / "model.safetensors").read_bytes() == whole
 
 
+def test_a_run_that_is_restarted_after_a_rollback_passes_over_them(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run ends at once after it went back, before its next checkpoint."""
+    with monkeypatch.context() as patch:
+        poisoned(patch, [48, 72])
+        first = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback", "checkpoint.keep=1"))
+    assert first.code == 0
+    whole = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    train, calls = RunRecorder.train, []
+
+    def killed(self: RunRecorder, stop: StopRequest) -> None:
+        if calls:
+            raise PldError("killed")
+        calls.append(None)
+        train(self, stop)
+
+    with monkeypatch.context() as patch:
+        poisoned(patch, [48, 72])
+        patch.setattr(RunRecorder, "train", killed)
+        assert pld(*line(prepared, tmp_path / "killed", "--on-divergence", "rollback")).code == 1
+        saved = read(list_checkpoints(tmp_path / "killed" / "checkpoints")[-1]).position
+        assert (saved.step, saved.rollbacks, saved.shifted_sequences) == (4, 1, 24)
+        patch.setattr(RunRecorder, "train", train)
+        assert pld(*line(prepared, tmp_path / "killed", "--on-divergence", "rollback")).code == 0
+    assert (tmp_path / "killed" / "model" / "model.safetensors").read_bytes() == whole
+    assert read(list_checkpoints(tmp_path / "killed" / "checkpoints")[-1]).position.rollbacks == 2
+
+
 def test_a_second_divergence_names_what_was_read(
     pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +167,9 @@ def test_three_times_at_most_and_not_without_a_checkpoint(
     with monkeypatch.context() as patch:
         poisoned(patch, range(48, 10**6))
         done = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback"))
+        again = pld(*line(prepared, tmp_path / "run", "--on-divergence", "rollback"))
     assert done.code == 6 and done.out.count("; back to step 4") == 3
+    assert again.code == 6 and "resuming after step 4" in again.out and "back to step" not in again.out, "restarts count"
     with monkeypatch.context() as patch:
         poisoned(patch, range(8, 16))
         done = pld(*line(prepared, tmp_path / "early", "train.on_divergence=rollback"))
