@@ -465,6 +465,37 @@ def test_a_resumed_run_judges_alike(monkeypatch, tmp_path):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(second.guard.state().values(), whole.guard.state().values(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("runtime.precision=bf16",),
+        ("pld.theta_bar=1.0", "train.micro_batch_size=2"),
+        ("optim.name=muon",),
+        ("optim.name=lamb",),
+        ("optim.name=stable-adamw",),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_has_the_same_bits(tmp_path, changes):
+    """Weights, the optimizer's state and losses, dropout on, from a checkpoint on the disk in the middle of a run."""
+    changes = (*DROPPING, "model.dropout=0.1", *changes)
+    whole = tiny_trainer(*changes)
+    expected = [one.losses for one in train(whole)]
+    first = tiny_trainer(*changes)
+    middle = train(first, until=5)[-1].position
+    held = module.checkpoint.hold(
+        middle, tiny_config(*changes), first.model, first.optimizer,
+        scaler=first.scaler.state_dict(), guard=first.guard.state(), data_fingerprint="", tokenizer_fingerprint="",
+    )  # fmt: skip
+    saved = module.checkpoint.read(module.checkpoint.write(tmp_path, held, keep=1))
+    second = tiny_trainer(*changes)
+    second.restore(saved.weights, saved.optimizer, saved.scaler, where="")
+    assert [one.losses for one in train(second, position=saved.position)] == expected[5:] and len(expected) == 12
+    assert same(weights(second), weights(whole))
+    states = [module.checkpoint.optimizer_tensors(one.model, one.optimizer) for one in (second, whole)]
+    assert same(*states) and states[0]
+
+
 def test_a_stop_does_not_hide_divergence():
     """The caller would save a ruined state."""
     trainer, stop = tiny_trainer(), StopRequest()
