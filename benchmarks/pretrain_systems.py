@@ -123,6 +123,10 @@ class FixedBatches:
         """Count the rows of a step."""
         return len(self.batches[0].input_ids)
 
+    def sequences(self, first: int, stop: int) -> str:
+        """Name the batches of steps first..stop-1."""
+        return f"batches {first} to {stop - 1}"
+
 
 class Ours:
     """Our engine: Post-LN with the weights that transformers has too, or Pre-LN, dense or with layers dropped."""

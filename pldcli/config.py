@@ -155,7 +155,7 @@ class TrainConfig(Settings):
     max_skipped_steps: Count = 10
     """Steps in a row, or a tenth of the run if that is less, whose loss or gradient is not finite end the run; fewer are left out."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """When that happens: end the run, or go back to the newest checkpoint and pass over the sequences read since, at most three times."""
+    """When that happens: end the run, or go back to the newest checkpoint and pass over the sequences read since, three times a run."""
     skip_spikes: Positive | None = None
     """Leave out steps whose loss or gradient norm is so many standard deviations above the mean of the last 128; 6 is usual."""
     micro_batch_size: Count | Literal["auto"] = "auto"

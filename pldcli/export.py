@@ -36,6 +36,8 @@ class Exported:
     left_out: tuple[str, ...]
     """Parts of the source that are not exported."""
     read_back: ReadBack
+    notes: tuple[str, ...] = ()
+    """On checkpoints that were skipped."""
 
 
 def export(
@@ -80,7 +82,7 @@ def export(
     heads = {"nsp_head.classifier.weight": "next-sentence head", "sbo_head.place.weight": "span-boundary head"}
     left_out = tuple(head for weight, head in heads.items() if weight in loaded.weights)
     checked = read_back(out, model, loaded.tokenizer.special)
-    return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked)
+    return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked, notes=loaded.notes)
 
 
 def _with_its_head(loaded: Pretrained) -> tuple[StBert, Task | None]:

@@ -43,6 +43,8 @@ class Pretrained:
     """How the head of a rotary model's sequences reads their tokens; None for `usual_pooling`."""
     from_scratch: bool = False
     """Nothing is trained: every weight begins at random, from the seed that the model is built with."""
+    notes: tuple[str, ...] = ()
+    """What the user should hear of how it was found."""
 
     def untrained(self) -> Pretrained:
         """Keep the shape and the tokenizer, forget the weights."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pldcli.errors import CheckpointError
 
 __all__ = ["list_", "prune", "verify"]
 
@@ -14,19 +17,28 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", sho
 
 
 def list_(run: Run) -> None:
-    """List the checkpoints of a run: step, tokens, size, and when each was saved."""
+    """List the checkpoints of a run: step, tokens, size, and when each was saved; every byte is read, and damaged ones are marked."""
     from pldcli.console.screen import screen, table
     from pldcli.console.units import quantity
     from pldcli.engine import checkpoint
+    from pldcli.errors import CheckpointError
 
-    rows = []
+    rows, damaged = [], []
     for path in _checkpoints(run):
-        position = checkpoint.position(path)
+        step, tokens, saved = path.name.removeprefix("step-").lstrip("0"), "", _saved(path)
+        try:
+            position = checkpoint.position(path)
+            step, tokens = f"{position.step:,}", quantity(position.tokens)
+            checkpoint.verify(path)
+        except CheckpointError as error:
+            damaged.append(_damage(path, error))
+            saved += ", damaged"
         size = sum(file.stat().st_size for file in path.iterdir())
-        saved = datetime.fromtimestamp((path / "state.json").stat().st_mtime).isoformat(" ", timespec="minutes")
-        rows.append([str(path), f"{position.step:,}", quantity(position.tokens), f"{size / 1e6:,.1f}", saved])
+        rows.append([str(path), step, tokens, f"{size / 1e6:,.1f}", saved])
     headings = ["checkpoint", "step", "tokens", "MB", "saved"]
     screen().print(table(headings, rows, right=headings[1:4], fold=["checkpoint"]))
+    for line in damaged:
+        typer.echo(line)
 
 
 def verify(
@@ -44,7 +56,7 @@ def verify(
             typer.echo(f"{path}: sound")
         except CheckpointError as error:
             damaged.append(path)
-            typer.echo(f"{path}: damaged ({error.where}: {error.what})")
+            typer.echo(_damage(path, error))
     if damaged:
         raise CheckpointError(
             f"{len(damaged)} of {len(paths)} checkpoints damaged",
@@ -70,6 +82,16 @@ def prune(
     for path in removed:
         typer.echo(f"removed {path}")
     typer.echo(f"{len(there) - len(removed)} of {len(there)} checkpoints stay")
+
+
+def _damage(path: Path, error: CheckpointError) -> str:
+    return f"{path}: damaged ({error.where}: {error.what})"
+
+
+def _saved(path: Path) -> str:
+    """Return when a checkpoint was saved; of one without its state, when its directory was changed last."""
+    state = path / "state.json"
+    return datetime.fromtimestamp((state if state.exists() else path).stat().st_mtime).isoformat(" ", timespec="minutes")
 
 
 def _checkpoints(run: Path) -> list[Path]:

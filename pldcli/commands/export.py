@@ -49,6 +49,8 @@ def export(
         allow_bin=allow_bin,
         overwrite=overwrite,
     )
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"{sum(done.gates)} of {len(done.gates)} blocks of {done.source} written to {done.path}")
     if done.reason:
         typer.echo(f"kept: {block_names(done.gates)}, {done.reason}")

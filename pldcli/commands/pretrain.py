@@ -64,6 +64,10 @@ def pretrain(
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the path of a checkpoint.")] = "auto",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
+    on_divergence: Annotated[
+        str | None,
+        typer.Option(help="stop, or rollback to the newest checkpoint; short for train.on_divergence=...", show_default=False),
+    ] = None,
     allow_bin: Annotated[
         bool, typer.Option("--allow-bin", help="Let --init-from read pytorch_model.bin, through torch's weights-only loader.")
     ] = False,
@@ -84,6 +88,7 @@ def pretrain(
     wanted = [
         *(overrides or []),
         *([f"runtime.device={device}"] if device else []),
+        *([f"train.on_divergence={on_divergence}"] if on_divergence else []),
         *([f"train.init_from={init_from}"] if init_from else []),
     ]
     place = out or Path("runs") / Path(preset).stem
@@ -171,6 +176,8 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
     source = open_model(Path(init_from), allow_bin=allow_bin)
     if source.without_masked_lm:
         typer.echo(f"note: {init_from} {source.without_masked_lm}: that head begins at random", err=True)
+    for note in source.notes:
+        typer.echo(f"note: {note}", err=True)
     return source
 
 

@@ -61,6 +61,17 @@ class StepBatches:
         """Return the sequences of a step, over all processes."""
         return self.curriculum.at(step).num_sequences
 
+    def sequences(self, first: int, stop: int) -> str:
+        """Name the sequences that steps first..stop-1 read, over all processes, by their index; by length, too, where lengths differ."""
+        read: dict[int, tuple[int, int]] = {}
+        for step in range(first, stop):
+            start, length = self.curriculum.first_sequence(step) + self.shift, self.seq_len(step)
+            read[length] = (read.get(length, (start,))[0], start + self.num_sequences(step) - 1)
+        several = len(self.curriculum.sequences_by_length) > 1
+        return " and ".join(
+            f"sequences {one} to {last} of {f'{length} tokens' if several else 'the run'}" for length, (one, last) in read.items()
+        )
+
     def seq_len(self, step: int) -> int:
         """Return the tokens per sequence of a step."""
         return self.curriculum.at(step).seq_len

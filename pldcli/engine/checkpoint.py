@@ -72,6 +72,8 @@ class Position:
     """Whose update was left out, as a loss or a gradient was not finite, or a spike."""
     shifted_sequences: int = 0
     """Passed over after divergence: a step reads what so many sequences later would have been read."""
+    rollbacks: int = 0
+    """Times that the run went back to a checkpoint after divergence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +286,7 @@ def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
         try:
             verify(path)
         except CheckpointError as error:
-            complaints.append(str(error))
+            complaints.append(f"{error.where}: {error.what}; skipped")
             continue
         return path, complaints
     return None, complaints

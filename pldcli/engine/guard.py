@@ -39,6 +39,7 @@ class Guard:
         self.sigmas = sigmas
         self._seen = {name: torch.zeros(_REMEMBERED, device=device) for name in ("loss", "grad_norm")}
         self._counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("remembered", "in_a_row", "first_step")}
+        self._overflows = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("is_row", "first_step", "last_step")}
         self._since = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("steps", "longest", "first_step")}
 
     def judge(self, step: int, loss: Tensor, grad_norm: Tensor | None) -> Tensor:
@@ -63,6 +64,17 @@ class Guard:
         since["steps"] = since["steps"] + is_bad
         return is_bad
 
+    def watch_overflow(self, step: int, grad_norm: Tensor) -> None:
+        """Remember which steps overflowed last under loss scaling, without a step between them that did not; `grad_norm` is 0-d."""
+        seen, is_bad = self._overflows, ~grad_norm.detach().isfinite()
+        seen["first_step"] = torch.where(is_bad & (seen["is_row"] == 0), step, seen["first_step"])
+        seen["last_step"] = torch.where(is_bad, step, seen["last_step"])
+        seen["is_row"] = is_bad.long()
+
+    def last_overflows(self) -> tuple[int, int]:
+        """Return the first and the last of the steps in a row that overflowed last; waits for the device."""
+        return int(self._overflows["first_step"]), int(self._overflows["last_step"])
+
     def take_skipped(self) -> Skipped:
         """Read what was left out since this was called last; waits for the device."""
         skipped = Skipped(*(int(self._since[name]) for name in ("steps", "longest", "first_step")))
@@ -81,6 +93,10 @@ class Guard:
             for name, tensor in group.items():
                 if (one := saved.get(f"guard/{name}")) is not None:
                     group[name] = one.to(tensor.device, tensor.dtype).clone()
+
+    def begin_row(self) -> None:
+        """Begin to count steps in a row anew, since those that follow read other sequences."""
+        self._counts["in_a_row"] = torch.zeros_like(self._counts["in_a_row"])
 
     def _is_spike(self, values: Mapping[str, Tensor], is_finite: Tensor, sigmas: float) -> Tensor:
         """Compare with the steps remembered, once there are enough, and remember what is no spike."""

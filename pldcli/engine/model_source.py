@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +30,9 @@ def open_model(target: Path, *, data: Path | None = None, allow_bin: bool = Fals
         CheckpointError: There is none, it is damaged, or it does not fit.
         DataError: What lies where the run's data was has another tokenizer.
     """
-    source = _weights_of(target)
+    source, damaged = _weights_of(target)
     if (source / "state.json").is_file():
-        return _from_checkpoint(source, data or recorded_data(source, same="tokenizer"))
+        return replace(_from_checkpoint(source, data or recorded_data(source, same="tokenizer")), notes=damaged)
     return load_pretrained(source, allow_bin=allow_bin)
 
 
@@ -124,21 +125,26 @@ def short_name(target: Path) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
-def _weights_of(target: Path) -> Path:
-    """Find the directory that holds the weights: a run's finished model, else its newest checkpoint."""
+def _weights_of(target: Path) -> tuple[Path, tuple[str, ...]]:
+    """Find the directory that holds the weights: a run's finished model, else its newest checkpoint that verifies.
+
+    Returns:
+        It, and a line on each newer checkpoint, which does not verify.
+    """
     if not target.is_dir():
         raise CheckpointError("no such run or model directory", where=str(target), hint="`pld runs` lists the runs here")
     run = RunDirectory(target)
     if (target / "state.json").is_file() or (target / "config.json").is_file():
-        return target
+        return target, ()
     if (run.model / "config.json").is_file():
-        return run.model
+        return run.model, ()
     if not run.config.is_file():
-        return target
-    newest, _ = checkpoint.newest_valid(run.checkpoints)
+        return target, ()
+    newest, damaged = checkpoint.newest_valid(run.checkpoints)
     if newest is None:
-        raise CheckpointError("this run has no model and no complete checkpoint yet", where=str(target), hint="train it further")
-    return newest
+        of_each = f" ({', '.join(damaged)})" if damaged else ""
+        raise CheckpointError(f"this run has no model and no complete checkpoint yet{of_each}", where=str(target), hint="train it further")
+    return newest, tuple(damaged)
 
 
 def _from_checkpoint(path: Path, data: Path) -> Pretrained:

@@ -54,6 +54,10 @@ class Batches(Protocol):
         """Count the sequences of a step, over all processes."""
         ...
 
+    def sequences(self, first: int, stop: int) -> str:
+        """Name the sequences that steps first..stop-1 read, over all processes, in words."""
+        ...
+
 
 BatchesT = TypeVar("BatchesT", bound=Batches)
 NumberT = TypeVar("NumberT", float, Tensor)
@@ -286,6 +290,8 @@ class Trainer(Generic[BatchesT]):
         loss_sums = self.runtime.sum(loss_sums.double())
         means = [_mean(total, count) for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]
         # Under loss scaling gradients overflow by design, and the scaler leaves the update out.
+        if self.scaler.is_enabled():
+            self.guard.watch_overflow(step, grad_norm)
         self._update(self.guard.judge(step, torch.stack(means).sum(), None if self.scaler.is_enabled() else grad_norm))
         # None, not zero: a block that no group runs in the next step then has no gradient, and the optimizer leaves it alone.
         self.optimizer.zero_grad(set_to_none=True)
@@ -393,16 +399,14 @@ class Trainer(Generic[BatchesT]):
     def _check_health(self, skipped: Skipped, step: int) -> None:
         """Raise DivergedError where too many steps were left out in a row, or at a loss scale so low that every update has been."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_LOSS_SCALE:
-            what, where = "gradients overflow at every loss scale", f"step {step}"
+            what, (first, last) = "gradients overflow at every loss scale", self.guard.last_overflows()
         elif skipped.longest >= self.most_skipped:
             first, last = skipped.first_step, skipped.first_step + skipped.longest - 1
-            sequences = sum(self.batches.num_sequences(one) for one in range(first))
-            number = sum(self.batches.num_sequences(one) for one in range(first, last + 1))
             what = "the loss or its gradient is not finite" + ("" if self.guard.sigmas is None else ", or far above those before")
-            steps = f"steps {first} to {last}" if last > first else f"step {first}"
-            where = f"{steps} (sequences {sequences} to {sequences + number - 1} of the run)"
         else:
             return
+        steps = f"steps {first} to {last}" if last > first else f"step {first}"
+        where = f"{steps} ({self.batches.sequences(first, last + 1)})"
         hint = "lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers"
         error = DivergedError(f"training diverged: {what}", where=where, hint=hint)
         error.last_step = skipped.first_step + skipped.longest - 1 if skipped.longest else step - 1

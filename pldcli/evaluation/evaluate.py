@@ -219,4 +219,6 @@ def _sequences(subject: Subject, stream: TokenStream) -> Iterator[Batch]:
 
 
 def _evaluated(subject: Subject, what: str, score: Score, notes: tuple[str, ...]) -> Evaluated[Score]:
-    return Evaluated(Path(subject.loaded.where), what, subject.precision.name, subject.loaded.seq_len, score, notes)
+    return Evaluated(
+        Path(subject.loaded.where), what, subject.precision.name, subject.loaded.seq_len, score, (*subject.loaded.notes, *notes)
+    )

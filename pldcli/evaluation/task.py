@@ -222,7 +222,7 @@ def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
 
 
 def _notes(subject: _Subject) -> tuple[str, ...]:
-    notes = [note for examples, _ in subject.rows.values() for note in examples.notes]
+    notes = [*subject.loaded.notes, *(note for examples, _ in subject.rows.values() for note in examples.notes)]
     cut = [
         f"{features.num_truncated:,} of {len(examples):,} in {name}"
         for name, (examples, features) in subject.rows.items()

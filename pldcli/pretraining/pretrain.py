@@ -145,7 +145,7 @@ def _pretrain(
             if runtime.is_on(config.runtime.compile):
                 trainer.warm_up(position.step)
             with display:
-                _train(recorder, stop, rollbacks=_MOST_ROLLBACKS if config.train.on_divergence == "rollback" else 0)
+                _train(recorder, stop, most_rollbacks=_MOST_ROLLBACKS if config.train.on_divergence == "rollback" else 0)
         return recorder.finish(command)
 
 
@@ -155,14 +155,14 @@ def _launch(config: Config) -> AbstractContextManager[Runtime]:
     return launch(settings.device, timeout_seconds=settings.timeout_seconds, reduce_dtype=reduce_dtype, sharding=settings.sharding)
 
 
-def _train(recorder: RunRecorder, stop: StopRequest, *, rollbacks: int) -> None:
-    """Train to the end; after divergence go back so often before it ends the run."""
-    for left in range(rollbacks, -1, -1):
+def _train(recorder: RunRecorder, stop: StopRequest, *, most_rollbacks: int) -> None:
+    """Train to the end; after divergence go back, so often in the whole run before it ends it."""
+    while True:
         try:
             recorder.train(stop)
             return
         except DivergedError as error:
-            if not left:
+            if recorder.position.rollbacks >= most_rollbacks:
                 raise
             recorder.roll_back(error)
 

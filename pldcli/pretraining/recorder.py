@@ -173,25 +173,31 @@ class RunRecorder:
         """
         self._finish_saving()
         self.runtime.wait_for_all()
-        path, _ = checkpoint.newest_valid(self.run.checkpoints)
+        path, complaints = checkpoint.newest_valid(self.run.checkpoints)
+        for complaint in complaints:
+            self.display.say(f"warning: {complaint}")
         if path is None:
             raise error
         saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum
         self.trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(path))
+        self.trainer.guard.begin_row()
         passed = sum(curriculum.at(step).num_sequences for step in range(saved.position.step, error.last_step + 1))
         self.position = replace(
             saved.position,
             shifted_sequences=self.position.shifted_sequences + passed,
+            rollbacks=self.position.rollbacks + 1,
             train_seconds=self.position.train_seconds,
             wall_seconds=self._wall_seconds(),
         )
         self._pass_over(self.position.shifted_sequences)
-        self.saved_step, self.last_logged = self.position.step, self.position
+        self.saved_step, self.last_logged = -1, self.position
         if self.log is not None:
             self.log.close()
             self.log = MetricsLog(self.run.path, from_step=self.position.step)
         self.display.say(f"warning: {error}; back to step {self.position.step:,}, passing over {passed:,} sequences")
         self.runtime.wait_for_all()
+        self._save()  # in the checkpoint's place: a run that is restarted before its next one passes over them too, and counts this
+        self._finish_saving()
 
     def record(self, seen: Observation) -> None:
         """Record what is due at an observation: log, validate, save.

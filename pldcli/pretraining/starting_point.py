@@ -55,7 +55,7 @@ def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume:
         return StartingPoint()
     rows = read_metrics(run.metrics)
     if resume != "auto":
-        return _from_named(run, config, data, Path(resume), rows)
+        return _from_named(run, config, data, Path(resume), rows, say)
     path, complaints = checkpoint.newest_valid(run.checkpoints)
     for complaint in complaints:
         say(f"warning: {complaint}")
@@ -87,10 +87,18 @@ def _from_snapshot(run: RunDirectory, snapshot: Snapshot, config: Config, data: 
     return StartingPoint(snapshot)
 
 
-def _from_named(run: RunDirectory, config: Config, data: str, path: Path, rows: list[dict[str, Any]]) -> StartingPoint:
+def _from_named(
+    run: RunDirectory, config: Config, data: str, path: Path, rows: list[dict[str, Any]], say: Callable[[str], None]
+) -> StartingPoint:
     """Start after the named checkpoint: one of this run, which is set back, or one of another run, which is continued here."""
     if (path / "checkpoints").is_dir():
-        path = checkpoint.newest_valid(path / "checkpoints")[0] or path
+        newest, complaints = checkpoint.newest_valid(path / "checkpoints")
+        for complaint in complaints:
+            say(f"warning: {complaint}")
+        if newest is None:
+            hint = "name another run or checkpoint with --resume"
+            raise CheckpointError("no checkpoint verifies", where=str(path / "checkpoints"), hint=hint)
+        path = newest
     if not path.is_dir():
         raise CheckpointError("no such checkpoint", where=str(path), hint="give auto, never, or a directory checkpoints/step-*")
     snapshot = checkpoint.read(path)

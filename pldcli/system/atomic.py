@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from pldcli.errors import OutputError
+from pldcli.system.machine import boot_id
 from pldcli.system.output_place import check_new
 
 __all__ = [
@@ -270,7 +271,7 @@ def _machine() -> str:
     """Name where a process number means a process: this machine since it was started, and this container on it."""
     parts = [platform.node()]
     with suppress(OSError):  # no Linux: the name of the machine has to do
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), str(Path("/proc/self/ns/pid").readlink())]
+        parts += [boot_id(), str(Path("/proc/self/ns/pid").readlink())]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
 
 

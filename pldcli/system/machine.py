@@ -7,12 +7,22 @@ import time
 from functools import cache
 from pathlib import Path
 
-__all__ = ["memory_counters", "processor_fields", "processor_flags", "share_cores"]
+__all__ = ["boot_id", "memory_counters", "processor_fields", "processor_flags", "share_cores"]
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CPUINFO = Path("/proc/cpuinfo")
 LOADAVG = Path("/proc/loadavg")
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _LOOKS, _BETWEEN_LOOKS_SECONDS = 3, 0.003
+
+
+def boot_id() -> str:
+    """Read what Linux names the time since the machine was started.
+
+    Raises:
+        OSError: This is no Linux.
+    """
+    return BOOT_ID.read_text(encoding="ascii").strip()
 
 
 @cache

@@ -116,6 +116,11 @@ class TaskBatches:
         """Count the rows of a step, over all processes."""
         return len(self._rows(step))
 
+    def sequences(self, first: int, stop: int) -> str:
+        """Name the rows that steps first..stop-1 read, over all processes, by their place in the order of the run."""
+        before, read = (sum(map(self.num_sequences, steps)) for steps in (range(first), range(first, stop)))
+        return f"sequences {before} to {before + read - 1} of the run"
+
     def step(self, step: int) -> list[list[TaskBatch]]:
         """Build the batches of a step: one gate group, per micro-step; every process has the same number of them."""
         rows = self._rows(step)

@@ -43,6 +43,23 @@ def test_list(pld: Callable[..., Outcome], trained: Path) -> None:
     ]
 
 
+def test_list_marks_what_is_damaged(pld: Callable[..., Outcome], copy: Path) -> None:
+    """One byte of the weights, a state that says nothing, one that is gone; the sound one is listed as ever."""
+    four, six, seven, eight = sorted((copy / "checkpoints").iterdir())
+    content = bytearray((six / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (six / "model.safetensors").write_bytes(content)
+    (seven / "state.json").write_text("{}")
+    (eight / "state.json").unlink()
+    done = pld("checkpoint", "list", copy)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [[str(path), path.name[-1]] for path in (four, six, seven, eight)]
+    assert [line.endswith(", damaged") for line in lines[1:5]] == [False, True, True, True]
+    assert lines[5] == f"{six}: damaged ({six / 'model.safetensors'}: is damaged: it differs from its checksum)"
+    assert lines[6].startswith(f"{seven}: damaged (") and lines[7].startswith(f"{eight}: damaged (") and len(lines) == 8
+
+
 def test_verify_names_each(pld: Callable[..., Outcome], copy: Path) -> None:
     done = pld("checkpoint", "verify", copy)
     assert done.code == 0 and done.out.count(": sound\n") == 4

@@ -76,6 +76,12 @@ def test_every_option(pld, calls, monkeypatch):
     assert found == [9, 1e-4, "cpu", 8, 1.0]
 
 
+def test_what_is_short_for_a_setting(pld, calls):
+    pld("pretrain", "--on-divergence", "rollback", "--device", "cpu")
+    [(_, (config,), _)] = calls
+    assert (config.train.on_divergence, config.runtime.device) == ("rollback", "cpu")
+
+
 def test_dry_run(pld, calls):
     pld("pretrain", "--dry-run", "model.vocab_size=1000", "--data", "elsewhere")
     [(name, (config,), given)] = calls
@@ -95,6 +101,7 @@ def test_a_preset_file_names_the_run(pld, calls):
         (["--preset", "bert-huge"], 2, "bert-huge"),
         (["train.totl_steps=3"], 2, "train.total_steps"),
         (["--device", "tpu"], 2, "runtime.device"),
+        (["--on-divergence", "ignore"], 2, "train.on_divergence"),
         (["--data", "nowhere"], 3, "nowhere"),
         (["--resme", "auto"], 2, "--resme"),
         (["train.total_steps"], 2, "train.total_steps"),

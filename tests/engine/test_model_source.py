@@ -83,6 +83,38 @@ def test_other_data_in_its_place_is_refused(pld: Pld, project: Path, is_old_reco
         open_model(Path("runs/a/checkpoints/step-00000001"))
 
 
+def test_a_damaged_checkpoint_of_a_run_without_a_model_is_named(project: Path, pld: Pld) -> None:
+    shutil.rmtree("runs/a/model")
+    shutil.copytree("runs/a/checkpoints/step-00000001", "runs/a/checkpoints/step-00000002")
+    weights = Path("runs/a/checkpoints/step-00000002/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    named = f"{weights}: is damaged: it differs from its checksum; skipped"
+    assert open_model(Path("runs/a")).notes == (named,)
+    shape = [change for change in TINY if not change.startswith("model.")]
+    for line in (
+        ["evaluate", "runs/a"],
+        ["export", "runs/a", "--out", "exported"],
+        [
+            "pretrain",
+            "--preset",
+            "bert-tiny-pld",
+            *shape,
+            "train.total_steps=1",
+            "--init-from",
+            "runs/a",
+            "--data",
+            "data",
+            "--out",
+            "runs/b",
+        ],
+    ):
+        done = pld(*line)
+        assert done.code == 0 and done.err.count(f"note: {named}\n") == 1, (line, done.err)
+    Path("runs/a/checkpoints/step-00000001/state.json").unlink()
+    done = pld("evaluate", "runs/a")
+    assert done.code == 4 and named in done.err and "runs/a/checkpoints/step-00000001/state.json: " in done.err
+
+
 def test_a_damaged_tokenizer_of_a_checkpoints_data_is_noticed(project: Path) -> None:
     """Its vocabulary alone would still be the same."""
     text = Path("data/tokenizer.json").read_text(encoding="utf-8")

@@ -1,6 +1,9 @@
+import errno
 import fcntl
 import json
 import os
+import platform
+import re
 import shlex
 import threading
 import time
@@ -10,7 +13,8 @@ import pytest
 from pldcli import presets
 from pldcli.engine.run_directory import RunDirectory, list_runs, summarise
 from pldcli.errors import OutputError
-from tests.conftest import tiny_config, wait_for
+from pldcli.system.machine import boot_id
+from tests.conftest import TINY, tiny_config, wait_for
 
 
 def make(place, *, rows=(), checkpoints=(), model=False, card=False):
@@ -119,10 +123,45 @@ with RunDirectory(Path({str(tmp_path)!r})).lock():
     time.sleep(60)
 """
     process = processes.python(code)
-    wait_for(lambda: run.is_locked)
+    wait_for(lambda: run.is_locked and (tmp_path / ".lock").read_text() != "")
+    named = rf"another process is training here \(process {process.number} on {re.escape(platform.node())}, boot {boot_id()}\); wait for it"
+    with pytest.raises(OutputError, match=named), run.lock():
+        pytest.fail("held twice")
     os.kill(process.number, 9)
     process.wait()
     assert not run.is_locked
+    with run.lock():
+        assert json.loads((tmp_path / ".lock").read_text()) == {"host": platform.node(), "boot_id": boot_id(), "process": os.getpid()}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "h"}', "[" * 10**5])
+def test_a_lock_that_does_not_say_whose_it_is(tmp_path, text):
+    with (tmp_path / ".lock").open("w") as other:
+        other.write(text)
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match=r"another process is training here; wait for it"), RunDirectory(tmp_path).lock():
+            pytest.fail("held twice")
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, pld, prepared):
+    def flock(file, kind):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    done = pld("pretrain", "--preset", "bert-tiny-pld", *TINY, "--data", prepared, "--out", tmp_path / "run")
+    assert done.code == 7 and done.err.count("\n") == 1
+    assert f"{tmp_path / 'run'}: its file system cannot lock it (operation not supported): a second process" in done.err
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
+    def write(descriptor, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunDirectory(tmp_path)
+    monkeypatch.setattr(os, "write", write)
+    with run.lock():
+        assert run.is_locked
 
 
 def test_setting_aside(tmp_path):

@@ -488,6 +488,37 @@ def test_a_resumed_run_judges_alike(monkeypatch, tmp_path):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(second.guard.state().values(), whole.guard.state().values(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("runtime.precision=bf16",),
+        ("pld.theta_bar=1.0", "train.micro_batch_size=2"),
+        ("optim.name=muon",),
+        ("optim.name=lamb",),
+        ("optim.name=stable-adamw",),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_has_the_same_bits(tmp_path, changes):
+    """Weights, the optimizer's state and losses, dropout on, from a checkpoint on the disk in the middle of a run."""
+    changes = (*DROPPING, "model.dropout=0.1", *changes)
+    whole = tiny_trainer(*changes)
+    expected = [one.losses for one in train(whole)]
+    first = tiny_trainer(*changes)
+    middle = train(first, until=5)[-1].position
+    held = module.checkpoint.hold(
+        middle, tiny_config(*changes), first.model, first.optimizer,
+        scaler=first.scaler.state_dict(), guard=first.guard.state(), data_fingerprint="", tokenizer_fingerprint="",
+    )  # fmt: skip
+    saved = module.checkpoint.read(module.checkpoint.write(tmp_path, held, keep=1))
+    second = tiny_trainer(*changes)
+    second.restore(saved.weights, saved.optimizer, saved.scaler, where="")
+    assert [one.losses for one in train(second, position=saved.position)] == expected[5:] and len(expected) == 12
+    assert same(weights(second), weights(whole))
+    states = [module.checkpoint.optimizer_tensors(one.model, one.optimizer) for one in (second, whole)]
+    assert same(*states) and states[0]
+
+
 def test_a_stop_does_not_hide_divergence():
     """The caller would save a ruined state."""
     trainer, stop = tiny_trainer(), StopRequest()
@@ -538,5 +569,35 @@ def test_fp16_that_overflows_at_every_loss_scale_has_diverged():
         return sums
 
     trainer.forward_backward = overflow
-    with pytest.raises(DivergedError, match="overflow at every loss scale"):
+    named = r"^steps 0 to 2\d \(sequences 0 to \d+ of the run\): training diverged: gradients overflow at every loss scale"
+    with pytest.raises(DivergedError, match=named):
         train(trainer)
+
+
+def test_only_the_last_row_of_overflows_is_named():
+    """From step 3 to 5, as the scale is looked at after each step."""
+    trainer = tiny_trainer("runtime.precision=fp16", *LONG)
+    backward, calls = trainer.forward_backward, itertools.count()
+
+    def overflow(*arguments):
+        sums = backward(*arguments)
+        if next(calls) in (1, 3, 4, 5):
+            trainer.model.mlm_head.bias.grad.fill_(math.inf)
+        return sums
+
+    trainer.forward_backward = overflow
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**-7})
+    with pytest.raises(
+        DivergedError, match=r"^steps 3 to 5 \(sequences 24 to 47 of the run\): training diverged: gradients overflow"
+    ) as caught:
+        train(trainer)
+    assert caught.value.last_step == 5
+
+
+def test_sequences_are_named_as_they_are_read():
+    """Those passed over count; where lengths differ, each has its own order."""
+    trainer = tiny_trainer("train.total_steps=12", "data.length_stages=[{until: 0.25, seq_len: 8}, {until: 0.5, seq_len: 16}]")
+    batches = replace(trainer.batches, shift=100)
+    assert batches.sequences(1, 2) == "sequences 132 to 163 of 8 tokens"
+    assert batches.sequences(2, 5) == "sequences 164 to 195 of 8 tokens and sequences 100 to 131 of 16 tokens"
+    assert replace(tiny_trainer().batches, shift=100).sequences(2, 4) == "sequences 116 to 131 of the run"

@@ -36,7 +36,14 @@ TRAINING_NAMES = {
     "progress/tokens", "progress/train_seconds", "progress/wall_seconds", "progress/executed_flops",
 }  # fmt: skip
 PHASE_NAMES = {f"speed/{phase}_fraction" for phase in ("data_wait", "forward", "backward", "optimizer", "other")}
-OUR_NAMES = {"progress/skipped_steps", "progress/shifted_sequences", *PHASE_NAMES, "progress/sequences", "data/packing_efficiency"}
+OUR_NAMES = {
+    "progress/skipped_steps",
+    "progress/shifted_sequences",
+    "progress/rollbacks",
+    *PHASE_NAMES,
+    "progress/sequences",
+    "data/packing_efficiency",
+}
 SLOW = """
 import sys, time
 from pldcli import cli

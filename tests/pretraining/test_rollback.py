@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from pldcli.data.step_batches import StepBatches
 from pldcli.engine.checkpoint import list_checkpoints, read
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.trainer import Trainer
+from pldcli.errors import DivergedError, PldError
+from pldcli.pretraining.recorder import RunRecorder
+from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, Outcome
 
 RUN = (
@@ -31,7 +34,7 @@ def line(prepared: Path, out: Path, *more: str) -> list[str]:
     return ["pretrain", "--preset", "bert-tiny-pld", *RUN, "--data", str(prepared), "--out", str(out), *more]
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, sequences: range) -> list[int]:
+def poisoned(monkeypatch: pytest.MonkeyPatch, sequences: Container[int]) -> list[int]:
     """Let some sequences of the run's order give a loss that is not a number; return the first sequence of each batch that was built."""
     batch, forward_backward = StepBatches.batch, Trainer.forward_backward
     bad: list[torch.Tensor] = []
@@ -87,13 +90,86 @@ def test_a_resumed_run_still_passes_over_them(
     assert (out / "model" / "model.safetensors").read_bytes() == whole
 
 
+def test_a_run_that_is_restarted_after_a_rollback_passes_over_them(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run ends at once after it went back, before its next checkpoint."""
+    with monkeypatch.context() as patch:
+        poisoned(patch, [48, 72])
+        first = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback", "checkpoint.keep=1"))
+    assert first.code == 0
+    whole = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    train, calls = RunRecorder.train, []
+
+    def killed(self: RunRecorder, stop: StopRequest) -> None:
+        if calls:
+            raise PldError("killed")
+        calls.append(None)
+        train(self, stop)
+
+    with monkeypatch.context() as patch:
+        poisoned(patch, [48, 72])
+        patch.setattr(RunRecorder, "train", killed)
+        assert pld(*line(prepared, tmp_path / "killed", "--on-divergence", "rollback")).code == 1
+        saved = read(list_checkpoints(tmp_path / "killed" / "checkpoints")[-1]).position
+        assert (saved.step, saved.rollbacks, saved.shifted_sequences) == (4, 1, 24)
+        patch.setattr(RunRecorder, "train", train)
+        assert pld(*line(prepared, tmp_path / "killed", "--on-divergence", "rollback")).code == 0
+    assert (tmp_path / "killed" / "model" / "model.safetensors").read_bytes() == whole
+    assert read(list_checkpoints(tmp_path / "killed" / "checkpoints")[-1]).position.rollbacks == 2
+
+
+def test_a_second_divergence_names_what_was_read(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 24 sequences are passed over, step 6 reads 72 to 79."""
+    with monkeypatch.context() as patch:
+        poisoned(patch, [48, 72])
+        done = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback"))
+    assert done.code == 0
+    named = [text.partition("):")[0] for text in done.out.splitlines() if "training diverged" in text]
+    assert named == [f"warning: step 6 (sequences {first} to {first + 7} of the run" for first in (48, 72)]
+
+
+def test_steps_in_a_row_are_counted_anew(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 2 to 4 are three in a row; back at step 4, one more is the first of another row."""
+    with monkeypatch.context() as patch:
+        poisoned(patch, range(16, 48))
+        changes = ("train.total_steps=40", "train.max_skipped_steps=3", "train.on_divergence=rollback")
+        done = pld(*line(prepared, tmp_path / "run", *changes))
+    assert done.code == 0 and done.out.count("training diverged") == 1
+    assert "steps 2 to 4 (sequences 16 to 39 of the run)" in done.out
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, roll_back = tmp_path / "run" / "checkpoints" / "step-00000008" / "model.safetensors", RunRecorder.roll_back
+
+    def damaged(self: RunRecorder, error: DivergedError) -> None:
+        weights.write_bytes(weights.read_bytes()[:-1])
+        roll_back(self, error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "roll_back", damaged)
+        poisoned(patch, range(80, 88))
+        done = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback"))
+    assert done.code == 0, done.err
+    assert f"warning: {weights}: is damaged: it differs from its checksum; skipped\n" in done.out
+    assert "; back to step 4, passing over 56 sequences" in done.out
+
+
 def test_three_times_at_most_and_not_without_a_checkpoint(
     pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         poisoned(patch, range(48, 10**6))
         done = pld(*line(prepared, tmp_path / "run", "train.on_divergence=rollback"))
+        again = pld(*line(prepared, tmp_path / "run", "--on-divergence", "rollback"))
     assert done.code == 6 and done.out.count("; back to step 4") == 3
+    assert again.code == 6 and "resuming after step 4" in again.out and "back to step" not in again.out, "restarts count"
     with monkeypatch.context() as patch:
         poisoned(patch, range(8, 16))
         done = pld(*line(prepared, tmp_path / "early", "train.on_divergence=rollback"))

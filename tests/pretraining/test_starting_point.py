@@ -158,6 +158,22 @@ def test_a_checkpoint_of_another_run_does_not_replace_a_run(pld: Pld, prepared: 
     assert (slimmed / "metrics.jsonl.1").read_bytes() == metrics
 
 
+def test_a_damaged_checkpoint_of_another_run_is_named(pld: Pld, prepared: Path, finished: Path, tmp_path: Path) -> None:
+    """It is continued from the one before; where none verifies, that is said."""
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    *older, last = list_checkpoints(other / "checkpoints")
+    (last / "state.json").write_text("{}")
+    outcome = pld(*arguments(prepared, tmp_path / "run", "--resume", other))
+    assert outcome.code == 0, outcome.err
+    assert f"warning: {last / 'state.json'}: is damaged: it differs from its checksum; skipped\n" in outcome.out
+    assert f"resuming after step {int(older[-1].name[5:])}\n" in outcome.out
+    for path in older:
+        (path / "state.json").write_text("{}")
+    outcome = pld(*arguments(prepared, tmp_path / "second", "--resume", other))
+    assert refused(outcome, f"{other / 'checkpoints'}: no checkpoint verifies; name another run")
+    assert outcome.out.count("; skipped\n") == len(older) + 1
+
+
 def test_a_finished_run_needs_the_model_it_began_with_no_more(pld: Pld, prepared: Path, tmp_path: Path) -> None:
     source, out = save_source(tmp_path / "source", prepared, "pre"), tmp_path / "run"
     settings = [change for change in TINY if not change.startswith("model.")]
