@@ -6,8 +6,8 @@ Laid end to end, the rows of a split's shards are one stream of tokens, from whi
 
 What is verified when: opening compares the manifest with its own checksum, the tokenizer's files with theirs, and the names, sizes and
 footers of all shards. Shards are hashed, and their tokens compared with the vocabulary, when their split is first read, so that an
-evaluation reads the validation split alone; of
-several processes each hashes its share of the shards, so that a job reads them once. `verify_prepared` hashes everything.
+evaluation reads the validation split alone; of several processes each reads its share of the shards, so that a job reads them once.
+`verify_prepared` reads everything.
 """
 
 from __future__ import annotations
