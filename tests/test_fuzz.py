@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
+import lzma
 import os
 import random
 import shutil
@@ -18,11 +20,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
 
 from pldcli import presets
+from pldcli.comparison.metrics_table import read_table, table_bytes
+from pldcli.comparison.read import _finetuned
+from pldcli.comparison.runs import SPENT, Run
 from pldcli.corpus.reader import Reader
 from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import verify_prepared
@@ -39,6 +47,7 @@ from pldcli.tokenization.tokenizer import load_tokenizer
 from tests.conftest import tiny_config, tiny_trainer
 from tests.corpus import test_wikipedia as wikipedia
 from tests.finetuning.conftest import save_tiny, words_tokenizer
+from tests.test_checkpoint_parts import held
 
 __all__ = ["words_tokenizer"]
 
@@ -134,11 +143,39 @@ def test_tasks(tmp_path: Path, name: str) -> None:
     fuzz(path, lambda: load_own(path))
 
 
-def test_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), path)
-    load_own(path)
-    fuzz(path, lambda: load_own(path))
+def write_table(path: Path) -> Path:
+    table = pa.Table.from_pylist(ROWS)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with (pa.ipc.new_stream if "stream" in path.name else pa.ipc.new_file)(str(path), table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+def read_corpus(path: Path) -> None:
+    sources, _ = find_sources([path])
+    for source in sources:
+        for strict in (False, True):
+            list(Reader(source, strict=strict, skip_bad=not strict).pieces())
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "stream.arrow"])
+def test_tables(tmp_path: Path, name: str) -> None:
+    """What ends the process here is a bug too: tests/system/test_arrow.py says with which bit."""
+    path = write_table(tmp_path / name)
+    for read in (load_own, read_corpus):
+        read(path)
+        fuzz(path, lambda read=read: read(path))
+
+
+def test_data_sets_that_were_saved(tmp_path: Path) -> None:
+    write_table(tmp_path / "stream.arrow")
+    features = {"label": {"_type": "ClassLabel", "names": ["bad", "good"]}, "text": {"_type": "Value", "dtype": "string"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"features": features}), encoding="utf-8")
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "stream.arrow"}], "_split": "train"}), encoding="utf-8")
+    load_own(tmp_path)
+    fuzz(tmp_path / "state.json", lambda: load_own(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +185,12 @@ def test_parquet(tmp_path: Path) -> None:
         ("a.jsonl", bytes),
         ("a.txt.gz", gzip.compress),
         ("a.jsonl.gz", gzip.compress),
+        ("a.txt.bz2", bz2.compress),
+        ("a.txt.xz", lzma.compress),
+        ("a.jsonl.zst", lambda content: pa.compress(content, "zstd", asbytes=True)),
+        ("utf16.txt", lambda content: content.decode().encode("utf-16")),
+        ("a.csv", bytes),
+        ("a.tsv", bytes),
         ("a.xml", bytes),
         ("a.xml.bz2", bz2.compress),
     ],
@@ -159,16 +202,10 @@ def test_corpora(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> N
         text = wikipedia.ALL
     else:
         text = "\n".join(map(json.dumps, ROWS)) if "jsonl" in name else "\n\n".join(str(row["text"]) for row in ROWS)
+        text = TASKS[f"rows{path.suffix}"].decode() if path.suffix in (".csv", ".tsv") else text
     path.write_bytes(pack(text.encode()))
-
-    def read() -> None:
-        sources, _ = find_sources([path])
-        for source in sources:
-            for strict in (False, True):
-                list(Reader(source, strict=strict).pieces())
-
-    read()
-    fuzz(path, read)
+    read_corpus(path)
+    fuzz(path, lambda: read_corpus(path))
 
 
 def test_tokenizers(tmp_path: Path, prepared: Path) -> None:
@@ -181,6 +218,40 @@ def test_tokenizers(tmp_path: Path, prepared: Path) -> None:
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##ab", "##c"]), encoding="utf-8")
     load_tokenizer(path)
     fuzz(path, lambda: load_tokenizer(path))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_tokenizers_in_two_files(tmp_path: Path, name: str) -> None:
+    """As RoBERTa has them."""
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet()), "th", "the", "\u0120the"]
+    (tmp_path / "vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n\u0120 the\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer", "mask_token": "<mask>"}', encoding="utf-8")
+    load_tokenizer(tmp_path)
+    fuzz(tmp_path / name, lambda: load_tokenizer(tmp_path))
+
+
+def test_shards_of_prepared_data_that_were_sealed_again(tmp_path: Path, prepared: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    [shard] = data.glob("validation-*.arrow")
+    facts = manifest["shards"][shard.name]
+
+    def seal(content: bytes) -> bytes:
+        facts.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        (data / "manifest.json").write_text(json.dumps(sealed(manifest)), encoding="utf-8")
+        return content
+
+    def read() -> None:
+        stream = verify_prepared(data).stream("validation")
+        lengths = [len(document) for document in stream.documents()]
+        stream.take(np.arange(0, max(0, stream.num_tokens - 8), 7), 8)
+        assert sum(lengths) <= stream.num_tokens
+
+    seal(shard.read_bytes())
+    read()
+    fuzz(shard, read, seal=seal)
 
 
 def test_prepared_data_whose_manifest_was_sealed_again(tmp_path: Path, prepared: Path) -> None:
@@ -214,6 +285,15 @@ def test_checkpoints_that_were_sealed_again(tmp_path: Path, name: str, monkeypat
     fuzz(path / name, lambda: checkpoint.read(path))
 
 
+@pytest.mark.parametrize("name", ["model-00002-of-00003.safetensors", "optimizer-00001-of-00003.safetensors"])
+def test_parts_of_checkpoints(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (3, 2, 1):
+        path = checkpoint.write(tmp_path, held(number), keep=1)
+    monkeypatch.setattr(checkpoint, "verify", lambda path: None)
+    checkpoint.read(path)
+    fuzz(path / name, lambda: checkpoint.read(path))
+
+
 def test_checksums(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path)
     fuzz(path / "SHA256SUMS", lambda: checkpoint.verify(path))
@@ -224,6 +304,20 @@ def test_models(tmp_path: Path, words_tokenizer: Any, name: str) -> None:
     place = save_tiny(tmp_path / "tiny", words_tokenizer)
     load_pretrained(place)
     fuzz(place / name, lambda: load_pretrained(place))
+
+
+def test_models_in_several_files(tmp_path: Path, words_tokenizer: Any) -> None:
+    place = save_tiny(tmp_path / "tiny", words_tokenizer)
+    weights = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    files = {key: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, key in enumerate(weights)}
+    for file in set(files.values()):
+        save_file({key: weights[key] for key in weights if files[key] == file}, place / file, metadata={"format": "pt"})
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}), encoding="utf-8")
+    for path in (index, place / "model-00002-of-00002.safetensors"):
+        load_pretrained(place)
+        fuzz(path, lambda: load_pretrained(place))
 
 
 @pytest.mark.parametrize("rotary", [False, True])
@@ -274,3 +368,25 @@ def test_runs(tmp_path: Path) -> None:
             with suppress(PldError):
                 read()
         (run / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.csv.gz"])
+def test_tables_of_runs(tmp_path: Path, name: str) -> None:
+    path, pack = tmp_path / name, gzip.compress if name.endswith(".gz") else bytes
+    row = {"eval/mlm_loss": 2.0, "eval/frequency_loss": 3.0, "train/loss": 1.5} | dict.fromkeys(SPENT, 1)
+    found = Run(
+        path=str(tmp_path), name="a", source="a", config=tiny_config(), state="finished", starts=({"threads": 1},), unreadable_lines=0,
+        rows=tuple({"step": step, **row} for step in (1, 2, 3)), finetuned={"sst2": (0.5,)},
+    )  # fmt: skip
+    path.write_bytes(pack(gzip.decompress(table_bytes([found]))))
+    read_table(path)
+    fuzz(path, lambda: read_table(path))
+
+
+def test_results_of_fine_tuning(tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "finetuned" / "run" / "sst2" / "results.json"
+    path.parent.mkdir(parents=True)
+    groups = [{"score": {"values": [0.5, 0.25], "mean": 0.375}}, {"score": None}]
+    path.write_text(json.dumps({"task": "sst2", "start": str(run / "model"), "groups": groups, "cells": {}}), encoding="utf-8")
+    assert _finetuned(run, tmp_path / "finetuned") == {"sst2": (0.5, 0.25)}
+    fuzz(path, lambda: _finetuned(run, tmp_path / "finetuned"))

@@ -21,7 +21,7 @@ __all__ = ["inspect", "verify"]
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="A prepared directory.", show_default="data")] = Path("data"),
 ) -> None:
-    """Read every byte of prepared data and compare it with the checksums that were taken when it was made."""
+    """Read every byte of prepared data and compare it with its checksums, and the tokens with the vocabulary."""
     from pldcli.console.progress import Progress
     from pldcli.data.prepared import verify_prepared
 

@@ -104,6 +104,8 @@ def _print_json(schedules: list[NamedSchedule], points: int) -> None:
 
 def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
     """Print one row per step, a column per block; the columns of blocks that a schedule does not have are empty."""
+    from pldcli.console.section import csv_cell
+
     # Row by row to stdout itself: a pipe that closes early ends the command at once.
     deepest = max(named.schedule.num_blocks for named in schedules)
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -111,7 +113,7 @@ def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
     for named in schedules:
         for row in _rows(named, points):
             missing = [""] * (deepest - named.schedule.num_blocks)
-            writer.writerow([named.name, row["step"], row["theta"], row["expected_kept_blocks"], *row["keep_probs"], *missing])
+            writer.writerow([csv_cell(named.name), row["step"], row["theta"], row["expected_kept_blocks"], *row["keep_probs"], *missing])
 
 
 def _print_table(schedules: list[NamedSchedule], points: int) -> None:

@@ -17,6 +17,7 @@ from pldcli.config import flatten
 from pldcli.console.section import csv_text
 from pldcli.engine.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.errors import DataError, PldError
+from pldcli.system.unpacking import open_gzip
 
 __all__ = ["FILE", "read_table", "table_bytes"]
 
@@ -52,7 +53,7 @@ def read_table(path: Path) -> dict[str, Run]:
         path: A CSV file, compressed if its name ends in .gz.
 
     Raises:
-        DataError: It is damaged, or no such table.
+        DataError: It is damaged, or no such table, or unpacks to far too much.
     """
     runs = {}
     for name, rows in _read_rows(path).items():
@@ -70,8 +71,8 @@ def read_table(path: Path) -> dict[str, Run]:
 def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the rows of each run; `about` stays in the first one."""
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+        with path.open("rb") as file:
+            text = (open_gzip(path, file) if path.suffix == ".gz" else file).read().decode()
         lines = csv.reader(io.StringIO(text), strict=True)
         columns = next(lines, [])
         needed = (*_NEEDED, validation_key(dict.fromkeys(columns)) or VALIDATION_LOSSES[0], *SPENT)

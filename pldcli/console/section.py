@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-__all__ = ["Section", "bullets", "csv_text", "html", "markdown", "markdown_table"]
+__all__ = ["Section", "bullets", "code_block", "csv_cell", "csv_text", "html", "markdown", "markdown_table", "markdown_text"]
+
+_MEANS_SOMETHING = re.compile(r"[\\|\[\]]|&(?=#?\w+;)")
+"""In Markdown, wherever it stands; `<` becomes an entity, since not every reader knows it behind a backslash."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +41,36 @@ def markdown(section: Section) -> str:
     """Write a section with a heading of the second level."""
     marks = [":--" if section.holds_words(column) else "--:" for column in range(len(section.headings))]
     table = markdown_table(section.headings, section.rows, marks=marks)
-    return "\n\n".join([f"## {section.title}", table, *(f"{note[0].upper()}{note[1:]}." for note in section.notes)])
+    notes = (markdown_text(f"{note[0].upper()}{note[1:]}.") for note in section.notes)
+    return "\n\n".join([f"## {markdown_text(section.title)}", table, *notes])
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, marks: Sequence[str] = ()) -> str:
     """Write a table; `marks` align its columns, `---` as the reader likes. Names that users gave stay one cell of plain text."""
     lines = [headings, marks or ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
 
 
-def _plain(cell: str) -> str:
-    return " ".join(cell.splitlines()).replace("|", "\\|").replace("<", "&lt;")
+def markdown_text(text: str) -> str:
+    """Write text so that it ends no line or cell, and makes no tag, link or picture; a word in backquotes stays code.
+
+    Every text that a user's names, labels, files or settings are part of goes through this on its way into Markdown.
+    """
+    return _MEANS_SOMETHING.sub(r"\\\g<0>", " ".join(text.splitlines())).replace("<", "&lt;")
 
 
-def _no_formula(value: Any) -> Any:
-    """Source: OWASP, "CSV Injection"."""
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+def code_block(text: str, language: str = "") -> str:
+    """Write lines between fences that none of them ends."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def csv_cell(value: Any) -> Any:
+    """Return what a spreadsheet does not take for a formula: texts that it would begin with an apostrophe.
+
+    Source: OWASP, "CSV Injection".
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return value
     try:
         float(value)
@@ -62,8 +80,8 @@ def _no_formula(value: Any) -> Any:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Write a Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
+    """Write a Markdown list of plain text."""
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
 def html(section: Section) -> str:
@@ -87,7 +105,8 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
         columns: In this order; by default all that there are, as they first appear.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(dict.fromkeys(column for row in rows for column in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({column: _no_formula(value) for column, value in row.items()} for row in rows)
+    names = columns or list(dict.fromkeys(column for row in rows for column in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writerow({name: csv_cell(name) for name in names})
+    writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)
     return text.getvalue()

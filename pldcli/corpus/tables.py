@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from pldcli.corpus.addresses import Location
 from pldcli.errors import DataError
+from pldcli.system.arrow import DAMAGE, record_batches
 
 __all__ = ["columnar_texts", "csv_texts", "row_group_starts"]
 
@@ -62,21 +63,21 @@ def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[
         for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
             for number, value in enumerate(batch.column(0).to_pylist(), start + 1):
                 yield f"{path}, row {number}", value
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, not of what the file holds
         raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
 
 
 def row_group_starts(path: Location) -> list[int]:
-    """Return the byte at which each row group of a Parquet file begins; none where it cannot be read, or where they do not follow."""
+    """Return about where each row group of a Parquet file begins, in bytes; none where it cannot be read, or one of them is empty."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(_file_of(path)) as file:
-            starts = _starts(file.metadata)
-    except (pa.ArrowException, OSError):
+            starts = _starts(file.metadata, _num_bytes(path))
+    except (pa.ArrowException, OSError, *DAMAGE):
         return []  # reading it will say why
     return starts if all(one < other for one, other in pairwise(starts)) else []
 
@@ -86,17 +87,17 @@ def _file_of(path: Location) -> Any:
     return path if isinstance(path, Path) else path.open()
 
 
-def _starts(metadata: Any) -> list[int]:
-    return [_start_of_group(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
+def _num_bytes(path: Location) -> int:
+    return path.stat().st_size if isinstance(path, Path) else path.num_bytes or 0
 
 
-def _start_of_group(group: Any) -> int:
-    return min(_start(group.column(number)) for number in range(group.num_columns))
+def _starts(metadata: Any, num_bytes: int) -> list[int]:
+    """Return where row groups would begin if all were packed alike.
 
-
-def _start(column: Any) -> int:
-    """Return where a column of a row group begins: at its dictionary, where it has one."""
-    return int(min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset))
+    Where they do begin, their columns say; but pyarrow ends the process over the metadata of a column that is damaged.
+    """
+    sizes = [max(0, metadata.row_group(number).total_byte_size) for number in range(metadata.num_row_groups)]
+    return [num_bytes * before // max(1, sum(sizes)) for before in accumulate([0, *sizes[:-1]])] if sizes else []
 
 
 def _parquet_batches(path: Location, field: str, span: tuple[int, int]) -> Iterator[tuple[int, Any]]:
@@ -105,31 +106,23 @@ def _parquet_batches(path: Location, field: str, span: tuple[int, int]) -> Itera
 
     with pq.ParquetFile(_file_of(path)) as file:
         _place(file.schema_arrow.names, field, path)
-        group, numbers = file.metadata.row_group, range(file.metadata.num_row_groups)
-        first, end = (bisect_left(numbers, edge, key=lambda number: _start_of_group(group(number))) for edge in span)
-        before = sum(group(number).num_rows for number in range(first))
-        for batch in file.iter_batches(_ROWS, columns=[field], row_groups=numbers[first:end]):
+        first, end = (bisect_left(_starts(file.metadata, _num_bytes(path)), edge) for edge in span)
+        before = sum(file.metadata.row_group(number).num_rows for number in range(first))
+        for batch in file.iter_batches(_ROWS, columns=[field], row_groups=range(first, end)):
             yield before, batch
             before += batch.num_rows
 
 
 def _arrow_batches(path: Location, field: str) -> Iterator[tuple[int, Any]]:
-    """Read a file with a footer, or a stream as `datasets` writes it; yield rows together with the number of those before them."""
+    """Read either format; yield rows together with the number of those before them."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open()) as source:
-        try:
-            file = pa.ipc.open_file(source)
-            batches = (file.get_batch(number) for number in range(file.num_record_batches))
-        except pa.ArrowInvalid:
-            source.seek(0)
-            file = pa.ipc.open_stream(source)
-            batches = iter(file)
-        _place(file.schema.names, field, path)
+        _, batches = record_batches(source, str(path), lambda names: [_place(names, field, path)])
         before = 0
         for batch in batches:
             for start in range(0, batch.num_rows, _ROWS):
-                yield before + start, batch.select([field]).slice(start, _ROWS)
+                yield before + start, batch.slice(start, _ROWS)
             before += batch.num_rows
 
 

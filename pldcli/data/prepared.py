@@ -5,14 +5,16 @@
 Laid end to end, the rows of a split's shards are one stream of tokens, from which spans of any length are cut.
 
 What is verified when: opening compares the manifest with its own checksum, the tokenizer's files with theirs, and the names, sizes and
-footers of all shards. Shards are hashed when their split is first read, so that an evaluation reads the validation split alone; of
-several processes each hashes its share of the shards, so that a job reads them once. `verify_prepared` hashes everything.
+footers of all shards. Shards are hashed, and their tokens compared with the vocabulary, when their split is first read, so that an
+evaluation reads the validation split alone; of several processes each reads its share of the shards, so that a job reads them once.
+`verify_prepared` reads everything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pldcli import __version__
-from pldcli.data.shards import PREPARE_AGAIN, open_shard, segments
+from pldcli.data.shards import PREPARE_AGAIN, check_tokens, open_shard, segments
 from pldcli.data.stream import TokenStream, weighted
 from pldcli.errors import DataError
 from pldcli.system.json_text import from_json
@@ -30,6 +32,7 @@ from pldcli.system.workers import available_cores
 from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = [
+    "LARGEST_WEIGHT",
     "PreparedData",
     "Split",
     "data_fingerprint",
@@ -45,6 +48,8 @@ Split = Literal["train", "validation"]
 
 _MANIFEST = "manifest.json"
 _VERSION = 1
+_SHARD = re.compile(r"(train|validation)-\d{5,}\.arrow")
+LARGEST_WEIGHT = 1000.0
 HASHED_FOR_A_SAMPLE = 1 << 30
 
 
@@ -95,12 +100,14 @@ class PreparedData:
         return float(self.manifest["shards"][name].get("weight", 1.0))
 
     def check_shard(self, name: str) -> None:
-        """Hash a shard.
+        """Hash a shard, and look at its tokens, which are in memory then.
 
         Raises:
-            DataError: It is damaged.
+            DataError: It is damaged, or holds other tokens than the manifest and the vocabulary say.
         """
-        check_file(self.path / name, str(self.manifest["shards"][name]["sha256"]), error=DataError, hint=PREPARE_AGAIN)
+        shard = self.manifest["shards"][name]
+        check_file(self.path / name, str(shard["sha256"]), error=DataError, hint=PREPARE_AGAIN)
+        check_tokens(self.path / name, vocab_size=self.vocab_size, num_tokens=int(shard["tokens"]))
 
     def sampled(self, split: Split) -> PreparedData:
         """Return the same data for reading a small sample of a split: one of more than a gigabyte is not hashed for that."""
@@ -125,16 +132,18 @@ def open_prepared(path: Path, *, verify: bool = True, share: tuple[int, int] = (
     manifest = read_manifest(path)
     try:
         tokenizer = manifest["tokenizer"]
-        ids = tokenizer["special_tokens"]
         _check_tokenizer(path, tokenizer)
+        _check_facts(manifest)
         for name, shard in manifest["shards"].items():
-            _check_size(path / Path(name).name, int(shard["bytes"]))
-            str(shard["sha256"]), float(shard.get("weight", 1.0))  # there, for whoever reads the shard
+            if not (_SHARD.fullmatch(name) and 0 < float(shard.get("weight", 1.0)) <= LARGEST_WEIGHT):
+                raise _incomplete(path)
+            _check_size(path / name, int(shard["bytes"]))
+            str(shard["sha256"]), int(shard["tokens"])  # there, for whoever reads the shard
         return PreparedData(
             path=path,
             manifest=manifest,
             vocab_size=int(tokenizer["vocab_size"]),
-            special=SpecialTokens(**{**ids, "other_ids": tuple(ids["other_ids"])}),
+            special=_special_tokens(tokenizer),
             fingerprint=str(tokenizer["fingerprint"]),
             data_fingerprint=data_fingerprint(manifest),
             verify=verify,
@@ -283,6 +292,34 @@ def unknown_shares(counts: dict[str, dict[str, int]]) -> dict[str, float]:
 
 def _incomplete(path: Path) -> DataError:
     return DataError("is damaged: entries are missing or wrong", where=str(path / _MANIFEST), hint=PREPARE_AGAIN)
+
+
+def _check_facts(manifest: dict[str, Any]) -> None:
+    """Check the types of what says how the data were made, for whoever shows it.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: One is wrong.
+    """
+    sources, repeated = manifest.get("sources", []), manifest.get("repeated_lines", [])
+    counts = manifest.get("counts", {}).values()
+    texts = [*(source["name"] for source in sources), *(one["line"] for one in repeated)]
+    numbers = [*(source.get("weight", 1.0) for source in sources), *(one["documents"] for one in repeated)]
+    numbers += [
+        *manifest.get("skipped", {}).values(),
+        manifest.get("replaced_bytes", 0),
+        *(number for one in counts for number in one.values()),
+    ]
+    numbers += [one[name] for one in counts for name in ("documents", "tokens", "unknown")]
+    if not (all(isinstance(text, str) for text in texts) and all(isinstance(number, int | float) for number in numbers)):
+        raise TypeError("a fact is of another type")
+
+
+def _special_tokens(described: dict[str, Any]) -> SpecialTokens:
+    ids = described["special_tokens"]
+    special = SpecialTokens(**{**ids, "other_ids": tuple(ids["other_ids"])})
+    if any(type(one) is not int or not 0 <= one < described["vocab_size"] for one in special.ids):
+        raise ValueError("ids of special tokens are those of the vocabulary")
+    return special
 
 
 def _check_tokenizer(directory: Path, described: dict[str, Any]) -> None:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pldcli.data.stream import Segment
+from pldcli.data.stream import PREPARE_AGAIN, Segment, check_ends
 from pldcli.errors import DataError
+from pldcli.system.arrow import DAMAGE
 from pldcli.system.seal import file_sha256
 
-__all__ = ["PREPARE_AGAIN", "ShardWriter", "open_shard", "segments"]
-
-PREPARE_AGAIN = "make it again with `pld prepare-data`"
+__all__ = ["PREPARE_AGAIN", "ShardWriter", "check_tokens", "open_shard", "segments"]
 
 _COLUMN = "input_ids"
+_TYPES = ("uint16", "uint32")
 _BATCH_BYTES = 16 << 20
 _SHARD_BYTES = 512 << 20
 _ROW_TOKENS = 1 << 24
@@ -169,7 +169,7 @@ def open_shard(path: Path) -> Any:
 
     try:
         return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, *DAMAGE) as error:
         raise _damaged(path) from error
 
 
@@ -185,9 +185,35 @@ def segments(path: Path) -> Iterator[Segment]:
     try:
         for index in range(reader.num_record_batches):
             rows = reader.get_batch(index).column(_COLUMN)
-            yield _view(rows.values), _view(rows.offsets)[1:]
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            values, offsets = _view(rows.values), _view(rows.offsets)
+            # No more is looked at here: all of them would have to be read from the disk.
+            if str(rows.type.value_type) not in _TYPES or offsets[0] != 0 or offsets[-1] != len(values):
+                raise _damaged(path)
+            yield values, offsets[1:]
+    except (OSError, AttributeError, pa.ArrowException, *DAMAGE) as error:
         raise _damaged(path) from error
+
+
+def check_tokens(path: Path, *, vocab_size: int, num_tokens: int) -> None:
+    """Look at every token id and every end of a document in a shard.
+
+    Args:
+        path: The shard.
+        vocab_size: What ids are below.
+        num_tokens: How many there are.
+
+    Raises:
+        DataError: It is damaged, or holds something else.
+    """
+    found = 0
+    for values, ends in segments(path):
+        check_ends(values, ends, where=str(path))
+        found += len(values)
+        if (largest := int(values.max(initial=0))) >= vocab_size:
+            what = f"holds the token id {largest:,}, and the vocabulary has {vocab_size:,} entries"
+            raise DataError(what, where=str(path), hint=PREPARE_AGAIN)
+    if found != num_tokens:
+        raise DataError(f"holds {found:,} tokens instead of {num_tokens:,}", where=str(path), hint=PREPARE_AGAIN)
 
 
 def _view(array: Any) -> npt.NDArray[Any]:

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Int64s", "Segment", "TokenStream", "document_pieces", "ranges", "weighted"]
+from pldcli.errors import DataError
+
+__all__ = ["PREPARE_AGAIN", "Int64s", "Segment", "TokenStream", "check_ends", "document_pieces", "ranges", "weighted"]
+
+PREPARE_AGAIN = "make it again with `pld prepare-data`"
 
 Int64s = npt.NDArray[np.int64]
 
@@ -113,8 +117,25 @@ def weighted(segments: Iterable[Segment], weight: float, *, end_id: int) -> Iter
             yield values[:count], ends[ends <= count]
 
 
+def check_ends(values: npt.NDArray[Any], row_ends: Int64s, *, where: str = "") -> None:
+    """Check that the rows of a segment follow each other.
+
+    Args:
+        values: Its tokens.
+        row_ends: The positions just behind its rows.
+        where: The shard, for the error.
+
+    Raises:
+        DataError: They do not.
+    """
+    if len(row_ends) and (row_ends[0] < 0 or row_ends[-1] > len(values) or bool((row_ends[1:] < row_ends[:-1]).any())):
+        hint = PREPARE_AGAIN if where else f"find the damaged shard with `pld data verify`, and {PREPARE_AGAIN}"
+        raise DataError("is damaged: its documents do not follow each other", where=where or "prepared data", hint=hint)
+
+
 def _ends_of_documents(values: npt.NDArray[Any], row_ends: Int64s, end_id: int) -> Int64s:
     """Select the rows of a segment that end a document."""
+    check_ends(values, row_ends)
     marked = row_ends[row_ends > 0]
     ends: Int64s = marked[values[marked - 1] == end_id]
     return ends

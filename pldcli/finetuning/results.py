@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.choices import TaskKind
-from pldcli.console.section import csv_text
+from pldcli.console.section import csv_text, markdown_text
 from pldcli.console.units import duration
 from pldcli.engine.model_source import short_name
 from pldcli.finetuning.plots import plot_spread
@@ -138,8 +138,14 @@ def _csv(cells: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _markdown(task: Task, start: str, groups: Sequence[Group], best: str | None) -> str:
     headings, rows = as_table(groups)
-    lines = [f"# {task.name} from {start}", "", f"Score: mean of {', '.join(task.metrics)}, x 100, on validation examples.", ""]
-    lines += [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [
+        f"# {markdown_text(f'{task.name} from {start}')}",
+        "",
+        f"Score: mean of {', '.join(task.metrics)}, x 100, on validation examples.",
+        "",
+    ]
+    head, *cells = (f"| {' | '.join(map(markdown_text, row))} |" for row in (headings, *rows))
+    lines += [head, "|" + "---|" * len(headings), *cells]
     if task.kind == TaskKind.REGRESSION:
-        lines += ["", f"Errors (mae, rmse) are in the units of {task.label_column}, and not part of the score."]
-    return "\n".join([*lines, "", f"The model is that of the best single run: {best or 'none, all diverged'}."]) + "\n"
+        lines += ["", f"Errors (mae, rmse) are in the units of {markdown_text(task.label_column)}, and not part of the score."]
+    return "\n".join([*lines, "", f"The model is that of the best single run: {markdown_text(best or 'none, all diverged')}."]) + "\n"

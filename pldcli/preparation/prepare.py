@@ -24,7 +24,7 @@ from pldcli.corpus.quality import Filters, check_filters
 from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
-from pldcli.data.prepared import verify_tokenizer, write_manifest
+from pldcli.data.prepared import LARGEST_WEIGHT, verify_tokenizer, write_manifest
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.preparation.fates import Fates
 from pldcli.preparation.notes import check_something_is_known, notes_on_data
@@ -45,7 +45,6 @@ __all__ = ["Preparation", "Prepared", "prepare"]
 _FOR_VALIDATION = "training file that is for validation"
 _NOTED_SAMPLE_BYTES = 1 << 18
 """Of text for a tokenizer that is there, to see what it makes of it."""
-_LARGEST_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,8 @@ class Preparation:
                 raise UsageError(what, where="--near-duplicates", hint="0.8 is usual")
             require("rensa", extra="dedup", where="--near-duplicates")
         for path, weight in self.weighted:
-            if not 0 < weight <= _LARGEST_WEIGHT:
-                raise UsageError(f"must be above 0 and at most {_LARGEST_WEIGHT:g}, not {weight:g}", where=f"--source {path}")
+            if not 0 < weight <= LARGEST_WEIGHT:
+                raise UsageError(f"must be above 0 and at most {LARGEST_WEIGHT:g}, not {weight:g}", where=f"--source {path}")
         places = [*self.inputs, *(path for path, _ in self.weighted), *self.validation]
         if len(places) == len(self.validation):
             raise UsageError("names no text to train on", hint="name files, or give --source")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from pldcli import __version__
 from pldcli.config import Config, ModelConfig, describe_dropping
+from pldcli.console.section import markdown_text
 from pldcli.console.units import duration, quantity
 from pldcli.data.prepared import PreparedData, unknown_shares
 from pldcli.engine.checkpoint import Position
@@ -74,6 +77,7 @@ def _card(
     scored, where = ("next-token loss (full depth)", "next") if causal else ("masked-LM loss (full depth, fixed masks)", "masked")
     lengths = ", ".join(f"{length:,}" for length in config.curriculum.sequences_by_length)
     hardware = f"{start.get('hardware', 'unknown')}, {start.get('precision', '')}"
+    place = json.dumps(str(run.model), ensure_ascii=False)
     workers = f"{start.get('processes', 1)} process(es), {start.get('threads', '?')} thread(s)"
     heads = ["next-sentence"] * config.objective.next_sentence + ["span-boundary"] * config.objective.span_boundary
     left_out = "".join(f"\nIt was trained with a {head} head, which is left out of `model/`.\n" for head in heads)
@@ -86,7 +90,7 @@ pipeline_tag: {task}
 tags: [pldcli, progressive-layer-dropping, {"causal-lm" if causal else "masked-lm"}]
 ---
 
-# {run.path.name}
+# {markdown_text(run.path.name)}
 
 A {shape} with {config.model.num_hidden_layers} blocks of width {config.model.hidden_size}, pre-trained with pldcli {__version__}.
 {_windows(config.model)}Progressive layer dropping: {describe_dropping(config)}. All blocks run when the model is used.
@@ -94,24 +98,24 @@ A {shape} with {config.model.num_hidden_layers} blocks of width {config.model.hi
 ```python
 from transformers import AutoModelFor{auto}, AutoTokenizer
 
-model = AutoModelFor{auto}.from_pretrained("{run.model}")
-tokenizer = AutoTokenizer.from_pretrained("{run.model}")
+model = AutoModelFor{auto}.from_pretrained({place})
+tokenizer = AutoTokenizer.from_pretrained({place})
 ```
 
 ## How it was made
 
-    {command}
+{indent(command, "    ")}
 
 | | |
 |---|---|
-| data | {sources}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
+| data | {markdown_text(sources)}: {counts["train"]["documents"]:,} documents, {counts["train"]["tokens"]:,} tokens |
 | vocabulary | {prepared.vocab_size:,} entries{unknown} |
 | seen | {position.tokens:,} tokens in {position.sequences:,} sequences of {lengths}, {position.step:,} steps |
 | one step | {config.curriculum.describe()} tokens |
 | objective | {_objective(config)} |
 | executed | {quantity(position.executed_flops)}FLOP, forward and backward, dropped blocks not counted |
 | training time | {duration(position.train_seconds)} ({duration(position.wall_seconds)} with validation and saving) |
-| hardware | {hardware}, {workers} |
+| hardware | {markdown_text(f"{hardware}, {workers}")} |
 | seed | {config.train.seed} |
 
 ## Results

@@ -10,7 +10,7 @@ from pldcli.comparison import metrics_table
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.report import write_comparison
 from pldcli.comparison.tables import summary, words
-from pldcli.console.section import bullets, markdown
+from pldcli.console.section import bullets, code_block, markdown, markdown_text
 from pldcli.study.directory import Study
 from pldcli.study.jobs import Outcome, State
 from pldcli.study_report import tables
@@ -72,7 +72,7 @@ def write_report(results: Results, out: Path) -> Path:
 def _markdown(results: Results, lines: Mapping[str, Sequence[Line]], drawn: Sequence[str]) -> str:
     spec = results.spec
     checks = tables.check_lines(results)
-    parts = [f"# Study {spec.name}", _state(results)]
+    parts = [f"# Study {markdown_text(spec.name)}", _state(results)]
     if checks:
         parts += ["## Can it answer?", bullets(checks)]
     parts += [markdown(tables.results_table(results, differences=True))]
@@ -105,7 +105,11 @@ def _against(baseline: str, comparison: Comparison, results: Results) -> str:
     page, picture = folder / "index.html", folder / "comparison.png"
     kept = " ".join(f"--only '{system.name}-seed*'" for system in comparison.systems)
     again = f"`pld compare metrics.csv.gz --baseline {comparison.baseline.runs[0].name} {kept} --out DIR`"
-    parts = [f"## Against {baseline}", f"Every table and curve: [{page}]({page}), or {again}.", f"![validation losses]({picture})"]
+    parts = [
+        f"## Against {markdown_text(baseline)}",
+        f"Every table and curve: [{page}]({page}), or {again}.",
+        f"![validation losses]({picture})",
+    ]
     if comparison.warnings:
         parts.append("Read this before the numbers:\n\n" + bullets(comparison.warnings))
     parts.append(bullets(summary(comparison)))
@@ -144,7 +148,7 @@ def _how(results: Results) -> str:
         "initial weights where the shape is the same",
     ]
     files = "`metrics.csv.gz` holds every validation of each run and about 100 of its other rows."
-    return f"## How\n\n{bullets(lines)}\n\n{files}\n\nThe study's file:\n\n```yaml\n{spec.text.strip()}\n```"
+    return f"## How\n\n{bullets(lines)}\n\n{files}\n\nThe study's file:\n\n{code_block(spec.text.strip(), 'yaml')}"
 
 
 def _folder(baseline: str, results: Results) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pldcli.errors import DataError
+from pldcli.system.arrow import DAMAGE, memory_bytes, record_batches
 from pldcli.system.json_text import from_json
+from pldcli.system.unpacking import check_expansion
 
 __all__ = ["Read", "class_names", "is_saved_dataset", "read_columns"]
 
@@ -35,10 +37,11 @@ def read_columns(path: Path, keep: Collection[str] | None) -> Read:
         if duplicated:
             raise DataError(f"has two columns {duplicated[0]!r}", where=str(path), hint="give each its own name")
         columns = {name: table.column(name).to_pylist() for name in table.column_names if keep is None or name in keep}
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        names = _names_of_classes(table.schema.metadata)
+    except (pa.ArrowException, OSError, *DAMAGE) as error:
         kind = "data set of `datasets`" if path.is_dir() else f"{path.suffix.lower()} file"
         raise DataError(f"is no readable {kind}", where=str(path), hint="is it cut short? write or copy it again") from error
-    return columns, tuple(table.column_names), table.num_rows, _names_of_classes(table.schema.metadata)
+    return columns, tuple(table.column_names), table.num_rows, names
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -55,25 +58,38 @@ def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, partitioning=None)
+    with pq.ParquetFile(path) as file:
+        return _held(file.iter_batches(), file.schema_arrow, path)
 
 
 def _arrow(path: Path) -> Any:
-    """Read either format of Arrow IPC: `datasets` writes streams, others files."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            return pa.ipc.open_file(source).read_all()
-        source.seek(0)
-        return pa.ipc.open_stream(source).read_all()
+        schema, batches = record_batches(source, str(path), lambda names: range(len(names)))
+        return _held(batches, schema, path)
+
+
+def _held(batches: Iterable[Any], schema: Any, path: Path) -> Any:
+    """Make a table of record batches, as long as they are no more than text packs to."""
+    import pyarrow as pa
+
+    held, num_bytes, packed_bytes = [], 0, path.stat().st_size
+    for batch in batches:
+        held.append(batch)
+        num_bytes += memory_bytes(batch)
+        check_expansion(num_bytes, packed_bytes, str(path))
+    return pa.Table.from_batches(held, schema)
 
 
 def _saved(path: Path) -> Any:
     import pyarrow as pa
 
     state = from_json((path / "state.json").read_text(encoding="utf-8"))
-    return pa.concat_tables([_arrow(path / part["filename"]) for part in state["_data_files"]])
+    names = [part["filename"] for part in state["_data_files"]]
+    if any(name != Path(name).name or name in ("", "..") for name in names):
+        raise DataError("names files of other directories", where=str(path / "state.json"), hint="save it again with `datasets`")
+    return pa.concat_tables([_arrow(path / name) for name in names])
 
 
 def _names_of_classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pldcli.errors import DataError, reason_of
+from pldcli.system.unpacking import open_gzip
 
 __all__ = ["FORMATS", "open_text", "parse_json"]
 
@@ -24,11 +25,11 @@ def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a text file, its line ends kept, and turn what can be wrong with its bytes into one line.
 
     Raises:
-        DataError: It cannot be read, is not UTF-8, or is not the gzip file that its name says.
+        DataError: It cannot be read, is not UTF-8, or is not the gzip file that its name says, or one that unpacks to far too much.
     """
     try:
         with path.open("rb") as raw:
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if path.suffix.lower() == ".gz" else raw
+            stream = open_gzip(path, raw) if path.suffix.lower() == ".gz" else raw
             _check_head(path, stream.peek(4096)[:4096])
             with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n") as file:
                 yield file
@@ -78,7 +79,7 @@ def _check_head(path: Path, head: bytes) -> None:
 
 def _not_utf8(path: Path) -> DataError:
     with path.open("rb") as raw:
-        for number, line in enumerate(gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw, 1):
+        for number, line in enumerate(open_gzip(path, raw) if path.suffix.lower() == ".gz" else raw, 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from pldcli.errors import DataError, PldError
 from pldcli.system.json_text import from_json
 from pldcli.tokenization import conversion
+from pldcli.tokenization.special_tokens import check_ids
 
 __all__ = [
     "JSON",
@@ -370,7 +371,9 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], setti
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    fast = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
+    check_ids(vocabulary, where)
+    with library_errors("has merges of pieces that are not in its vocabulary", where=where):
+        fast = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(settings, "add_prefix_space", False, where))
     fast.decoder = decoders.ByteLevel()
     return fast

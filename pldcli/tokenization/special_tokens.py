@@ -8,7 +8,16 @@ from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["NOTED_UNKNOWN_SHARE", "SPECIAL_NAMES", "SpecialTokens", "begin_template", "check_frame", "complete", "mark_special"]
+__all__ = [
+    "NOTED_UNKNOWN_SHARE",
+    "SPECIAL_NAMES",
+    "SpecialTokens",
+    "begin_template",
+    "check_frame",
+    "check_ids",
+    "complete",
+    "mark_special",
+]
 
 SPECIAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -61,7 +70,7 @@ def complete(fast: Any, names: dict[str, str], *, where: str) -> tuple[SpecialTo
     """
     vocabulary, parsed = fast.get_vocab(with_added_tokens=True), json.loads(fast.to_str())
     special = _find(fast, vocabulary, parsed["model"], names, where)
-    _check_ids(vocabulary, where)
+    check_ids(vocabulary, where)
     try:
         fast.encode(_STRANGE, add_special_tokens=False)
     except Exception as error:  # the library raises nothing narrower
@@ -135,13 +144,18 @@ def _find(fast: Any, vocabulary: dict[str, int], model: dict[str, Any], names: d
     return SpecialTokens(**{f"{role}_id": i for role, i in ids.items()}, other_ids=tuple(sorted(others - set(ids.values()))))
 
 
-def _check_ids(vocabulary: dict[str, int], where: str) -> None:
+def check_ids(vocabulary: dict[str, int], where: str) -> None:
+    """Refuse ids that cannot be the rows of a model; the library itself counts up to the largest one, however large.
+
+    Raises:
+        DataError: An id has two tokens, or is far larger than their number.
+    """
     by_id: dict[int, str] = {}
     for token, i in vocabulary.items():
         if i in by_id:
             raise DataError(f"gives id {i} to two tokens, {by_id[i]!r} and {token!r}", where=where)
         by_id[i] = token
-    if max(by_id) >= 2 * len(by_id) + _MOST_UNUSED:
+    if by_id and max(by_id) >= 2 * len(by_id) + _MOST_UNUSED:
         what = f"has an id of {max(by_id):,} but {len(by_id):,} tokens only: the model would have a row for every id below"
         raise DataError(what, where=where, hint="number the tokens from 0")
 

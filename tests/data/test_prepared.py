@@ -2,6 +2,7 @@ import json
 import random
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from pldcli.data import prepared as module
@@ -70,6 +71,84 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def rewrite(directory, values, offsets, *, kind=pa.uint16(), columns=("input_ids",), tokens=None):
+    """Write another first training shard, and seal the directory again."""
+    path = directory / "train-00000.arrow"
+    rows = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, kind))
+    with pa.ipc.new_file(str(path), pa.schema([(name, rows.type) for name in columns])) as writer:
+        writer.write_batch(pa.record_batch([rows] * len(columns), names=list(columns)))
+    tokens = len(values) if tokens is None else tokens
+    facts = {"bytes": path.stat().st_size, "sha256": seal.file_sha256(path), "tokens": tokens}
+    edit(directory, lambda manifest: manifest["shards"][path.name].update(facts))
+
+
+@pytest.mark.parametrize(
+    ("values", "offsets", "settings", "message"),
+    [
+        ([5, 99, 3], [0, 3], {}, None),
+        ([5, 100, 3], [0, 3], {}, "holds the token id 100, and the vocabulary has 100 entries; make it again"),
+        ([5, 6, 3], [0, 3], {"tokens": 4}, "holds 3 tokens instead of 4; make it again"),
+        ([5, 3, 6, 3], [0, 3, 2, 4], {}, "its documents do not follow each other; make it again"),
+        ([5, 3, 6, 3], [0, 9, 2, 4], {}, "its documents do not follow each other; make it again"),
+        ([5, 3, 6, 3], [0, -7, 4], {}, "its documents do not follow each other; make it again"),
+        ([5, 3, 6, 3], [0, 2], {}, "holds 2 tokens instead of 4; make it again"),
+        ([5, 3, 6, 3], [2, 4], {}, "holds 2 tokens instead of 4; make it again"),
+        ([5, 6, 3], [0, 3], {"kind": pa.int64()}, "not an Arrow file of token ids; make it again"),
+        ([5, 6, 3], [0, 3], {"columns": ["ids"]}, "not an Arrow file of token ids; make it again"),
+        ([5, 6, 3], [0, 3], {"columns": ["input_ids", "input_ids"]}, "not an Arrow file of token ids; make it again"),
+    ],
+)
+def test_shards_that_were_sealed_again(tmp_path, values, offsets, settings, message):
+    write_prepared(tmp_path / "d")
+    rewrite(tmp_path / "d", values, offsets, **settings)
+    for read in (verify_prepared, lambda path: open_prepared(path).stream("train")):
+        if message is None:
+            read(tmp_path / "d")
+            continue
+        with pytest.raises(DataError, match=rf"train-00000\.arrow: .*{message}"):
+            read(tmp_path / "d")
+
+
+def test_documents_that_do_not_follow_each_other_without_verification(tmp_path):
+    write_prepared(tmp_path / "d")
+    rewrite(tmp_path / "d", [5, 3, 6, 3], [0, 900, 2, 4])
+    with pytest.raises(
+        DataError, match=r"prepared data: is damaged: its documents do not .*; find the damaged shard with `pld data verify`"
+    ):
+        open_prepared(tmp_path / "d", verify=False).stream("train").document_ends  # noqa: B018 - a property that is computed
+
+
+@pytest.mark.parametrize("name", ["../train-00000.arrow", "/etc/passwd", "..", "train-00000.arrow/../../x", "shard.arrow"])
+def test_shards_lie_in_the_directory(tmp_path, name):
+    write_prepared(tmp_path / "d")
+    (tmp_path / "train-00000.arrow").write_bytes((tmp_path / "d" / "train-00000.arrow").read_bytes())
+    edit(tmp_path / "d", lambda manifest: manifest["shards"].update({name: manifest["shards"]["train-00000.arrow"]}))
+    with pytest.raises(DataError, match=r"manifest\.json: is damaged: entries are missing or wrong"):
+        open_prepared(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["shards"]["train-00000.arrow"].update(weight=1e300),
+        lambda m: m["shards"]["train-00000.arrow"].update(weight=float("nan")),
+        lambda m: m["shards"]["train-00000.arrow"].pop("tokens"),
+        lambda m: m["tokenizer"]["special_tokens"].update(sep_id=100),
+        lambda m: m["tokenizer"]["special_tokens"].update(mask_id=4.5),
+        lambda m: m.update(counts={"train": {}}),
+        lambda m: m.update(sources=["name"]),
+        lambda m: m.update(skipped=[]),
+        lambda m: m.update(replaced_bytes="none"),
+        lambda m: m.update(repeated_lines=[{"line": 3, "documents": 4}]),
+    ],
+)
+def test_entries_of_the_manifest_that_are_wrong(tmp_path, change):
+    write_prepared(tmp_path / "d")
+    edit(tmp_path / "d", change)
+    with pytest.raises(DataError, match=r"manifest\.json: is damaged: entries are missing or wrong"):
+        open_prepared(tmp_path / "d")
 
 
 def test_a_missing_directory_says_how_to_make_it(tmp_path):

@@ -3,11 +3,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pldcli.finetuning.card import task_card
+from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.results import as_table, best_cell, flat_scores, group_cells, write_results
 from pldcli.tasks.registry import find_task
 
@@ -138,6 +141,17 @@ def test_the_markdown(tmp_path: Path) -> None:
     assert lines[6].startswith("| 1e-05 | 2 | 75.00 | 7.07 |")
     assert {line.count("|") for line in lines[4:9]} == {11}
     assert lines[-1] == "The model is that of the best single run: b."
+
+
+def test_names_are_text(tmp_path: Path) -> None:
+    task = replace(MRPC, name="a|<script>[x](y)", labels=("<img src=x onerror=alert(1)>", "b\n\n# c"))
+    write_results(tmp_path, task, "<b>\n|", GRID)
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[0] == "# a\\|&lt;script>\\[x\\](y) from &lt;b> \\|"
+    best = cell(0.5) | {"settings": dict(FinetuneConfig()), "examples": {"train": 3}, "precision": "fp32", "hardware": "<i>"}
+    text = task_card(task, "<b>\n|", best | {"pldcli": "0", "torch": "2"}, 1)
+    assert "# a\\|&lt;script>" in text and "Labels: &lt;img src=x onerror=alert(1)>, b  # c.\n" in text and "fp32 on &lt;i>;" in text
+    assert not {"<script", "<img", "<b>", "<i>", "\n# c"} & {text[at : at + size] for size in (3, 4, 7) for at in range(len(text))}
 
 
 def test_nothing_good(tmp_path: Path) -> None:

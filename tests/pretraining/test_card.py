@@ -81,3 +81,20 @@ def test_it_names_the_type_that_transformers_loads(tmp_path):
     text = card(tmp_path, [{"step": 12, **TRAINING}], *rotary, "model.global_layers=2", "model.local_attention=8")
     assert "A Pre-LN (`modernbert`) encoder with 3 blocks" in text
     assert "2 of the blocks attend to all tokens, the others to windows of 8." in text
+
+
+def test_names_are_text(tmp_path):
+    class Named(Data):
+        manifest = Data.manifest | {"sources": [{"name": "a|b<img src=x>.txt"}]}
+
+    place = tmp_path / '[x](javascript:1) "<script>"'
+    place.mkdir()
+    run = RunDirectory(place / "a<b>|[c]")
+    run.path.mkdir()
+    run.metrics.write_text("")
+    run.environment.write_text(json.dumps({"starts": [{"command": "pld 'a\n<b>'", "hardware": "<i>\n|"}]}))
+    model_card.write(run, tiny_config(), Named(), Position(12, 96, 3072, 61.0, 3700.0, 1.25e15), "pld")
+    text = run.card.read_text()
+    assert "# a&lt;b>\\|\\[c\\]\n" in text and "| data | a\\|b&lt;img src=x>.txt: 1,234" in text and "| hardware | &lt;i> \\|, " in text
+    assert "    pld 'a\n    <b>'\n" in text, "a code block has no line that stands outside"
+    assert f"from_pretrained({json.dumps(str(run.model))})" in text

@@ -286,3 +286,19 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
     put(tmp_path, "vocab.json", {})
     with pytest.raises(DataError, match=r"has no tokenizer\.json and no vocab\.txt"):
         load_tokenizer(tmp_path)
+
+
+def test_an_id_far_above_the_others_is_refused_before_the_library_counts_up_to_it(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "</s>": 1, "<unk>": 2, "<pad>": 3, "<mask>": 4, "a": 1_600_000_000}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    with pytest.raises(DataError, match="has an id of 1,600,000,000 but 6 tokens only"):
+        load_tokenizer(tmp_path)
+
+
+def test_merges_of_pieces_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "</s>": 1, "<unk>": 2, "<pad>": 3, "<mask>": 4, "a": 5}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    with pytest.raises(DataError, match="has merges of pieces that are not in its vocabulary"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,44 @@
+"""Small files do not become large ones in memory."""
+
+import gzip
+import io
+
+import pytest
+
+from pldcli.comparison.metrics_table import read_table as read_runs
+from pldcli.errors import DataError
+from pldcli.system import unpacking
+from pldcli.system.unpacking import open_gzip
+from pldcli.task_files.table import read_table
+
+
+def write(path, content):
+    path.write_bytes(gzip.compress(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "content"),
+    [
+        ("a.jsonl.gz", read_table, b'{"text": "' + b"a" * 5_000_000 + b'"}\n'),
+        ("a.json.gz", read_table, b"[" + b" " * 5_000_000 + b"]"),
+        ("a.csv.gz", read_table, b"text,label\n" + b"a" * 5_000_000 + b",1\n"),
+        ("metrics.csv.gz", read_runs, b"run,about,step\n" + bytes(5_000_000)),
+    ],
+)
+def test_what_unpacks_to_far_more_is_refused_before_all_of_it_is_in_memory(tmp_path, monkeypatch, name, read, content):
+    monkeypatch.setattr(unpacking, "_ALWAYS_BYTES", 1 << 20)
+    held = []
+    monkeypatch.setattr(
+        unpacking, "check_expansion", lambda count, *rest, real=unpacking.check_expansion: (held.append(count), real(count, *rest))
+    )
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=rf"{name}: unpacks to more than 100 times its size; if that is meant, unpack it yourself"):
+        read(path)
+    assert max(held) < 2 << 20 and path.stat().st_size < 10_000
+
+
+def test_what_is_small_may_unpack_to_anything(tmp_path):
+    content = b"a" * 5_000_000
+    path = write(tmp_path / "a.txt.gz", content)
+    assert open_gzip(path, io.BytesIO(path.read_bytes())).read() == content
