@@ -63,6 +63,8 @@ def arguments_of(line: str) -> list[str]:
     if any(word.startswith("data.length_stages=") for word in words):
         kept += ["data.seq_len", "model.local_attention", "train."]  # these have to fit the stages
         words = [*words, "train.total_steps=10", "train.global_batch_size=16", "train.initial_batch_size=4"]
+    if any(word.startswith("optim.warmup_steps=") for word in words):
+        words = [*words, "optim.warmup_steps=1"]  # which has to fit the run
     words = _without(_without(words, "--budget"), "--gpus")  # several processes have tests of their own
     return [*words, *(change for change in SMALLER if not change.startswith(tuple(kept)))]
 
