@@ -94,6 +94,9 @@ def write_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("reviews.csv").write_text("\n".join(["text,stars", *(f"{a},{label}" for a, _, label in pairs)]), encoding="utf-8")
     good = [json.dumps({"sentence_good": a, "sentence_bad": b}) for a, b, _ in pairs[1:4]]
     Path("pairs.jsonl").write_text("\n".join(good), encoding="utf-8")
+    Path("pairs").mkdir()
+    for name in ("agreement", "islands"):
+        Path("pairs", f"{name}.jsonl").write_text("\n".join(good), encoding="utf-8")
 
     def load_dataset(*arguments: str) -> dict[str, datasets.Dataset]:
         assert arguments == ("nyu-mll/glue", "mnli")
