@@ -137,13 +137,18 @@ def test_the_table_of_presets_is_complete() -> None:
     for family in families:
         config = presets.resolve(f"{family}-pld").config.model
         shape = f"| {config.num_hidden_layers} x {config.hidden_size} | {config.vocab_size:,} |"
-        assert f"| `{family}-*` {shape}" in text
+        hardware = presets.header(f"{family}-pld")["Hardware"].partition(";")[0].rstrip(".")
+        assert f"| `{family}-*` {shape} {hardware}" in text
 
 
-def test_the_table_of_systems_is_complete() -> None:
+def test_the_table_of_systems_is_complete_and_says_which_sizes_lack_one() -> None:
     text = (ROOT / "docs" / "guides" / "config.md").read_text(encoding="utf-8")
-    systems = {name.split("-", 2)[2] for name in presets.names()} - {"pld-paper"}
-    assert all(f"| `-{system}` |" in text for system in systems)
+    pairs = [(f"{kind}-*", system) for kind, _, system in (name.split("-", 2) for name in presets.names())]
+    kinds = {kind for kind, _ in pairs}
+    for system in {system for _, system in pairs} - {"pld-paper"}:
+        [row] = [line for line in text.splitlines() if line.startswith(f"| `-{system}` |")]
+        having = {kind for kind, one in pairs if one == system}
+        assert having == kinds or row.endswith(f"; {', '.join(f'`{kind}`' for kind in sorted(having))} only |")
 
 
 def test_a_progress_bar_leaves_no_trace_in_the_picture_of_the_screen() -> None:
