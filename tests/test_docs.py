@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from pldcli import presets
 from tests.typed_commands import ROOT, arguments_of, load, run_all, write_inputs
@@ -52,6 +55,48 @@ def test_the_line_for_several_processes_works(prepared: Path, tmp_path: Path, mo
     assert (tmp_path / "runs" / "two-processes" / "model" / "model.safetensors").is_file()
 
 
+MANIFEST = next(block for block in BLOCKS if block.title == "job.yaml").body
+SCRIPTS = {block.title: block.body for block in BLOCKS if block.title and block.title.endswith(".sbatch")}
+FOR_MACHINES = [
+    next(part for part in yaml.safe_load_all(MANIFEST) if part["kind"] == "Job")["spec"]["template"]["spec"]["containers"][0]["command"],
+    shlex.split(SCRIPTS["several.sbatch"].replace("\\\n", " ").partition("srun ")[2].partition(" &")[0]),
+    *(shlex.split(block.body) for block in BLOCKS if block.language == "text" and block.body.startswith("torchrun ")),
+]
+
+
+@pytest.mark.parametrize("words", FOR_MACHINES, ids=["kubernetes", "slurm", "by-hand"])
+def test_the_commands_for_several_machines_name_options_that_exist(words: list[str], pld: Callable[..., Any]) -> None:
+    options = get_args_parser().parse_args(words[1:])
+    assert words[0] == "torchrun" and options.module and options.training_script == "pldcli"
+    assert options.rdzv_backend == "c10d" and options.rdzv_endpoint.partition(":")[2] and options.rdzv_id != "none"
+    typed = options.training_script_args
+    outcome = pld(*typed, "--help")
+    assert outcome.code == 0 and "Usage: pld pretrain" in outcome.out, outcome.err
+    preset = " ".join(typed).replace("=", " ").partition("--preset ")[2].split()[0]
+    assert presets.resolve(preset).config.share_of_group(2 * int(options.nproc_per_node))
+
+
+def test_the_pods_of_the_manifest_find_each_other() -> None:
+    service, job = yaml.safe_load_all(MANIFEST)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    options = get_args_parser().parse_args(container["command"][1:])
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == int(options.nnodes)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options.nproc_per_node)
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert options.rdzv_endpoint.startswith(f"{job['metadata']['name']}-0.{pod['subdomain']}.$(NAMESPACE).svc.")
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_scripts_of_the_guide_are_shell(name: str, pld: Callable[..., Any]) -> None:
+    assert subprocess.run(["bash", "-n"], input=SCRIPTS[name], text=True, check=False).returncode == 0
+    for line in SCRIPTS[name].splitlines():
+        if line.startswith("pld "):
+            assert pld(*shlex.split(line.rstrip(" &"))[1:], "--help").code == 0
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.is_exact for block in pages.read_blocks(page))], ids=lambda page: page.name
 )
@@ -92,13 +137,18 @@ def test_the_table_of_presets_is_complete() -> None:
     for family in families:
         config = presets.resolve(f"{family}-pld").config.model
         shape = f"| {config.num_hidden_layers} x {config.hidden_size} | {config.vocab_size:,} |"
-        assert f"| `{family}-*` {shape}" in text
+        hardware = presets.header(f"{family}-pld")["Hardware"].partition(";")[0].rstrip(".")
+        assert f"| `{family}-*` {shape} {hardware}" in text
 
 
-def test_the_table_of_systems_is_complete() -> None:
+def test_the_table_of_systems_is_complete_and_says_which_sizes_lack_one() -> None:
     text = (ROOT / "docs" / "guides" / "config.md").read_text(encoding="utf-8")
-    systems = {name.split("-", 2)[2] for name in presets.names()} - {"pld-paper"}
-    assert all(f"| `-{system}` |" in text for system in systems)
+    pairs = [(f"{kind}-*", system) for kind, _, system in (name.split("-", 2) for name in presets.names())]
+    kinds = {kind for kind, _ in pairs}
+    for system in {system for _, system in pairs} - {"pld-paper"}:
+        [row] = [line for line in text.splitlines() if line.startswith(f"| `-{system}` |")]
+        having = {kind for kind, one in pairs if one == system}
+        assert having == kinds or row.endswith(f"; {', '.join(f'`{kind}`' for kind in sorted(having))} only |")
 
 
 def test_a_progress_bar_leaves_no_trace_in_the_picture_of_the_screen() -> None:

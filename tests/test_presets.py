@@ -111,6 +111,10 @@ def test_a_preset_is_headed(name: str) -> None:
     header = presets.header(name)
     what = ["Purpose", "Source"] if name == "bert-base-pld-paper" else ["System", "Size", "Source", "Differs from the paper"]
     assert list(header) == [*what, "Hardware", "Time and score", "Command"]
+    measured = re.findall(r"benchmarks/results/\S+\.md", header["Time and score"])
+    assert all((Path(__file__).parents[1] / report).is_file() for report in measured)
+    assert f"`pld pretrain --preset {name} --dry-run`" in header["Time and score"]
+    assert measured or header["Time and score"].startswith("not measured")
     command = header["Command"]
     assert f"--preset {name}" in command
     config = presets.resolve(name).config

@@ -63,6 +63,8 @@ def arguments_of(line: str) -> list[str]:
     if any(word.startswith("data.length_stages=") for word in words):
         kept += ["data.seq_len", "model.local_attention", "train."]  # these have to fit the stages
         words = [*words, "train.total_steps=10", "train.global_batch_size=16", "train.initial_batch_size=4"]
+    if any(word.startswith("optim.warmup_steps=") for word in words):
+        words = [*words, "optim.warmup_steps=1"]  # which has to fit the run
     words = _without(_without(words, "--budget"), "--gpus")  # several processes have tests of their own
     return [*words, *(change for change in SMALLER if not change.startswith(tuple(kept)))]
 
@@ -92,6 +94,9 @@ def write_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("reviews.csv").write_text("\n".join(["text,stars", *(f"{a},{label}" for a, _, label in pairs)]), encoding="utf-8")
     good = [json.dumps({"sentence_good": a, "sentence_bad": b}) for a, b, _ in pairs[1:4]]
     Path("pairs.jsonl").write_text("\n".join(good), encoding="utf-8")
+    Path("pairs").mkdir()
+    for name in ("agreement", "islands"):
+        Path("pairs", f"{name}.jsonl").write_text("\n".join(good), encoding="utf-8")
 
     def load_dataset(*arguments: str) -> dict[str, datasets.Dataset]:
         assert arguments == ("nyu-mll/glue", "mnli")
