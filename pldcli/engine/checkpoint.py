@@ -42,6 +42,7 @@ __all__ = [
     "position",
     "prune",
     "read",
+    "remove_later",
     "restore_optimizer",
     "verify",
     "write",
@@ -183,9 +184,7 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     remove_parts(directory, part.token)
     texts = {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)}
     write_sealed(path, tensors, texts, others=lambda place: collect(path, part, place, cancelled=cancelled or threading.Event()))
-    for other in list_checkpoints(directory):
-        if other.name > path.name:
-            atomic.remove(other)
+    remove_later(directory, held.position.step)
     _keep_newest(list_checkpoints(directory), keep, keep_every)
     return path
 
@@ -223,6 +222,13 @@ def write_sealed(
 def list_checkpoints(directory: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first, verified or not."""
     return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def remove_later(directory: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than this one."""
+    for path in list_checkpoints(directory):
+        if path.name > f"step-{step:08d}":
+            atomic.remove(path)
 
 
 def prune(directory: Path, *, keep: int, keep_every: int | None = None) -> list[Path]:

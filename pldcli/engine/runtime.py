@@ -36,6 +36,8 @@ from pldcli.sharding import is_sharded, reduces, shard
 __all__ = ["Runtime", "launch", "out_of_memory"]
 
 _PR_SET_PDEATHSIG = 1
+_UNNAMED_JOB = "none"
+"""What torchrun calls every job that was given no --rdzv-id."""
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
 
@@ -66,6 +68,10 @@ class Runtime:
     """In which gradients travel; None for their own."""
     num_shards: int = 1
     """Processes that together hold the parameters once; each of them holds a part."""
+    job: str = ""
+    """What its agent calls this job, however often it starts the processes anew; empty where there is none."""
+    restarts: int = 0
+    """Of the processes by the agent, as far as is known."""
     _sharded: nn.Module | None = None
     _units: list[list[nn.Parameter]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
@@ -78,6 +84,10 @@ class Runtime:
     def is_main(self) -> bool:
         """Return whether this process writes files and prints."""
         return self.rank == 0
+
+    def is_of_this_job(self, job: str) -> bool:
+        """Return whether a job is this one, before its processes were started anew."""
+        return bool(job) and job == self.job and (job != _UNNAMED_JOB or self.restarts > 0)
 
     def is_on(self, choice: Switch) -> bool:
         """Return whether something that is worth it on CUDA is on here: `auto` is on for CUDA."""
@@ -231,7 +241,8 @@ def launch(
     if not num_shards or world_size % num_shards:
         what = f"{world_size} processes are no multiple of the {num_shards} of this machine"
         raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
-    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards)
+    job, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), _environment("TORCHELASTIC_RESTART_COUNT", 0)
+    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards, job, restarts)
     try:
         dist.init_process_group(backend, timeout=timeout)
         yield runtime

@@ -410,6 +410,7 @@ def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepar
         "precision": trainer.precision.name,
         "threads": torch.get_num_threads(),
         "processes": runtime.world_size,
+        **({"job": runtime.job} if runtime.job else {}),
         "micro_batch_size": batches.micro_batch_size,
         "micro_steps_per_group": batches.micro_steps,
         "attended_tokens": attended if len(attended) > 1 else next(iter(attended.values())),

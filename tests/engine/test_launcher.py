@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from pldcli.engine import launcher
 from pldcli.engine.checkpoint import list_checkpoints, verify
+from pldcli.errors import DeviceError, PldError
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
@@ -126,6 +129,43 @@ def test_the_others_begin_anew_and_end_where_nothing_had_happened(processes: Any
     assert process.wait() == 0, process.err
     assert len(json.loads((out / "environment.json").read_text())["starts"]) == 2
     assert weights(out) == weights(whole)
+
+
+def test_a_run_that_was_to_begin_afresh_is_not_begun_afresh_again(processes: Any, prepared: Path, tmp_path: Path, whole: Path) -> None:
+    out, aside = tmp_path / "run", tmp_path / "run.1"
+    shutil.copytree(whole, out)
+    process = processes.pld(*line(prepared, out, "--max-restarts", "1", "--resume", "never"))
+    wait_for(lambda: aside.exists() and has_saved(out))
+    os.kill(ranks(process.number)[1], signal.SIGKILL)
+    assert process.wait() == 0, process.err
+    assert "warning: process 1 of 2 was ended by SIGKILL; all 2 begin anew, 0 more restarts" in process.err
+    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 2 and weights(out) == weights(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"} and weights(aside) == weights(whole)
+
+
+def test_a_stop_is_no_failure(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "train.total_steps=100000", "--stop-after", "8s", "--max-restarts", "2"))
+    assert process.wait() == 75, process.err
+    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 1 and process.err.count("time is up") == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "attempts"), [([code], 1) for code in (0, 2, 3, 4, 6, 7, 75, 130)] + [([1, 5, 1], 3), ([1, 7], 2), ([5, 0], 2)]
+)
+def test_what_would_fail_alike_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, codes: list[int], attempts: int) -> None:
+    left, seen, said = iter(codes), [], []
+
+    def run_once(count: int, arguments: list[str], job: str) -> tuple[int, PldError | None] | None:
+        seen.append((arguments, job))
+        code = next(left)
+        return (code, DeviceError("killed") if code == 5 else None) if code else None
+
+    monkeypatch.setattr(launcher, "_run_once", run_once)
+    assert launcher.run_processes(2, lambda: [f"attempt {len(seen)}"], max_restarts=2, say=said.append) == codes[-1]
+    assert [arguments for arguments, _ in seen] == [[f"attempt {number}"] for number in range(attempts)]
+    assert len({job for _, job in seen}) == 1, "all attempts are one job"
+    assert len(said) == attempts - 1
 
 
 def test_what_is_wrong_is_said_once(processes: Any, prepared: Path, tmp_path: Path) -> None:

@@ -447,6 +447,10 @@ def test_never_starts_over_beside_the_old_run(pld, prepared, stopped, monkeypatc
 def test_a_named_checkpoint(pld, prepared, stopped, tmp_path, whole, monkeypatch):
     older = stopped / "checkpoints" / "step-00000005"
     with monkeypatch.context() as patch:
+        stop_in_step(patch, 5)
+        assert pld(*arguments(prepared, stopped, "--resume", older)).code == 75
+    assert steps(stopped) == [5], "nothing was saved since, and the run is where it was set back to"
+    with monkeypatch.context() as patch:
         stop_in_step(patch, 6)
         outcome = pld(*arguments(prepared, stopped, "--resume", older))
     assert outcome.code == 75 and "resuming after step 5" in outcome.out and "saved at step 6" in outcome.err
