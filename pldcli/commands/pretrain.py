@@ -181,8 +181,10 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
 
 def _command_line() -> str:
     """Write down what was typed."""
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    program = ["pld"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
+    here, all_processes = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get(_ONE_OF_SEVERAL, "1")
+    machines = os.environ.get("GROUP_WORLD_SIZE", "1")
+    several = ["--nnodes", machines] if machines != "1" else []
+    program = ["pld"] if {here, all_processes} == {"1"} else ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli"]
     return shlex.join([*program, *sys.argv[1:]])
 
 
