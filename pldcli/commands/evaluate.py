@@ -125,7 +125,9 @@ def evaluate(
     if not is_main:  # several processes measure together, and one of them says what came out
         return
     if predictions is not None:
-        _write_predictions(found, predictions)
+        from pldcli.evaluation.task import write_predictions
+
+        write_predictions(found, predictions)
     if depth is not None:
         measurement = _DEPTHS
         tables.draw_depths(found, given["--out"])
@@ -170,12 +172,6 @@ def _task(target: Path, given: Mapping[str, Any], opening: Opening) -> TaskScore
     if given["--depth"] is not None:
         return engine.evaluate_task_depths(target, source, given["--depth"], given["--blocks"] or "keep-prob", **opening)
     return engine.evaluate_task(target, source, **opening)
-
-
-def _write_predictions(found: TaskScore, path: Path) -> None:
-    from pldcli.evaluation import task as engine
-
-    engine.write_predictions(found, path)
 
 
 def _fill(target: Path, given: Mapping[str, Any], opening: Opening) -> Evaluated[list[list[Candidate]]]:

@@ -120,14 +120,13 @@ def pretrain(
             _show_estimate(estimated)
         return
     if processes > 1:
-        from pldcli.engine.launcher import run_processes
+        from pldcli.pretraining.launcher import run_processes
 
-        places = ["--preset", preset, "--data", str(data), "--out", str(place), "--resume", resume]
-        more = ["--allow-bin"] if allow_bin else []
+        places = ["--preset", preset, "--data", str(data), "--out", str(place), "--resume", resume, *(["--allow-bin"] if allow_bin else [])]
 
         def arguments() -> list[str]:
             left = [] if stop_at is None else ["--stop-after", f"{max(1.0, stop_at - time.monotonic()):.0f}s"]
-            return ["pretrain", *wanted, *places, *more, *left]
+            return ["pretrain", *wanted, *places, *left]
 
         raise typer.Exit(run_processes(processes, arguments, max_restarts=max_restarts, say=partial(typer.echo, err=True)))
     result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
@@ -181,10 +180,9 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
 
 def _command_line() -> str:
     """Write down what was typed."""
-    here, all_processes = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get(_ONE_OF_SEVERAL, "1")
-    machines = os.environ.get("GROUP_WORLD_SIZE", "1")
+    here, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     several = ["--nnodes", machines] if machines != "1" else []
-    program = ["pld"] if {here, all_processes} == {"1"} else ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli"]
+    program = ["pld"] if here == machines == "1" else ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli"]
     return shlex.join([*program, *sys.argv[1:]])
 
 

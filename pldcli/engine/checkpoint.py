@@ -148,7 +148,16 @@ def hold(
     )
 
 
-def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = None, cancelled: threading.Event | None = None) -> Path:
+def write(
+    directory: Path,
+    held: Held,
+    *,
+    keep: int,
+    keep_every: int | None = None,
+    arrive: Callable[[], None] | None = None,
+    cancelled: threading.Event | None = None,
+    patience_seconds: float | None = None,
+) -> Path:
     """Save the state of a run; keep it, the `keep` - 1 before it, and of all others those at multiples of `keep_every` steps.
 
     Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
@@ -160,7 +169,9 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
         held: What to write.
         keep: Checkpoints, this one among them.
         keep_every: Steps.
+        arrive: Called where this process's part of a sharded run is written; returns when all are, or raises where one will not be.
         cancelled: Set, from another thread, where the other processes of a sharded run will not come any more.
+        patience_seconds: How long to wait for the part of each other process.
 
     Raises:
         OutputError: The disk is full or not writable; what was there before is still there.
@@ -172,6 +183,8 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     tensors = {part.stem(name): named for name, named in held.tensors.items()}
     if part.number > 1:
         write_sealed(place_of(path, part), tensors, {})
+        if arrive is not None:
+            arrive()
         return path
     state = {
         "version": _VERSION,
@@ -183,7 +196,13 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     atomic.remove_leftovers_in(directory)
     remove_parts(directory, part.token)
     texts = {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)}
-    write_sealed(path, tensors, texts, others=lambda place: collect(path, part, place, cancelled=cancelled or threading.Event()))
+
+    def others(place: Path) -> Mapping[str, str]:
+        if arrive is not None:
+            arrive()
+        return collect(path, part, place, cancelled=cancelled or threading.Event(), patience_seconds=patience_seconds)
+
+    write_sealed(path, tensors, texts, others=others)
     remove_later(directory, held.position.step)
     _keep_newest(list_checkpoints(directory), keep, keep_every)
     return path

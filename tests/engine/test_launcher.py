@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from pldcli.engine import launcher
 from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.errors import DeviceError, PldError
+from pldcli.pretraining import launcher
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
@@ -96,6 +97,78 @@ def test_a_process_that_is_killed_ends_all_by_name(processes: Any, prepared: Pat
     wait_for(lambda: not any(map(alive, below.values())), seconds=5)
     for path in list_checkpoints(out / "checkpoints"):
         verify(path)
+
+
+def test_a_process_that_hangs_is_named_and_ended(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "train.total_steps=100000", "runtime.timeout_seconds=4"))
+    wait_for(lambda: has_saved(out))
+    below = ranks(process.number)
+    os.kill(below[1], signal.SIGSTOP)
+    began = time.monotonic()
+    assert process.wait() == 5
+    assert time.monotonic() - began < 30, "not the half minute more that the agent waits"
+    assert "error: process 0: process 1 of 2 did not answer for 4 s; raise runtime.timeout_seconds" in process.err
+    assert "error: process 1 of 2 did not answer for 4 s; run the same command again to resume" in process.err
+    assert "SIGKILL" not in process.err
+    wait_for(lambda: not any(map(alive, below.values())), seconds=5)
+
+
+FULL_DISK = """
+import os
+if os.environ.get("RANK") == "1":
+    import pldcli.engine.checkpoint as module
+    write = module.write_sealed
+    def full(path, *arguments, **named):
+        if "step-00000020" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *arguments, **named)
+    module.write_sealed = full
+"""
+
+
+@pytest.mark.parametrize("background", ["off", "on"])
+def test_a_part_that_cannot_be_written_ends_all_with_its_cause(processes: Any, prepared: Path, tmp_path: Path, background: str) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
+    more = ("runtime.sharding=full", "runtime.timeout_seconds=60", f"checkpoint.background={background}", "train.log_every_steps=1")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = processes.pld(*line(prepared, out, *more), environment={"PYTHONPATH": path})
+    wait_for(lambda: has_saved(out))
+    assert process.wait() == 7, process.err
+    assert "error: the disk is full" in process.err and "SIGKILL" not in process.err
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000010"]
+
+
+def failing(*codes: int | str) -> ChildFailedError:
+    """Make the agent's error of processes that end one after another: by an exit code, or for having lost one that `died` or `hung`."""
+    failures = {}
+    for rank, code in enumerate(codes):
+        failure = ProcessFailure(local_rank=rank, pid=1, exitcode=code if isinstance(code, int) else 5, error_file="")
+        if isinstance(code, str):
+            failure.message, failure.error_file_data = "process 9 did not answer", {"lost": {"hung": code == "hung"}}
+        failures[rank] = failure
+    return ChildFailedError("pld", failures)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "what"),
+    [
+        ((-9, "died"), 5, "process 0 of 2 was ended by SIGKILL"),
+        (("died", -9), 5, "process 1 of 2 was ended by SIGKILL"),
+        (("hung", -9), 5, "process 9 did not answer"),
+        (("died", 7), 7, ""),
+        ((7, -9), 7, ""),
+        ((-15, 3), 3, ""),
+        ((75, 75), 75, ""),
+        ((75, 7), 7, ""),
+        ((75, -9), 5, "process 1 of 2 was ended by SIGKILL"),
+        (("died", "died"), 5, ""),
+    ],
+)
+def test_the_cause_is_what_failed_by_itself(codes: tuple[int | str, ...], code: int, what: str) -> None:
+    found, error = launcher._cause(failing(*codes), len(codes))
+    assert found == code and (str(error).startswith(what) if what else error is None)
 
 
 def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pldcli.errors import (
     StoppedError,
     UsageError,
 )
+from pldcli.system.roll_call import LOST
 
 __all__ = ["run_processes"]
 
@@ -85,22 +86,30 @@ def _run_once(count: int, arguments: Sequence[str], job: str) -> tuple[int, PldE
     try:
         elastic_launch(config, sys.executable)("-m", "pldcli", *arguments)
     except ChildFailedError as error:
-        rank, failure = _cause(error)
-        if failure.exitcode >= 0:
-            return failure.exitcode, None
-        name = signal.Signals(-failure.exitcode).name
-        return DeviceError.exit_code, DeviceError(f"process {rank} of {count} was ended by {name}", hint=_AGAIN)
+        return _cause(error, count)
     return None
 
 
-def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """Find the process that failed by itself: one that was killed, else the first; the others only lost it.
+def _cause(error: ChildFailedError, count: int) -> tuple[int, PldError | None]:
+    """Find the process that failed by itself, and its exit code; the others lost it, and wrote that down, or the agent ended them.
 
-    SIGTERM is how the agent ends the others.
+    Of several, the first: the agent ends the others by SIGTERM, and by SIGKILL half a minute later. One that has saved and stopped is none.
     """
-    killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
-    rank = killed[0] if killed else error.get_first_failure()[0]
-    return rank, error.failures[rank]
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    by_itself = [(rank, one) for rank, one in failures if not _loss(one) and one.exitcode != -signal.SIGTERM]
+    candidates = by_itself or failures
+    rank, failure = next(((rank, one) for rank, one in candidates if one.exitcode not in _STOPS), candidates[0])
+    if failure.exitcode > 0:
+        return failure.exitcode, None
+    hung = next((one.message for _, one in failures if _loss(one).get("hung")), None)
+    what = hung or f"process {rank} of {count} was ended by {signal.Signals(-failure.exitcode).name}"
+    return DeviceError.exit_code, DeviceError(what, hint=_AGAIN)
+
+
+def _loss(failure: ProcessFailure) -> dict[str, bool]:
+    """Return what a process wrote down of its loss of the others; nothing where it failed by itself."""
+    told = failure.error_file_data.get(LOST, {})
+    return told if isinstance(told, dict) else {}
 
 
 def _as_sigterm(number: int, frame: FrameType | None) -> None:
