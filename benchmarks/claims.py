@@ -174,10 +174,15 @@ def depth_narrow() -> Table:
     return table
 
 
+def final_loss(run: Run) -> float:
+    assert run.final.loss is not None
+    return run.final.loss
+
+
 def loss_beside(study: str, name: str, baseline: str) -> Interval:
     """Nats above or below the dense model, over pairs of runs with the same seed."""
-    dense = {run.seed: run.final.loss for run in system_of(study, baseline).runs}
-    return mean_interval([run.final.loss - dense[run.seed] for run in system_of(study, name).runs if run.seed in dense])
+    dense = {run.seed: final_loss(run) for run in system_of(study, baseline).runs}
+    return mean_interval([final_loss(run) - dense[run.seed] for run in system_of(study, name).runs if run.seed in dense])
 
 
 def paid() -> Table:
@@ -247,7 +252,7 @@ def paper() -> Table:
 def best_rate(system: str) -> float:
     """The learning rate of the lowest loss, of one seed."""
     runs = [run for run in runs_of("study-learning-rate").values() if run.name.startswith(f"{system}-")]
-    return float(min(runs, key=lambda run: run.final.loss).name.removeprefix(f"{system}-").removesuffix("-seed0"))
+    return float(min(runs, key=final_loss).name.removeprefix(f"{system}-").removesuffix("-seed0"))
 
 
 CLAIMS: dict[str, Callable[[], Table]] = {

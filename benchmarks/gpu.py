@@ -73,9 +73,32 @@ GOALS = (
 MODERN_GOALS = (Goal("modern-base", 1024, 304e3, 400e3, None, ("data.packing=documents",)),)
 SMALL_MODELS, SMALL_STEP_SECONDS, SMALL_SAVING = ("bert-tiny", "modern-tiny"), 10e-3, 0.9
 """Goals: a dense step of 64 x 128 tokens, and the share of the operations saved that dropping must save in time."""
-COMPARED = ("--shapes", "L12-H768", "--vocab", "30522", "--tokens", "32768", "--seq-len", "128", "--rounds", "10", "--steps", "5")
+COMPARED: tuple[str, ...] = (
+    "--shapes",
+    "L12-H768",
+    "--vocab",
+    "30522",
+    "--tokens",
+    "32768",
+    "--seq-len",
+    "128",
+    "--rounds",
+    "10",
+    "--steps",
+    "5",
+)
 COMPARED += ("--systems", "full-head", "dense", "dense-preln", "pld")
-MODERN_COMPARED = ("--base", "modernbert", "--local-attention", "--shapes", "L22-H768", "--vocab", "50368", "--tokens", "16384")
+MODERN_COMPARED: tuple[str, ...] = (
+    "--base",
+    "modernbert",
+    "--local-attention",
+    "--shapes",
+    "L22-H768",
+    "--vocab",
+    "50368",
+    "--tokens",
+    "16384",
+)
 MODERN_COMPARED += (
     "--seq-len",
     "1024",

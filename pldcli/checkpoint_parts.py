@@ -51,7 +51,9 @@ def place_of(checkpoint: Path, part: Part) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}.part-{part.number}-of-{part.count}-{part.token:x}")
 
 
-def collect(checkpoint: Path, own: Part, into: Path, *, cancelled: threading.Event) -> dict[str, str]:
+def collect(
+    checkpoint: Path, own: Part, into: Path, *, cancelled: threading.Event, patience_seconds: float | None = None
+) -> dict[str, str]:
     """Move the other parts of a checkpoint into a directory, as soon as they are there.
 
     Args:
@@ -59,6 +61,7 @@ def collect(checkpoint: Path, own: Part, into: Path, *, cancelled: threading.Eve
         own: The part of the main process.
         into: Where its files are.
         cancelled: Set where the others will not come any more.
+        patience_seconds: How long to wait for each part; half an hour by default.
 
     Returns:
         The checksums of the files, by name.
@@ -69,7 +72,7 @@ def collect(checkpoint: Path, own: Part, into: Path, *, cancelled: threading.Eve
     sums = {}
     for number in range(2, own.count + 1):
         place = place_of(checkpoint, Part(number, own.count, own.token))
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + (patience_seconds or _PATIENCE_SECONDS)
         while not place.is_dir():
             if cancelled.wait(_LOOK_EVERY_SECONDS) or time.monotonic() > deadline:
                 hint = "with runtime.sharding the run's directory must lie where all machines see it"

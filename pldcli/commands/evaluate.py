@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,16 @@ def evaluate(
     given["--out"] = out or _PICTURE
     check_picture_path(given["--out"])
     target = model or latest_run()
-    if model is None:
+    is_main = os.environ.get("RANK", "0") == "0"
+    if model is None and is_main:
         typer.echo(f"evaluating {target}", err=True)
     found = measurement.run(target, given, {"data": data, "precision": precision, "device": device, "allow_bin": allow_bin})
+    if not is_main:  # several processes measure together, and one of them says what came out
+        return
+    if predictions is not None:
+        from pldcli.evaluation.task import write_predictions
+
+        write_predictions(found, predictions)
     if depth is not None:
         measurement = _DEPTHS
         tables.draw_depths(found, given["--out"])
@@ -163,10 +171,7 @@ def _task(target: Path, given: Mapping[str, Any], opening: Opening) -> TaskScore
     source = engine.TaskSource(given["--task"], given["--data-dir"], given["--skip-bad"], unlabelled=given["--predictions"] is not None)
     if given["--depth"] is not None:
         return engine.evaluate_task_depths(target, source, given["--depth"], given["--blocks"] or "keep-prob", **opening)
-    found = engine.evaluate_task(target, source, **opening)
-    if given["--predictions"]:
-        engine.write_predictions(found, given["--predictions"])
-    return found
+    return engine.evaluate_task(target, source, **opening)
 
 
 def _fill(target: Path, given: Mapping[str, Any], opening: Opening) -> Evaluated[list[list[Candidate]]]:

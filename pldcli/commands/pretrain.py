@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,7 @@ def pretrain(
         typer.Option(min=1, help="Train in so many processes here, one per GPU; on a CPU they share its cores.", show_default=False),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="With --gpus: where a process fails, resume from the newest checkpoint, at most so often.")
+        int, typer.Option(min=0, help="With --gpus: where a process dies, resume from the newest checkpoint, at most so often.")
     ] = 0,
     stop_after: Annotated[
         str | None,
@@ -124,12 +125,15 @@ def pretrain(
             _show_estimate(estimated)
         return
     if processes > 1:
-        from pldcli.engine.launcher import run_processes
+        from pldcli.pretraining.launcher import run_processes
 
-        places = ["--preset", preset, "--data", str(data), "--out", str(place), "--resume", resume]
-        more = ["--allow-bin"] if allow_bin else []
-        more += ["--stop-after", f"{max(1.0, stop_at - time.monotonic()):.0f}s"] if stop_at is not None else []
-        raise typer.Exit(run_processes(processes, ["pretrain", *wanted, *places, *more], max_restarts=max_restarts))
+        places = ["--preset", preset, "--data", str(data), "--out", str(place), "--resume", resume, *(["--allow-bin"] if allow_bin else [])]
+
+        def arguments() -> list[str]:
+            left = [] if stop_at is None else ["--stop-after", f"{max(1.0, stop_at - time.monotonic()):.0f}s"]
+            return ["pretrain", *wanted, *places, *left]
+
+        raise typer.Exit(run_processes(processes, arguments, max_restarts=max_restarts, say=partial(typer.echo, err=True)))
     result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
     if result.is_main:
         _show(result, data)
@@ -183,8 +187,9 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
 
 def _command_line() -> str:
     """Write down what was typed."""
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    program = ["pld"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pldcli"]
+    here, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    several = ["--nnodes", machines] if machines != "1" else []
+    program = ["pld"] if here == machines == "1" else ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli"]
     return shlex.join([*program, *sys.argv[1:]])
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "position",
     "prune",
     "read",
+    "remove_later",
     "restore_optimizer",
     "verify",
     "write",
@@ -149,7 +150,16 @@ def hold(
     )
 
 
-def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = None, cancelled: threading.Event | None = None) -> Path:
+def write(
+    directory: Path,
+    held: Held,
+    *,
+    keep: int,
+    keep_every: int | None = None,
+    arrive: Callable[[], None] | None = None,
+    cancelled: threading.Event | None = None,
+    patience_seconds: float | None = None,
+) -> Path:
     """Save the state of a run; keep it, the `keep` - 1 before it, and of all others those at multiples of `keep_every` steps.
 
     Checkpoints of later steps go too: they are damaged, or the run was set back on purpose and will do those steps again.
@@ -161,7 +171,9 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
         held: What to write.
         keep: Checkpoints, this one among them.
         keep_every: Steps.
+        arrive: Called where this process's part of a sharded run is written; returns when all are, or raises where one will not be.
         cancelled: Set, from another thread, where the other processes of a sharded run will not come any more.
+        patience_seconds: How long to wait for the part of each other process.
 
     Raises:
         OutputError: The disk is full or not writable; what was there before is still there.
@@ -173,6 +185,8 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     tensors = {part.stem(name): named for name, named in held.tensors.items()}
     if part.number > 1:
         write_sealed(place_of(path, part), tensors, {})
+        if arrive is not None:
+            arrive()
         return path
     state = {
         "version": _VERSION,
@@ -184,10 +198,14 @@ def write(directory: Path, held: Held, *, keep: int, keep_every: int | None = No
     atomic.remove_leftovers_in(directory)
     remove_parts(directory, part.token)
     texts = {"state.json": json.dumps(state, indent=1), "config.yaml": presets.dump(held.config)}
-    write_sealed(path, tensors, texts, others=lambda place: collect(path, part, place, cancelled=cancelled or threading.Event()))
-    for other in list_checkpoints(directory):
-        if other.name > path.name:
-            atomic.remove(other)
+
+    def others(place: Path) -> Mapping[str, str]:
+        if arrive is not None:
+            arrive()
+        return collect(path, part, place, cancelled=cancelled or threading.Event(), patience_seconds=patience_seconds)
+
+    write_sealed(path, tensors, texts, others=others)
+    remove_later(directory, held.position.step)
     _keep_newest(list_checkpoints(directory), keep, keep_every)
     return path
 
@@ -225,6 +243,13 @@ def write_sealed(
 def list_checkpoints(directory: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first, verified or not."""
     return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def remove_later(directory: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than this one."""
+    for path in list_checkpoints(directory):
+        if path.name > f"step-{step:08d}":
+            atomic.remove(path)
 
 
 def prune(directory: Path, *, keep: int, keep_every: int | None = None) -> list[Path]:

@@ -26,16 +26,21 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.utils.hooks import RemovableHandle
 
 from pldcli.choices import Device, Sharding
 from pldcli.errors import DeviceError, UsageError
 from pldcli.settings import Switch
 from pldcli.sharding import is_sharded, reduces, shard
+from pldcli.system.roll_call import Loss, Reason, RollCall
 
 __all__ = ["Runtime", "launch", "out_of_memory"]
 
 _PR_SET_PDEATHSIG = 1
+_UNNAMED_JOB = "none"
+"""What torchrun calls every job that was given no --rdzv-id."""
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
 
@@ -66,6 +71,12 @@ class Runtime:
     """In which gradients travel; None for their own."""
     num_shards: int = 1
     """Processes that together hold the parameters once; each of them holds a part."""
+    job: str = ""
+    """What its agent calls this job, however often it starts the processes anew; empty where there is none."""
+    restarts: int = 0
+    """Of the processes by the agent, as far as is known."""
+    roll_call: RollCall | None = None
+    """To find out which process ended the job."""
     _sharded: nn.Module | None = None
     _units: list[list[nn.Parameter]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
@@ -78,6 +89,10 @@ class Runtime:
     def is_main(self) -> bool:
         """Return whether this process writes files and prints."""
         return self.rank == 0
+
+    def is_of_this_job(self, job: str) -> bool:
+        """Return whether a job is this one, before its processes were started anew."""
+        return bool(job) and job == self.job and (job != _UNNAMED_JOB or self.restarts > 0)
 
     def is_on(self, choice: Switch) -> bool:
         """Return whether something that is worth it on CUDA is on here: `auto` is on for CUDA."""
@@ -184,6 +199,11 @@ class Runtime:
         """Wait until every process has arrived here."""
         self.sum_on_host([0.0])
 
+    def leave(self, error: BaseException) -> None:
+        """Let the other processes know why this one ends, before anything that takes time; once is enough."""
+        if self.roll_call is not None:
+            self.roll_call.leave(_reason(error))
+
     def synchronize(self) -> None:
         """Wait until the device has executed everything in its queue."""
         if self.device.type == "cuda":
@@ -231,20 +251,37 @@ def launch(
     if not num_shards or world_size % num_shards:
         what = f"{world_size} processes are no multiple of the {num_shards} of this machine"
         raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
-    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards)
+    job, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), _environment("TORCHELASTIC_RESTART_COUNT", 0)
+    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards, job, restarts)
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        # The store may be the agent's, which outlives processes that begin anew.
+        store = PrefixStore(f"attempt/{restarts}", next(rendezvous("env://", timeout=timeout))[0])
+        runtime.roll_call = RollCall(PrefixStore("roll", store), rank, world_size, timeout_seconds)
+        runtime.roll_call.arrive()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         yield runtime
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            raise DeviceError("lost the other processes", where=f"process {rank}", hint="one of them says why") from error
-        raise
+    except BaseException as error:
+        runtime.leave(error)
+        if _reason(error) == "failed":
+            raise
+        loss = Loss("lost the other processes", "one of them says why") if runtime.roll_call is None else runtime.roll_call.find_loss()
+        if runtime.roll_call is not None:
+            runtime.roll_call.report(loss)
+        raise DeviceError(loss.what, where=f"process {rank}", hint=loss.hint) from error
     finally:
         # Parameters are released first: gloo may abort the process at its exit otherwise.
         runtime.detach()
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _reason(error: BaseException) -> Reason:
+    """Return why a process ends with an error."""
+    text = str(error).lower()
+    if not isinstance(error, RuntimeError) or not (isinstance(error, dist.DistError) or "gloo" in text):
+        return "failed"
+    return "timed out" if "timed out" in text or "timeout" in text else "lost"
 
 
 def _keep_freed_memory() -> None:

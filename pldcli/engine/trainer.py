@@ -276,7 +276,7 @@ class Trainer(Generic[BatchesT]):
         loss_sums = torch.zeros(len(num_targets), device=self.runtime.device)
         micro_steps = [(plan, batch) for plan, batches in zip(plans, groups, strict=True) for batch in batches]
         for micro_step, (plan, batch) in enumerate(micro_steps):
-            if signal_number := self._agreed_stop(stop):
+            if signal_number := self.agreed_stop(stop):
                 self.optimizer.zero_grad(set_to_none=True)
                 raise _StepAbortedError(signal_number)
             # Dropout is a function of the position as well, so that a resumed run draws the same masks without a saved state.
@@ -339,7 +339,7 @@ class Trainer(Generic[BatchesT]):
             raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
         return targets, tokens, attended, was_asked
 
-    def _agreed_stop(self, stop: StopRequest) -> int:
+    def agreed_stop(self, stop: StopRequest) -> int:
         """Return the signal that any process has received, or 0: the same on all of them, since a lone one would wait for the others."""
         asked = self.runtime.sum_on_host([float(stop.signal_number == number) for number in STOP_SIGNALS])
         return next((int(number) for number, count in zip(STOP_SIGNALS, asked, strict=True) if count), 0)

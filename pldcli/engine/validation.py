@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -118,16 +118,23 @@ def stream_batches(
 
 @torch.no_grad()
 def score_lm(
-    model: StBert, batches: Iterable[Batch], precision: Precision, runtime: Runtime, gates: Sequence[bool] | None = None
+    model: StBert,
+    batches: Iterable[Batch],
+    precision: Precision,
+    runtime: Runtime,
+    gates: Sequence[bool] | None = None,
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> LmScore:
     """Score a model, without residual scales; processes share the batches.
 
     Args:
-        model: Its training mode is restored afterwards.
+        model: Its training mode is restored afterwards, also where `check` ends this.
         batches: The same on every process.
         precision: Number format of the forward passes.
         runtime: Device and processes.
         gates: Which blocks run; None for all.
+        check: Called before each batch, equally often on every process; what it raises ends the scoring.
     """
     was_training = model.training
     model.eval()
@@ -136,36 +143,39 @@ def score_lm(
     kind = "mlm"
     runtime.synchronize()
     started = time.perf_counter()
-    for host_batch, is_ours in _shared_out(batches, runtime):
-        kind = token_loss(host_batch)
-        batch = host_batch.to(runtime.device)
-        with precision.autocast():
-            hidden_ND = encode(model, batch, gates).flatten(0, 1)
-        if not is_ours:
-            continue
-        for start in range(0, len(batch.target_ids), _LOGITS_AT_ONCE):
-            chosen = slice(start, start + _LOGITS_AT_ONCE)
+    try:
+        for host_batch, is_ours in _shared_out(batches, runtime, check):
+            kind = token_loss(host_batch)
+            batch = host_batch.to(runtime.device)
             with precision.autocast():
-                logits_MV = model.mlm_logits(hidden_ND.index_select(0, batch.positions[chosen])).float()
-            totals[0] += functional.cross_entropy(logits_MV, batch.target_ids[chosen], reduction="sum")
-            totals[1] += (logits_MV.argmax(-1) == batch.target_ids[chosen]).sum()
-        num_targets += len(host_batch.target_ids)
-        num_tokens += count_tokens(host_batch)
-    reshard(model)
+                hidden_ND = encode(model, batch, gates).flatten(0, 1)
+            if not is_ours:
+                continue
+            for start in range(0, len(batch.target_ids), _LOGITS_AT_ONCE):
+                chosen = slice(start, start + _LOGITS_AT_ONCE)
+                with precision.autocast():
+                    logits_MV = model.mlm_logits(hidden_ND.index_select(0, batch.positions[chosen])).float()
+                totals[0] += functional.cross_entropy(logits_MV, batch.target_ids[chosen], reduction="sum")
+                totals[1] += (logits_MV.argmax(-1) == batch.target_ids[chosen]).sum()
+            num_targets += len(host_batch.target_ids)
+            num_tokens += count_tokens(host_batch)
+    finally:
+        reshard(model)
+        model.train(was_training)
     runtime.synchronize()
     seconds = time.perf_counter() - started
-    model.train(was_training)
     loss, hits, targets, tokens = runtime.sum_on_host([*totals.tolist(), num_targets, num_tokens])
     return LmScore(loss / max(1, targets), hits / max(1, targets), int(targets), int(tokens), seconds, kind)
 
 
-def _shared_out(batches: Iterable[Batch], runtime: Runtime) -> Iterator[tuple[Batch, bool]]:
+def _shared_out(batches: Iterable[Batch], runtime: Runtime, check: Callable[[], None]) -> Iterator[tuple[Batch, bool]]:
     """Deal batches out to the processes; yield those of this one, and whether they count.
 
     Processes that hold shards run every forward pass together: one for which none is left runs one of another process once more.
     """
     dealt = iter(batches)
     while round_ := list(islice(dealt, runtime.world_size)):
+        check()
         if runtime.rank < len(round_):
             yield round_[runtime.rank], True
         elif runtime.num_shards > 1:

@@ -212,7 +212,7 @@ def _copies(subject: Subject, texts: Sequence[Sequence[int]]) -> Batch:
 def _sequences(subject: Subject, stream: TokenStream) -> Iterator[Batch]:
     loaded, tokenizer = subject.loaded, subject.loaded.tokenizer
     batches = stream_batches(stream, tokenizer.special, loaded.seq_len, vocab_size=tokenizer.vocab_size, causal=loaded.causal)
-    with Progress("Scoring", total=stream.num_tokens, unit="tokens") as progress:
+    with Progress("Scoring", total=stream.num_tokens, unit="tokens", quiet=not subject.runtime.is_main) as progress:
         for batch in batches:
             yield batch
             progress.advance(count_tokens(batch) - 2 * len(batch.input_ids))

@@ -14,6 +14,7 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
+from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.trainer import Trainer
@@ -23,7 +24,7 @@ from pldcli.pretraining.assembly import build_trainer
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
-from pldcli.pretraining.starting_point import StartingPoint, find_starting_point
+from pldcli.pretraining.starting_point import StartingPoint, find_starting_point, resume_of_restart
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_requests
 
@@ -111,6 +112,8 @@ def _pretrain(
         work=config.run_flops().executed_until,
     )
 
+    told, resume = resume, resume_of_restart(run, resume, is_of_this_job=runtime.is_of_this_job)
+
     def find() -> StartingPoint:
         return find_starting_point(run, config, data=prepared.data_fingerprint, resume=resume, say=display.say)
 
@@ -132,11 +135,13 @@ def _pretrain(
         del start, saved  # tensors as large as the model and its optimizer's state
         stop = stack.enter_context(stop_requests(stop_at))
         if runtime.is_main:
+            if resume != "auto":
+                checkpoint.remove_later(run.checkpoints, position.step)  # as their metrics go: from here on they are of another course
             if stranded_step:
                 aside = atomic.set_aside(run.metrics)
                 display.say(f"warning: the {stranded_step:,} steps done here left no checkpoint; their metrics are now {aside}")
             atomic.write_text(run.config, presets.dump(config))  # before other files: it marks the directory as a run
-        how = f"run the same command {'again' if resume == 'auto' else 'with --resume auto'} to resume"
+        how = f"run the same command {'again' if told == 'auto' else 'with --resume auto'} to resume"
         recorder = stack.enter_context(
             RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=position, how_to_resume=how)
         )

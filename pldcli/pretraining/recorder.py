@@ -8,13 +8,13 @@ import secrets
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,7 +28,7 @@ from pldcli.data.step_batches import StepBatches
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
 from pldcli.engine.hardware import hardware_name, peak_flops_per_second, versions
-from pldcli.engine.metrics import MetricsLog, reads_context
+from pldcli.engine.metrics import MetricsLog, read_metrics, reads_context, validation_key
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.trainer import Observation, Trainer
@@ -83,6 +83,13 @@ class PretrainResult:
         return reads_context(self.score.loss, self.unigram_loss)
 
 
+class _BrokenOffError(Exception):
+    """A signal arrived during a validation."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+
+
 class RunRecorder:
     """Record one run, as a context manager that holds its metrics open. Only the main process writes.
 
@@ -129,7 +136,8 @@ class RunRecorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the metrics, and wait for a checkpoint that is being written; after an error not for other processes' parts of it."""
-        if kind is not None:
+        if error is not None:
+            self.runtime.leave(error)
             self.others_are_gone.set()
         self.writer.shutdown()
         if self.log is not None:
@@ -162,8 +170,11 @@ class RunRecorder:
         Raises:
             StoppedError, PreemptedError: A signal arrived; the state is saved.
         """
+        if self._lacks_validation():
+            self.trainer.set_length(self.position.step - 1)
+            self._validate(stop)
         for seen in self.trainer.steps(self.position, observe=self._is_due, stop=stop, ask=self._is_save_asked):
-            self.record(seen)
+            self.record(seen, stop)
 
     def roll_back(self, error: DivergedError) -> None:
         """Go back to the newest checkpoint that verifies, and pass over the sequences that were read since.
@@ -199,8 +210,12 @@ class RunRecorder:
         self._save()  # in the checkpoint's place: a run that is restarted before its next one passes over them too, and counts this
         self._finish_saving()
 
-    def record(self, seen: Observation) -> None:
+    def record(self, seen: Observation, stop: StopRequest | None = None) -> None:
         """Record what is due at an observation: log, validate, save.
+
+        Args:
+            seen: The observation.
+            stop: On a signal a validation is broken off, to be made when the run resumes.
 
         Raises:
             StoppedError, PreemptedError: A signal ended the loop; the state is saved.
@@ -214,20 +229,24 @@ class RunRecorder:
         if self.saving is not None and self.saving.done():
             self._finish_saving()  # a full disk is told now, not at the next checkpoint
         if seen.stop_signal:
-            self._save()
-            self._finish_saving()
-            state = f"saved at step {position.step:,}" if position.step else "nothing to save yet"
-            raise stop_error(seen.stop_signal, state, where=str(self.run.path), hint=self.how_to_resume)
+            self._end(seen.stop_signal)
         if self._due(position.step, self.config.train.log_every_steps):
             self._log(seen)
         if self._due(position.step, self.config.eval.every_steps):
-            self._validate()
+            self._validate(stop)
         if self._due(position.step, self.config.checkpoint.every_steps) or seen.was_asked:
             self._save()
         if seen.was_asked and self.runtime.is_main:
             self._finish_saving()
             self.run.save_request.unlink(missing_ok=True)
             self.display.say(f"saved at step {position.step:,}, as {self.run.save_request.name} asked")
+
+    def _end(self, signal_number: int) -> NoReturn:
+        """End the run after a signal, saved."""
+        self._save()
+        self._finish_saving()
+        state = f"saved at step {self.position.step:,}" if self.position.step else "nothing to save yet"
+        raise stop_error(signal_number, state, where=str(self.run.path), hint=self.how_to_resume)
 
     def pause(self, seconds: float) -> None:
         """Leave a time out of the run's wall seconds, in which another run took its turn."""
@@ -308,12 +327,30 @@ class RunRecorder:
         self._write(row)
         self.display.logged(row)
 
-    def _validate(self) -> None:
+    def _lacks_validation(self) -> bool:
+        """Return whether a signal broke off the validation of the last step, which this run then saved without it."""
+        step, lacks = self.position.step, False
+        if not step or not self._due(step, self.config.eval.every_steps):
+            return False
+        if self.runtime.is_main and (self.run.checkpoints / f"step-{step:08d}").is_dir():
+            lacks = not any(row["step"] == step and validation_key(row) for row in read_metrics(self.run.metrics))
+        return self.runtime.sum_on_host([float(lacks)])[0] > 0
+
+    def _validate(self, stop: StopRequest | None) -> None:
         if self.unigram_loss is None:
             causal = self.config.objective.is_causal
             self.unigram_loss = unigram_baseline(self.prepared, self._validation_batches(), causal=causal)
         gates = self.config.pld_schedule.trained_gates(self.position.step)
-        self.score = score_lm(self.trainer.model, self._validation_batches(), self.trainer.precision, self.runtime, gates)
+
+        def check() -> None:
+            if stop is not None and (signal_number := self.trainer.agreed_stop(stop)):
+                raise _BrokenOffError(signal_number)
+
+        model, precision = self.trainer.model, self.trainer.precision
+        try:
+            self.score = score_lm(model, self._validation_batches(), precision, self.runtime, gates, check=check)
+        except _BrokenOffError as broken_off:
+            self._end(broken_off.signal_number)
         self.position = replace(self.position, wall_seconds=self._wall_seconds())
         values = {f"eval/{name}": value for name, value in self.score.values.items()}
         row = {"step": self.position.step, **values, "eval/frequency_loss": self.unigram_loss}
@@ -336,7 +373,8 @@ class RunRecorder:
         self.saved_step = self.position.step
         self._finish_saving()
         in_background = self.runtime.is_on(self.config.checkpoint.background)
-        part = self._own_part() if is_sharded(self.trainer.model) else None
+        is_split = is_sharded(self.trainer.model)
+        part = self._own_part() if is_split else None
         if self.runtime.is_main or part is not None:
             self.run.check_still_there()
             held = checkpoint.hold(
@@ -356,7 +394,9 @@ class RunRecorder:
                     atomic.write_text(self.run.saving, "")
                 self.saving = self.writer.submit(self._write_checkpoint, held)
             else:
-                self._write_checkpoint(held)
+                self._write_checkpoint(held, arrive=self.runtime.wait_for_all if is_split else None)
+        elif is_split and not in_background:
+            self.runtime.wait_for_all()  # for the parts, like the processes that write them
         self.runtime.wait_for_all()
 
     def _own_part(self) -> Part | None:
@@ -365,9 +405,17 @@ class RunRecorder:
         number, count = self.runtime.rank + 1, self.runtime.num_shards
         return Part(number, count, int(token)) if number <= count else None
 
-    def _write_checkpoint(self, held: checkpoint.Held) -> None:
-        settings, cancelled = self.config.checkpoint, self.others_are_gone
-        checkpoint.write(self.run.checkpoints, held, keep=settings.keep, keep_every=settings.keep_every_steps, cancelled=cancelled)
+    def _write_checkpoint(self, held: checkpoint.Held, *, arrive: Callable[[], None] | None = None) -> None:
+        settings = self.config.checkpoint
+        checkpoint.write(
+            self.run.checkpoints,
+            held,
+            keep=settings.keep,
+            keep_every=settings.keep_every_steps,
+            arrive=arrive,
+            cancelled=self.others_are_gone,
+            patience_seconds=self.config.runtime.timeout_seconds,
+        )
         if self.runtime.is_main:
             self.run.saving.unlink(missing_ok=True)
 
@@ -416,6 +464,7 @@ def record_start(path: Path, command: str, trainer: Trainer[StepBatches], prepar
         "precision": trainer.precision.name,
         "threads": torch.get_num_threads(),
         "processes": runtime.world_size,
+        **({"job": runtime.job} if runtime.job else {}),
         "micro_batch_size": batches.micro_batch_size,
         "micro_steps_per_group": batches.micro_steps,
         "attended_tokens": attended if len(attended) > 1 else next(iter(attended.values())),

@@ -18,7 +18,7 @@ from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, has_saved, read_starts
 from pldcli.errors import CheckpointError
 
-__all__ = ["StartingPoint", "find_starting_point"]
+__all__ = ["StartingPoint", "find_starting_point", "resume_of_restart"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,23 @@ class StartingPoint:
     def position(self) -> Position:
         """Position from which the run starts or resumes."""
         return self.snapshot.position if self.snapshot else Position()
+
+
+def resume_of_restart(run: RunDirectory, resume: str, *, is_of_this_job: Callable[[str], bool]) -> str:
+    """Return where a job starts from, whose processes may have been started anew: what it did itself is neither set aside nor set back.
+
+    Args:
+        run: The run directory.
+        resume: What the job was told: `auto`, `never`, or the path of a checkpoint.
+        is_of_this_job: Whether a start of the run that is on record was by the same job.
+    """
+    starts = read_starts(run.environment)
+    if not starts or not is_of_this_job(str(starts[-1].get("job", ""))):
+        return resume
+    has_to_repeat = resume != "never" and not checkpoint.list_checkpoints(
+        run.checkpoints
+    )  # another run's checkpoint is where this one began
+    return resume if has_to_repeat else "auto"
 
 
 def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume: str, say: Callable[[str], None]) -> StartingPoint:
@@ -90,7 +107,7 @@ def _from_snapshot(run: RunDirectory, snapshot: Snapshot, config: Config, data: 
 def _from_named(
     run: RunDirectory, config: Config, data: str, path: Path, rows: list[dict[str, Any]], say: Callable[[str], None]
 ) -> StartingPoint:
-    """Start after the named checkpoint: one of this run, which is set back, or one of another run, which is continued here."""
+    """Start after the named checkpoint: one of this run, which is to be set back, or one of another run, which is continued here."""
     if (path / "checkpoints").is_dir():
         newest, complaints = checkpoint.newest_valid(path / "checkpoints")
         for complaint in complaints:

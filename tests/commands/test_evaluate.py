@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pldcli.engine import model_source
 from pldcli.engine.validation import LmScore
 from pldcli.evaluation import evaluate as engine
+from pldcli.evaluation import tables
+from pldcli.evaluation import task as task_engine
 from pldcli.evaluation.depth import DepthReport, DepthScore
 from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.fill_mask import Candidate
@@ -104,6 +107,37 @@ def test_json_of_everything(pld, calls, tmp_path):
     assert depths["depths"][0] == {"blocks": 2, "kept": [1, 3], "mlm_loss": 2.5, "tokens_per_second": 150.0, "relative_speed": 1.5}
     assert (depths["num_blocks"], depths["chosen"], depths["picture"], len(depths["depths"])) == (3, "why", str(picture), 2)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_of_several_processes_says_what_came_out(pld, calls, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        ["--save", "score.json"],
+        ["--json"],
+        ["--depth", "2,3"],
+        ["--fill", "the [MASK]"],
+        ["--minimal-pairs", "a", "--save", "p.json"],
+    ]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for line in lines:
+        outcome = pld("evaluate", *line)
+        assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    assert len(calls) == len(lines) and not list(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    assert all(pld("evaluate", *line).out for line in lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["depth.png", "p.json", "score.json"]
+
+
+def test_one_of_several_processes_writes_the_predictions(pld, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(task_engine, "evaluate_task", lambda *_, **named: SimpleNamespace(notes=()))
+    monkeypatch.setattr(task_engine, "write_predictions", lambda found, path: written.append(path))
+    monkeypatch.setattr(tables, "show_task", lambda found, path: None)
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert pld("evaluate", "r", "--task", "t", "--predictions", tmp_path / rank).code == 0
+    assert written == [tmp_path / "0"]
 
 
 def test_tables(pld, calls, tmp_path):

@@ -118,9 +118,13 @@ def test_the_card_of_several_processes_names_torchrun(pld, calls, monkeypatch):
     pld("pretrain")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     pld("pretrain")
+    for name, value in {"LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    pld("pretrain")
     assert [given["command"] for _, _, given in calls] == [
         "pld pretrain --data 'my data'",
         "torchrun --nproc-per-node 2 -m pldcli pretrain --data 'my data'",
+        "torchrun --nnodes 2 --nproc-per-node 1 -m pldcli pretrain --data 'my data'",
     ]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from pldcli.engine.checkpoint import list_checkpoints, verify
+from pldcli.errors import DeviceError, PldError
+from pldcli.pretraining import launcher
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
@@ -95,6 +99,78 @@ def test_a_process_that_is_killed_ends_all_by_name(processes: Any, prepared: Pat
         verify(path)
 
 
+def test_a_process_that_hangs_is_named_and_ended(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "train.total_steps=100000", "runtime.timeout_seconds=4"))
+    wait_for(lambda: has_saved(out))
+    below = ranks(process.number)
+    os.kill(below[1], signal.SIGSTOP)
+    began = time.monotonic()
+    assert process.wait() == 5
+    assert time.monotonic() - began < 30, "not the half minute more that the agent waits"
+    assert "error: process 0: process 1 of 2 did not answer for 4 s; raise runtime.timeout_seconds" in process.err
+    assert "error: process 1 of 2 did not answer for 4 s; run the same command again to resume" in process.err
+    assert "SIGKILL" not in process.err
+    wait_for(lambda: not any(map(alive, below.values())), seconds=5)
+
+
+FULL_DISK = """
+import os
+if os.environ.get("RANK") == "1":
+    import pldcli.engine.checkpoint as module
+    write = module.write_sealed
+    def full(path, *arguments, **named):
+        if "step-00000020" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *arguments, **named)
+    module.write_sealed = full
+"""
+
+
+@pytest.mark.parametrize("background", ["off", "on"])
+def test_a_part_that_cannot_be_written_ends_all_with_its_cause(processes: Any, prepared: Path, tmp_path: Path, background: str) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
+    more = ("runtime.sharding=full", "runtime.timeout_seconds=60", f"checkpoint.background={background}", "train.log_every_steps=1")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = processes.pld(*line(prepared, out, *more), environment={"PYTHONPATH": path})
+    wait_for(lambda: has_saved(out))
+    assert process.wait() == 7, process.err
+    assert "error: the disk is full" in process.err and "SIGKILL" not in process.err
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000010"]
+
+
+def failing(*codes: int | str) -> ChildFailedError:
+    """Make the agent's error of processes that end one after another: by an exit code, or for having lost one that `died` or `hung`."""
+    failures = {}
+    for rank, code in enumerate(codes):
+        failure = ProcessFailure(local_rank=rank, pid=1, exitcode=code if isinstance(code, int) else 5, error_file="")
+        if isinstance(code, str):
+            failure.message, failure.error_file_data = "process 9 did not answer", {"lost": {"hung": code == "hung"}}
+        failures[rank] = failure
+    return ChildFailedError("pld", failures)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "what"),
+    [
+        ((-9, "died"), 5, "process 0 of 2 was ended by SIGKILL"),
+        (("died", -9), 5, "process 1 of 2 was ended by SIGKILL"),
+        (("hung", -9), 5, "process 9 did not answer"),
+        (("died", 7), 7, ""),
+        ((7, -9), 7, ""),
+        ((-15, 3), 3, ""),
+        ((75, 75), 75, ""),
+        ((75, 7), 7, ""),
+        ((75, -9), 5, "process 1 of 2 was ended by SIGKILL"),
+        (("died", "died"), 5, ""),
+    ],
+)
+def test_the_cause_is_what_failed_by_itself(codes: tuple[int | str, ...], code: int, what: str) -> None:
+    found, error = launcher._cause(failing(*codes), len(codes))
+    assert found == code and (str(error).startswith(what) if what else error is None)
+
+
 def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = processes.pld(*line(prepared, out, "checkpoint.every_steps=1000"))
@@ -126,6 +202,43 @@ def test_the_others_begin_anew_and_end_where_nothing_had_happened(processes: Any
     assert process.wait() == 0, process.err
     assert len(json.loads((out / "environment.json").read_text())["starts"]) == 2
     assert weights(out) == weights(whole)
+
+
+def test_a_run_that_was_to_begin_afresh_is_not_begun_afresh_again(processes: Any, prepared: Path, tmp_path: Path, whole: Path) -> None:
+    out, aside = tmp_path / "run", tmp_path / "run.1"
+    shutil.copytree(whole, out)
+    process = processes.pld(*line(prepared, out, "--max-restarts", "1", "--resume", "never"))
+    wait_for(lambda: aside.exists() and has_saved(out))
+    os.kill(ranks(process.number)[1], signal.SIGKILL)
+    assert process.wait() == 0, process.err
+    assert "warning: process 1 of 2 was ended by SIGKILL; all 2 begin anew, 0 more restarts" in process.err
+    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 2 and weights(out) == weights(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"} and weights(aside) == weights(whole)
+
+
+def test_a_stop_is_no_failure(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = processes.pld(*line(prepared, out, "train.total_steps=100000", "--stop-after", "8s", "--max-restarts", "2"))
+    assert process.wait() == 75, process.err
+    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 1 and process.err.count("time is up") == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "attempts"), [([code], 1) for code in (0, 2, 3, 4, 6, 7, 75, 130)] + [([1, 5, 1], 3), ([1, 7], 2), ([5, 0], 2)]
+)
+def test_what_would_fail_alike_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, codes: list[int], attempts: int) -> None:
+    left, seen, said = iter(codes), [], []
+
+    def run_once(count: int, arguments: list[str], job: str) -> tuple[int, PldError | None] | None:
+        seen.append((arguments, job))
+        code = next(left)
+        return (code, DeviceError("killed") if code == 5 else None) if code else None
+
+    monkeypatch.setattr(launcher, "_run_once", run_once)
+    assert launcher.run_processes(2, lambda: [f"attempt {len(seen)}"], max_restarts=2, say=said.append) == codes[-1]
+    assert [arguments for arguments, _ in seen] == [[f"attempt {number}"] for number in range(attempts)]
+    assert len({job for _, job in seen}) == 1, "all attempts are one job"
+    assert len(said) == attempts - 1
 
 
 def test_what_is_wrong_is_said_once(processes: Any, prepared: Path, tmp_path: Path) -> None:

@@ -162,6 +162,28 @@ def test_processes_share_the_batches(prepared: PreparedData) -> None:
     assert all(0 < share[2] < targets for share in shares)
 
 
+def test_a_check_ends_the_scoring_on_all_processes_at_once(prepared: PreparedData) -> None:
+    """It is called equally often on all, also where the last batches are of others."""
+    model, calls = make_model().train(), [0, 0, 0]
+    batches = [*validation_batches_of_five(prepared)][:5]
+    for rank in range(3):
+        runtime = Runtime(CPU, rank, 3)
+        runtime.sum_on_host = list  # type: ignore[assignment,method-assign]
+
+        def check(rank: int = rank) -> None:
+            calls[rank] += 1
+
+        score_lm(model, batches, FP32, runtime, check=check)
+    assert calls == [2, 2, 2]
+
+    def broken_off() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        score_lm(model, batches, FP32, Runtime(CPU), check=broken_off)
+    assert model.training
+
+
 def validation_batches_of_five(prepared: PreparedData) -> Any:
     samples = SpanSamples(prepared.stream("validation"), SPECIAL, SEQ_LEN, seed=20201, shuffle=False)
     return validation_batches(samples, Masking(0.15, SPECIAL.mask_id, SPECIAL.ids, V), batch_size=5)

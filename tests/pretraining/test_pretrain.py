@@ -22,7 +22,7 @@ from pldcli.errors import OutputError
 from pldcli.model import StBert
 from pldcli.pld import Schedule
 from pldcli.preparation.prepare import prepare
-from pldcli.pretraining import estimate
+from pldcli.pretraining import estimate, recorder
 from pldcli.pretraining.recorder import RunRecorder
 from pldcli.system import locks
 from tests.conftest import TINY, wait_for
@@ -363,6 +363,35 @@ def test_a_process_killed_before_the_first_line_was_written(pld, prepared, tmp_p
     assert pld(*arguments(prepared, out, "train.total_steps=1")).code == 0
 
 
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_signal_breaks_off_a_validation_that_is_made_again(pld, prepared, tmp_path, whole, monkeypatch, step):
+    line, batches, read = arguments(prepared, tmp_path / "run"), recorder.fixed_batches, []
+
+    def interrupted(*arguments, **named):
+        is_scored = (tmp_path / "run" / "metrics.jsonl").read_text().count('"train/loss"') == step // 2 and read != []
+        read.append(0)
+        if not is_scored:
+            yield from batches(*arguments, **named)
+            return
+        several = list(batches(*arguments, **named, batch_size=4))
+        assert len(several) > 1
+        for batch in several:
+            read[-1] += 1
+            signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "fixed_batches", interrupted)
+        outcome = pld(*line)
+    assert outcome.code == 75 and f"saved at step {step}" in outcome.err
+    assert read[-1] == 1, "the rest of the batches was left out"
+    assert step in steps(tmp_path / "run") and [row["step"] for row in rows(tmp_path / "run", "eval/mlm_loss")] == [6][: step // 12]
+    assert pld(*line).code == 0
+    assert weights(tmp_path / "run") == weights(whole)
+    for name in ("train/loss", "eval/mlm_loss"):
+        assert [(row["step"], row[name]) for row in rows(tmp_path / "run", name)] == [(row["step"], row[name]) for row in rows(whole, name)]
+
+
 def test_a_signal_before_the_first_step(pld, prepared, tmp_path, monkeypatch):
     stop_in_step(monkeypatch, 0, signal.SIGINT)
     outcome = pld(*arguments(prepared, tmp_path / "run"))
@@ -453,6 +482,10 @@ def test_never_starts_over_beside_the_old_run(pld, prepared, stopped, monkeypatc
 
 def test_a_named_checkpoint(pld, prepared, stopped, tmp_path, whole, monkeypatch):
     older = stopped / "checkpoints" / "step-00000005"
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 5)
+        assert pld(*arguments(prepared, stopped, "--resume", older)).code == 75
+    assert steps(stopped) == [5], "nothing was saved since, and the run is where it was set back to"
     with monkeypatch.context() as patch:
         stop_in_step(patch, 6)
         outcome = pld(*arguments(prepared, stopped, "--resume", older))

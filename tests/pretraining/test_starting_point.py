@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pldcli import cli
 from pldcli.engine.checkpoint import list_checkpoints
+from pldcli.engine.run_directory import RunDirectory
+from pldcli.engine.runtime import Runtime
 from pldcli.preparation.prepare import prepare
+from pldcli.pretraining.starting_point import resume_of_restart
 from tests.conftest import ROOT, TINY, Outcome, wait_for
 from tests.pretraining.test_pretrain import SLOW, arguments, everything_below, rows, steps, stop_in_step, weights
 from tests.pretraining.test_pretrain_init import save_source
@@ -186,6 +190,34 @@ def test_a_finished_run_needs_the_model_it_began_with_no_more(pld: Pld, prepared
     outcome = pld(*line)
     assert outcome.code == 0, outcome.err
     assert "is finished: 2 steps" in outcome.out and content(out) == before
+
+
+@pytest.mark.parametrize(
+    ("job", "restarts", "on_record", "is_restart"),
+    [
+        ("", 0, None, False),
+        ("", 0, "", False),
+        ("a", 0, "a", True),
+        ("a", 0, "b", False),
+        ("none", 0, "none", False),
+        ("none", 1, "none", True),
+    ],
+)
+def test_a_job_that_is_restarted_resumes_what_it_began(
+    tmp_path: Path, job: str, restarts: int, on_record: str | None, is_restart: bool
+) -> None:
+    run, is_ours = RunDirectory(tmp_path), Runtime(torch.device("cpu"), job=job, restarts=restarts).is_of_this_job
+    path = str(tmp_path / "checkpoints" / "step-00000005")
+
+    def resumes() -> list[str]:
+        return [resume_of_restart(run, told, is_of_this_job=is_ours) for told in ("auto", "never", path)]
+
+    assert resumes() == ["auto", "never", path], "nothing began yet"
+    start = {} if on_record is None else {"job": on_record}
+    run.environment.write_text(json.dumps({"starts": [{"job": "a"}, start]}))
+    assert resumes() == (["auto", "auto", path] if is_restart else ["auto", "never", path]), "where it began is still to be read"
+    Path(path).mkdir(parents=True)
+    assert resumes() == (["auto"] * 3 if is_restart else ["auto", "never", path])
 
 
 def test_all_processes_decide_the_same(prepared: Path, slimmed: Path, tmp_path: Path, stopped: Path) -> None:
