@@ -91,6 +91,7 @@ def recorded(results: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> l
                 unique_tokens=text["train_tokens"],
                 loss=round(result["final_loss"], 5),
                 unigram_loss=round(text["unigram_loss"], 5),
+                vocab_size=text["vocab_size"],
             )
         )
     return runs

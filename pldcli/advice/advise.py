@@ -70,7 +70,7 @@ class Candidate:
     share: float
     """Predicted loss as a share of the unigram baseline."""
     is_on_record: bool
-    """Parameters and tokens lie within those of the runs on record, and no setting of the user's differs from theirs."""
+    """Parameters, tokens and vocabulary lie within those of the runs on record, and no setting of the user's differs from theirs."""
 
     @property
     def name(self) -> str:
@@ -174,6 +174,7 @@ class _Chooser:
         self.unique_tokens = prepared.unique_tokens
         points = [run.point for run in self.runs]
         self.law, self.error = fit(points), leave_one_out(points)
+        self.has_known_vocabulary = _is_within(prepared.vocab_size, [run.vocab_size for run in self.runs])
 
     def candidates(self, report: Callable[[str], None]) -> tuple[Candidate, ...]:
         """Time the most promising candidates and estimate the others.
@@ -232,7 +233,7 @@ class _Chooser:
         tokens = fresh_tokens(_step_tokens(config) * total_steps, self.unique_tokens)
         inside = _is_within(parameters, [run.parameters for run in self.runs])
         inside &= _is_within(tokens, [run.point.tokens for run in self.runs])
-        inside &= not self.unlike(candidate)
+        inside &= not self.unlike(candidate) and self.has_known_vocabulary
         return replace(candidate, config=config, share=min(1.0, self.law.loss(parameters, tokens)), is_on_record=inside)
 
     def unlike(self, candidate: Candidate) -> list[str]:
@@ -303,8 +304,9 @@ def _reasons(candidates: Sequence[Candidate], evidence: Evidence, chooser: _Choo
     yield f"text: {quantity(best.tokens)} tokens are {best.tokens / chooser.unique_tokens:.2g} passes over it"
     if best.is_on_record:
         yield f"± is {_WIDE:g} standard errors of predictions for runs that the law had not seen, on {evidence.text}"
-    elif unlike:
-        yield f"outside the evidence, which has no run with {', '.join(unlike)}: the loss is a guess"
+    elif unlike or not chooser.has_known_vocabulary:
+        what = unlike or [f"a vocabulary of about {chooser.prepared.vocab_size:,} entries"]
+        yield f"outside the evidence, which has no run with {', '.join(what)}: the loss is a guess"
     else:
         least, most = (quantity(edge(run.tokens for run in evidence.runs)) for edge in (min, max))
         yield f"outside the evidence, which is runs of {least} to {most} tokens on {evidence.text}: the loss is a guess"

@@ -35,6 +35,8 @@ class Recorded:
     """Validation, at its end, in nats."""
     unigram_loss: float
     """Of the unigram baseline there."""
+    vocab_size: int
+    """Of the tokenizer: with another one the same text has other losses, by more than the baseline tells."""
 
     @property
     def point(self) -> Point:

@@ -35,7 +35,7 @@ def run(number: int, tokens: float, **recipe: Any) -> Recorded:
     parameters = body_parameters(model)
     settings = {**shape(number), **{key.replace("__", "."): value for key, value in recipe.items()}}
     loss = 7.0 * LAW.loss(parameters, tokens)
-    return Recorded("modern-tiny", settings, parameters, int(tokens), 10**9, loss, 7.0)
+    return Recorded("modern-tiny", settings, parameters, int(tokens), 10**9, loss, 7.0, 512)
 
 
 EVIDENCE = Evidence(
@@ -184,6 +184,13 @@ def test_dropping_is_advised_where_it_paid(
     expected = dense.expected_loss(dense.candidates[0])[0] + mean
     assert advice.expected_loss(advice.candidates[0])[0] == pytest.approx(expected)
     assert presets.system(f"modern-tiny-{system}") == yaml.safe_load(advice.preset("x"))["extends"][1]
+
+
+def test_another_vocabulary_makes_it_a_guess(prepared: Path, timed: list[Config]) -> None:
+    runs = tuple(replace(one, vocab_size=50_000) for one in EVIDENCE.runs)
+    advice = advise(open_prepared(prepared), seconds=4.0, evidence=replace(EVIDENCE, runs=runs))
+    assert not advice.candidates[0].is_on_record
+    assert any("no run with a vocabulary of about " in reason for reason in advice.reasons)
 
 
 def test_no_time_for_a_step(prepared: Path, timed: list[Config]) -> None:
