@@ -167,6 +167,8 @@ def _found(address: str, system: Any, place: str, info: dict[str, Any]) -> Addre
 
 def _failed(shown: str, error: Exception) -> DataError:
     """Say why an address cannot be read; libraries for it raise what they like."""
+    if isinstance(error, FileNotFoundError):
+        return DataError("no such file", where=shown, hint="is the address right, and may you read it?")
     reason = _SECRETS.sub("", (str(error).splitlines() or [""])[0]) or type(error).__name__
-    what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be fetched ({reason})"
-    return DataError(what, where=shown, hint="run the same command again to go on with what is missing")
+    hint = "run the same command again to go on with what is missing"
+    return DataError(f"cannot be fetched ({reason})", where=shown, hint=hint)

@@ -175,7 +175,11 @@ def test_a_size_that_nobody_says(server: tuple[str, type[Parts]], pld: Any, tmp_
 def test_what_is_missing_where_it_is_read(server: tuple[str, type[Parts]], pld: Any, tmp_path: Path, folder: Path) -> None:
     address, _ = server
     outcome = pld(*line(tmp_path / "data", f"{address}/none.jsonl"), "--stream")
-    assert outcome.code == 3 and f"error: {address}/none.jsonl: no such file" in outcome.err and outcome.err.count("\n") == 1
+    assert (
+        outcome.code == 3
+        and f"error: {address}/none.jsonl: no such file; is the address right" in outcome.err
+        and outcome.err.count("\n") == 1
+    )
     outcome = pld(*line(tmp_path / "data", folder / "lines.jsonl", decontaminate=f"{address}/lines.jsonl"))
     assert outcome.code == 3 and "cannot be compared with" in outcome.err
 
