@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -189,13 +190,15 @@ def schema(
 def _print_parts(preset: str) -> None:
     """Print what a preset is made of, and what its header says."""
     from pldcli import presets
-    from pldcli.console.screen import screen, table
+    from pldcli.console.screen import screen
 
     made_of = " + ".join(part.name if part.kind == "preset" else f"{part.kind} {part.name}" for part in presets.parts(preset))
-    rows = {"Made of": made_of, **presets.header(preset)}
+    rows, console = {"Made of": made_of, **presets.header(preset)}, screen()
+    indent = max(map(len, rows)) + 2
     for name, text in rows.items():
-        screen().print(table(None, [[f"[bold cyan]{name.ljust(max(map(len, rows)))}[/]", escape(text)]]))
-    screen().print()
+        for number, line in enumerate(wrap(text, console.width - indent)):  # a table would fill up the lines with spaces
+            console.print(f"[bold cyan]{('' if number else name).ljust(indent)}[/]{escape(line)}", highlight=False)
+    console.print()
 
 
 def _print_values(resolved: Resolved) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -65,59 +65,30 @@ def _named(preset: str, overrides: list[str]) -> NamedSchedule:
     return NamedSchedule(preset, resolve(preset, overrides).config.run_flops())
 
 
-def _summary(named: NamedSchedule) -> dict[str, Any]:
-    """Describe a schedule in a few numbers; fractions are averages over the run."""
-    schedule = named.schedule
-    kept = schedule.mean_kept_fraction
-    return {
-        "preset": named.name,
-        "total_steps": schedule.total_steps,
-        "num_blocks": schedule.num_blocks,
-        "mean_kept_fraction": kept,
-        "block_flops_saved": 1.0 - kept,
-        "total_flops_saved": named.flops.saved,
-        "step_half_on": schedule.first_step_dropping(0.5),
-        "step_99_on": schedule.first_step_dropping(0.99),
-    }
-
-
-def _rows(named: NamedSchedule, points: int) -> list[dict[str, Any]]:
-    from pldcli.plots.canvas import evenly_spaced
-
-    schedule, curriculum = named.schedule, named.flops.curriculum
-    return [
-        {
-            "step": step,
-            "theta": schedule.theta(step),
-            "keep_probs": list(schedule.keep_probs(step)),
-            "expected_kept_blocks": schedule.expected_kept_blocks(step),
-            "num_sequences": curriculum.at(step).num_sequences,
-            "seq_len": curriculum.at(step).seq_len,
-        }
-        for step in evenly_spaced(schedule.total_steps, points)
-    ]
-
-
 def _print_json(schedules: list[NamedSchedule], points: int) -> None:
-    typer.echo(json.dumps({"schedules": [{**_summary(named), "steps": _rows(named, points)} for named in schedules]}))
+    from pldcli.plots.schedules import listed, summary
+
+    typer.echo(json.dumps({"schedules": [{**summary(named), "steps": listed(named, points)} for named in schedules]}))
 
 
 def _print_csv(schedules: list[NamedSchedule], points: int) -> None:
     """Print one row per step, a column per block; the columns of blocks that a schedule does not have are empty."""
     from pldcli.console.section import csv_cell
+    from pldcli.plots.schedules import listed
 
     # Row by row to stdout itself: a pipe that closes early ends the command at once.
     deepest = max(named.schedule.num_blocks for named in schedules)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["preset", "step", "theta", "expected_kept_blocks", *(f"keep_prob_{block + 1}" for block in range(deepest))])
     for named in schedules:
-        for row in _rows(named, points):
+        for row in listed(named, points):
             missing = [""] * (deepest - named.schedule.num_blocks)
             writer.writerow([csv_cell(named.name), row["step"], row["theta"], row["expected_kept_blocks"], *row["keep_probs"], *missing])
 
 
 def _print_table(schedules: list[NamedSchedule], points: int) -> None:
     from pldcli.console.screen import screen, table
+    from pldcli.plots.schedules import listed, sentences
 
     console = screen()
     headings = ("step", "theta", "keep prob., first block", "last block", "blocks run", "saved so far")
@@ -131,9 +102,9 @@ def _print_table(schedules: list[NamedSchedule], points: int) -> None:
                 f"{row['expected_kept_blocks']:.2f}",
                 f"{named.saved_until(row['step'] + 1):.1%}",
             )
-            for row in _rows(named, points)
+            for row in listed(named, points)
         ]
-        console.print("\n".join(_sentences(named)), markup=False)
+        console.print("\n".join(sentences(named)), markup=False)
         console.print(table(headings, rows, right=headings))
         console.print()
 
@@ -142,6 +113,7 @@ def _print_picture(schedules: list[NamedSchedule]) -> None:
     """Draw in the terminal: two charts for one schedule, a row each for several."""
     from pldcli.console.screen import PICTURE_COLUMNS, screen
     from pldcli.plots.canvas import evenly_spaced
+    from pldcli.plots.schedules import sentences
     from pldcli.plots.terminal import block_chart, sparkline
 
     width = min(screen().width, PICTURE_COLUMNS)
@@ -150,7 +122,7 @@ def _print_picture(schedules: list[NamedSchedule]) -> None:
         steps = evenly_spaced(schedule.total_steps, 2 * width)
         theta = [schedule.theta(step) for step in steps]
         kept = [schedule.expected_kept_blocks(step) for step in steps]
-        for sentence in _sentences(named):
+        for sentence in sentences(named):
             typer.echo(sentence)
         if len(schedules) > 1:
             space = width - len("  blocks run  ")
@@ -163,22 +135,3 @@ def _print_picture(schedules: list[NamedSchedule]) -> None:
         for line in block_chart(kept, low=0, high=schedule.num_blocks, height=6, width=width, title="\nexpected blocks that run", **ends):
             typer.echo(line)
         typer.echo()
-
-
-def _sentences(named: NamedSchedule) -> list[str]:
-    """Return what the pictures show, in lines of less than 80 columns."""
-    summary, schedule = _summary(named), named.schedule
-    blocks = summary["num_blocks"]
-    times = [
-        f"{label} at step {step:,} ({step / schedule.total_steps:.2%})"
-        for label, step in (("half on", summary["step_half_on"]), ("99 % on", summary["step_99_on"]))
-        if step is not None
-    ]
-    return [
-        f"{named.name}: {summary['total_steps']:,} steps, {blocks} blocks, theta {schedule.theta(0):g} to "
-        f"{schedule.theta(schedule.total_steps - 1):.4g}",
-        *([f"  dropping is {', '.join(times)}"] if times else []),
-        f"  {summary['mean_kept_fraction'] * blocks:.2f} of {blocks} blocks run on average, which saves "
-        f"{summary['total_flops_saved']:.1%} of all FLOPs",
-        f"  a step reads {named.flops.curriculum.describe()} tokens",
-    ]

@@ -17,6 +17,7 @@ from pldcli.config import flatten
 from pldcli.console.section import csv_text
 from pldcli.engine.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.errors import DataError, PldError
+from pldcli.system.json_text import from_json
 from pldcli.system.unpacking import open_gzip
 
 __all__ = ["FILE", "read_table", "table_bytes"]
@@ -58,7 +59,7 @@ def read_table(path: Path) -> dict[str, Run]:
     runs = {}
     for name, rows in _read_rows(path).items():
         try:
-            about = json.loads(rows[0].pop("about"))
+            about = from_json(rows[0].pop("about"))
             known = {field: about[field] for field in _ABOUT} | {"starts": tuple(about["starts"])}
             known["finetuned"] = {task: tuple(scores) for task, scores in about["finetuned"].items()}
             config = presets.build(about["config"])

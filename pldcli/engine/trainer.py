@@ -312,12 +312,11 @@ class Trainer(Generic[BatchesT]):
             if self.guard.sigmas is None or not bool(is_left_out):
                 self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif isinstance(self.optimizer, Adam) and self.runtime.device.type == "cpu":
-            if not bool(is_left_out):  # what it would take to look itself costs more
-                self.optimizer.step()
-        else:
+        elif self.optimizer.defaults.get("fused") or (isinstance(self.optimizer, Adam) and self.runtime.device.type != "cpu"):
             # The optimizer looks itself, as loss scalers make it: the host does not wait.
             self.optimizer.found_inf = is_left_out.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(is_left_out):
             self.optimizer.step()
 
     def _agree(self, groups: list[list[Any]], plans: list[Plan], *, asks: bool) -> tuple[list[float], list[float], list[float], bool]:

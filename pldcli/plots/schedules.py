@@ -16,7 +16,7 @@ from pldcli.run_flops import RunFlops
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["NamedSchedule", "plot_schedules"]
+__all__ = ["NamedSchedule", "listed", "plot_schedules", "sentences", "summary"]
 
 _MAX_HEAT_MAPS = 6
 
@@ -178,3 +178,54 @@ def _mixed(schedules: Iterable[NamedSchedule]) -> bool:
 
 def _percent(value: float, _position: object = None) -> str:
     return f"{100 * value:g} %"
+
+
+def summary(named: NamedSchedule) -> dict[str, Any]:
+    """Describe a schedule in a few numbers; fractions are averages over the run."""
+    schedule = named.schedule
+    kept = schedule.mean_kept_fraction
+    return {
+        "preset": named.name,
+        "total_steps": schedule.total_steps,
+        "num_blocks": schedule.num_blocks,
+        "mean_kept_fraction": kept,
+        "block_flops_saved": 1.0 - kept,
+        "total_flops_saved": named.flops.saved,
+        "step_half_on": schedule.first_step_dropping(0.5),
+        "step_99_on": schedule.first_step_dropping(0.99),
+    }
+
+
+def listed(named: NamedSchedule, points: int) -> list[dict[str, Any]]:
+    """List so many steps, evenly chosen with the first and the last: what runs, and what a step reads."""
+    schedule, curriculum = named.schedule, named.flops.curriculum
+    return [
+        {
+            "step": step,
+            "theta": schedule.theta(step),
+            "keep_probs": list(schedule.keep_probs(step)),
+            "expected_kept_blocks": schedule.expected_kept_blocks(step),
+            "num_sequences": curriculum.at(step).num_sequences,
+            "seq_len": curriculum.at(step).seq_len,
+        }
+        for step in evenly_spaced(schedule.total_steps, points)
+    ]
+
+
+def sentences(named: NamedSchedule) -> list[str]:
+    """Return what the pictures show, in lines of less than 80 columns."""
+    numbers, schedule = summary(named), named.schedule
+    blocks = numbers["num_blocks"]
+    times = [
+        f"{label} at step {step:,} ({step / schedule.total_steps:.2%})"
+        for label, step in (("half on", numbers["step_half_on"]), ("99 % on", numbers["step_99_on"]))
+        if step is not None
+    ]
+    return [
+        f"{named.name}: {numbers['total_steps']:,} steps, {blocks} blocks, theta {schedule.theta(0):g} to "
+        f"{schedule.theta(schedule.total_steps - 1):.4g}",
+        *([f"  dropping is {', '.join(times)}"] if times else []),
+        f"  {numbers['mean_kept_fraction'] * blocks:.2f} of {blocks} blocks run on average, which saves "
+        f"{numbers['total_flops_saved']:.1%} of all FLOPs",
+        f"  a step reads {named.flops.curriculum.describe()} tokens",
+    ]

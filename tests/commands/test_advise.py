@@ -11,7 +11,7 @@ from tests.conftest import Outcome
 
 def test_advice_on_real_text_is_a_preset_that_trains(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
     place = tmp_path / "auto.yaml"
-    done = pld("advise", "--budget", "2s", "--data", prepared, "--out", place, "data.seq_len=32")
+    done = pld("advise", "--budget", "2s", "--data", prepared, "--out", place, "data.seq_len=32", "model.local_attention=32")
     assert done.code == 0, done.err
     assert "validation loss to expect (unigram baseline" in done.out
     assert f"preset {place}" in done.out and f"next: pld pretrain --preset {place} --data {prepared}" in done.out
@@ -22,7 +22,7 @@ def test_advice_on_real_text_is_a_preset_that_trains(pld: Callable[..., Outcome]
 
 
 def test_auto_trains_what_is_advised_and_resumes(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
-    line = ("pretrain", "--preset", "auto", "--data", prepared, "--out", tmp_path / "run", "data.seq_len=32")
+    line = ("pretrain", "--preset", "auto", "--data", prepared, "--out", tmp_path / "run", "data.seq_len=32", "model.local_attention=32")
     done = pld(*line, "--budget", "1s")
     assert done.code == 0, done.err
     chosen = tmp_path / "run.yaml"
