@@ -425,7 +425,7 @@ def test_stopping_keeps_what_is_done_and_nothing_that_looks_finished(tmp_path, n
     assert len(workers) == 2
     process.send_signal(number)
     said, stderr = process.communicate(timeout=20)
-    assert process.returncode == code
+    assert process.returncode == code, stderr
     assert "Traceback" not in stderr
     assert names(tmp_path) == [".out.parts", "corpus.txt"]
     if number != signal.SIGKILL:
