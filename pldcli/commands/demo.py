@@ -16,8 +16,8 @@ __all__ = ["demo"]
 
 _NEXT = (
     "pld prepare-data your-text.txt --vocab-size 8192 --out data",
-    "pld pretrain --preset modern-tiny-preln --data data --budget 1h",
-    "pld evaluate runs/modern-tiny-preln --fill 'a sentence with one word [MASK]'",
+    "pld pretrain --preset auto --data data --budget 1h",
+    "pld evaluate runs/auto --fill 'a sentence with one word [MASK]'",
 )
 
 
