@@ -196,7 +196,9 @@ def _print_parts(preset: str) -> None:
     rows, console = {"Made of": made_of, **presets.header(preset)}, screen()
     indent = max(map(len, rows)) + 2
     for name, text in rows.items():
-        for number, line in enumerate(wrap(text, console.width - indent)):  # a table would fill up the lines with spaces
+        for number, line in enumerate(
+            wrap(text, console.width - indent, break_on_hyphens=False)
+        ):  # a table would fill up the lines with spaces
             console.print(f"[bold cyan]{('' if number else name).ljust(indent)}[/]{escape(line)}", highlight=False)
     console.print()
 
