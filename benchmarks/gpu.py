@@ -73,44 +73,10 @@ GOALS = (
 MODERN_GOALS = (Goal("modern-base", 1024, 304e3, 400e3, None, ("data.packing=documents",)),)
 SMALL_MODELS, SMALL_STEP_SECONDS, SMALL_SAVING = ("bert-tiny", "modern-tiny"), 10e-3, 0.9
 """Goals: a dense step of 64 x 128 tokens, and the share of the operations saved that dropping must save in time."""
-COMPARED: tuple[str, ...] = (
-    "--shapes",
-    "L12-H768",
-    "--vocab",
-    "30522",
-    "--tokens",
-    "32768",
-    "--seq-len",
-    "128",
-    "--rounds",
-    "10",
-    "--steps",
-    "5",
-)
-COMPARED += ("--systems", "full-head", "dense", "dense-preln", "pld")
-MODERN_COMPARED: tuple[str, ...] = (
-    "--base",
-    "modernbert",
-    "--local-attention",
-    "--shapes",
-    "L22-H768",
-    "--vocab",
-    "50368",
-    "--tokens",
-    "16384",
-)
-MODERN_COMPARED += (
-    "--seq-len",
-    "1024",
-    "--rounds",
-    "5",
-    "--steps",
-    "5",
-    "--systems",
-    "modernbert-sparse",
-    "modern-full-head",
-    "modern",
-    "modern-pld",
+COMPARED = "--shapes L12-H768 --vocab 30522 --tokens 32768 --seq-len 128 --rounds 10 --steps 5 --systems full-head dense dense-preln pld"
+MODERN_COMPARED = (
+    "--base modernbert --local-attention --shapes L22-H768 --vocab 50368 --tokens 16384 --seq-len 1024 --rounds 5 --steps 5 "
+    "--systems modernbert-sparse modern-full-head modern modern-pld"
 )
 """Words of the benchmark against transformers."""
 DROPPED_GAIN = 1.27
@@ -221,10 +187,10 @@ def small(options: argparse.Namespace) -> Iterator[str]:
         )
 
 
-def compare(options: argparse.Namespace, compared: Sequence[str]) -> None:
+def compare(options: argparse.Namespace, compared: str) -> None:
     """Hand over to the benchmark against transformers, with compilation on both sides."""
     script = Path(__file__).with_name("pretrain_vs_transformers.py")
-    words = [sys.executable, str(script), "--threads", str(torch.get_num_threads()), "--precision", "bf16", *compared]
+    words = [sys.executable, str(script), "--threads", str(torch.get_num_threads()), "--precision", "bf16", *compared.split()]
     if options.small:  # of an option that is given twice the last one counts
         words += ["--shapes", "L4-H256", "--vocab", "500", "--tokens", "128", "--seq-len", "128", "--rounds", "2", "--steps", "1"]
     if options.compile != "off":

@@ -14,7 +14,7 @@ from pldcli.advice import evidence as record
 from pldcli.advice.evidence import SHAPE, Comparison, Evidence, body_parameters
 from pldcli.advice.law import fit, fresh_tokens, leave_one_out
 from pldcli.bench.budget import calibrate
-from pldcli.config import Config
+from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.console.units import duration, quantity
 from pldcli.data.prepared import PreparedData
 from pldcli.engine.validation import fixed_batches, unigram_baseline
@@ -43,8 +43,7 @@ _CLOSE = 1.01
 _SAVES = 10
 """Checkpoints and validations of the run."""
 _TEACHING = ("model", "pld", "data", "objective", "optim", "train")
-"""Sections whose settings change what is learnt, as far as they are not in `_HARMLESS`."""
-_HARMLESS = ("train.seed", "train.log_every_steps", "train.micro_batch_size", "data.num_workers")
+"""Sections whose settings change what is learnt, but for the seed and what says how a run is carried out."""
 
 
 class _Model(NamedTuple):
@@ -238,10 +237,9 @@ class _Chooser:
 
     def unlike(self, candidate: Candidate) -> list[str]:
         """List the user's settings, as `KEY=VALUE`, that make a candidate learn otherwise than the runs on record of its size did."""
-        keys = [key for key in parse(self.overrides) if key.partition(".")[0] in _TEACHING and key not in _HARMLESS]
-        asked, recorded = (self._config(candidate.model, candidate.recipe, overrides=given) for given in (self.overrides, ()))
-        values = {key: [getattr(getattr(one, key.partition(".")[0]), key.partition(".")[2]) for one in (asked, recorded)] for key in keys}
-        return [f"{key}={mine}" for key, (mine, theirs) in values.items() if mine != theirs]
+        keys = [key for key in parse(self.overrides) if key.partition(".")[0] in _TEACHING and key not in (*RUN_CONTROL, "train.seed")]
+        asked, recorded = (flatten(self._config(candidate.model, candidate.recipe, overrides=given)) for given in (self.overrides, ()))
+        return [f"{key}={asked[key]}" for key in keys if asked[key] != recorded[key]]
 
     def _config(self, model: _Model, recipe: dict[str, Any], system: str = _DENSE, *, overrides: Sequence[str] | None = None) -> Config:
         settings = model.shape | recipe

@@ -196,9 +196,8 @@ def _print_parts(preset: str) -> None:
     rows, console = {"Made of": made_of, **presets.header(preset)}, screen()
     indent = max(map(len, rows)) + 2
     for name, text in rows.items():
-        for number, line in enumerate(
-            wrap(text, console.width - indent, break_on_hyphens=False)
-        ):  # a table would fill up the lines with spaces
+        lines = wrap(text, console.width - indent, break_on_hyphens=False)  # a table would fill them up with spaces
+        for number, line in enumerate(lines):
             console.print(f"[bold cyan]{('' if number else name).ljust(indent)}[/]{escape(line)}", highlight=False)
     console.print()
 

@@ -41,6 +41,7 @@ from pldcli.pretraining import card
 from pldcli.pretraining.assembly import whole_model
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
+from pldcli.pretraining.starting_point import newest_checkpoint
 from pldcli.sharding import is_sharded
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_error
@@ -184,9 +185,7 @@ class RunRecorder:
         """
         self._finish_saving()
         self.runtime.wait_for_all()
-        path, complaints = checkpoint.newest_valid(self.run.checkpoints)
-        for complaint in complaints:
-            self.display.say(f"warning: {complaint}")
+        path, _ = newest_checkpoint(self.run.checkpoints, self.display.say)
         if path is None:
             raise error
         saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum

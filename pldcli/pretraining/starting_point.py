@@ -18,7 +18,7 @@ from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, has_saved, read_starts
 from pldcli.errors import CheckpointError
 
-__all__ = ["StartingPoint", "find_starting_point", "resume_of_restart"]
+__all__ = ["StartingPoint", "find_starting_point", "newest_checkpoint", "resume_of_restart"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,8 @@ def resume_of_restart(run: RunDirectory, resume: str, *, is_of_this_job: Callabl
     starts = read_starts(run.environment)
     if not starts or not is_of_this_job(str(starts[-1].get("job", ""))):
         return resume
-    has_to_repeat = resume != "never" and not checkpoint.list_checkpoints(
-        run.checkpoints
-    )  # another run's checkpoint is where this one began
-    return resume if has_to_repeat else "auto"
+    # A named checkpoint of another run is still where this one begins, until it has one of its own.
+    return resume if resume != "never" and not checkpoint.list_checkpoints(run.checkpoints) else "auto"
 
 
 def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume: str, say: Callable[[str], None]) -> StartingPoint:
@@ -73,9 +71,7 @@ def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume:
     rows = read_metrics(run.metrics)
     if resume != "auto":
         return _from_named(run, config, data, Path(resume), rows, say)
-    path, complaints = checkpoint.newest_valid(run.checkpoints)
-    for complaint in complaints:
-        say(f"warning: {complaint}")
+    path, complaints = newest_checkpoint(run.checkpoints, say)
     if path is not None:
         return _from_snapshot(run, checkpoint.read(path), config, data, rows)
     stored = _stored(run, config, data, rows)
@@ -94,6 +90,14 @@ def find_starting_point(run: RunDirectory, config: Config, *, data: str, resume:
     return StartingPoint(stranded_step=last)
 
 
+def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint that verifies, and say what is wrong with newer ones; return that, too."""
+    path, complaints = checkpoint.newest_valid(checkpoints)
+    for complaint in complaints:
+        say(f"warning: {complaint}")
+    return path, complaints
+
+
 def _from_snapshot(run: RunDirectory, snapshot: Snapshot, config: Config, data: str, rows: list[dict[str, Any]]) -> StartingPoint:
     check_same_run(snapshot.config, config, stored_data=snapshot.data_fingerprint, data=data, where=snapshot.path)
     total = config.train.total_steps
@@ -109,9 +113,7 @@ def _from_named(
 ) -> StartingPoint:
     """Start after the named checkpoint: one of this run, which is to be set back, or one of another run, which is continued here."""
     if (path / "checkpoints").is_dir():
-        newest, complaints = checkpoint.newest_valid(path / "checkpoints")
-        for complaint in complaints:
-            say(f"warning: {complaint}")
+        newest, _ = newest_checkpoint(path / "checkpoints", say)
         if newest is None:
             hint = "name another run or checkpoint with --resume"
             raise CheckpointError("no checkpoint verifies", where=str(path / "checkpoints"), hint=hint)
