@@ -6,6 +6,7 @@
     benchmarks/gpu.sh profile
     benchmarks/gpu.sh modern
     benchmarks/gpu.sh small
+    benchmarks/gpu.sh trust
 
 - rate: tokens/s of bert-base at 128 and 512 tokens and of bert-large at 512, dense and with layers dropped, compiled, at the fastest
   micro-batch, beside what we must and want to reach on one H200;
@@ -14,7 +15,8 @@
 - profile: what the time of a step goes to, kernel by kernel, and whether the host ever waits for the device;
 - modern: tokens/s of modern-base in rows of 1,024 tokens that are packed documents, beside what ModernBERT's authors publish for one
   H100 and what we want; within four minutes;
-- small: steps of 64 x 128 tokens of models too small to fill a GPU, and whether dropping layers saves time there; within four minutes.
+- small: steps of 64 x 128 tokens of models too small to fill a GPU, and whether dropping layers saves time there; within four minutes;
+- trust: resuming to the same bits, what a save costs at bert-large's size, and what one process holds of split weights; within four minutes.
 
 On a machine without a GPU it runs on the CPU, for which `--small` is meant.
 """
@@ -34,6 +36,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from gpu_trust import trust
 from measuring import prepared_documentation, this_device
 from pldcli import presets
 from pldcli.bench.bench import Source, bench
@@ -85,7 +88,7 @@ RATE_COLUMNS = ("model", "tokens", "mode", "micro-batch", "tokens/s", "must", "t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("section", choices=["rate", "compare", "compare-modern", "profile", "modern", "small"])
+    parser.add_argument("section", choices=["rate", "compare", "compare-modern", "profile", "modern", "small", "trust"])
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--steps", type=int, default=30, help="steps of each mode that count")
@@ -98,6 +101,7 @@ def main() -> None:
         "modern": lambda: modern(options),
         "small": lambda: small(options),
         "profile": lambda: profiled(options, device),
+        "trust": lambda: trust([one for one in SMALL if "vocab_size" not in one] if options.small else ()),
     }
     if options.section.startswith("compare"):
         compare(options, MODERN_COMPARED if options.section == "compare-modern" else COMPARED)

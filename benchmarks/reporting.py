@@ -33,7 +33,7 @@ def hardware(device: torch.device | str | None = None) -> str:
     """Name the processor or the GPU; by default the GPU where there is one."""
     import torch
 
-    from pldcli.engine.hardware import hardware_name
+    from pldcli.system.hardware import hardware_name
 
     return hardware_name(this_device() if device is None else torch.device(device))
 

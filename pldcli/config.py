@@ -196,6 +196,8 @@ class RuntimeConfig(Settings):
     """Autocast format; weights stay fp32. `auto`: bf16 where fast (Ampere, AMX, AMD with AVX-512), else fp16 on CUDA and fp32 on CPU."""
     compile: Switch = "auto"
     """torch.compile of each block, the embeddings, and head with loss; `auto` is on for CUDA and off for CPU."""
+    deterministic: bool = False
+    """On CUDA, kernels only that give the same bits each time, so that resuming changes no bit; slower. On a CPU it is so anyway."""
     reduce_precision: Literal["fp32", "bf16"] = "fp32"
     """Of several processes: number format in which gradients travel and are summed; `bf16` halves what is sent, and rounds."""
     sharding: Sharding = "none"

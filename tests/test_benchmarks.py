@@ -252,3 +252,17 @@ def test_the_comparison_on_a_gpu_runs_through_the_shell_script() -> None:
     assert re.search(r"\| L4-H256 \| 500 \| PLD modern \|", done.stdout)
     refused = subprocess.run([*words[:2], "nothing"], capture_output=True, text=True, check=False, env=environment)
     assert refused.returncode == 2 and "invalid choice" in refused.stderr
+
+
+def test_resumed_bits_and_the_memory_of_one_process_of_several(prepared: Path, tmp_path: Path) -> None:
+    script = load("gpu_trust")
+    small = [one for one in load("gpu").SMALL if "vocab_size" not in one]
+    assert script.exactness("fp32", prepared, tmp_path, small) == ("yes", "no")
+    assert not list(tmp_path.iterdir())
+    held = {}
+    for sharding in ("none", "full"):
+        words = [sys.executable, str(BENCHMARKS / "gpu_trust.py"), sharding, str(prepared), *small]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        held[sharding] = json.loads(done.stdout.splitlines()[-1])[0]
+    assert held["full"] == pytest.approx(held["none"] / 8, rel=0.1)

@@ -25,7 +25,7 @@ from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
+from pldcli.system.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
 from pldcli.engine.phases import PHASES
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch, out_of_memory

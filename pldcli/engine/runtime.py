@@ -36,13 +36,15 @@ from pldcli.settings import Switch
 from pldcli.sharding import is_sharded, reduces, shard
 from pldcli.system.roll_call import Loss, Reason, RollCall
 
-__all__ = ["Runtime", "launch", "out_of_memory"]
+__all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
 
 _PR_SET_PDEATHSIG = 1
 _UNNAMED_JOB = "none"
 """What torchrun calls every job that was given no --rdzv-id."""
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
+_REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
+"""Read once, by cuBLAS at its first use, and by torch's compiler when it loads: it chooses kernels by no measurement then."""
 
 
 class _Reduction(NamedTuple):
@@ -348,3 +350,31 @@ def out_of_memory(size: int, device: torch.device, *, key: str, otherwise: str) 
         smaller = next((n for n in range(size // 2, 0, -1) if size % n == 0), 1)
         hint = f"try {key}={smaller}" if size > 1 else otherwise
         raise DeviceError(f"out of memory with {size} sequences per forward pass", where=str(device), hint=hint) from error
+
+
+@contextmanager
+def repeatable(flag: bool) -> Iterator[None]:
+    """Let torch use kernels only that give the same bits each time, where a flag says so; before anything is computed.
+
+    Raises:
+        DeviceError: An operation has no such kernel on this device.
+
+    Source: torch's notes on reproducibility. Its attention takes the repeatable backward pass only where others raise.
+    """
+    if not flag:
+        yield
+        return
+    for name, value in _REPEATABLE.items():
+        os.environ.setdefault(name, value)
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against programs that read what they never wrote
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        raise DeviceError(str(error).partition(",")[0], where="runtime.deterministic", hint="leave it off here") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

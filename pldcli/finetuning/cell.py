@@ -16,7 +16,7 @@ import torch
 
 from pldcli import __version__
 from pldcli.console.units import quantity
-from pldcli.engine.hardware import hardware_name
+from pldcli.system.hardware import hardware_name
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime, out_of_memory
 from pldcli.engine.trainer import Trainer

@@ -16,7 +16,7 @@ from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
 from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory
-from pldcli.engine.runtime import Runtime, launch, out_of_memory
+from pldcli.engine.runtime import Runtime, launch, out_of_memory, repeatable
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import DivergedError
 from pldcli.pretrained import Pretrained
@@ -154,10 +154,16 @@ def _pretrain(
         return recorder.finish(command)
 
 
-def _launch(config: Config) -> AbstractContextManager[Runtime]:
+@contextmanager
+def _launch(config: Config) -> Iterator[Runtime]:
     settings = config.runtime
     reduce_dtype = torch.bfloat16 if settings.reduce_precision == "bf16" else None
-    return launch(settings.device, timeout_seconds=settings.timeout_seconds, reduce_dtype=reduce_dtype, sharding=settings.sharding)
+    waits = settings.timeout_seconds
+    with (
+        repeatable(settings.deterministic),
+        launch(settings.device, timeout_seconds=waits, reduce_dtype=reduce_dtype, sharding=settings.sharding) as runtime,
+    ):
+        yield runtime
 
 
 def _train(recorder: RunRecorder, stop: StopRequest, *, most_rollbacks: int) -> None:

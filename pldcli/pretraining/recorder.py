@@ -27,7 +27,7 @@ from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.hardware import hardware_name, peak_flops_per_second, versions
+from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.engine.metrics import MetricsLog, read_metrics, reads_context, validation_key
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts

@@ -216,7 +216,7 @@ def measure_in_turn(
 
     from pldcli.bench.bench import bench
     from pldcli.bench.budget import step_times_by_part
-    from pldcli.engine.hardware import versions
+    from pldcli.system.hardware import versions
 
     samples: dict[str, list[list[tuple[float, float]]]] = {key: [] for key in configs}
     steps, taken = dict.fromkeys(configs, _FEWEST_STEPS), dict.fromkeys(configs, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pldcli.engine.checkpoint import Position, optimizer_tensors
-from pldcli.engine.runtime import launch
+from pldcli.engine.runtime import launch, repeatable
 from pldcli.model import StBert
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_config, tiny_trainer
@@ -54,6 +54,18 @@ def test_restored_state_lies_where_the_optimizer_reads_it(name: str) -> None:
         [*_, end] = resumed.steps(last.position, observe=lambda step: True, stop=StopRequest())
         assert end.position.step == resumed.schedule.total_steps
         assert math.isfinite(end.losses["loss"])
+
+
+@pytest.mark.parametrize("change", ["data.packing=stream", "data.packing=documents", "optim.name=muon"])
+def test_repeatable_kernels_give_the_same_bits_twice(change: str) -> None:
+    ends = []
+    for _ in range(2):
+        with repeatable(True), launch("cuda") as runtime:
+            trainer = tiny_trainer("runtime.precision=bf16", "runtime.compile=off", "model.dropout=0.1", change, runtime=runtime)
+            *_, end = trainer.steps(Position(), observe=lambda step: True, stop=StopRequest())
+            assert end.position.step == trainer.schedule.total_steps
+            ends.append([parameter.detach().cpu() for parameter in trainer.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
 def test_compiled_steps_follow_the_plain_ones_and_compile_once() -> None:

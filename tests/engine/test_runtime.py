@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.runtime import Runtime, launch
+from pldcli.engine.runtime import Runtime, launch, repeatable
 from pldcli.errors import DeviceError, PldError, UsageError
 from pldcli.pld import Schedule
 from pldcli.system.signals import StopRequest
@@ -337,3 +338,48 @@ def test_gradients_are_summed_by_unit(monkeypatch, early):
         assert torch.allclose(parameter.grad, 2 * gradient)
     assert all(parameter.grad is None for parameter in idle.parameters())
     assert runtime.reduce_gradients() is None and len(sent) == 6, "the next step sends anew"
+
+
+def test_repeatable_kernels_are_asked_for_while_it_lasts(monkeypatch):
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    with repeatable(False):
+        assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with repeatable(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # its attention would only warn
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["TORCHINDUCTOR_DETERMINISTIC"]) == (":4096:8", "1")
+    assert not torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_an_operation_without_a_repeatable_kernel_is_one_line():
+    with pytest.raises(DeviceError, match=r"^runtime.deterministic: .*does not have a deterministic implementation.*; leave it off") as caught:
+        with repeatable(True):
+            torch.ones(4).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]), accumulate=False)
+    assert "\n" not in str(caught.value)
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="another fault"), repeatable(True):
+        raise RuntimeError("another fault")
+
+
+def test_a_run_asks_for_repeatable_kernels(pld, prepared, tmp_path, monkeypatch):
+    asked, plan = [], Schedule.plan
+
+    def looked(self, step, group, **named):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return plan(self, step, group, **named)
+
+    monkeypatch.setattr(Schedule, "plan", looked)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setenv("TORCHINDUCTOR_DETERMINISTIC", "")
+    words = ["pretrain", "--preset", "bert-tiny-pld", "--data", prepared, *TINY, "train.total_steps=2"]
+    digests = []
+    for flag in ("true", "false"):
+        outcome = pld(*words, "--out", tmp_path / flag, f"runtime.deterministic={flag}")
+        assert outcome.code == 0, outcome.err
+        digests.append(hashlib.sha256((tmp_path / flag / "model" / "model.safetensors").read_bytes()).hexdigest())
+        assert asked and set(asked) == {flag == "true"}
+        asked.clear()
+    assert len(set(digests)) == 1, "on a CPU every kernel is repeatable"

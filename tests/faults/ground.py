@@ -16,7 +16,7 @@ import torch
 
 from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.engine.checkpoint import list_checkpoints, verify
-from pldcli.engine.hardware import hardware_name, versions
+from pldcli.system.hardware import hardware_name, versions
 from pldcli.preparation.prepare import prepare
 from tests.conftest import TINY, Process, Processes
 

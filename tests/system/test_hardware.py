@@ -1,6 +1,6 @@
 import torch
 
-from pldcli.engine.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
+from pldcli.system.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
