@@ -34,6 +34,7 @@ class Split:
     """One of the two parts of the data."""
 
     documents: int
+    """Each once, whatever its weight; so are the others."""
     tokens: int
     """With the separator behind each document."""
     words: int
@@ -87,7 +88,7 @@ class Inspection:
     counts: npt.NDArray[np.int64]
     """Of each entry in the training text, [V]."""
     document_lengths: npt.NDArray[np.int64]
-    """Tokens of each training document."""
+    """Tokens of each training document, as often as it counts."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the arrays."""
@@ -113,8 +114,8 @@ def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pie
     for name in SPLITS:
         counts = prepared.manifest["counts"].get(name, {})
         splits[name] = Split(
-            documents=len(lengths[name]),
-            tokens=streams[name].num_tokens,
+            documents=counts.get("documents", len(lengths[name])),
+            tokens=counts.get("tokens", streams[name].num_tokens),
             words=counts.get("words", 0),
             num_bytes=counts.get("bytes", 0),
             unknown=counts.get("unknown", 0),

@@ -75,7 +75,7 @@ def _show(found: Inspection) -> None:
     rows, lengths = [], []
     for name, split in found.splits.items():
         per_word = f"{split.tokens / split.words:.2f}" if split.words else "-"
-        rows.append((name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens):.2%}"))
+        rows.append((name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens - split.documents):.2%}"))
         lengths.append((name, *(f"{length:,}" for length in split.lengths)) if split.lengths else (name, *["-"] * 5))
     headings = ("part", "documents", "tokens", "per word", "unknown")
     left_out = [f"left out: {count:,} x {cause}" for cause, count in found.skipped.items()] or ["left out: nothing"]
@@ -89,7 +89,7 @@ def _show(found: Inspection) -> None:
         lines = tuple((line, f"{count:,}", f"{count / max(1, documents):.1%}") for line, count in found.repeated_lines)
         sections.append(Section("lines that stand in many documents", ("line", "documents", "of all"), lines))
     if found.frequent:
-        tokens = found.splits["train"].tokens
+        tokens = int(found.counts.sum())
         share = tuple((one.piece, f"{one.count:,}", f"{one.count / max(1, tokens):.2%}") for one in found.frequent)
         note = f"of {found.vocab_size:,} entries the training text never has {found.never:,}, and {found.rare:,} fewer than ten times"
         sections.append(Section("frequent pieces", ("piece", "times", "of all tokens"), share, notes=(note,)))

@@ -77,7 +77,7 @@ def prepare_data(
     skip_bad: Annotated[
         bool,
         typer.Option(
-            "--skip-bad", help="Lines of JSON files that hold no text; else the first one ends the command.", rich_help_panel=_LEFT_OUT
+            "--skip-bad", help="Lines and rows without a text, files that cannot be read; else they end the command.", rich_help_panel=_LEFT_OUT
         ),
     ] = False,
     keep_duplicates: Annotated[

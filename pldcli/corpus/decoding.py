@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from pldcli.corpus.addresses import Location
@@ -13,12 +14,23 @@ from pldcli.errors import DataError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["CHUNK_BYTES", "Transcoded", "Utf8Decoder", "check_encoding", "encoding_of_mark", "looks_like", "utf16_without_mark"]
+__all__ = [
+    "CHUNK_BYTES",
+    "MANY_BAD_BYTES",
+    "MANY_BAD_SHARE",
+    "EncodingError",
+    "Transcoded",
+    "Utf8Decoder",
+    "check_encoding",
+    "encoding_of_mark",
+    "looks_like",
+    "utf16_without_mark",
+]
 
 CHUNK_BYTES = 1 << 20
 """Bytes read at a time."""
 
-_MANY_BAD_BYTES, _MANY_BAD_SHARE = 100, 0.01
+MANY_BAD_BYTES, MANY_BAD_SHARE = 100, 0.01
 """So many bytes, and so large a share, that are not UTF-8 are no accident."""
 _JUDGED_BYTES = 1 << 20
 """From here on it is judged while reading; what is smaller, at its end."""
@@ -31,6 +43,10 @@ _USUAL = "cp1252"
 
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """Those of UTF-32 first: the mark of UTF-16 is the beginning of one of them."""
+
+
+class EncodingError(DataError):
+    """A file that is in another encoding."""
 
 
 def check_encoding(name: str) -> str:
@@ -74,6 +90,19 @@ def looks_like(sample: bytes) -> list[str]:
     return list(found)
 
 
+@dataclass
+class _Place:
+    """Where in a text what has been read so far ends, counted from 1."""
+
+    line: int = 1
+    column: int = 1
+
+    def advance(self, text: str) -> None:
+        newlines = text.count("\n")
+        self.line += newlines
+        self.column = len(text) - text.rfind("\n") if newlines else self.column + len(text)
+
+
 class Utf8Decoder:
     """UTF-8 to text across chunks; bad bytes become U+FFFD and are counted, or are an error.
 
@@ -93,8 +122,7 @@ class Utf8Decoder:
         self._path = path
         self._strict = strict
         self._pending = b""
-        self._line = 1
-        self._column = 1
+        self._place = _Place()
         self._at_start = True
 
     def decode_all(self, file: BinaryIO, chunk_bytes: int) -> Iterator[str]:
@@ -121,10 +149,10 @@ class Utf8Decoder:
             text, used = codecs.utf_8_decode(data, "strict", final)
         except UnicodeDecodeError as error:
             if self._strict:
-                self._advance(data[: error.start].decode())
-                line = self._lines_before() + self._line
-                where = f"{self._path}:{line}:{self._column}"
-                what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {line}, column {self._column})"
+                self._place.advance(data[: error.start].decode())
+                line, column = self._lines_before() + self._place.line, self._place.column
+                where = f"{self._path}:{line}:{column}"
+                what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {line}, column {column})"
                 raise DataError(what, where=where, hint="mend it, or leave out --strict to replace such bytes") from error
             text, used = codecs.utf_8_decode(data, "replace", final)
             num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
@@ -135,27 +163,32 @@ class Utf8Decoder:
                 self.judge()
         self._pending = data[used:]
         if self._strict:
-            self._advance(text)
+            self._place.advance(text)
         return text
 
     def judge(self) -> None:
         """Refuse what has been read so far if it cannot be UTF-8.
 
         Raises:
-            DataError: It cannot.
+            EncodingError: It cannot.
         """
-        share = self._bad_bytes / max(1, self._num_bytes)
-        if self._lenient or self._bad_bytes < _MANY_BAD_BYTES or share < _MANY_BAD_SHARE:
+        share = self.bad_share
+        if self._bad_bytes < MANY_BAD_BYTES or share < MANY_BAD_SHARE:
             return
         found = looks_like(self._sample)
         guess = f"; it looks like {' or '.join(found[:2])}" if found else ""
         what = f"is not UTF-8: {share:.1%} of its bytes would have to be replaced{guess}"
         name = found[0] if found else "NAME"
-        raise DataError(
+        raise EncodingError(
             what,
             where=str(self._path),
             hint=f"say what it is with `pld prepare-data --encoding {name}`, or convert it; --encoding utf-8 replaces them",
         )
+
+    @property
+    def bad_share(self) -> float:
+        """Share of the bytes that are not UTF-8; 0 where any number of them is taken."""
+        return 0.0 if self._lenient else self._bad_bytes / max(1, self._num_bytes)
 
     def without_surrogates(self, text: str) -> str:
         """Replace the halves of surrogate pairs that JSON escapes can hold."""
@@ -166,11 +199,6 @@ class Utf8Decoder:
             self.replaced_bytes += 2 * sum(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
             return clean
         return text
-
-    def _advance(self, text: str) -> None:
-        newlines = text.count("\n")
-        self._line += newlines
-        self._column = len(text) - text.rfind("\n") if newlines else self._column + len(text)
 
 
 class Transcoded(io.RawIOBase):
@@ -188,6 +216,7 @@ class Transcoded(io.RawIOBase):
         self._file, self._encoding, self._path, self._strict = file, encoding, path, strict
         self._decoder = codecs.getincrementaldecoder(encoding)("strict" if strict else "replace")
         self._ready, self._ended = b"", False
+        self._place = _Place()
 
     def readable(self) -> bool:
         """Return True."""
@@ -203,13 +232,24 @@ class Transcoded(io.RawIOBase):
         while not self._ready and not self._ended:
             chunk = self._file.read(CHUNK_BYTES)
             self._ended = not chunk
+            state = self._decoder.getstate()
             try:
                 text = self._decoder.decode(chunk, self._ended)
             except UnicodeError as error:
-                hint = "mend it, or leave out --strict to replace such bytes"
-                raise DataError(f"is not {self._encoding} throughout", where=str(self._path), hint=hint) from error
+                raise self._bad(chunk, state, error) from error
+            if self._strict:
+                self._place.advance(text)
             self.num_replaced += text.count("\ufffd")
             self._ready = text.encode("utf-8", "replace")
         data, self._ready = self._ready[: len(view)], self._ready[len(view) :]
         view[: len(data)] = data
         return len(data)
+
+    def _bad(self, chunk: bytes, state: tuple[bytes, int], error: UnicodeError) -> DataError:
+        """Say where a chunk holds a byte that does not belong to the encoding."""
+        num_good = error.start - len(state[0]) if isinstance(error, UnicodeDecodeError) else 0
+        self._decoder.setstate(state)
+        self._place.advance(self._decoder.decode(chunk[: max(0, num_good)]))
+        line, column = self._place.line, self._place.column
+        what = f"is not {self._encoding} throughout (line {line}, column {column})"
+        return DataError(what, where=str(self._path), hint="mend it, or leave out --strict to replace such bytes")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 import unicodedata
 from collections import Counter
@@ -16,14 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pldcli.corpus.addresses import Address
-from pldcli.corpus.reader import count_words
+from pldcli.corpus.decoding import EncodingError, Utf8Decoder, encoding_of_mark
+from pldcli.corpus.delimited import delimiter_of
+from pldcli.corpus.reader import UNSPACED, WORD
 from pldcli.corpus.sources import find_sources
-from pldcli.errors import DataError, UsageError
+from pldcli.errors import DataError, UsageError, reason_of
 from pldcli.system.json_text import from_json
 
-__all__ = ["Filters", "Judge", "check_filters"]
+__all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files", "without_a_run"]
 
-_WORD = re.compile(r"\w+")
+_LETTER = re.compile(UNSPACED)
+_WRAPPED_CHARACTERS = 100
+"""Lines of a paragraph that are all at most so long go on in the next one."""
+_PARAGRAPH_END = re.compile(r"\n\s*\n")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _KNOWN_WORDS = 1 << 18
 _SCRIPT_SHARE = 0.5
@@ -35,7 +42,7 @@ class Filters:
     """What makes a document unwanted."""
 
     min_words: int = 0
-    """A shorter one is left out."""
+    """A shorter one is left out; of scripts that have no spaces, each letter is a word."""
     max_words: int | None = None
     """A longer one is left out."""
     scripts: tuple[str, ...] = ()
@@ -83,7 +90,7 @@ class Judge:
         self._filters = filters
         self._overlap = _Overlap(filters.against, filters.overlap_words) if filters.against else None
         self._words = 0
-        self._letters = Counter[str]()
+        self._letters = Counter[bool]()
 
     def add(self, text: str, *, last: bool) -> str:
         """Read the next piece of a document.
@@ -97,21 +104,21 @@ class Judge:
         """
         filters = self._filters
         if filters.min_words or filters.max_words is not None:
-            self._words += count_words(text)
+            self._words += len(_LETTER.sub(" x ", text).split())
         if filters.scripts:
             for character, count in Counter(text).items():
-                if script := _script(character):
-                    self._letters[script] += count
+                if character.isalpha():
+                    self._letters[_is_of(character, filters.scripts)] += count
         found = self._overlap.add(text, last=last) if self._overlap else ""
         if not last:
             return ""
         words, letters = self._words, self._letters
-        self._words, self._letters = 0, Counter[str]()
+        self._words, self._letters = 0, Counter[bool]()
         if words < filters.min_words:
             return f"document under {filters.min_words:,} words"
         if filters.max_words is not None and words > filters.max_words:
             return f"document over {filters.max_words:,} words"
-        if filters.scripts and sum(letters[script] for script in filters.scripts) <= _SCRIPT_SHARE * letters.total():
+        if filters.scripts and (not letters[True] or letters[True] < _SCRIPT_SHARE * letters.total()):
             return f"document that is mostly not {' or '.join(filters.scripts)}"
         return f"document that has {filters.overlap_words} words in a row of {found}" if found else ""
 
@@ -124,10 +131,10 @@ class _Overlap:
         self._known: dict[str, int] = {}
         self._before: list[int] = []
         self._found = -1
-        self._names: list[str] = []
+        paths = list(_evaluation_files(places))
+        self._names = _short_names(paths)
         runs, owners = [], []
-        for number, path in enumerate(_evaluation_files(places)):
-            self._names.append(path.name)
+        for number, path in enumerate(paths):
             for text in _texts(path):
                 runs.append(self._runs(self._words(text)))
                 owners.append(np.full(len(runs[-1]), number))
@@ -157,7 +164,7 @@ class _Overlap:
         if len(known) > _KNOWN_WORDS:
             known.clear()
         hashes = []
-        for word in _WORD.findall(text.casefold()):
+        for word in WORD.findall(text.casefold()):
             if (found := known.get(word)) is None:
                 found = known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
             hashes.append(found)
@@ -185,23 +192,76 @@ def _evaluation_files(places: Sequence[Path]) -> Iterator[Path]:
         yield source.path
 
 
+def fingerprint_of_files(filters: Filters) -> list[list[str]]:
+    """Return the name and the checksum of each file that documents are compared with: what they hold decides what is left out."""
+    return [[str(path), hashlib.sha256(_bytes(path)).hexdigest()] for path in _evaluation_files(filters.against)] if filters.against else []
+
+
+def without_a_run(filters: Filters) -> list[Path]:
+    """List the files that no document can be found to overlap with: they hold no run of so many words."""
+    fewest = filters.overlap_words
+    files = _evaluation_files(filters.against) if filters.against else ()
+    return [path for path in files if all(len(WORD.findall(text)) < fewest for text in _texts(path))]
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Name each file by as much of the end of its path as tells it from the others."""
+    ends = [["/".join(path.parts[-count:]) for path in paths] for count in range(1, max((len(path.parts) for path in paths), default=0) + 1)]
+    names = [next((end[number] for end in ends if end.count(end[number]) == 1), str(path)) for number, path in enumerate(paths)]
+    return names
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({reason_of(error)})", where=str(path)) from error
+
+
+def _decoded(path: Path) -> str:
+    """Read a file of any encoding that its first bytes tell.
+
+    Raises:
+        DataError: It cannot be read, or is clearly not UTF-8.
+    """
+    raw = _bytes(path)
+    if name := encoding_of_mark(raw[:4]):
+        return raw.decode(name, "replace")
+    decoder = Utf8Decoder(path, strict=False, lenient=False)
+    text = decoder.decode(raw, final=True)
+    try:
+        decoder.judge()
+    except EncodingError as error:
+        raise DataError(error.what, where=str(path), hint="convert it to UTF-8, so that text can be compared with it") from error
+    return text
+
+
 def _texts(path: Path) -> Iterator[str]:
-    """Yield the texts of a file: cells of tables, all that are strings in JSON, lines of anything else."""
+    """Yield the texts of a file: cells of tables, all that are strings in JSON; of anything else lines, or paragraphs that are wrapped."""
+    text = _decoded(path)
     if path.suffix == ".json":
         try:
-            yield from _strings(from_json(path.read_text(encoding="utf-8", errors="replace")))
+            yield from _strings(from_json(text))
             return
         except ValueError:
             pass  # JSON lines, or none
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if path.suffix in (".json", ".jsonl", ".ndjson"):
-                try:
-                    yield from _strings(from_json(line))
-                    continue
-                except ValueError:
-                    pass
+    if path.suffix in (".json", ".jsonl", ".ndjson"):
+        for line in text.split("\n"):
+            try:
+                yield from _strings(from_json(line))
+            except ValueError:
+                yield line
+    elif path.suffix == ".csv":
+        csv.field_size_limit(len(text) + 1)
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.partition("\n")[0], ".csv")):
+            yield from row
+    elif path.suffix == ".tsv":
+        for line in text.split("\n"):
             yield from line.split("\t")
+    else:
+        for paragraph in _PARAGRAPH_END.split(text):
+            lines = paragraph.split("\n")
+            yield from [paragraph] if max(map(len, lines)) <= _WRAPPED_CHARACTERS else lines
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -213,6 +273,5 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _script(character: str) -> str:
-    """Name the script of a letter; nothing for other characters."""
-    return unicodedata.name(character, "").partition(" ")[0] if character.isalpha() else ""
+def _is_of(letter: str, scripts: tuple[str, ...]) -> bool:
+    return unicodedata.name(letter, "").startswith(tuple(f"{script} " for script in scripts))

@@ -17,6 +17,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -24,9 +25,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Location
-from pldcli.corpus.decoding import CHUNK_BYTES, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
+from pldcli.corpus.decoding import CHUNK_BYTES, EncodingError, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
 from pldcli.corpus.sources import Source
-from pldcli.corpus.tables import columnar_texts, csv_texts
+from pldcli.corpus.tables import NoTextError, columnar_texts, csv_texts
 from pldcli.corpus.wikipedia import article_texts
 from pldcli.errors import DataError, json_type, reason_of
 from pldcli.system.json_text import from_json
@@ -34,7 +35,7 @@ from pldcli.system.json_text import from_json
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["Corpus", "Piece", "Reader", "count_words", "cut_at_whitespace", "skip_line"]
+__all__ = ["UNSPACED", "WORD", "Corpus", "Piece", "Reader", "count_words", "cut_at_whitespace", "skip_line"]
 
 Piece = tuple[str, bool]
 """A part of a document's text, and whether it is the last one."""
@@ -46,9 +47,14 @@ EMPTY_DOCUMENT = "empty document"
 NUL = "NUL character"
 LONG_RECORD = f"record over {MAX_RECORD_BYTES >> 20} MB"
 
+UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+WORD = re.compile(rf"{UNSPACED}|\w+")
+"""Of scripts that have no spaces, each letter is a word."""
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
 _END_AT_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _MAX_CARRIED_CHARACTERS = 4096
+_ZSTD_WINDOW = "too much memory"
+"""In what zstd says of a window that its decoder does not take unasked."""
 
 
 class Reader:
@@ -99,6 +105,11 @@ class Reader:
         return self._raw.hash.hexdigest()
 
     @property
+    def replaced_share(self) -> float:
+        """Share of the bytes so far that are not UTF-8, where nobody said that they are."""
+        return self._decoder.bad_share
+
+    @property
     def replaced_bytes(self) -> int:
         """Bytes that do not belong to the encoding so far."""
         return self._decoder.replaced_bytes + (self._transcoded.num_replaced if self._transcoded else 0)
@@ -112,6 +123,21 @@ class Reader:
                 num_lines, left = num_lines + chunk.count(b"\n"), left - len(chunk)
         return num_lines
 
+    def readable_pieces(self) -> Iterator[Piece]:
+        """Stream what can be read: as `pieces`, but where bad lines are left out, the rest of a file that ends in an error is, too."""
+        is_open = False
+        try:
+            for text, last in self.pieces():
+                is_open = not last
+                yield text, last
+        except DataError as error:
+            # Of a file in another encoding, what was read is no better than the rest.
+            if self._strict or not self._skip_bad or isinstance(error, EncodingError):
+                raise
+            self.skipped[f"file that {error.what.partition(':')[0]}"] += 1
+            if is_open:
+                yield "", True
+
     def pieces(self) -> Iterator[Piece]:
         """Stream the documents, in the order of the file.
 
@@ -121,12 +147,10 @@ class Reader:
         path = self.source.path
         try:
             self._raw.open(path, self._span[0])
-            with self._raw:
+            with self._raw, self._raw.hashed_whole(after_errors=self._skip_bad):
                 if self.source.format in ("parquet", "arrow"):
                     rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet", span=self._span)
                     yield from self._trimmed(self._row_pieces(rows))
-                    while self._raw.read(CHUNK_BYTES):
-                        pass  # for the hash
                     return
                 file = self._decompressed()
                 is_beginning = self._span[0] == 0
@@ -140,12 +164,13 @@ class Reader:
                 pieces = read.get(self.source.format, self._csv_pieces)
                 yield from self._trimmed(pieces(file))
                 self._decoder.judge()
-                while self._raw.read(CHUNK_BYTES):
-                    pass  # what lies behind a compressed stream still counts in the hash
         except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise DataError("is truncated or damaged", where=str(path), hint="compress or copy it again") from error
         except OSError as error:
             damaged = bool(self.source.compression) and error.errno is None
+            if damaged and _ZSTD_WINDOW in str(error):
+                hint = f"unpack it with `zstd -d --long=31 {path}`"
+                raise DataError("was compressed with a window of more than 128 MB", where=str(path), hint=hint) from error
             what = "is truncated or damaged" if damaged else f"cannot be read ({reason_of(error)})"
             raise DataError(what, where=str(path), hint="compress or copy it again" if damaged else "") from error
 
@@ -218,7 +243,7 @@ class Reader:
                 continue
             try:
                 text = self._text_of(record)
-            except _NoTextError as bad:
+            except NoTextError as bad:
                 if not self._skip_bad:
                     raise bad.at(f"{self.source.path}:{self._lines_before + number}") from bad.__cause__
                 self.skipped[bad.cause] += 1
@@ -227,9 +252,10 @@ class Reader:
 
     def _csv_pieces(self, file: BinaryIO) -> Iterator[Piece]:
         lines = _lines(_whole_lines(self._decoder.decode_all(file, CHUNK_BYTES)))
-        delimiter = "\t" if self.source.format == "tsv" else ","
-        rows = csv_texts(lines, self.source.path, field=self._text_field, delimiter=delimiter, most_characters=MAX_RECORD_BYTES)
-        yield from self._row_pieces(rows)
+        is_tsv = self.source.format == "tsv"
+        yield from self._row_pieces(
+            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=MAX_RECORD_BYTES)
+        )
 
     def _wiki_pieces(self, file: BinaryIO) -> Iterator[Piece]:
         chunks = self._decoder.decode_all(file, CHUNK_BYTES)
@@ -240,16 +266,26 @@ class Reader:
                 yield from cut_at_whitespace(text, CHUNK_BYTES)
 
     def _row_pieces(self, rows: Iterator[tuple[str, Any]]) -> Iterator[Piece]:
-        field = self._text_field
-        for where, text in rows:
-            if isinstance(text, str):
-                yield from cut_at_whitespace(self._decoder.without_surrogates(text), CHUNK_BYTES)
+        for where, value in rows:
+            try:
+                text = self._cell(value)
+            except NoTextError as bad:
+                if not self._skip_bad:
+                    raise bad.at(where) from None
+                self.skipped[bad.cause] += 1
                 continue
-            what = "nothing" if text is None else json_type(text)
-            bad = _NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", hint="mend it")
-            if not self._skip_bad:
-                raise bad.at(where)
-            self.skipped[bad.cause] += 1
+            if len(text) > MAX_RECORD_BYTES:
+                self.skipped[LONG_RECORD] += 1
+            else:
+                yield from cut_at_whitespace(text, CHUNK_BYTES)
+
+    def _cell(self, value: Any) -> str:
+        if isinstance(value, NoTextError):
+            raise value
+        if not isinstance(value, str):
+            field, what = self._text_field, "nothing" if value is None else json_type(value)
+            raise NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", hint="mend it")
+        return self._sound(value)
 
     def _text_of(self, line: str) -> str:
         one_object = "one JSON object per line is needed"
@@ -257,20 +293,27 @@ class Reader:
             record = from_json(line)
         except ValueError as error:
             reason = f" ({error.msg}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-            raise _NoTextError("line that is not JSON", f"is not JSON{reason}", hint=one_object) from error
+            raise NoTextError("line that is not JSON", f"is not JSON{reason}", hint=one_object) from error
         if not isinstance(record, dict):
             what = f"is not a JSON object but {json_type(record)}"
-            raise _NoTextError("line that is no JSON object", what, hint=one_object)
+            raise NoTextError("line that is no JSON object", what, hint=one_object)
         field = self._text_field
         if field not in record:
             hint = f"name it with --text-field; its fields are: {', '.join(record) or 'none'}"
-            raise _NoTextError(f"line without a field {field!r}", f"has no field {field!r}", hint=hint)
+            raise NoTextError(f"line without a field {field!r}", f"has no field {field!r}", hint=hint)
         text = record[field]
         if not isinstance(text, str):
             others = ", ".join(name for name, value in record.items() if isinstance(value, str)) or "none"
             what = f"field {field!r} is not a string but {json_type(text)}"
-            raise _NoTextError(f"{field!r} that is {json_type(text)}", what, hint=f"fields that are strings: {others}")
-        return self._decoder.without_surrogates(text)
+            raise NoTextError(f"{field!r} that is {json_type(text)}", what, hint=f"fields that are strings: {others}")
+        return self._sound(text)
+
+    def _sound(self, text: str) -> str:
+        """Replace halves of surrogate pairs, which escapes of JSON can hold, or refuse them."""
+        sound = self._decoder.without_surrogates(text)
+        if self._strict and sound is not text:
+            raise NoTextError("text with half of a surrogate pair", "half of a surrogate pair is no character", hint="mend it")
+        return sound
 
 
 @dataclass(frozen=True)
@@ -300,18 +343,6 @@ class Corpus:
                 done(source, reader)
 
 
-class _NoTextError(DataError):
-    """A line holds no text; the cause is said of all such lines together."""
-
-    def __init__(self, cause: str, what: str, *, hint: str) -> None:
-        super().__init__(what, hint=f"{hint}; in `pld prepare-data` --skip-bad leaves out such lines")
-        self.cause = cause
-
-    def at(self, where: str) -> DataError:
-        """Say where it is, for the user."""
-        return DataError(self.what, where=where, hint=self.hint)
-
-
 class _HashedFile(io.RawIOBase):
     """A binary file that hashes and counts what is read from it.
 
@@ -329,6 +360,22 @@ class _HashedFile(io.RawIOBase):
         self._file = path.open("rb", buffering=0)
         if start:
             self._file.seek(start)
+
+    @contextmanager
+    def hashed_whole(self, *, after_errors: bool) -> Iterator[None]:
+        """Hash what the block leaves unread: Parquet, and what lies behind a compressed stream, or behind damage."""
+        try:
+            yield
+        except Exception:
+            if after_errors:
+                with suppress(OSError):
+                    self._read_to_end()
+            raise
+        self._read_to_end()
+
+    def _read_to_end(self) -> None:
+        while self.read(CHUNK_BYTES):
+            pass
 
     def readable(self) -> bool:
         return True

@@ -7,18 +7,16 @@ section 3.4, for bands.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
+
+from pldcli.corpus.reader import WORD
 
 __all__ = ["SIGNATURE", "Signatures", "Signer", "near_earlier_ones"]
 
 SIGNATURE = np.dtype("<u2")
 """Of a place of a signature: the low half of what rensa gives, which differs for different runs as good as always."""
 _PLACES, _SEED, _RUN_WORDS = 128, 20201, 5
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")
-"""Of scripts that have no spaces, each letter is a word."""
 _RECALL = 0.99
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _PAIRS_AT_ONCE = 1 << 16
@@ -43,7 +41,7 @@ class Signer:
         Returns:
             Of a last piece, the signature of the document, [places]; else None.
         """
-        words = self._before + (_WORD.findall(text.casefold()) or text.split())
+        words = self._before + (WORD.findall(text.casefold()) or text.split())
         count = len(words) - _RUN_WORDS + 1
         if count > 0:
             self._hash.update([" ".join(words[start : start + _RUN_WORDS]) for start in range(count)])

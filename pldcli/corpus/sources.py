@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import glob
+import lzma
 import os
 import re
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from typing import Literal
 from pldcli.corpus.addresses import Address, Location, address_of, files_at
 from pldcli.errors import DataError, UsageError, reason_of
 from pldcli.system.extras import require
+from pldcli.system.json_text import from_json
 
 __all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
 
@@ -36,6 +40,11 @@ _FORMATS: dict[str, Format] = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
     ".xml": "wiki",
 }  # fmt: skip
+
+_CONTENTS = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:(\{\s*"(?:[^"\\]|\\.)*"\s*:)|((?:<\?xml[^>]*>\s*)?<mediawiki\b))|(PAR1)|(ARROW1)', re.DOTALL)
+_FORMATS_TOLD: tuple[Format, ...] = ("json", "wiki", "parquet", "arrow")
+"""Of files whose content begins so, in this order."""
+_HEAD_BYTES, _PACKED_HEAD_BYTES, _GZIP_WINDOW = 1 << 12, 1 << 20, 31
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def _listed(inputs: Sequence[Path], exclude: Path | None, skipped: Counter[str])
             if path.is_dir():
                 yield from ((inner, False) for inner in _walk(path, exclude, skipped))
             else:
-                yield path, True
+                yield path, path == given
 
 
 def _matched(given: Path) -> list[Path]:
@@ -130,8 +139,18 @@ def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Itera
                 walked.add(place)
                 folders.append(name)
         if set(names) >= _SAVED_DATASET:
-            names = [name for name in names if name.endswith(".arrow")]
+            names = _files_of_dataset(Path(folder), names)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
+
+
+def _files_of_dataset(folder: Path, names: Sequence[str]) -> list[str]:
+    """Name the files that hold a saved dataset: not what `datasets` kept beside it when it was filtered or shuffled."""
+    arrow = [name for name in names if name.endswith(".arrow")]
+    try:
+        listed = {one["filename"] for one in from_json((folder / "state.json").read_bytes())["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return arrow
+    return [name for name in arrow if name in listed]
 
 
 def _size(path: Location) -> tuple[int, str]:
@@ -170,10 +189,11 @@ def _refused(path: Location, cause: str) -> DataError:
 def _source(path: Location, num_bytes: int) -> Source:
     named = _COMPRESSIONS.get(path.suffix.lower(), "")
     suffix = Path(path.stem).suffix if named else path.suffix
-    kind = _FORMATS.get(suffix.lower(), "text")
+    compression = _compression(path) or named  # what it is called counts where its first bytes are damaged
+    kind = _FORMATS.get(suffix.lower()) or _format(_head(path, compression))
     if kind == "wiki":
         require("mwparserfromhell", extra="wikipedia", where=str(path))
-    return Source(path, num_bytes, kind, _compression(path) or named)  # what it is called counts where its first bytes are damaged
+    return Source(path, num_bytes, kind, compression)
 
 
 def _compression(path: Location) -> str:
@@ -184,3 +204,29 @@ def _compression(path: Location) -> str:
     except OSError:
         return ""
     return list(_COMPRESSIONS.values())[(found.lastindex or 1) - 1] if found else ""
+
+
+def _format(head: bytes) -> Format:
+    """Tell from the beginning of its content what a file is whose name does not say it; text where nothing else does."""
+    found = _CONTENTS.match(head)
+    return _FORMATS_TOLD[(found.lastindex or 1) - 1] if found else "text"
+
+
+def _head(path: Location, compression: str) -> bytes:
+    """Read where a file's content begins; empty where it cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            raw = file.read(_PACKED_HEAD_BYTES if compression else _HEAD_BYTES)
+        if compression == "gzip":
+            return zlib.decompressobj(_GZIP_WINDOW).decompress(raw, _HEAD_BYTES)
+        if compression == "bzip2":
+            return bz2.BZ2Decompressor().decompress(raw, _HEAD_BYTES)
+        if compression == "xz":
+            return lzma.LZMADecompressor().decompress(raw, _HEAD_BYTES)
+        if compression == "zstd":
+            import pyarrow as pa
+
+            return bytes(pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read(_HEAD_BYTES))
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        return b""  # reading it says why
+    return raw

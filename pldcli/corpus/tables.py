@@ -5,44 +5,116 @@ from __future__ import annotations
 import csv
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
 from pldcli.corpus.addresses import Location
+from pldcli.corpus.delimited import delimiter_of, is_quoted
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, record_batches
 
-__all__ = ["columnar_texts", "csv_texts", "row_group_starts"]
+__all__ = ["NoTextError", "columnar_texts", "csv_texts", "row_group_starts"]
 
-_ROWS = 1000
-"""Of a columnar file, read at a time."""
+_ROWS = 64
+"""Of a columnar file, read at a time: each may be a book."""
+_BUFFER_BYTES = 1 << 20
+_TELLING_CHARACTERS = 1 << 20
+"""Of a table, from which it is told whether its quotes are quotes."""
 
 
-def csv_texts(lines: Iterable[str], path: Location, *, field: str, delimiter: str, most_characters: int) -> Iterator[tuple[str, Any]]:
-    """Yield the cells of a column, each with its place.
+class NoTextError(DataError):
+    """A line or a row holds no text; the cause is said of all such together."""
+
+    def __init__(self, cause: str, what: str, *, hint: str) -> None:
+        super().__init__(what, hint=f"{hint}; in `pld prepare-data` --skip-bad leaves out such lines")
+        self.cause = cause
+
+    def at(self, where: str) -> DataError:
+        """Say where it is, for the user."""
+        return DataError(self.what, where=where, hint=self.hint)
+
+
+def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool, most_characters: int) -> Iterator[tuple[str, Any]]:
+    """Yield the cells of a column, each with its place; in place of what is no cell, an error.
 
     Args:
         lines: Of the file, the first one the columns' names.
         path: For places.
         field: The column.
-        delimiter: Between cells.
+        is_tsv: Tabs part the cells, and a quote may be a character like any other.
         most_characters: Of a cell; a quote that is never closed would take in the rest of the file.
 
     Raises:
-        DataError: There is no such column, or a row is not CSV.
+        DataError: There is no such column.
     """
     csv.field_size_limit(most_characters)
-    reader = csv.reader(lines, delimiter=delimiter)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        place = _place(names, field, path)
-        for row in reader:
-            if row:  # an empty line is no row
-                yield f"{path}:{reader.line_num}", row[place] if place < len(row) else None
-    except csv.Error as error:
-        hint = f"is a quote never closed? A cell may have {most_characters:,} characters"
-        raise DataError(f"is not CSV ({error})", where=f"{path}:{reader.line_num}", hint=hint) from error
+    lines = iter(lines)
+    heading = next(lines, "")
+    rows = _rows(heading, lines, "\t" if is_tsv else delimiter_of(heading, ".csv"), most_characters)
+    _, first = next(rows, (1, []))
+    if isinstance(first, NoTextError):
+        raise first.at(str(path))
+    names = [name.strip() for name in first]
+    place = _place(names, field, path)
+    for line, row in rows:
+        if isinstance(row, NoTextError):
+            yield f"{path}:{line}", row
+        elif any(row[len(names) :]):
+            what = f"has {len(row)} columns, the heading has {len(names)}"
+            hint = "put a text that holds the character between columns in quotes"
+            yield f"{path}:{line}", NoTextError("row with more columns than the heading", what, hint=hint)
+        elif row:  # an empty line is no row
+            yield f"{path}:{line}", row[place] if place < len(row) else None
+
+
+def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: int) -> Iterator[tuple[int, list[str] | NoTextError]]:
+    """Read rows, each with the line that it begins on. Of a TSV file it is the first cell in quotes that tells whether quotes are quotes."""
+    before, lines = 0, chain([heading], lines)
+    if delimiter == "\t":
+        held: list[str] = []
+        for before, line in enumerate(_until_quote(lines, held), 1):
+            yield before, line.rstrip("\n").split(delimiter) if line.strip("\n") else []
+        held += _some(lines)
+        if not is_quoted([heading, *held] if before else held, delimiter):
+            for number, line in enumerate(chain(held, lines), before + 1):
+                yield number, line.rstrip("\n").split(delimiter) if line.strip("\n") else []
+            return
+        lines = chain(held, lines)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        start = before + reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if "expected after" in str(error):
+                what, hint = "a quote that opens here closes in the middle of a cell", "write a quote within a cell in quotes twice"
+            else:
+                what, hint = f"is not CSV ({error})", f"is a quote never closed? A cell may have {most_characters:,} characters"
+            yield start, NoTextError("row that is not CSV", what, hint=hint)
+        else:
+            if row is None:
+                return
+            yield start, row
+
+
+def _until_quote(lines: Iterable[str], held: list[str]) -> Iterator[str]:
+    """Yield the lines before the first one with a cell that begins with a quote; that one is held."""
+    for line in lines:
+        if line.startswith('"') or '\t"' in line:
+            held.append(line)
+            return
+        yield line
+
+
+def _some(lines: Iterable[str]) -> Iterator[str]:
+    """Take so many lines that they tell how the file is written."""
+    left = _TELLING_CHARACTERS
+    for line in lines:
+        yield line
+        left -= len(line)
+        if left < 0:
+            return
 
 
 def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[int, int]) -> Iterator[tuple[str, Any]]:
@@ -61,8 +133,8 @@ def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[
 
     try:
         for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
-            for number, value in enumerate(batch.column(0).to_pylist(), start + 1):
-                yield f"{path}, row {number}", value
+            for number, value in enumerate(batch.column(0), start + 1):
+                yield f"{path}, row {number}", value.as_py()
     except (pa.ArrowException, OSError, *DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, not of what the file holds
@@ -104,7 +176,8 @@ def _parquet_batches(path: Location, field: str, span: tuple[int, int]) -> Itera
     """Yield rows together with the number of those before them."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(_file_of(path)) as file:
+    # Otherwise it holds the bytes of all row groups until the file is closed.
+    with pq.ParquetFile(_file_of(path), pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
         _place(file.schema_arrow.names, field, path)
         first, end = (bisect_left(_starts(file.metadata, _num_bytes(path)), edge) for edge in span)
         before = sum(file.metadata.row_group(number).num_rows for number in range(first))

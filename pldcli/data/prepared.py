@@ -33,6 +33,7 @@ from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = [
     "LARGEST_WEIGHT",
+    "REJECTED",
     "PreparedData",
     "Split",
     "data_fingerprint",
@@ -46,6 +47,8 @@ __all__ = [
 
 Split = Literal["train", "validation"]
 
+REJECTED = "rejected.jsonl"
+"""The documents that were left out, where they are wanted."""
 _MANIFEST = "manifest.json"
 _VERSION = 1
 _SHARD = re.compile(r"(train|validation)-\d{5,}\.arrow")
@@ -172,6 +175,8 @@ def verify_prepared(path: Path, *, progress: Callable[[int, int], None] = lambda
                 progress(done, data.num_bytes())
         finally:
             threads.shutdown(cancel_futures=True)
+    if "rejected_sha256" in data.manifest:
+        check_file(path / REJECTED, str(data.manifest["rejected_sha256"]), error=DataError, hint=PREPARE_AGAIN)
     return data
 
 
@@ -206,7 +211,7 @@ def write_manifest(
     """Seal a prepared directory; the last thing that is written there.
 
     Args:
-        directory: It holds the shards and the tokenizer's files.
+        directory: It holds the shards and the tokenizer's files, and perhaps the documents that were left out.
         tokenizer: What the text was encoded with.
         sources: Name, size, checksum and number of documents of each file of the corpus.
         counts: Documents, tokens, unknown tokens, words and bytes of text by split.
@@ -242,6 +247,7 @@ def write_manifest(
             "skipped": skipped,
             "replaced_bytes": replaced_bytes,
             "repeated_lines": repeated_lines,
+            **({"rejected_sha256": file_sha256(directory / REJECTED)} if (directory / REJECTED).is_file() else {}),
         }
     )
     (directory / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

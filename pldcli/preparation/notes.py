@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from pldcli.corpus.addresses import Address
+from pldcli.corpus.decoding import MANY_BAD_BYTES, MANY_BAD_SHARE, looks_like
 from pldcli.data.prepared import unknown_shares
 from pldcli.errors import DataError
+from pldcli.preparation.fates import TRAIN, VALIDATION, Fates
+from pldcli.preparation.stages import Scanned, Stages
 from pldcli.tokenization.special_tokens import NOTED_UNKNOWN_SHARE
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["check_something_is_known", "notes_on_data"]
+__all__ = ["check_encodings", "check_something_is_known", "notes_on_data", "notes_on_overlap"]
 
 Counts = dict[str, dict[str, int]]
 
@@ -20,6 +27,7 @@ _SOUND_VALIDATION_TOKENS = 10_000
 _LARGE_VALIDATION_SHARE, _FEWEST_TOKENS = 0.2, 1000
 _MUCH_UPPER_CASE = 0.1
 _NOTED_LINE_SHARE, _LONGER_THAN_A_HEADING, _SHOWN_CHARACTERS = 0.05, 25, 60
+_GUESSED_FROM_FILES, _GUESSED_FROM_BYTES = 20, 1 << 14
 _CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
 
 
@@ -52,6 +60,8 @@ def notes_on_data(manifest: dict[str, Any], tokenizer: Tokenizer, *, was_trained
     if train > _ONE_DOCUMENT_TOKENS and validation < _SOUND_VALIDATION_TOKENS:
         hint = "" if chosen_by_user else "; --validation takes a file of its own"
         notes.append(f"Validation has only {validation:,} tokens of {documents:,} documents: losses on it are rough{hint}.")
+    if (replaced := manifest["replaced_bytes"]) >= MANY_BAD_BYTES:
+        notes.append(f"{replaced:,} bytes do not belong to the encoding of their files and were replaced: --strict names the first one.")
     repeated = [one for one in manifest["repeated_lines"] if len(one["line"]) >= _LONGER_THAN_A_HEADING]
     often = [one for one in repeated if one["documents"] > _NOTED_LINE_SHARE * documents]
     if often:
@@ -60,6 +70,41 @@ def notes_on_data(manifest: dict[str, Any], tokenizer: Tokenizer, *, was_trained
         several = f", and {len(often) - 1} more in many" if len(often) > 1 else ""
         notes.append(f"The line {shown!r} stands in {number:,} of {documents:,} documents{several}: `pld data inspect` lists such lines.")
     return notes
+
+
+def notes_on_overlap(scans: Sequence[Scanned], fates: Fates) -> list[str]:
+    """Say how many documents of the training text stand in that for validation, too."""
+    hashes = np.concatenate([scan.hashes for scan in scans])
+    train, validation = (hashes[fates.of_documents == role] for role in (TRAIN, VALIDATION))
+    if not (shared := int(np.isin(train, validation).sum())):
+        return []
+    return [f"{shared:,} training documents stand in the validation text, too: the loss on it is lower than on text that is new."]
+
+
+def check_encodings(stages: Stages, scans: Sequence[Scanned]) -> None:
+    """Refuse small files that are not UTF-8, each of which alone could be an accident.
+
+    Raises:
+        DataError: There are many; the first one is named.
+    """
+    parts = [
+        (stages.sources[one.source].path, part)
+        for unit, scan in zip(stages.units, scans, strict=True)
+        for one, part in zip(unit.slices, scan.slices, strict=True)
+    ]
+    bad = [(path, part) for path, part in parts if part["replaced_share"] >= MANY_BAD_SHARE]
+    if sum(part["replaced"] for _, part in bad) < MANY_BAD_BYTES:
+        return
+    sample = b""
+    for path, _ in bad[:_GUESSED_FROM_FILES]:
+        if not isinstance(path, Address):
+            with path.open("rb") as file:
+                sample += file.read(_GUESSED_FROM_BYTES)
+    found = looks_like(sample)
+    guess = f"; they look like {found[0]}" if found else ""
+    files = "another file is not" if len(bad) == 2 else f"{len(bad) - 1:,} more files are not"
+    hint = f"say what they are with `pld prepare-data --encoding {found[0] if found else 'NAME'}`, or convert them; --encoding utf-8 replaces"
+    raise DataError(f"is not UTF-8, and {files}{guess}", where=str(bad[0][0]), hint=hint)
 
 
 def check_something_is_known(counts: Counts, tokenizer: Tokenizer) -> None:

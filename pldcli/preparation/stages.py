@@ -29,14 +29,14 @@ import numpy.typing as npt
 from pldcli import __version__
 from pldcli.corpus.addresses import Address, Location
 from pldcli.corpus.decoding import CHUNK_BYTES
-from pldcli.corpus.quality import Filters, Judge
+from pldcli.corpus.quality import Filters, Judge, fingerprint_of_files
 from pldcli.corpus.reader import Reader, count_words
 from pldcli.corpus.repeats import RepeatedLines
 from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
-from pldcli.errors import DataError
+from pldcli.errors import DataError, reason_of
 from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
 from pldcli.preparation.units import Slice, Unit
 from pldcli.system import atomic
@@ -67,7 +67,7 @@ class Scanned:
     """What reading a unit came to."""
 
     slices: list[dict[str, Any]]
-    """Documents, bytes read, SHA-256 and encoding of each."""
+    """Documents, bytes read, SHA-256 and encoding of each; bytes that were replaced, and the share of those that are not UTF-8."""
     skipped: dict[str, int]
     replaced_bytes: int
     threshold: int
@@ -129,7 +129,7 @@ class Stages:
             slices = [Slice(task.number, None, self.sources[task.number].num_bytes)]
         else:
             slices = list(self.units[task.number].slices)
-            settings += [dict(self.reading), _jsonable(self.filters), self.signs]
+            settings += [dict(self.reading), _jsonable(self.filters), self._compared, self.signs]
             settings += [self.sample_bytes, self.first_threshold, [one.source < self.num_train_sources for one in slices]]
         if task.stage == "encode":
             settings += [self.tokenizer, self.keep_rejects, list(self.causes), file_sha256(self.fates_of(task.number))]
@@ -157,9 +157,7 @@ class Stages:
         """
         with atomic.output_errors(self.out):
             if task.stage == "hash":
-                with self.sources[task.number].path.open("rb", buffering=CHUNK_BYTES) as file:
-                    sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
-                atomic.write_text(self.place / f"{self.key(task)}.json", json.dumps({"sha256": sha256}))
+                atomic.write_text(self.place / f"{self.key(task)}.json", json.dumps({"sha256": self._sha256(task.number)}))
             elif task.stage == "scan":
                 self._scan(task, report)
             else:
@@ -216,6 +214,10 @@ class Stages:
         return str(source.path), status.st_size, status.st_mtime_ns
 
     @cached_property
+    def _compared(self) -> list[list[str]]:
+        return fingerprint_of_files(self.filters)
+
+    @cached_property
     def _tokenizer(self) -> Tokenizer:
         return load_prepared_tokenizer(self.place / self.tokenizer)
 
@@ -226,6 +228,14 @@ class Stages:
     @cached_property
     def _signer(self) -> Signer | None:
         return Signer() if self.signs else None
+
+    def _sha256(self, number: int) -> str:
+        path = self.sources[number].path
+        try:
+            with path.open("rb", buffering=CHUNK_BYTES) as file:
+                return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"cannot be read ({reason_of(error)})", where=str(path)) from error
 
     def _readers(self, unit: Unit, report: Report) -> Iterator[tuple[Slice, Reader, Report]]:
         earlier = 0
@@ -244,7 +254,7 @@ class Stages:
         for one, reader, tell in self._readers(self.units[task.number], report):
             documents, document = 0, hashlib.blake2b(digest_size=8)
             is_sampled = self.sample_bytes and one.source < self.num_train_sources
-            for text, last in reader.pieces():
+            for text, last in reader.readable_pieces():
                 document.update(text.encode())
                 cause = self._judge.add(text, last=last) if self._judge else ""
                 if self._signer and (signature := self._signer.add(text, last=last)) is not None:
@@ -256,7 +266,8 @@ class Stages:
                     unwanted.append(causes.setdefault(cause, len(causes) + 1) if cause else 0)
                     documents, document = documents + 1, hashlib.blake2b(digest_size=8)
                 tell(reader.raw_bytes)
-            slices.append({"documents": documents, "bytes": reader.raw_bytes, "sha256": reader.sha256, "encoding": reader.encoding})
+            found = {"documents": documents, "bytes": reader.raw_bytes, "sha256": reader.sha256, "encoding": reader.encoding}
+            slices.append(found | {"replaced": reader.replaced_bytes, "replaced_share": reader.replaced_share})
             skipped.update(reader.skipped)
             replaced_bytes += reader.replaced_bytes
         content = {
@@ -287,7 +298,7 @@ class Stages:
             rejects = stack.enter_context((self.place / f"{key}.rejected").open("w", encoding="utf-8")) if self.keep_rejects else None
             for (one, reader, tell), scanned in zip(self._readers(self.units[task.number], report), earlier, strict=True):
                 continued, source = False, self.sources[one.source]
-                for text, last in reader.pieces():
+                for text, last in reader.readable_pieces():
                     if number >= len(fates):
                         raise _changed(source)
                     fate, split = fates[number], "validation" if fates[number] == VALIDATION else "train"

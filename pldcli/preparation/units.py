@@ -82,17 +82,24 @@ def cut(sources: Sequence[Source], reading: Mapping[str, Any], size: int) -> lis
     return units
 
 
-def _slices(number: int, source: Source, reading: Mapping[str, Any], size: int) -> Iterator[Slice]:
+def _slices(number: int, source: Source, reading: Mapping[str, Any], size: int) -> list[Slice]:
+    try:
+        inner = list(_inner_edges(source, reading, size))
+    except OSError:
+        inner = []  # reading it will say why
+    if not inner:
+        return [Slice(number, None, source.num_bytes)]
+    return [Slice(number, (start, stop), stop - start) for start, stop in pairwise([0, *inner, source.num_bytes])]
+
+
+def _inner_edges(source: Source, reading: Mapping[str, Any], size: int) -> Iterator[int]:
+    """Find the places at which a file is cut."""
     if source.num_bytes < 2 * size or not _is_divisible(source, reading):
-        yield Slice(number, None, source.num_bytes)
         return
     if source.format == "parquet":
-        inner = _far_apart(row_group_starts(source.path), source.num_bytes, size)
+        yield from _far_apart(row_group_starts(source.path), source.num_bytes, size)
     else:
-        is_by_line = source.format == "json" or reading["document_per"] == "line"
-        inner = _edges(source, size, is_by_line=is_by_line)
-    edges = [0, *inner, source.num_bytes]
-    yield from (Slice(number, (start, stop), stop - start) for start, stop in pairwise(edges))
+        yield from _edges(source, size, is_by_line=source.format == "json" or reading["document_per"] == "line")
 
 
 def _is_divisible(source: Source, reading: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pldcli.console.progress import Progress
 from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import near_earlier_ones
+from pldcli.data.prepared import REJECTED
 from pldcli.data.shards import ShardWriter, segments
 from pldcli.errors import DataError
 from pldcli.preparation.fates import LEFT_OUT, TRAIN, VALIDATION, Fates, Near, decide
@@ -32,11 +33,9 @@ from pldcli.system.signals import stop_error
 from pldcli.system.workers import available_cores
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["REJECTED", "SignalError", "Work", "sample", "skipped"]
+__all__ = ["SignalError", "Work", "sample", "skipped"]
 
 _SMALL_CORPUS_BYTES = 4 << 20
-REJECTED = "rejected.jsonl"
-"""Of a prepared directory: the documents that were left out, where they are wanted."""
 
 
 class SignalError(Exception):
@@ -111,7 +110,7 @@ class Work:
         has_validation = stages.num_train_sources < len(stages.sources)
         hashes = np.concatenate([scan.hashes for scan in scans])
         near: Near | None = None
-        if near_duplicates is not None:
+        if near_duplicates is not None and len(hashes):
             signatures = np.concatenate([scan.signatures for scan in scans if len(scan.hashes)])
 
             def near(places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pldcli.errors import DataError, json_type
 from pldcli.task_files import columnar
-from pldcli.task_files.delimited import Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
+from pldcli.corpus.delimited import Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
 from pldcli.task_files.text_file import FORMATS, open_text, parse_json
 
 __all__ = ["ENDINGS", "UNNAMED", "Table", "did_you_mean", "ending", "read_table"]

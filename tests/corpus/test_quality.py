@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.corpus.quality import Filters, Judge, check_filters
+from pldcli.corpus.quality import Filters, Judge, check_filters, without_a_run
 from pldcli.errors import DataError, UsageError
 
 WORDS = [
@@ -132,3 +132,51 @@ def test_what_leaves_nothing_or_cannot_be_compared_is_refused(tmp_path: Path) ->
         check_filters(Filters(against=(tmp_path,)))
     with pytest.raises(DataError, match="no such file"):
         check_filters(Filters(against=(tmp_path / "none",)))
+
+
+def test_words_of_scripts_without_spaces_are_letters() -> None:
+    assert judged(Filters(min_words=5), "森が燃えた", "森が燃", "森が 燃えた no") == ["", "document under 5 words", ""]
+
+
+def test_text_in_lines_that_are_wrapped_and_in_scripts_without_spaces_is_found(tmp_path: Path) -> None:
+    (tmp_path / "wrapped.txt").write_text("the quick brown\nfox jumps over\na lazy dog\n\nwhile seven\n")
+    (tmp_path / "chinese.txt").write_text("森林昨天晚上着火了没有人知道原因")
+    (tmp_path / "sheet.csv").write_text('text,label\n"seven other\nanimals, look on",1\n')
+    (tmp_path / "wide.txt").write_text("one two three four five six ".upper() * 5, encoding="utf-16")
+    filters = Filters(against=(tmp_path,), overlap_words=6)
+    texts = ["brown fox jumps over a lazy", "a lazy dog while seven other", "昨天晚上着火了,没", "and seven other animals look on it", "six one two three four five"]
+    cause = "document that has 6 words in a row of "
+    assert judged(filters, *texts) == [f"{cause}wrapped.txt", "", f"{cause}chinese.txt", "", f"{cause}wide.txt"]
+    assert judged(Filters(against=(tmp_path,), overlap_words=5), texts[3]) == ["document that has 5 words in a row of sheet.csv"]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder, text in (("RTE", "the quick brown fox"), ("MRPC", "a lazy dog sleeps"), ("", "nothing here to see")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / ("dev.tsv" if folder else "alone.tsv")).write_text(f"1\t{text}\n")
+    found = judged(Filters(against=(tmp_path,), overlap_words=4), "the quick brown fox", "a lazy dog sleeps", "nothing here to see")
+    assert [cause.rpartition(" of ")[2] for cause in found] == ["RTE/dev.tsv", "MRPC/dev.tsv", "alone.tsv"]
+
+
+def test_an_evaluation_file_in_another_encoding_or_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "western.txt"
+    path.write_bytes("Überall ähnliche Größen, süß und schön.\n".encode("latin-1") * 40)
+    with pytest.raises(DataError, match=r"western.txt: is not UTF-8: .* it looks like cp125.*; convert it to UTF-8, so that"):
+        Judge(Filters(against=(tmp_path,)))
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(DataError, match=r"western.txt: cannot be read \(permission denied\)"):
+        Judge(Filters(against=(tmp_path,)))
+
+
+def test_files_that_nothing_can_overlap_with_are_listed(evaluation: Path) -> None:
+    assert [path.name for path in without_a_run(Filters(against=(evaluation,), overlap_words=6))] == ["a.tsv", "c.json"]
+    assert without_a_run(Filters()) == []
+
+
+def test_scripts_of_several_words_and_half_of_the_letters() -> None:
+    assert judged(Filters(scripts=("OL CHIKI",)), "ᱥᱟᱱᱛᱟᱲᱤ ᱛᱮ", "plain") == ["", "document that is mostly not OL CHIKI"]
+    assert judged(Filters(scripts=("LATIN",)), "ab вг", "ab вгд") == ["", "document that is mostly not LATIN"]

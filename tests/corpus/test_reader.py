@@ -427,3 +427,89 @@ def test_a_directory_that_datasets_saved(tmp_path):
     sources, _ = find_sources([place])
     assert [source.path.parent.name for source in sources] == ["test", "train"] and {source.format for source in sources} == {"arrow"}
     assert [len(list(_grouped(Reader(source).pieces()))) for source in sources] == [2, 5]
+
+
+def tsv_of(tmp_path, *rows):
+    return write(tmp_path / "a.tsv", "id\ttext\n" + "".join(f"{row}\n" for row in rows))
+
+
+def test_a_quotation_mark_that_nothing_closes_swallows_no_rows_of_a_tsv_file(tmp_path):
+    path = tsv_of(tmp_path, "1\tplain", '2\t"Unclosed', '3\tHe said "hi" to all', "4\tlast")
+    assert documents(path) == ["plain", '"Unclosed', 'He said "hi" to all', "last"]
+
+
+def test_cells_in_quotes_far_into_a_tsv_file_are_cells_in_quotes(tmp_path):
+    plain = [f"{number}\tplain" for number in range(2000)]
+    path = tsv_of(tmp_path, *plain, '2000\t"two\nlines"', *plain, '2001\t"a\ttab"')
+    assert documents(path) == ["plain"] * 2000 + ["two\nlines"] + ["plain"] * 2000 + ["a\ttab"]
+    with pytest.raises(DataError, match=r"a.tsv:2003: has 3 columns, the heading has 2"):
+        documents(tsv_of(tmp_path, *plain, '2000\t"one', "2001\ttwo\tthree", "4\tlast"))
+
+
+def test_rows_with_more_cells_than_the_heading(tmp_path):
+    path = write(tmp_path / "a.csv", "text\nhello\nhello, world\nspare,,\n")
+    with pytest.raises(DataError, match=r"a.csv:3: has 2 columns, the heading has 1; put a text that holds .* in quotes; .*--skip-bad"):
+        documents(path)
+    reader = reader_of(path, skip_bad=True)
+    assert [text for text, _ in reader.pieces()] == ["hello", "spare"]
+    assert reader.skipped == {"row with more columns than the heading": 1}
+
+
+def test_a_quote_that_closes_within_a_cell(tmp_path):
+    path = write(tmp_path / "a.csv", 'text,n\n"so "good", it was",1\nnext,2\n"5" disk",3\nlast,4\n')
+    with pytest.raises(DataError, match=r"a.csv:2: a quote that opens here closes in the middle of a cell; write a quote .* twice"):
+        documents(path)
+    reader = reader_of(path, skip_bad=True)
+    assert [text for text, _ in reader.pieces()] == ["next", "last"] and reader.skipped == {"row that is not CSV": 2}
+
+
+def test_a_quote_that_the_end_of_the_file_leaves_open(tmp_path):
+    path = write(tmp_path / "a.csv", 'text\nfirst\n"one\ntwo\nthree\n')
+    with pytest.raises(DataError, match=r"a.csv:3: is not CSV \(unexpected end of data\); is a quote never closed"):
+        documents(path)
+
+
+def test_a_table_of_a_spreadsheet_that_parts_cells_by_semicolons(tmp_path):
+    assert documents(write(tmp_path / "a.csv", "id;text\n1;eins, zwei\n2;drei\n")) == ["eins, zwei", "drei"]
+
+
+def test_what_cannot_be_read_of_a_file_is_left_out_where_asked(tmp_path):
+    whole = "first document\n\n" + "word " * 2_000_000
+    path = write(tmp_path / "a.txt.gz", gzip.compress(whole.encode())[:-5000])
+    with pytest.raises(DataError, match="is truncated or damaged"):
+        list(reader_of(path).readable_pieces())
+    reader = reader_of(path, skip_bad=True)
+    *_, end = pieces = list(reader.readable_pieces())
+    assert pieces[0] == ("first document", True) and end == ("", True)
+    assert reader.skipped == {"file that is truncated or damaged": 1}
+    assert reader.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and reader.raw_bytes == path.stat().st_size
+    western = write(tmp_path / "b.txt", "Überall ähnliche Größen, süß und schön.\n".encode("latin-1") * 40)
+    with pytest.raises(DataError, match="is not UTF-8"):
+        list(reader_of(western, skip_bad=True).readable_pieces())
+
+
+def test_a_window_of_zstd_that_is_too_large_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt.zst", pa.compress(b"text", "zstd", asbytes=True))
+
+    def refused(*given, **named):
+        raise OSError("ZSTD decompress failed: Frame requires too much memory for decoding")
+
+    monkeypatch.setattr(pa, "CompressedInputStream", refused)
+    with pytest.raises(DataError, match=r"a.txt.zst: was compressed with a window of more than 128 MB; unpack it with `zstd -d --long=31"):
+        documents(path)
+
+
+def test_strict_reading_of_another_encoding_names_line_and_column(tmp_path):
+    text = "森が燃えた。\n" * 100_000
+    path = write(tmp_path / "a.txt", text.encode("shift_jis") + "森".encode("shift_jis") + b"\x81")
+    with pytest.raises(DataError, match=r"is not shift_jis throughout \(line 100001, column 2\)"):
+        documents(path, encoding="shift_jis", strict=True)
+    path = write(tmp_path / "b.txt", "ab\nc".encode("utf-16") + b"\x00\xdc" + "d".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"is not utf-16 throughout \(line 2, column 2\)"):
+        documents(path, strict=True)
+
+
+def test_half_of_a_pair_is_no_character_where_reading_is_strict(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n{"text": "a \\ud83d b"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:2: half of a surrogate pair is no character"):
+        documents(path, strict=True)

@@ -1,0 +1,138 @@
+"""What a user is told of text that is read wrongly, compared in vain, or left out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pldcli.corpus.quality import Filters
+from pldcli.errors import DataError, PreemptedError
+from pldcli.preparation import stages, units
+from pldcli.preparation.prepare import prepare
+from tests.conftest import Outcome
+from tests.preparation.test_prepare import made_up_documents, names
+
+POEM = "Überall ähnliche Größen, süß und schön, und über allen Gipfeln.\n"
+QUIET = {"vocab_size": 200, "quiet": True}
+
+
+def corpus(place: Path, texts: list[str], encoding: str = "utf-8") -> Path:
+    place.mkdir(exist_ok=True)
+    for number, text in enumerate(texts):
+        (place / f"{number:03}.txt").write_bytes(text.encode(encoding))
+    return place
+
+
+def test_many_small_files_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "poems", [f"{number} {POEM}" for number in range(30)], "latin-1")
+    (folder / "000.txt").write_text("this one is UTF-8: süß")
+    with pytest.raises(DataError, match=r"001.txt: is not UTF-8, and 28 more files are not; they look like cp125") as caught:
+        prepare([folder], tmp_path / "out", **QUIET)
+    assert re.search(r"--encoding cp125\d`, or convert them", caught.value.hint)
+    prepared = prepare([folder], tmp_path / "out", encoding="cp1252", **QUIET)
+    assert prepared.manifest["replaced_bytes"] == 0
+    prepared = prepare([folder], tmp_path / "out", encoding="utf-8", overwrite=True, **QUIET)
+    assert any(note.startswith("203 bytes do not belong to the encoding of their files") for note in prepared.notes)
+
+
+def test_evaluation_text_that_changed_is_compared_with_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    documents = made_up_documents(200)
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    scored, do, did = tmp_path / "scored.txt", stages.Stages.do, 0
+
+    def stopping(self: stages.Stages, task: stages.Task, report: stages.Report) -> None:
+        nonlocal did
+        did += 1
+        if did == 8:
+            signal.raise_signal(signal.SIGTERM)
+        do(self, task, report)
+
+    scored.write_text("nothing of it")
+    told = {"filters": Filters(against=(scored,)), "processes": 1, **QUIET}
+    monkeypatch.setattr(stages.Stages, "do", stopping)
+    with pytest.raises(PreemptedError):
+        prepare([tmp_path / "text.txt"], tmp_path / "out", **told)
+    scored.write_text(f"{documents[0]}\n")
+    prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", **told)
+    assert prepared.manifest["skipped"] == {"document that has 13 words in a row of scored.txt": 1}
+
+
+def test_a_file_that_nothing_can_overlap_with_is_said(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(made_up_documents(50)))
+    (tmp_path / "words.txt").write_text("so few words")
+    prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", filters=Filters(against=(tmp_path / "words.txt",)), **QUIET)
+    assert any("words.txt has no 13 words in a row, so nothing was found" in note for note in prepared.notes)
+
+
+def test_training_text_that_validation_has_too_is_said(tmp_path: Path) -> None:
+    documents = made_up_documents(60)
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    (tmp_path / "valid.txt").write_text("\n\n".join([*documents[:3], "and a text of its own"]))
+    prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", validation=[tmp_path / "valid.txt"], **QUIET)
+    assert any(note.startswith("3 training documents stand in the validation text, too") for note in prepared.notes)
+
+
+def test_near_duplicates_of_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
+    (tmp_path / "blank.txt").write_text(" \n\n \n")
+    with pytest.raises(DataError, match="holds no documents"):
+        prepare([tmp_path / "blank.txt"], tmp_path / "out", near_duplicates=0.8, **QUIET)
+
+
+def test_bad_files_of_a_folder_are_left_out_and_counted_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    documents = made_up_documents(100)
+    folder = corpus(tmp_path / "corpus", ["\n\n".join(documents[start : start + 20]) for start in range(0, 100, 20)])
+    (folder / "cut.txt.gz").write_bytes(gzip.compress("\n\n".join(made_up_documents(99)).encode())[:900])
+    (folder / "image.txt").write_bytes(b"\x89PNG\0\0\0")
+    (folder / "other.jsonl").write_text('{"body": "one"}\n')
+    with pytest.raises(DataError, match=r"cut.txt.gz: is truncated or damaged"):
+        prepare([folder], tmp_path / "out", **QUIET)
+    prepared = prepare([folder], tmp_path / "out", skip_bad=True, **QUIET)
+    causes = {"file that is truncated or damaged": 1, "file that is binary, not text": 1, "line without a field 'text'": 1}
+    assert causes.items() <= prepared.manifest["skipped"].items()
+    assert prepared.manifest["counts"]["train"]["documents"] >= 99
+
+
+def test_a_large_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(made_up_documents(300)))
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    opened = Path.open
+
+    def refused(self: Path, mode: str = "r", **named: object) -> object:
+        if self.name == "text.txt":
+            raise PermissionError(13, "Permission denied")
+        return opened(self, mode, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=r"text.txt: cannot be read \(permission denied\)"):
+        prepare([tmp_path / "text.txt"], tmp_path / "out", processes=1, **QUIET)
+
+
+def test_what_was_left_out_is_sealed_too(tmp_path: Path, pld: Callable[..., Outcome]) -> None:
+    documents = made_up_documents(60)
+    (tmp_path / "text.txt").write_text("\n\n".join([*documents, documents[0]]))
+    prepare([tmp_path / "text.txt"], tmp_path / "out", keep_rejects=True, **QUIET)
+    assert "rejected.jsonl" in names(tmp_path / "out") and pld("data", "verify", tmp_path / "out").code == 0
+    (tmp_path / "out" / "rejected.jsonl").write_text("{}\n")
+    outcome = pld("data", "verify", tmp_path / "out")
+    assert outcome.code == 3 and f"{tmp_path / 'out' / 'rejected.jsonl'}: " in outcome.err
+
+
+def test_weights_change_nothing_that_is_said_of_the_text(tmp_path: Path, pld: Callable[..., Outcome]) -> None:
+    documents = made_up_documents(120)
+    for name, texts in (("a", documents[:60]), ("b", documents[60:])):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(texts))
+    found = []
+    for name, weight in (("plain", 1.0), ("heavy", 3.0)):
+        prepare([tmp_path / "a.txt"], tmp_path / name, weighted=[(tmp_path / "b.txt", weight)], **QUIET)
+        found.append(json.loads(pld("data", "inspect", tmp_path / name, "--json", "--samples", "0").out))
+    plain, heavy = ({key: value for key, value in one["splits"]["train"].items() if key != "lengths"} for one in found)
+    assert plain == heavy and found[0]["frequent"] != found[1]["frequent"]
