@@ -24,10 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from pldcli import presets
+from pldcli.bench.step_time import StepTime
 from pldcli.comparison.metrics_table import read_table, table_bytes
 from pldcli.comparison.read import _finetuned
 from pldcli.comparison.runs import SPENT, Run
@@ -39,11 +41,18 @@ from pldcli.engine import checkpoint
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, summarise
 from pldcli.errors import PldError
+from pldcli.evaluation.zero_shot import read_pairs
+from pldcli.finetuning import checkpoint as finetuning
+from pldcli.finetuning.checkpoint import Course
+from pldcli.finetuning.config import FinetuneConfig
 from pldcli.huggingface.load import load_pretrained
+from pldcli.study.calibration import ShapeTime, Timings, read_timings, write_plan
 from pldcli.study.read_spec import read_spec
 from pldcli.system.seal import sealed
 from pldcli.task_files.own_files import load_own
-from pldcli.tokenization.tokenizer import load_tokenizer
+from pldcli.task_files.sources import load_task
+from pldcli.tasks.registry import find_task
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer
 from tests.conftest import tiny_config, tiny_trainer
 from tests.corpus import test_wikipedia as wikipedia
 from tests.finetuning.conftest import save_tiny, words_tokenizer
@@ -141,6 +150,26 @@ def test_tasks(tmp_path: Path, name: str) -> None:
     path.write_bytes(TASKS[name])
     load_own(path)
     fuzz(path, lambda: load_own(path))
+
+
+@pytest.mark.parametrize(("task", "name"), [("glue/rte", "train.tsv"), ("glue/cola", "dev.tsv"), ("squad", "dev-v1.1.json")])
+def test_published_layouts(tmp_path: Path, task: str, name: str) -> None:
+    rows = [("a river", "it flows", "entailment"), ("a road", "it is old", "not_entailment")] * 9
+    rte = "index\tsentence1\tsentence2\tlabel\n" + "".join(f"{number}\t" + "\t".join(row) + "\n" for number, row in enumerate(rows))
+    cola = "".join(f"gj04\t{number % 2}\t\tthe river {number} flows\n" for number in range(20))
+    content = {"glue/rte": rte, "glue/cola": cola, "squad": TASKS["squad.json"].decode()}[task]
+    for other in ("train-v1.1.json", "dev-v1.1.json") if task == "squad" else ("train.tsv", "dev.tsv"):
+        (tmp_path / other).write_text(content, encoding="utf-8")
+    load_task(find_task(task), data_dir=tmp_path)
+    fuzz(tmp_path / name, lambda: load_task(find_task(task), data_dir=tmp_path))
+
+
+def test_minimal_pairs(tmp_path: Path, prepared: Path) -> None:
+    path, tokenizer = tmp_path / "pairs.jsonl", load_prepared_tokenizer(prepared)
+    pair = {"sentence_good": "the river flows", "sentence_bad": "the river flow", "field": "syntax", "pair_id": 3}
+    path.write_text("\n".join(json.dumps(pair) for _ in range(9)), encoding="utf-8")
+    read_pairs([tmp_path], tokenizer)
+    fuzz(path, lambda: read_pairs([tmp_path], tokenizer))
 
 
 def write_table(path: Path) -> Path:
@@ -320,6 +349,14 @@ def test_models_in_several_files(tmp_path: Path, words_tokenizer: Any) -> None:
         fuzz(path, lambda: load_pretrained(place))
 
 
+def test_weights_that_torch_saved(tmp_path: Path, words_tokenizer: Any) -> None:
+    place = save_tiny(tmp_path / "tiny", words_tokenizer)
+    torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+    (place / "model.safetensors").unlink()
+    load_pretrained(place, allow_bin=True)
+    fuzz(place / "pytorch_model.bin", lambda: load_pretrained(place, allow_bin=True))
+
+
 @pytest.mark.parametrize("rotary", [False, True])
 def test_configurations_of_models(tmp_path: Path, words_tokenizer: Any, rotary: bool) -> None:
     changes = {"position_embedding": "rotary", "feed_forward": "geglu", "first_attention_norm": False, "type_vocab_size": 0}
@@ -347,6 +384,28 @@ def test_configurations(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     fuzz(study, lambda: read_spec(study))
+
+
+@pytest.mark.parametrize("name", ["state.json", "best.safetensors"])
+def test_fine_tuning_that_is_not_finished_and_was_sealed_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, settings = tmp_path / "cell", FinetuneConfig()
+    course = Course(checkpoint.Position(3), [{"step": 3, "eval/score": 0.5}], [1.0, 2.0])
+    finetuning.write(place, settings, course, tiny_trainer())  # type: ignore[arg-type]
+    monkeypatch.setattr(checkpoint, "verify", lambda path, needed: None)
+
+    def read() -> None:
+        if finetuning.read(place, settings) is None:
+            raise PldError("begins anew")
+
+    read()
+    fuzz(tmp_path / ".cell.unfinished" / name, read)
+
+
+def test_what_a_study_measured(tmp_path: Path) -> None:
+    path, time_ = tmp_path / "plan.json", StepTime(0.5, 0.05)
+    write_plan(path, Timings("d", {"threads": 1}, {"a": ShapeTime("a", time_, 0.4, 0.6, 9)}), {"a": {"steps": 10}})
+    read_timings(path)
+    fuzz(path, lambda: read_timings(path))
 
 
 def test_runs(tmp_path: Path) -> None:

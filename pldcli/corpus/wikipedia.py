@@ -26,6 +26,13 @@ _USUAL_NAMES = ("file", "image", "category")
 """What these namespaces are called in every wiki, beside its own names for them."""
 _HIDDEN_TAGS = ("ref", "table", "gallery", "math", "chem", "timeline", "score", "graph", "imagemap", "templatedata")
 _SPACES = re.compile(r"[^\S\n]+")
+_SWITCH = re.compile(r"__[^\W\d_]+__")
+"""As in __NOTOC__."""
+_VARIANTS = re.compile(r"-\{(?:([^{}|]*)\|)?([^{}]*)\}-")
+"""Words of a language with several scripts, perhaps with flags before them: -{zh-hans:A; zh-hant:B}-."""
+_UNSEEN_FLAGS = ("H", "T", "-")
+_MEDIA = re.compile(r":[^|:]*\.(?:jpe?g|png|gif|svg|webp|tiff?|xcf|pdf|djvu|og[gav]|oga|opus|mp3|wav|flac|webm|mid)\s*$", re.IGNORECASE)
+"""The end of the name of a file, behind a name of its namespace that the dump may not list."""
 
 
 def article_texts(chunks: Iterable[str], path: Location, *, most_characters: int) -> Iterator[tuple[str, str]]:
@@ -86,14 +93,19 @@ def _plain(wikitext: str, hidden: set[str]) -> str:
     """Return what a reader sees of wikitext: paragraphs, headings and list items, a line each."""
     import mwparserfromhell
 
-    code: Any = mwparserfromhell.parse(wikitext)
-    unseen = [link for link in code.filter_wikilinks() if _namespace(str(link.title)) in hidden]
+    code: Any = mwparserfromhell.parse(_VARIANTS.sub(_first_variant, _SWITCH.sub("", wikitext)))
+    unseen = [link for link in code.filter_wikilinks() if _namespace(title := str(link.title)) in hidden or _MEDIA.search(title)]
     unseen += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _HIDDEN_TAGS]
     for node in unseen:
         with suppress(ValueError):  # it stood in one that is gone
             code.remove(node)
     lines = (_SPACES.sub(" ", line).strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
     return "\n".join(line for line in lines if line)
+
+
+def _first_variant(found: re.Match[str]) -> str:
+    flags, words = found[1] or "", found[2]
+    return "" if flags.strip() in _UNSEEN_FLAGS else words.partition(";")[0].rpartition(":")[2].strip()
 
 
 def _namespace(title: str) -> str:

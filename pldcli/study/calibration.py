@@ -262,7 +262,7 @@ def read_timings(path: Path) -> Timings | None:
             key: ShapeTime(**{**shape, "time": StepTime(**shape["time"])}) for key, shape in content["calibration"]["shapes"].items()
         }
         return Timings(content["data_fingerprint"], content["calibration"]["machine"], measured)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"cannot be read as the plan of a study ({error!r})"
         raise UsageError(what, where=str(path), hint="choose another --out, or remove it to measure again") from error
 
