@@ -28,6 +28,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         (damage.extra, 10),
         (stops.killed, 3),
         (stops.signalled, 3),
+        (stops.full_at_each_call, 3),
         (programs.prepare_killed, 2),
         (several.not_a_number, 2),
     ],

@@ -17,6 +17,7 @@ from tests.faults.ground import Fault, Ground, Tally, software
 
 FAULTS: dict[str, tuple[Fault, int]] = {
     "SIGKILL at a random moment of training": (stops.killed, 200),
+    "SIGKILL at a random moment of training that saves in the background": (stops.killed_in_background, 50),
     "SIGKILL at each call that changes the disk": (stops.killed_while_saving, 1000),
     "SIGTERM, SIGINT, SIGUSR1 at a random moment": (stops.signalled, 150),
     "SIGKILL at a random moment of prepare-data": (programs.prepare_killed, 50),
@@ -28,10 +29,13 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "a missing file": (damage.missing, 200),
     "an extra file": (damage.extra, 200),
     "a disk that fills up": (damage.disk_full, 30),
+    "no space left at each call that needs some": (stops.full_at_each_call, 1000),
     "a disk that turns read-only": (places.read_only, 20),
     "a directory that vanishes": (places.vanished, 20),
     "a clock that is set back": (places.clock_set_back, 20),
     "one of two processes killed": (several.one_killed, 5),
+    "one of two processes with shards killed": (several.one_with_shards_killed, 5),
+    "SIGTERM, SIGINT, SIGUSR1 to two processes": (several.all_signalled, 6),
     "one of four processes killed": (several.one_of_four_killed, 5),
     "one of two processes stopped": (several.one_stopped, 5),
     "one of four processes stopped": (several.one_of_four_stopped, 5),
@@ -39,6 +43,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "one of four processes raising an error": (several.one_of_four_raising, 5),
     "another number of processes": (several.another_number, 6),
     "NaN or infinity in a step": (several.not_a_number, 20),
+    "a spike in a step": (several.spike, 5),
 }
 
 

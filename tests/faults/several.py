@@ -15,6 +15,7 @@ from tests.engine.test_launcher import alive, ranks
 from tests.faults.ground import STEPS, Ground, Tally, digest
 
 __all__ = [
+    "all_signalled",
     "another_number",
     "not_a_number",
     "one_killed",
@@ -23,6 +24,8 @@ __all__ = [
     "one_of_four_stopped",
     "one_raising",
     "one_stopped",
+    "one_with_shards_killed",
+    "spike",
 ]
 
 _SPOIL = """
@@ -42,8 +45,8 @@ def spoil(self, *arguments):
     if inside and next(calls) == {at}:  # not where steps are only timed
         for parameter in self.model.parameters():
             if parameter.grad is not None:
-                parameter.grad.fill_(math.{number})
-        sums = sums * math.{number}
+                parameter.grad.copy_(parameter.grad {change})
+        sums = sums {change}
     return sums
 Trainer.forward_backward, Trainer._step = spoil, noted
 from pldcli import cli
@@ -68,6 +71,38 @@ if os.environ.get("RANK") == {rank!r}:
 def one_killed(ground: Ground, trials: int) -> Tally:
     """SIGKILL to one of two processes; all end, and the same command ends where nothing had happened."""
     return _one_of(2, ground, trials, signal.SIGKILL)
+
+
+def one_with_shards_killed(ground: Ground, trials: int) -> Tally:
+    """SIGKILL to one of two that hold shards."""
+    return _one_of(2, ground, trials, signal.SIGKILL, "runtime.sharding=full")
+
+
+def all_signalled(ground: Ground, trials: int) -> Tally:
+    """SIGTERM, SIGINT and SIGUSR1 in turn to the command that started two processes, at a random moment."""
+    tally = Tally()
+    expected = _ended(2, ground)
+    codes = {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGUSR1: 75}
+    for trial in range(trials):
+        with ground.fresh() as out:
+            process, number = ground.start(out, "--gpus", "2"), list(codes)[trial % 3]
+            below: dict[int, int] = {}
+            until = time.monotonic() + 60
+            while len(below) < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+                below = ranks(process.number)
+            time.sleep(ground.draw.uniform(2.0, 2.0 + ground.seconds))
+            process.kill(number)
+            began = time.monotonic()
+            code = process.wait()
+            took = time.monotonic() - began
+            failure = ground.damaged(out)
+            if code not in (0, codes[number]):
+                failure = f"{number.name}: ended with {code}: {process.err.strip()[-300:]}"
+            elif took > 30 or any(alive(one) for one in below.values()):
+                failure = f"{number.name}: took {took:.0f} s, or left a process behind"
+            tally.count(failure or _goes_on(2, ground, out, expected))
+    return tally
 
 
 def one_of_four_killed(ground: Ground, trials: int) -> Tally:
@@ -139,6 +174,20 @@ def another_number(ground: Ground, trials: int) -> Tally:
     return tally
 
 
+def spike(ground: Ground, trials: int) -> Tally:
+    """A gradient that is a million times too large in one pass: the step is left out where that is asked for, the run ends well."""
+    tally = Tally()
+    for _ in range(trials):
+        with ground.fresh() as out:
+            at = 2 * ground.draw.randrange(140, 158)
+            line = ground.line(out, "train.total_steps=160", "train.skip_spikes=6", "checkpoint.every_steps=40")
+            process = ground.processes.python(_SPOIL.format(at=at, change="* 1e6", line=line))
+            process.wait()
+            is_well = "SystemExit: 0" in process.err and "1 steps" in process.out
+            tally.count("" if is_well else f"pass {at}: {process.out[-300:]} {process.err.strip()[-300:]}")
+    return tally
+
+
 def not_a_number(ground: Ground, trials: int) -> Tally:
     """NaN or infinity in one forward and backward pass: the step is left out, the run ends well."""
     tally = Tally()
@@ -146,7 +195,7 @@ def not_a_number(ground: Ground, trials: int) -> Tally:
         with ground.fresh() as out:
             at = ground.draw.randrange(2 * STEPS)
             number = ("nan", "inf")[trial % 2]
-            process = ground.processes.python(_SPOIL.format(at=at, number=number, line=ground.line(out)))
+            process = ground.processes.python(_SPOIL.format(at=at, change=f"* math.{number}", line=ground.line(out)))
             process.wait()
             if "SystemExit: 0" not in process.err:
                 tally.count(f"pass {at}: {process.err.strip()[-300:]}")
@@ -164,7 +213,7 @@ def _is_finite(out: Path) -> bool:
 def _one_of(count: int, ground: Ground, trials: int, number: signal.Signals, *more: str) -> Tally:
     """Send a signal to one of several processes."""
     tally = Tally()
-    expected = _ended(count, ground)
+    expected = _ended(count, ground, *more)
     for trial in range(trials):
         with ground.fresh() as out:
             process = ground.start(out, "--gpus", str(count), *more)
@@ -187,20 +236,22 @@ def _one_of(count: int, ground: Ground, trials: int, number: signal.Signals, *mo
                 failure = "ended well with a stopped process"
             elif took > 60:
                 failure = f"took {took:.0f} s to end"
-            tally.count(failure or _goes_on(count, ground, out, expected))
+            elif code and f"process {trial % count} " not in process.err:
+                failure = f"does not name process {trial % count}: {process.err.strip()[-300:]}"
+            tally.count(failure or _goes_on(count, ground, out, expected, *more))
     return tally
 
 
-def _ended(count: int, ground: Ground) -> str:
+def _ended(count: int, ground: Ground, *more: str) -> str:
     """Digest the model of so many processes to which nothing happens."""
     with ground.fresh() as out:
-        ground.start(out, "--gpus", str(count)).wait()
+        ground.start(out, "--gpus", str(count), *more).wait()
         return digest(out / "model" / "model.safetensors")
 
 
-def _goes_on(count: int, ground: Ground, out: Path, expected: str) -> str:
+def _goes_on(count: int, ground: Ground, out: Path, expected: str, *more: str) -> str:
     """Run the same command again; say what is wrong with its end."""
-    process = ground.start(out, "--gpus", str(count))
+    process = ground.start(out, "--gpus", str(count), *more)
     if code := process.wait():
         return f"the same command ended with {code}: {process.err.strip()[-300:]}"
     return "" if digest(out / "model" / "model.safetensors") == expected else "other weights than without the fault"

@@ -1,4 +1,4 @@
-"""Faults that end processes: kills and signals at any moment, and a kill at every point of the save protocol."""
+"""Faults that end processes: kills and signals at any moment, and a kill, or a full disk, at every point of the save protocol."""
 
 from __future__ import annotations
 
@@ -7,49 +7,71 @@ import time
 
 from tests.faults.ground import Ground, Tally, digest
 
-__all__ = ["killed", "killed_while_saving", "signalled"]
+__all__ = ["full_at_each_call", "killed", "killed_in_background", "killed_while_saving", "signalled"]
 
-_DIE_AT = """
-import os, signal
+_AT_A_CALL = """
+import errno, os, signal
 left = {at}
-def dying(name):
+def failing(name):
     original = getattr(os, name)
     def call(*arguments, **named):
         global left
         left -= 1
         if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
+            print("now", flush=True)
+            {action}
         return original(*arguments, **named)
     setattr(os, name, call)
-for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "open"):
-    dying(name)
+for name in {calls}:
+    failing(name)
 from pldcli import cli
 raise SystemExit(cli.run({line!r}))
 """
-"""A process that kills itself at the n-th call that changes the disk."""
+"""A process to which something happens at the n-th of some calls."""
+_DIE = 'os.kill(os.getpid(), signal.SIGKILL)', ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "open")
+_FULL = 'raise OSError(errno.ENOSPC, "No space left on device")', ("fsync", "rename", "replace", "mkdir")
+"""What happens, and at which calls: a full disk is no reason not to remove something."""
 _SHORT = ("train.total_steps=4", "eval.every_steps=4", "checkpoint.keep=1")
 
 
 def killed(ground: Ground, trials: int) -> Tally:
     """SIGKILL at a random moment of a run, again and again until it has ended."""
+    return _killed(ground, trials)
+
+
+def killed_in_background(ground: Ground, trials: int) -> Tally:
+    """Likewise of a run that saves while it trains."""
+    return _killed(ground, trials, "checkpoint.background=on")
+
+
+def _killed(ground: Ground, trials: int, *more: str) -> Tally:
     tally = Tally()
     while tally.trials < trials:
         with ground.fresh() as out:
             while tally.trials < trials:
-                process = ground.start(out)
+                process = ground.start(out, *more)
                 time.sleep(ground.moment())
                 process.kill(signal.SIGKILL)
                 code = process.wait()
                 if code == 0:
                     break
                 tally.count(ground.damaged(out) if code == -signal.SIGKILL else f"ended with {code}: {process.err.strip()[-300:]}")
-            if failure := ground.finish(out):
+            if failure := ground.finish(out, *more):
                 tally.failures.append(failure)
     return tally
 
 
 def killed_while_saving(ground: Ground, trials: int) -> Tally:
     """SIGKILL at the n-th call that changes the disk, for every n until the run ends by itself; `trials` bounds n."""
+    return _at_each_call(ground, trials, *_DIE)
+
+
+def full_at_each_call(ground: Ground, trials: int) -> Tally:
+    """No space left at the n-th call that needs some, likewise."""
+    return _at_each_call(ground, trials, *_FULL)
+
+
+def _at_each_call(ground: Ground, trials: int, action: str, calls: tuple[str, ...]) -> Tally:
     tally = Tally()
     with ground.fresh() as out:
         process = ground.start(out, *_SHORT)
@@ -57,11 +79,15 @@ def killed_while_saving(ground: Ground, trials: int) -> Tally:
         expected = digest(out / "model" / "model.safetensors")
     for at in range(1, trials + 1):
         with ground.fresh() as out:
-            process = ground.processes.python(_DIE_AT.format(at=at, line=ground.line(out, *_SHORT)))
-            if process.wait() != -signal.SIGKILL:
+            line = ground.line(out, *_SHORT)
+            process = ground.processes.python(_AT_A_CALL.format(at=at, action=action, calls=calls, line=line))
+            process.wait()
+            if "now" not in process.out:
                 tally.note = f"{at - 1} calls in the whole run"
                 break
             failure = ground.damaged(out)
+            if action == _FULL[0] and not any(f"SystemExit: {code}\n" in process.err for code in (0, 7)):
+                failure = f"call {at}: {process.err.strip()[-300:]}"
             again = ground.start(out, *_SHORT)
             if not failure and (code := again.wait()):
                 failure = f"call {at}: the same command ended with {code}: {again.err.strip()[-300:]}"
