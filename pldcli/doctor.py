@@ -44,7 +44,7 @@ def checks(path: Path) -> dict[str, Callable[[], Check]]:
     Args:
         path: The directory for data and runs.
     """
-    return {
+    found = {
         "python": python,
         "pldcli": package,
         "torch": pytorch,
@@ -57,6 +57,15 @@ def checks(path: Path) -> dict[str, Callable[[], Check]]:
         "transformers": transformers,
         "torch.compile": compiling,
     }
+    return {name: partial(_guarded, check) for name, check in found.items()}
+
+
+def _guarded(check: Callable[[], Check]) -> Check:
+    """Run a check; what it cannot do for want of something, such as torch, is a failure like others."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - a diagnosis has no use for an end of its own
+        return Check("fail", f"cannot be checked: {_first_line(error)}", "mend what fails above first")
 
 
 def python() -> Check:

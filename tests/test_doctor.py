@@ -149,3 +149,13 @@ def test_compiling_without_a_compiler_says_how_to_mend_it(compiler: Any, monkeyp
     assert "apt install g++" in result.hint
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert "apt install" not in doctor.compiling().hint
+
+
+def test_a_check_that_cannot_be_made_is_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise ImportError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    found = {name: check() for name, check in doctor.checks(tmp_path).items() if name in ("python", "devices")}
+    assert found["python"].status == "ok"
+    assert (found["devices"].status, found["devices"].detail) == ("fail", "cannot be checked: ImportError: libcudart.so: cannot open shared object file")

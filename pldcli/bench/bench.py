@@ -106,7 +106,7 @@ def bench(
             if not speeds:
                 raise DeviceError("out of memory with a single sequence", where=str(runtime.device), hint="choose a smaller model")
             config = _with_micro_batch(config, max(speeds, key=lambda size: speeds[size]), runtime.world_size)
-            _forget_everything(runtime.device)
+        _forget_everything(runtime.device)
         return _measure(config, source, runtime, steps, tried, report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def _at_length(config: Config, seq_len: int) -> Config:
     train, times = config.train, config.data.seq_len // seq_len
     size = train.micro_batch_size if train.micro_batch_size == "auto" else times * train.micro_batch_size
     batch: dict[str, Any] = {"global_batch_size": times * train.global_batch_size, "micro_batch_size": size, "batch_ramp": 0.0}
-    return config.replace(data={"seq_len": seq_len, "length_stages": ()}, train=batch)
+    model = {"local_attention": min(config.model.local_attention, seq_len)}
+    return config.replace(data={"seq_len": seq_len, "length_stages": ()}, train=batch, model=model)
 
 
 def _mean_step_seconds(schedule: Schedule, curriculum: Curriculum, measured: Mapping[int, Bench]) -> float:
@@ -131,6 +133,6 @@ def step_times_by_part(config: Config, measured: Bench) -> list[StepTime]:
 def _step_seconds(mode: Mode, forwards: float) -> float:
     """A measured step has one forward pass per gate group; all but the optimizer grows with their number."""
     optimizer = mode.phase_seconds["optimizer"]
-    seconds = optimizer + (mode.seconds - optimizer) * forwards
+    seconds = optimizer + (statistics.median(mode.step_seconds) - optimizer) * forwards
     assert math.isfinite(seconds)
     return seconds

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pldcli.comparison.intervals import Interval, mean_interval
 from pldcli.comparison.runs import Measurement, Run, System, group_runs
-from pldcli.comparison.words import check_runs, differences, find_controls, incomparable
+from pldcli.comparison.words import check_runs, differences, find_controls, incomparable, unlike_seconds
 from pldcli.errors import UsageError
 
 __all__ = ["Comparison", "Contrast", "Difference", "Reach", "Saving", "compare_runs", "compare_systems", "reach_loss"]
@@ -42,7 +42,8 @@ class Reach:
     reference: str
     """The baseline's run: that with the same seed, else the first."""
     target: float
-    reference_final: Measurement
+    reference_at: Measurement
+    """Where the reference first had that loss: at its end, unless its loss rose again."""
     at: Measurement | None
     """Between two validations, by a straight line; None where the loss was not reached."""
     is_first_validation: bool
@@ -53,11 +54,15 @@ class Reach:
     """Learning rate at this point as a share of its peak."""
     is_unfinished_pair: bool
     """The run or the reference has not come to its end."""
+    seconds_compare: bool = True
+    """Both trained on such hardware, in such a format, with as many threads and processes."""
 
     def ratio(self, axis: str) -> float | None:
         """Divide what it took by what the baseline's own run took to the same loss."""
-        own = getattr(self.reference_final, axis)
-        return None if self.at is None or not own else getattr(self.at, axis) / own
+        own = getattr(self.reference_at, axis)
+        if self.at is None or not own or (axis == "train_seconds" and not self.seconds_compare):
+            return None
+        return float(getattr(self.at, axis) / own)
 
     @property
     def schedule_finished(self) -> bool | None:
@@ -167,6 +172,7 @@ def _find(name: str, systems: Sequence[System]) -> System:
 
 
 def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Contrast:
+    seconds_compare = not unlike_seconds([*system.runs, *baseline.runs])
     compares = not any(incomparable(run, other) for run in system.runs for other in baseline.runs)
     reaches = [reach for run in system.runs if (reach := _reach(run, _partner(run, baseline)))] if compares else []
     controls = [control.name for control in find_controls(system, systems)] if not system.config.pld_schedule.is_dense else []
@@ -174,8 +180,8 @@ def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Co
         system=system,
         difference=_difference(system, baseline) if compares else None,
         reaches=tuple(reaches),
-        saving=_saving(system, baseline),
-        equal=_equal(system, baseline),
+        saving=_saving(system, baseline, seconds_compare=seconds_compare),
+        equal=tuple(one for one in _equal(system, baseline) if one != "time" or seconds_compare),
         differs=tuple(differences(system, baseline)),
         controls=tuple(controls),
         finetuned=_score_differences(system, baseline),
@@ -196,12 +202,13 @@ def _reach(run: Run, reference: Run) -> Reach | None:
         run=run.name,
         reference=reference.name,
         target=target,
-        reference_final=reference.final,
+        reference_at=reach_loss(target, reference)[0] or reference.final,
         at=at,
         is_first_validation=is_first,
         schedule_share=None if at is None else at.step / run.config.train.total_steps,
         learning_rate_share=None if at is None else run.learning_rate_share(at.step),
         is_unfinished_pair=not (run.is_complete and reference.is_complete),
+        seconds_compare=not unlike_seconds([run, reference]),
     )
 
 
@@ -250,10 +257,10 @@ def _loss_of_seeds(system: System, *, complete: bool) -> dict[int, float]:
     return {seed: statistics.fmean(values) for seed, values in losses.items()}
 
 
-def _saving(system: System, baseline: System) -> Saving:
+def _saving(system: System, baseline: System, *, seconds_compare: bool) -> Saving:
     names = ("predicted_flops_per_token", "flops_per_token", "step_seconds_per_token", "run_seconds_per_token")
     predicted, executed, step_time, run_time = (_saved(system.mean(name), baseline.mean(name)) for name in names)
-    return Saving(predicted or 0.0, executed or 0.0, step_time, run_time)
+    return Saving(predicted or 0.0, executed or 0.0, *((step_time, run_time) if seconds_compare else (None, None)))
 
 
 def _saved(ours: float | None, theirs: float | None) -> float | None:

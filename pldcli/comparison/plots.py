@@ -57,7 +57,7 @@ def _fill(figure: Figure, comparison: Comparison, axes_names: Sequence[str], kin
     limits = _limits(comparison.runs, kind)
     for panel, name in zip(panels.flat, axes_names, strict=True):
         _draw_panel(panel, comparison, name, kind)
-        panel.set(xlabel=AXES[name], ylabel="nats per masked token")
+        panel.set(xlabel=AXES[name], ylabel=unit_of_losses(comparison.runs))
         panel.set_title(f"{_TITLES[kind]} against {AXES[name]}")
         panel.set_xlim(left=0)
         if limits is not None:

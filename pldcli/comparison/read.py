@@ -114,8 +114,11 @@ def _finetuned(run: Path, root: Path) -> dict[str, tuple[float, ...]]:
     pairs = root / run.resolve().name / f"{MINIMAL_PAIRS}.json"
     if pairs.is_file():
         try:
-            found[MINIMAL_PAIRS] = (float(from_json(pairs.read_text(encoding="utf-8"))["mean_accuracy"]),)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = from_json(pairs.read_text(encoding="utf-8"))
+            score = float(content["mean_accuracy"])
+            if _started_from(run, Path(content.get("model", run))):
+                found[MINIMAL_PAIRS] = (score,)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"cannot be read as minimal pairs ({error!r})", where=str(pairs), hint="evaluate again with --save") from error
     for path in sorted((root / run.resolve().name).glob("*/results.json")):
         try:

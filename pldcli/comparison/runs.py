@@ -113,6 +113,11 @@ class Run:
         return self.validation[-1]
 
     @property
+    def is_calibrated(self) -> bool:
+        """Return whether its seconds are steps x step time, as a study measured it, and not of its own clock."""
+        return "progress/measured_seconds" in self.rows[-1]
+
+    @property
     def last_step(self) -> int:
         """Find the last step that was written down."""
         return max(row.step for row in (*self.validation, *self.training))

@@ -13,7 +13,10 @@ from pldcli.config import describe_dropping
 from pldcli.console.section import Section
 from pldcli.console.units import MISSING, duration, number, quantity, with_spread
 
-__all__ = ["finetuned", "interval_cells", "sections", "summary", "words"]
+__all__ = ["finetuned", "interval_cells", "sections", "summary", "unit_of_losses", "words"]
+
+_STEADY = 0.03
+"""A saving of the median step and of the whole run that differ by no more are one."""
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -46,9 +49,12 @@ def words(comparison: Comparison) -> list[tuple[str, list[str]]]:
 def _sentences(contrast: Contrast, baseline: System) -> str:
     parts = [_difference_sentence(contrast, baseline), _reach_sentence(contrast)]
     saving = contrast.saving
-    time = "" if saving.step_time is None else f" {_change(saving.step_time, 'less')} time (median step) and"
+    time, of = saving.step_time, "median step"
+    if time is not None and saving.run_time is not None and abs(time - saving.run_time) > _STEADY:
+        time, of = saving.run_time, "whole run"  # steps of one schedule may differ, and then the median is one of several
+    told = "" if time is None else f" {_change(time, 'less')} time ({of}) and"
     parts.append(
-        f"Per token it takes{time} {_change(saving.executed_flops, 'fewer')} FLOPs; "
+        f"Per token it takes{told} {_change(saving.executed_flops, 'fewer')} FLOPs; "
         f"{_change(saving.predicted_flops, 'fewer')} are predicted from the schedules."
     )
     return " ".join(part for part in parts if part)
@@ -111,7 +117,7 @@ def _ends(comparison: Comparison) -> Section:
                 number(system.mean("final_training_loss"), ".4f"),
             )
         )
-    notes = ["validation: last one, at full depth, nats per masked token" + _spread_note(comparison)]
+    notes = [f"validation: last one, at full depth, {unit_of_losses(comparison.runs)}{_spread_note(comparison)}"]
     notes.append("training: mean of the last 5 % of the steps; where blocks are dropped it is that of the smaller network")
     headings = ("system", "runs", "steps", "tokens", "FLOPs", "time", "validation", "training")
     return Section("Final losses", headings, tuple(rows), notes=tuple(notes))
@@ -245,6 +251,12 @@ def finetuned(comparison: Comparison) -> Section | None:
     )
     headings = ("task", "system", "score", "n", "difference", "95 % interval", "pairs")
     return Section("After fine-tuning", headings, tuple(rows), left=2, notes=notes)
+
+
+def unit_of_losses(runs: Sequence[Run]) -> str:
+    """Name the unit of validation losses."""
+    kinds = {run.config.objective.is_causal for run in runs}
+    return "nats per target" if len(kinds) > 1 else "nats per next token" if True in kinds else "nats per masked token"
 
 
 def interval_cells(interval: Interval, *, scale: float = 1.0, digits: int = 4) -> tuple[str, str, str]:

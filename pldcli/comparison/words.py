@@ -11,7 +11,7 @@ from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, describe_dropping, flatten
 from pldcli.engine.metrics import CONTEXT_MARGIN, reads_context
 
-__all__ = ["check_runs", "differences", "find_controls", "incomparable"]
+__all__ = ["check_runs", "differences", "find_controls", "incomparable", "unlike_seconds"]
 
 _LABELS = {
     "model.norm": "LayerNorm",
@@ -119,15 +119,17 @@ def incomparable(run: Run, baseline: Run) -> list[str]:
 
 
 def find_controls(system: System, systems: Sequence[System]) -> list[System]:
-    """Find the runs that tell what dropping did: Pre-LN, same learning rate, objective and shape, nothing dropped."""
+    """Find the runs that tell what dropping did: Pre-LN, else the same model, objective, optimizer, data and batch, nothing dropped."""
     mine = system.config
 
     def is_control(other: Config) -> bool:
-        same_shape = (other.model.num_hidden_layers, other.model.hidden_size) == (mine.model.num_hidden_layers, mine.model.hidden_size)
-        is_alike = same_shape and other.objective == mine.objective and other.optim == mine.optim
-        return other.model.norm == "pre" and other.pld_schedule.is_dense and is_alike
+        is_alike = other.model == mine.model.replace(norm="pre") and other.objective == mine.objective and other.optim == mine.optim
+        batches = [(one.train.global_batch_size, one.train.batch_ramp, one.train.initial_batch_size) for one in (mine, other)]
+        return other.pld_schedule.is_dense and is_alike and other.data == mine.data and batches[0] == batches[1]
 
-    return [other for other in systems if is_control(other.config)]
+    return [
+        other for other in systems if is_control(other.config) and not any(incomparable(one, other.runs[0]) for one in system.runs)
+    ]
 
 
 def check_runs(systems: Sequence[System], baseline: System) -> list[str]:
@@ -180,12 +182,23 @@ def _baseline_decays(systems: Sequence[System], baseline: System) -> Iterator[st
         yield f"the learning rate of {baseline.name} {ending}: its final loss is not its best, and easier to reach"
 
 
+def unlike_seconds(runs: Sequence[Run]) -> list[str]:
+    """List why the training seconds of runs are no measure of each other; nothing where they are, or steps were timed by themselves."""
+    if all(run.is_calibrated for run in runs):
+        return []
+    found = {
+        key: list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start)) for key in _TIMED_ALIKE
+    }
+    return [
+        f"seconds do not compare: {_STARTS[key]} is not the same for all runs ({'; '.join(values)})"
+        for key, values in found.items()
+        if len(values) > 1
+    ]
+
+
 def _seconds_compare(systems: Sequence[System], baseline: System) -> Iterator[str]:
     runs = _runs(systems)
-    for key in _TIMED_ALIKE:
-        values = list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start))
-        if len(values) > 1:
-            yield f"seconds do not compare: {_STARTS[key]} is not the same for all runs ({'; '.join(values)})"
+    yield from unlike_seconds(runs)
     beside = [(one.name, other.name) for one, other in combinations(runs, 2) if _overlap(one, other)]
     if beside:
         first, second = beside[0]

@@ -109,7 +109,8 @@ def calibrate(
 ) -> Timings:
     """Measure the shapes that are not measured yet.
 
-    Beside them, if anything was measured before, the baseline's shape: it brings both measurements to one speed of the machine.
+    Beside them, if anything was measured before, one shape of that, the baseline's if it can be: it brings both measurements to one speed of
+    the machine.
 
     Args:
         shapes: All shapes of the study.
@@ -127,7 +128,8 @@ def calibrate(
     missing = [shape for shape in shapes if shape.key not in known]
     if stored is not None and not missing:
         return stored
-    anchor = next((shape for shape in shapes if baseline in shape.systems and shape.key in known), None)
+    anchors = sorted((shape for shape in shapes if shape.key in known), key=lambda shape: baseline not in shape.systems)
+    anchor = anchors[0] if anchors else None
     asked = [*missing, *([anchor] if anchor else [])]
     report(f"measuring the steps of {len(asked)} shape(s) of model, alone and in turn")
     measured, machine = measure_shapes(asked, data=data, slot=slot, report=report)

@@ -45,7 +45,8 @@ class PlannedFinetuning:
         directory = out / FINETUNED / self.name
         data = ("--data-dir", self.data_dir) if self.data_dir else ()
         start = ("--model", str(out / "runs" / self.run.name))
-        arguments = ("finetune", self.task, *start, *data, "--out", str(directory), "--jobs", "1", *self.settings)
+        anew = ("--overwrite",) if self._is_of_an_earlier_run(out) else ()
+        arguments = ("finetune", self.task, *start, *data, "--out", str(directory), "--jobs", "1", *anew, *self.settings)
         return _job(self, arguments, directory, out, settled=(0, DivergedError.exit_code))
 
     def outcome(self, out: Path) -> Outcome:
@@ -53,12 +54,15 @@ class PlannedFinetuning:
         try:
             content = from_json((out / FINETUNED / self.name / "results.json").read_text(encoding="utf-8"))
             wanted = {cell_name(settings) for settings in finetune_config.cells(self.settings)}
-            if set(content["cells"]) != wanted:
+            if set(content["cells"]) != wanted or self._is_of_an_earlier_run(out):
                 return Outcome(State.NOT_STARTED)
             scores = [group["score"]["mean"] for group in content["groups"] if group["score"]]
             return Outcome(State.FINISHED, score=max(scores, default=None))
         except (OSError, ValueError, KeyError, TypeError):
             return Outcome(State.NOT_STARTED)
+
+    def _is_of_an_earlier_run(self, out: Path) -> bool:
+        return _is_older(out / FINETUNED / self.name / "results.json", out, self.run)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class PlannedPairs:
         """Read from the disk what became of it; the result on other files does not count."""
         try:
             content = from_json(self._place(out).read_text(encoding="utf-8"))
-            if content["inputs"] != list(self.files):
+            if content["inputs"] != list(self.files) or _is_older(self._place(out), out, self.run):
                 return Outcome(State.NOT_STARTED)
             return Outcome(State.FINISHED, score=float(content["mean_accuracy"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -118,6 +122,12 @@ def plan_scorings(spec: Spec, runs: Sequence[PlannedRun]) -> list[PlannedScoring
         if spec.minimal_pairs:
             found.append(PlannedPairs(run, spec.minimal_pairs))
     return found
+
+
+def _is_older(result: Path, out: Path, run: PlannedRun) -> bool:
+    """Return whether a result was there before the model of the run, which was trained anew since."""
+    model = out / "runs" / run.name / "model" / "config.json"
+    return result.is_file() and model.is_file() and result.stat().st_mtime_ns < model.stat().st_mtime_ns
 
 
 def _job(planned: PlannedScoring, arguments: tuple[str, ...], directory: Path, out: Path, *, settled: Sequence[int]) -> Job:

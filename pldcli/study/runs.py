@@ -49,7 +49,10 @@ def read_outcome(directory: Path) -> Outcome:
         return Outcome(State.NOT_STARTED)
     summary = summarise(run)
     if summary.state == "finished":
-        loss = [row[name] for row in read_metrics(run.metrics) if (name := validation_key(row))][-1]
+        rows = [row for row in read_metrics(run.metrics) if validation_key(row)]
+        if not rows or rows[-1]["step"] < summary.step:
+            return Outcome(State.FAILED, summary.step, note="metrics.jsonl lacks the last validation: remove the run to train it anew")
+        loss = rows[-1][validation_key(rows[-1]) or ""]
         if loss is None:
             return Outcome(State.DIVERGED, summary.step, note="the last validation loss is not finite")
         return Outcome(State.FINISHED, summary.step, loss)

@@ -8,6 +8,7 @@ computed there); `carry_out` trains the runs and fine-tunes them (`jobs`, `runs`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,12 @@ def open_study(spec: Spec, *, out: Path, data: Path, slot: Slot, measure: bool, 
     wanted = shapes(spec, from_data)
     if not measure and (stored is None or any(shape.key not in stored.shapes for shape in wanted)):
         raise UsageError("nothing was trained for this file yet", where=str(out), hint="run it without --report-only first")
-    timings = calibrate(wanted, stored, baseline=spec.baseline, fingerprint=fingerprint, data=data, slot=slot, report=report)
-    plan = make_plan(spec, from_data, timings.times)
-    study = Study(plan=plan, timings=timings, out=out, data=data, is_measured_for_good=keep or timings == stored)
-    _refuse_changes(study)
-    if keep:
-        with RunDirectory(out).lock():
+    with RunDirectory(out).lock() if keep else nullcontext():  # two that measure at once slow each other
+        timings = calibrate(wanted, stored, baseline=spec.baseline, fingerprint=fingerprint, data=data, slot=slot, report=report)
+        plan = make_plan(spec, from_data, timings.times)
+        study = Study(plan=plan, timings=timings, out=out, data=data, is_measured_for_good=keep or timings == stored)
+        _refuse_changes(study)
+        if keep:
             write_plan(place, timings, _systems(plan))
             atomic.write_text(out / "spec.yaml", spec.text)
     return study

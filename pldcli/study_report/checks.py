@@ -23,6 +23,8 @@ class CheckResult:
     """Mean over seeds of the worse system's final loss less the better one's; positive is as expected. None without a pair."""
     deviation: float | None
     """The largest of three standard deviations over seeds: of each system's losses, and of the differences. None below two pairs."""
+    num_diverged: int = 0
+    """Runs of the better system, which then is not."""
 
     @property
     def ratio(self) -> float | None:
@@ -36,23 +38,26 @@ class CheckResult:
     @property
     def passed(self) -> bool | None:
         """Return whether it holds; None where that is not decided yet."""
+        if self.num_diverged:
+            return False
         return None if self.ratio is None else self.ratio > self.check.by_seed_deviations
 
 
-def judge(check: Check, better: Mapping[int, float], than: Mapping[int, float]) -> CheckResult:
+def judge(check: Check, better: Mapping[int, float], than: Mapping[int, float], *, num_diverged: int = 0) -> CheckResult:
     """Compare two systems, paired by seed.
 
     Args:
         check: What is expected.
         better: Seed to final validation loss of the system that should be better.
         than: The same of the other.
+        num_diverged: Runs of the former that have no loss.
     """
     seeds = [seed for seed in better if seed in than]
     differences = [than[seed] - better[seed] for seed in seeds]
     if not differences:
-        return CheckResult(check, 0, None, None)
+        return CheckResult(check, 0, None, None, num_diverged)
     mean = math.fsum(differences) / len(differences)
     if len(seeds) < 2:
-        return CheckResult(check, 1, mean, None)
+        return CheckResult(check, 1, mean, None, num_diverged)
     samples = ([better[seed] for seed in seeds], [than[seed] for seed in seeds], differences)
-    return CheckResult(check, len(seeds), mean, max(map(statistics.stdev, samples)))
+    return CheckResult(check, len(seeds), mean, max(map(statistics.stdev, samples)), num_diverged)

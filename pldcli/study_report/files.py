@@ -70,12 +70,14 @@ def runs_json(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> list[d
 
 
 def _system(results: Results, group: str) -> dict[str, Any]:
-    contrast, system = results.contrast(group), results.systems.get(group)
+    contrast, system, baseline = results.contrast(group), results.systems.get(group), results.baseline_of(group)
+    diverged = results.num_diverged(group, *([] if baseline is None else [baseline]))
     interval = None if contrast is None or contrast.difference is None else contrast.difference.interval
     return {
         "system": group,
-        "against": results.baseline_of(group),
+        "against": baseline,
+        "num_diverged": results.num_diverged(group),
         "validation_losses": list(system.final_losses) if system else [],
         "difference": None if interval is None else {"mean": interval.mean, "low": interval.low, "high": interval.high},
-        "verdict": None if contrast is None else verdict(contrast),
+        "verdict": None if contrast is None else verdict(contrast, num_diverged=diverged),
     }

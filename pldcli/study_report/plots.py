@@ -44,7 +44,7 @@ def draw_lines(key: str, lines: Sequence[Line], path: Path) -> bool:
         for number, line in enumerate(lines):
             _draw_line(axes, line, places, number)
         _mark_diverged(axes, lines, places)
-        axes.set(xlabel=key, ylabel="final validation loss, nats per masked token")
+        axes.set(xlabel=key, ylabel="final validation loss, nats per target")
         axes.set_title(f"Final validation loss over {key}")
         handles = dict(sorted(zip(*axes.get_legend_handles_labels()[::-1], strict=True)))
         axes.legend(handles.values(), handles.keys())

@@ -81,7 +81,14 @@ class Results:
     @cached_property
     def checks(self) -> list[CheckResult]:
         """Judge every check by the runs that finished."""
-        return [judge(check, self._losses(check.better), self._losses(check.than)) for check in self.spec.checks]
+        return [
+            judge(check, self._losses(check.better), self._losses(check.than), num_diverged=self.num_diverged(check.better))
+            for check in self.spec.checks
+        ]
+
+    def num_diverged(self, *groups: str) -> int:
+        """Count the runs of groups that diverged."""
+        return sum(self.outcomes[run.name].state == State.DIVERGED for group in groups for run in self.groups[group])
 
     def contrast(self, group: str) -> Contrast | None:
         """Return what a group came to beside its baseline."""
@@ -120,9 +127,11 @@ class Results:
         return {run.seed: run.final.loss for run in runs if run.final.loss is not None}
 
 
-def verdict(contrast: Contrast) -> str:
-    """Return in a few words what a difference is worth."""
+def verdict(contrast: Contrast, *, num_diverged: int = 0) -> str:
+    """Return in a few words what a difference is worth; where runs of either system diverged, those that are left say too little."""
     difference = contrast.difference
+    if num_diverged:
+        return f"no verdict: {num_diverged} {'run' if num_diverged == 1 else 'runs'} diverged"
     if difference is None:
         return "does not compare"
     if not contrast.equal:

@@ -37,8 +37,9 @@ def results_table(results: Results, *, differences: bool = False) -> Section:
         no_difference = ("", "", "", "", "" if results.baseline_of(group) else "baseline")
         rows.append((*row, *(_difference(group, results) or no_difference)) if differences else row)
     headings = ("system", "seeds", "steps", "tokens", "FLOPs", "time", "final loss", *(_DIFFERENCE if differences else ()))
+    unit = comparison_tables.unit_of_losses(list(results.trained.values()))
     notes = (
-        "final loss: last validation, at full depth, nats per masked token; ± is the standard deviation over seeds",
+        f"final loss: last validation, at full depth, {unit}; ± is the standard deviation over seeds",
         "time: steps x step time, measured alone and in turn before the first run; FLOPs: as executed",
         *([_DIFFERENCE_NOTE] if differences and results.comparisons else []),
     )
@@ -61,7 +62,7 @@ def _difference(group: str, results: Results) -> tuple[str, ...] | None:
         return None
     difference = contrast.difference
     numbers = (MISSING,) * 3 if difference is None else comparison_tables.interval_cells(difference.interval)
-    return (*numbers, baseline, verdict(contrast))
+    return (*numbers, baseline, verdict(contrast, num_diverged=results.num_diverged(group, baseline)))
 
 
 def finetuned(results: Results) -> dict[str, Section]:

@@ -195,3 +195,28 @@ def test_the_control_is_named() -> None:
     runs = [made_up_run("post", DENSE, "model.norm=post"), made_up_run("pre", DENSE), made_up_run("pld")]
     assert [contrast.controls for contrast in compare_runs(runs).contrasts] == [(), ("pre",)]
     assert [contrast.controls for contrast in compare_runs(runs[::2]).contrasts] == [()]
+
+
+def test_seconds_of_unlike_machines_are_not_compared() -> None:
+    baseline = made_up_run("preln", DENSE, losses=(5.0, 4.0, 3.0, 2.5), seconds_per_step=50.0)
+    other = made_up_run("pld", starts=[{**START, "hardware": "a GPU", "device": "cuda"}])
+    [contrast] = compare_runs([baseline, other]).contrasts
+    [reach] = contrast.reaches
+    assert (reach.ratio("train_seconds"), contrast.saving.step_time, contrast.saving.run_time) == (None, None, None)
+    assert reach.ratio("tokens") == pytest.approx(25 / 40) and contrast.equal == ("tokens",)
+
+
+def test_a_baseline_whose_loss_rises_again_had_it_earlier() -> None:
+    baseline = made_up_run("preln", DENSE, losses=(4.0, 2.0, 1.5, 3.0))
+    [contrast] = compare_runs([baseline, made_up_run("pld", losses=(4.0, 3.0, 2.0, 1.0))]).contrasts
+    [reach] = contrast.reaches
+    assert reach.at is not None and (reach.at.step, reach.reference_at.step) == (20, 15)
+    assert reach.ratio("tokens") == pytest.approx(20 / 15)
+
+
+@pytest.mark.parametrize("change", ["model.attention_init=local", "train.global_batch_size=16", "model.num_attention_heads=4", "data.seq_len=16"])
+def test_a_control_is_alike_in_everything_but_dropping(change: str) -> None:
+    [contrast] = compare_runs([made_up_run("preln", DENSE), made_up_run("pld")]).contrasts
+    assert contrast.controls == ("preln",)
+    [contrast] = compare_runs([made_up_run("preln", DENSE, change), made_up_run("pld")]).contrasts
+    assert contrast.controls == ()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,3 +133,16 @@ def test_each_is_the_ordinary_command(finetunings: list[PlannedFinetuning], tmp_
         Outcome(State.STOPPED, note="error: interrupted", exit_code=130),
     ]
     assert told[:4] == ["preln-seed0/rte begins", "preln-seed0/rte score 50.00", "preln-seed0/mrpc begins", "preln-seed0/mrpc diverged"]
+
+
+def test_the_score_of_a_run_that_was_trained_anew_does_not_count(finetunings: list[Any], tmp_path: Path) -> None:
+    planned = finetunings[0]
+    write_results(tmp_path / "finetuned" / planned.name, 0.5, 0.7)
+    assert planned.outcome(tmp_path).state == State.FINISHED and "--overwrite" not in planned.job(tmp_path).arguments
+    model = tmp_path / "runs" / planned.run.name / "model" / "config.json"
+    model.parent.mkdir(parents=True)
+    model.write_text("{}")
+    os.utime(model, ns=(2**62, 2**62))
+    assert planned.outcome(tmp_path).state == State.NOT_STARTED and "--overwrite" in planned.job(tmp_path).arguments
+    os.utime(model, ns=(0, 0))
+    assert planned.outcome(tmp_path).state == State.FINISHED

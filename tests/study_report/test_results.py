@@ -126,3 +126,16 @@ def test_the_last_rung_is_held_against_the_baseline(spec_of: Callable[..., Spec]
     contrast = whole.contrast("a-rung2")
     assert contrast is not None and verdict(contrast).startswith("lower at equal tokens")
     assert whole.is_complete and whole.contrast("a-rung1") is None
+
+
+def test_a_system_of_which_a_run_diverged_gets_no_verdict(spec_of: Callable[..., Spec]) -> None:
+    check: dict[str, Any] = {"better": "pld", "than": "preln", "by_seed_deviations": 3}
+    spec = spec_of(seeds=[0, 1, 2], checks=[check])
+    losses = {f"preln-seed{seed}": 3.0 + 0.01 * seed for seed in range(3)} | {f"pld-seed{seed}": 2.0 + 0.011 * seed for seed in range(2)}
+    results = results_of(spec, losses, pld_seed2=Outcome(State.DIVERGED, 4))
+    contrast = results.contrast("pld")
+    assert contrast is not None and results.num_diverged("pld", "preln") == 1
+    assert verdict(contrast) == "better at equal tokens"
+    assert verdict(contrast, num_diverged=results.num_diverged("pld", "preln")) == "no verdict: 1 run diverged"
+    [result] = results.checks
+    assert (result.num_seeds, result.passed) == (2, False)
