@@ -92,6 +92,13 @@ def test_steps_of_every_length_and_batch_count_as_the_run_has_them(monkeypatch, 
     assert found.total_steps == 106 and found.step_seconds == pytest.approx((31 * 0.15 + 22 * 0.2 + 53 * 0.3) / 106)
 
 
+def test_a_stage_may_be_shorter_than_the_local_window(on, tmp_path):
+    on(mode("dense", 0.5, 0.1, 3.0))
+    local = ("model.position_embedding=rotary", "model.global_layers=2", "model.local_attention=16")
+    config = tiny_config("pld.theta_bar=1", *local, "data.length_stages=[{until: 0.5, seq_len: 8}]")
+    assert calibrate(config, data=tmp_path, seconds=25.0).total_steps > 1
+
+
 def test_where_none_was_dropped_a_block_saves_nothing():
     """As may happen with a single block; the noise between both modes is not divided by nothing."""
     found = module.step_time(tiny_config(), measured(mode("dense", 0.5, 0.1, 3.0), mode("dropped", 0.49, 0.1, 3.0)))
