@@ -253,9 +253,8 @@ class Config(Settings):
     @model_validator(mode="after")
     def _check_sections_fit(self) -> Self:
         model, data, pld = self.model, self.data, self.pld
-        if data.seq_len > model.max_position_embeddings:
-            what = f"{data.seq_len} tokens do not fit model.max_position_embeddings {model.max_position_embeddings}"
-            raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+        if self.train.init_from is None:  # its model decides, and is not read yet
+            self.check_positions()
         if model.has_local_layers and model.local_attention > data.seq_len and self.train.init_from is None:
             what = f"a window of {model.local_attention} tokens is wider than the sequences, data.seq_len {data.seq_len}"
             raise UsageError(what, where="model.local_attention", hint=f"use {data.seq_len} or less, or model.global_layers=1")
@@ -282,12 +281,27 @@ class Config(Settings):
         model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
         return self
 
+    def check_positions(self) -> None:
+        """Refuse rows that are longer than the model.
+
+        Raises:
+            UsageError: They are.
+        """
+        tokens, positions = self.data.seq_len, self.model.max_position_embeddings
+        if tokens > positions:
+            what = f"{tokens} tokens do not fit model.max_position_embeddings {positions}"
+            raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
         given = "warmup_tokens" if self.optim.warmup_tokens is not None else "warmup_steps"
         if getattr(self.optim, given) is not None and self.warmup_steps >= self.train.total_steps:
             what = f"{self.warmup_steps} steps of warm-up do not fit a run of {self.train.total_steps}"
             raise UsageError(what, where=f"optim.{given}", hint="shorten the warm-up or raise train.total_steps")
+        decay = round(self.optim.decay_fraction * self.train.total_steps) if self.optim.schedule == "wsd" else 0
+        if getattr(self.optim, given) is not None and self.warmup_steps + decay > self.train.total_steps:
+            what = f"{self.warmup_steps} steps of warm-up reach into the decay, the last {decay} steps"
+            raise UsageError(what, where=f"optim.{given}", hint="shorten the warm-up, or lower optim.decay_fraction")
         return self
 
     @property

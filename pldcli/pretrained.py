@@ -111,11 +111,16 @@ class Pretrained:
         if trained:
             _load(model, self.weights, self.where)
             return model
-        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("task_head.")}
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("task_head.") or self._stays(name)}
         for theirs, ours in self._beginnings(head).items():
             weights |= {name.replace(theirs, ours): tensor for name, tensor in weights.items() if name.startswith(theirs)}
         _load(model, weights, self.where, may_be_fresh=self._fresh_or("task_head."))
         return model
+
+    def _stays(self, name: str) -> bool:
+        """Return whether a weight of a task's head begins another one: of a rotary model, where the head of pre-training is gone."""
+        is_inner = name.startswith(("task_head.dense.", "task_head.norm."))
+        return is_inner and self.settings.position_embedding == "rotary" and "mlm_head.dense.weight" not in self.weights
 
     def _beginnings(self, head: TaskHead) -> dict[str, str]:
         """Map layers of pre-training heads to those that they begin in a task's head, as transformers does: there they have one name."""

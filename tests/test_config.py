@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pldcli.config import RUN_CONTROL, Config, DataConfig, ModelConfig, OptimConfig, PldConfig, TrainConfig, documentation, flatten
 from pldcli.errors import UsageError
 from pldcli.presets import build, dump, load, resolve
+from tests.conftest import tiny_config
 
 PROMISED_KEYS = [
     "train.total_steps",
@@ -326,3 +327,10 @@ def test_a_run_whose_model_cannot_be_exported_is_refused(override, line):
     with pytest.raises(UsageError, match=line) as raised:
         resolve("bert-tiny-pld", overrides=[override])
     assert "\n" not in str(raised.value)
+
+
+def test_a_warm_up_that_reaches_into_the_decay() -> None:
+    run = ("train.total_steps=100", "optim.schedule=wsd", "optim.decay_fraction=0.2")
+    tiny_config(*run, "optim.warmup_steps=80")
+    with pytest.raises(UsageError, match=r"optim.warmup_steps: 81 steps of warm-up reach into the decay, the last 20 steps"):
+        tiny_config(*run, "optim.warmup_steps=81")

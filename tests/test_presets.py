@@ -418,3 +418,12 @@ def test_a_system_says_what_a_size_changes_also_for_own_presets(parents: str, th
 def test_the_manual_and_the_types_name_the_same_keys() -> None:
     assert list(fields(Config)) == list(flatten(Config()))
     assert all(re.fullmatch(r"[a-z]+\.[a-z0-9_]+", key) for key in fields(Config))
+
+
+def test_of_a_run_that_begins_with_a_model_its_positions_count() -> None:
+    wanted = ["train.init_from=model", "data.seq_len=1024"]
+    presets.resolve("bert-base-pld", wanted)
+    long = presets.resolve("bert-base-pld", wanted, from_model={"model.max_position_embeddings": 8192})
+    assert long.config.data.seq_len == 1024
+    with pytest.raises(UsageError, match="1024 tokens do not fit model.max_position_embeddings 514"):
+        presets.resolve("bert-base-pld", wanted, from_model={"model.max_position_embeddings": 514})

@@ -124,25 +124,27 @@ def evaluate(
     found = measurement.run(target, given, {"data": data, "precision": precision, "device": device, "allow_bin": allow_bin})
     if not is_main:  # several processes measure together, and one of them says what came out
         return
-    if predictions is not None:
-        from pldcli.evaluation.task import write_predictions
-
-        write_predictions(found, predictions)
-    if depth is not None:
-        measurement = _DEPTHS
-        tables.draw_depths(found, given["--out"])
+    measurement = measurement if depth is None else _DEPTHS
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
     values = measurement.values(found, given) if as_json or save is not None else {}
-    if save is not None:
-        from pldcli.system import atomic
+    try:
+        if predictions is not None:
+            from pldcli.evaluation.task import write_predictions
 
-        _, inputs = _files(given)
-        atomic.write_text(save, json.dumps({"model": str(target), "inputs": list(map(str, inputs)), **values}) + "\n")
-    if as_json:
-        typer.echo(json.dumps(values))
-    else:
-        measurement.show(found, given)
+            write_predictions(found, predictions)
+        if depth is not None:
+            tables.draw_depths(found, given["--out"])
+        if save is not None:
+            from pldcli.system import atomic
+
+            _, inputs = _files(given)
+            atomic.write_text(save, json.dumps({"model": str(target), "inputs": list(map(str, inputs)), **values}) + "\n")
+    finally:  # a file that cannot be written must not take away what was measured
+        if as_json:
+            typer.echo(json.dumps(values))
+        else:
+            measurement.show(found, given)
 
 
 def _files(given: Mapping[str, Any]) -> tuple[str, list[Path]]:

@@ -119,6 +119,7 @@ def pretrain(
         config = _within(config, seconds, prepared, stored)
     from pldcli.pretraining import pretrain as engine
 
+    config.share_of_group(processes)
     if dry_run:
         estimated = engine.dry_run(config, prepared=prepared, source=source)
         if estimated.is_main:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.runs import AXES, Measurement, Run, System
-from pldcli.plots.canvas import COLOURS, colour, evenly_spaced, gaps, picture, styled_figure, thousands
+from pldcli.plots.canvas import COLOURS, colour, evenly_spaced, gaps, picture, styled_figure, take_dollars_as_they_are, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +43,7 @@ def draw_curves(comparison: Comparison, kind: Kind) -> str:
     names, buffer = list(AXES), io.BytesIO()
     with styled_figure(**_size(comparison, names)) as figure:
         _fill(figure, comparison, names, kind)
+        take_dollars_as_they_are(figure)
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue().decode()
 

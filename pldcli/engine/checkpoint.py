@@ -352,6 +352,7 @@ def restore_optimizer(saved: Mapping[str, Tensor], model: nn.Module, optimizer: 
     for key, tensor in saved.items():
         entry, _, name = key.partition("/")
         device_state.setdefault(name, {})[entry] = tensor
+    optimizer.state.clear()  # what was learned since, of blocks that had none when it was saved, is as wrong as the rest
     on_device = bool(optimizer.defaults.get("fused"))  # a fused optimizer's step counters lie beside the parameter, others' on the host
     for name, parameter in model.named_parameters():
         if name in device_state:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from pldcli.tasks.task import Examples, Features, Task
 __all__ = ["TaskScore", "TaskSource", "evaluate_task", "evaluate_task_depths", "write_predictions"]
 
 _STRIDE = 128
+_NO_LETTER = re.compile(r"[\W_]+")
 _ROWS_OF_ONE_FORWARD = 32
 
 
@@ -179,7 +181,8 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
         if remembered is not None and (remembered.kind != task.kind or set(remembered.labels) != set(task.labels)):
             what = f"{remembered.kind} of {', '.join(remembered.labels)}" if remembered.labels else remembered.kind
             raise CheckpointError(f"was fine-tuned for {remembered.name} ({what}), not for {task.name}", where=loaded.where)
-        return task if remembered is None else replace(task, labels=remembered.labels, written=_reordered(task, remembered))
+        labels = _order_of_outputs(loaded, task) if remembered is None else remembered.labels
+        return replace(task, labels=labels, written=_reordered(task, labels))
     if remembered is not None:
         return remembered
     outputs = len(loaded.weights["task_head.output.bias"])
@@ -204,15 +207,51 @@ def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
     return length, min(stride, length // 3)
 
 
-def _reordered(task: Task, remembered: Task) -> tuple[str | int | float | bool, ...]:
+def _order_of_outputs(loaded: Pretrained, task: Task) -> tuple[str, ...]:
+    """Put a task's labels into the order in which a model that another program fine-tuned has them.
+
+    Raises:
+        CheckpointError: Its outputs have other names.
+    """
+    if task.kind != TaskKind.CLASSIFICATION or len(loaded.labels) != len(task.labels) or not _tells_its_labels(loaded):
+        return task.labels
+    names, known = ([_NO_LETTER.sub("", label.lower()) for label in labels] for labels in (loaded.labels, task.labels))
+    if sorted(names) != sorted(known):
+        what = f"its outputs are {', '.join(loaded.labels)}, those of {task.name} are {', '.join(task.labels)}"
+        raise CheckpointError(what, where=loaded.where, hint="evaluate it on the task that it was fine-tuned for")
+    return tuple(task.labels[known.index(name)] for name in names)
+
+
+def _tells_its_labels(loaded: Pretrained) -> bool:
+    """Return whether the outputs have names of their own, unlike LABEL_0."""
+    return bool(loaded.labels) and not all(re.fullmatch(r"LABEL_\d+", label) for label in loaded.labels)
+
+
+def _reordered(task: Task, labels: Sequence[str]) -> tuple[str | int | float | bool, ...]:
     """Spell the labels in the model's order."""
-    return tuple(task.spelled(task.labels.index(label)) for label in remembered.labels)
+    return tuple(task.spelled(task.labels.index(label)) for label in labels)
+
+
+def _in_order(examples: Examples, task: Task, known: Task) -> Examples:
+    """Number the labels of a task that was read as it is known, as the model does."""
+    if examples.labels is None or task.labels == known.labels:
+        return examples
+    numbers = {known.labels.index(label): number for number, label in enumerate(task.labels)}
+
+    def renumbered(label: Any) -> Any:
+        return [renumbered(one) for one in label] if isinstance(label, list) else numbers.get(label, label)
+
+    return replace(examples, labels=[renumbered(label) for label in examples.labels])
 
 
 def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     """Read what there is to predict: a task's validation and test splits, or a file."""
     if is_known_task(source.task):
-        data = load_task(task, data_dir=source.data_dir)
+        known = find_task(source.task)
+        data = load_task(known, data_dir=source.data_dir)
+        data = replace(data, **{
+            part: {name: _in_order(examples, task, known) for name, examples in getattr(data, part).items()} for part in ("validation", "test")
+        })
         labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
         return data.validation | data.test if source.unlabelled or not labelled else labelled
     if source.data_dir is not None:
@@ -231,6 +270,9 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
     tokenizer = subject.loaded.tokenizer
     splits, is_pre = [examples for examples, _ in subject.rows.values()], subject.loaded.settings.norm == "pre"
     notes += notes_on_special_tokens(splits, subject.task, tokenizer, skips_padding=is_pre)
+    if remembered_task(subject.loaded) is None and is_known_task(subject.task.name) and not _tells_its_labels(subject.loaded):
+        listed = ", ".join(subject.task.labels)
+        notes += [f"it does not say what its outputs mean: taken as {listed}"] if listed else []
     notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
     return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
 

@@ -38,7 +38,7 @@ class FinetuneConfig(Settings):
     max_grad_norm: NonNegative = 1.0
     """Clip the global gradient norm to this; 0 clips nothing."""
     dropout: Share | Literal["auto"] = "auto"
-    """Dropout everywhere; `auto` is the checkpoint's own in the encoder, and 0.1 before the head."""
+    """Dropout everywhere; `auto` is the checkpoint's own."""
     max_seq_len: Annotated[int, Field(ge=8), AS_NUMBER] | Literal["auto"] = "auto"
     """Tokens of a row at most, special tokens included; `auto` is 384 for spans and 128 for everything else."""
     stride: Natural = 128

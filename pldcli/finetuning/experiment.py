@@ -83,7 +83,7 @@ class Experiment:
         model = base / task_name(MNLI) / "model"
         if not model.is_dir():
             raise UsageError(f"no model fine-tuned on MNLI in {model}", hint="run `pld finetune glue/mnli` from the same start first")
-        return replace(self, model=str(model))
+        return replace(self, model=str(model), from_scratch=False)
 
     def to_json(self) -> str:
         """Write it down for another process."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pldcli.errors import DataError, DivergedError, MissingDataError, PldError
+from pldcli.errors import DataError, DivergedError, MissingDataError, OutputError, PldError
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import AFTER_MNLI, Experiment
 from pldcli.finetuning.finetune import Finetuned, finetune
@@ -86,6 +86,10 @@ def finetune_glue(
         except MissingDataError as error:
             skipped.append(_named(name, error))
         except (DataError, DivergedError) as error:
+            failed[name] = error
+        except OutputError as error:  # results that began with another model of MNLI
+            if not from_mnli or name not in AFTER_MNLI:
+                raise
             failed[name] = error
     result = GlueResult([done[name] for name in names if name in done], skipped, {name: failed[name] for name in names if name in failed})
     if not done:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,10 @@ def check_submission(task: str) -> None:
     """Refuse a submission of something that the GLUE server does not know.
 
     Raises:
-        UsageError: It is no task of GLUE.
+        UsageError: It is no task of GLUE, or there are several processes.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("is written by one process", where="--submission", hint="leave it out here; the same command without torchrun adds it")
     if task.lower() != ALL and not (is_known_task(task) and find_task(task).server_files):
         raise UsageError(
             "the GLUE server has no such task", where=f"--submission for {task}", hint="leave it out: predictions are written anyway"

@@ -122,8 +122,9 @@ def _layers(settings: ModelConfig) -> dict[str, Any]:
         "global_rope_theta": settings.global_rope_theta,
         "local_rope_theta": settings.local_rope_theta,
     }
-    if isinstance(settings.global_layers, int):  # readers before layer_types know no other pattern
-        layers[_EVERY] = settings.global_layers
+    every = global_layers_of(settings.global_layer_numbers, settings.num_hidden_layers)
+    if isinstance(every, int):  # readers before layer_types know no other pattern
+        layers[_EVERY] = every
     return layers
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "picture",
     "save_figure",
     "styled_figure",
+    "take_dollars_as_they_are",
     "thousands",
     "whole_numbers",
 ]
@@ -103,8 +104,18 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure; its ending says how."""
     kind = path.suffix.lower().lstrip(".")
     buffer = io.BytesIO()
+    take_dollars_as_they_are(figure)
     figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def take_dollars_as_they_are(figure: Figure) -> None:
+    """Keep matplotlib from reading formulas in what users called their files; ticks have theirs, but no text yet."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text():
+            text.set_parse_math(False)
 
 
 def colour(number: int) -> str:

@@ -16,6 +16,7 @@ from pldcli.engine.checkpoint import (
     check_same_run,
     list_checkpoints,
     newest_valid,
+    optimizer_tensors,
     read,
     restore_optimizer,
     verify,
@@ -323,3 +324,15 @@ def test_the_same_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"other prepared data; point --data"):
         check(data="other")
     check(data="other", stored=None)
+
+
+def test_restored_state_takes_the_place_of_all_that_was_learned_since() -> None:
+    """A block that had none when it was saved begins without."""
+    trainer = tiny_trainer()
+    *_, last = trainer.steps(Position(), observe=lambda step: True, stop=StopRequest())
+    saved = {key: tensor.clone() for key, tensor in optimizer_tensors(trainer.model, trainer.optimizer).items()}
+    names = {key.partition("/")[2] for key in saved}
+    gone = next(name for name in names if name.startswith("blocks."))
+    restore_optimizer({key: value for key, value in saved.items() if not key.endswith(f"/{gone}")}, trainer.model, trainer.optimizer)
+    left = {key.partition("/")[2] for key in optimizer_tensors(trainer.model, trainer.optimizer)}
+    assert left == names - {gone}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from pldcli.errors import CheckpointError, DataError, PldError, UsageError
 from pldcli.evaluation import depth
@@ -14,6 +16,8 @@ from pldcli.evaluation.task import TaskSource, evaluate_task, evaluate_task_dept
 from pldcli.export import export
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.finetune import Finetuned
+from pldcli.huggingface.load import load_pretrained
+from pldcli.tasks.kinds import head_of
 from tests.finetuning.conftest import WORDS, river_rows, write_rows
 
 Learn = Callable[..., Finetuned]
@@ -247,3 +251,49 @@ def test_a_head_of_another_size(spoilt: Callable[..., Path], glue: Path) -> None
         CheckpointError, match="its head has 2 outputs, glue/mnli needs 3; evaluate it on the task that it was fine-tuned for"
     ):
         evaluate_task(spoilt(pld_task=None), TaskSource("glue/mnli", glue), device="cpu")
+
+
+def elsewhere(rte: Finetuned, place: Path, *labels: str) -> Path:
+    """Copy a model for RTE without what it says of its task; its outputs are called so, swapped where the names are."""
+    shutil.copytree(rte.model, place)
+    config = json.loads((place / "config.json").read_text())
+    del config["pld_task"]
+    config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+    (place / "config.json").write_text(json.dumps(config))
+    if labels[0].lower().startswith("not"):
+        weights = load_file(place / "model.safetensors")
+        save_file({key: value.flip(0) if key.startswith("classifier") else value for key, value in weights.items()}, place / "model.safetensors")
+    return place
+
+
+def test_outputs_in_another_order_are_taken_by_their_names(rte: Finetuned, glue: Path, tmp_path: Path) -> None:
+    expected = best(rte)["scores"]["validation"]
+    for number, labels in enumerate((("ENTAILMENT", "NOT_ENTAILMENT"), ("Not entailment", "Entailment"), ("LABEL_0", "LABEL_1"))):
+        found = evaluate_task(elsewhere(rte, tmp_path / str(number), *labels), TaskSource("glue/rte", glue), device="cpu")
+        assert found.splits["validation"][1].scores == expected
+        said = [note for note in found.notes if note == "it does not say what its outputs mean: taken as entailment, not_entailment"]
+        assert len(said) == (number == 2)
+    with pytest.raises(CheckpointError, match="its outputs are yes, no, those of glue/rte are entailment, not_entailment") as caught:
+        evaluate_task(elsewhere(rte, tmp_path / "other", "yes", "no"), TaskSource("glue/rte", glue), device="cpu")
+    one_line(caught)
+
+
+def test_labels_that_are_numbers_are_those_of_the_task_whatever_the_order_of_outputs(rte: Finetuned, glue: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "glue" / "RTE"
+    folder.mkdir(parents=True)
+    heading, *rows = (glue / "RTE" / "dev.tsv").read_text().splitlines()
+    numbers = {"entailment": "0", "not_entailment": "1"}
+    cells = [row.split("\t") for row in rows]
+    (folder / "dev.tsv").write_text("\n".join([heading, *("\t".join([*row[:3], numbers[row[3]]]) for row in cells)]) + "\n")
+    model = elsewhere(rte, tmp_path / "model", "not_entailment", "entailment")
+    found = evaluate_task(model, TaskSource("glue/rte", tmp_path / "glue"), device="cpu")
+    assert found.splits["validation"][1].scores == best(rte)["scores"]["validation"]
+
+
+def test_the_inner_layers_of_a_rotary_models_head_begin_the_next_one(rough: Finetuned) -> None:
+    """In a directory of transformers they are the same layers, whatever the head."""
+    loaded = load_pretrained(rough.model)
+    head = loaded.with_head(head_of(rough.task), seed=99).task_head
+    assert head is not None
+    is_kept = torch.equal(head.dense.weight, loaded.weights["task_head.dense.weight"])
+    assert is_kept == (loaded.settings.position_embedding == "rotary")

@@ -330,3 +330,9 @@ def test_the_average_is_over_the_seeds_of_the_best_setting() -> None:
 
     result = GlueResult([task(f"glue/{name}") for name in ORDER])
     assert result.average == pytest.approx(0.8), "not the best single run's 0.9"
+
+
+def test_what_starts_after_mnli_takes_its_weights_also_where_mnli_began_from_scratch(tmp_path: Path) -> None:
+    (tmp_path / "mnli" / "model").mkdir(parents=True)
+    after = Experiment("glue/rte", "runs/a", from_scratch=True).after_mnli(tmp_path)
+    assert (after.model, after.from_scratch) == (str(tmp_path / "mnli" / "model"), False)

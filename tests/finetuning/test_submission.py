@@ -2,8 +2,8 @@ import zipfile
 
 import pytest
 
-from pldcli.errors import DataError, OutputError
-from pldcli.finetuning.submission import write_submission
+from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.finetuning.submission import check_submission, write_submission
 from pldcli.tasks.registry import find_task
 
 ALL = [
@@ -96,3 +96,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_submission(tmp_path / "file" / "s.zip", {"CoLA.tsv": [(0, 1)]})
+
+
+def test_several_processes_write_no_submission(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--submission: is written by one process"):
+        check_submission("glue/mnli")
