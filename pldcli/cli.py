@@ -36,7 +36,7 @@ from pldcli.commands import (
     tasks,
     tokenizer,
 )
-from pldcli.errors import OutputError, PldError, PreemptedError, StoppedError
+from pldcli.errors import OutputError, PldError, PreemptedError, StoppedError, reason_of
 from pldcli.system.machine import share_cores
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -96,6 +96,7 @@ _GROUPS = {
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ESTALE, errno.ENOTCONN, errno.EROFS)
 _CommandLineError = typer.BadParameter.__mro__[1]
 """Typer's own usage error; only this path to it works in every version."""
 
@@ -214,6 +215,8 @@ def _explain(error: Exception) -> int:
         return _report("out of memory; close other programs, or make the work smaller (train.micro_batch_size for training)", 5)
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
         return _report(f"the disk is full{f' ({error.filename})' if error.filename else ''}", OutputError.exit_code)
+    if isinstance(error, OSError) and error.filename and error.errno in _NOT_OURS:
+        return _report(f"{error.filename}: cannot be used ({reason_of(error)}); choose another place, or ask for the right to it", OutputError.exit_code)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _report(f"{what}; this is a bug in pld: run the same command again with --traceback and report what it shows", 1)
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import pldcli
 from pldcli.system.machine import processor_flags
+from pldcli.system.workers import available_cores, container_cores
 
 __all__ = ["Check", "Status", "checks", "compiling", "cores", "disk_space", "disk_speed", "renaming"]
 
@@ -140,10 +141,8 @@ def cores() -> Check:
     """Compare the threads that torch uses with the cores that this process may use."""
     import torch
 
-    from pldcli.system.workers import available_cores
-
     usable = available_cores()
-    quota = _container_cores()
+    quota = container_cores()
     threads = torch.get_num_threads()
     limit = min(usable, quota) if quota else usable
     detail = f"{limit:g} usable of {os.cpu_count()}, torch uses {threads} threads"
@@ -258,12 +257,3 @@ def _first_line(error: Exception) -> str:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
-
-
-def _container_cores() -> float | None:
-    """Read the control group's limit of processor time, in cores."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)

@@ -204,7 +204,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         lines = list(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
     except FileNotFoundError as error:
         raise UsageError("no such file", where=str(path)) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"cannot be read as YAML ({error})", where=str(path)) from error
     if not isinstance(content, dict):
         raise UsageError("must hold keys with values", where=str(path))
@@ -256,8 +256,8 @@ def parse_value(text: str, key: str) -> Any:
     """
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{text!r} is not a value", where=key) from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that no calendar has
+        raise UsageError(f"{text!r} is not a value", where=key, hint="a text that looks like something else stands in quotes") from error
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

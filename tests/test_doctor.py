@@ -66,13 +66,13 @@ def test_a_file_system_that_cannot_rename_directories_fails(tmp_path: Path, monk
 
 def test_too_many_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(4)), raising=False)
-    monkeypatch.setattr(doctor, "_container_cores", lambda: 2.0)
+    monkeypatch.setattr(doctor, "container_cores", lambda: 2.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for threads, status, hint in ((8, "warn", "OMP_NUM_THREADS=2"), (2, "ok", "")):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         result = doctor.cores()
         assert (result.status, hint in result.hint) == (status, True)
-    monkeypatch.setattr(doctor, "_container_cores", lambda: None)
+    monkeypatch.setattr(doctor, "container_cores", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert doctor.cores().hint == "cores lie idle: export OMP_NUM_THREADS=4"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -82,7 +83,7 @@ def pretrain(
     from pldcli.bench.step_time import parse_seconds
 
     stop_at = None if stop_after is None else time.monotonic() + parse_seconds(stop_after, "--stop-after")
-    processes = 1 if _ONE_OF_SEVERAL in os.environ else gpus or 1
+    processes = 1 if os.environ.get(_ONE_OF_SEVERAL, "1") != "1" else gpus or 1
     if processes > 1 and budget is not None:
         hint = "time a step with `pld bench`, and set train.total_steps"
         raise UsageError("steps are timed in one process", where="--budget with --gpus", hint=hint)
@@ -90,7 +91,7 @@ def pretrain(
         *(overrides or []),
         *([f"runtime.device={device}"] if device else []),
         *([f"train.on_divergence={on_divergence}"] if on_divergence else []),
-        *([f"train.init_from={init_from}"] if init_from else []),
+        *([f"train.init_from={json.dumps(init_from, ensure_ascii=False)}"] if init_from else []),
     ]
     place = out or Path("runs") / Path(preset).stem
     if preset == _AUTO:

@@ -17,6 +17,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List the runs here: state, steps, losses, training time, and what to do next with each."""
+    from rich.markup import escape
+
     from pldcli.console.screen import screen, table
     from pldcli.console.units import duration
     from pldcli.engine.run_directory import list_runs
@@ -31,7 +33,7 @@ def runs(
     headings = ["run", "state", "step", "of", "train loss", "validation", "time"]
     rows = [
         [
-            run.path.name,
+            escape(run.path.name),
             run.state,
             f"{run.step:,}",
             f"{run.total_steps:,}",

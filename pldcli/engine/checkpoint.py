@@ -51,6 +51,7 @@ __all__ = [
 
 _VERSION = 1
 _TENSORS = ("model", "optimizer")
+_NAME = re.compile(r"step-\d{8,}")
 _TEXTS = frozenset({"state.json", "config.yaml"})
 
 
@@ -241,8 +242,8 @@ def write_sealed(
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first, verified or not."""
-    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+    """List the checkpoints of a run, oldest first, verified or not; what a user copied beside them is none."""
+    return sorted(path for path in directory.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def remove_later(directory: Path, step: int) -> None:

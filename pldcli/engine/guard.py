@@ -94,6 +94,10 @@ class Guard:
                 if (one := saved.get(f"guard/{name}")) is not None:
                     group[name] = one.to(tensor.device, tensor.dtype).clone()
 
+    def forget(self) -> None:
+        """Take the losses that follow for what is usual: those of a model that grew, or of longer sequences, may be others."""
+        self._counts["remembered"] = torch.zeros_like(self._counts["remembered"])
+
     def begin_row(self) -> None:
         """Begin to count steps in a row anew, since those that follow read other sequences."""
         self._counts["in_a_row"] = torch.zeros_like(self._counts["in_a_row"])

@@ -173,7 +173,8 @@ class Trainer(Generic[BatchesT]):
             raise CheckpointError("weights do not fit the configuration", where=where) from error
         checkpoint.restore_optimizer(optimizer, self.model, self.optimizer)
         self.guard.restore(optimizer)
-        self.scaler.load_state_dict(scaler)
+        if scaler:  # a run that was begun in another format has none, and torch takes none
+            self.scaler.load_state_dict(scaler)
 
     def steps(
         self, position: Position, *, observe: Callable[[int], bool], stop: StopRequest, ask: Callable[[], bool] = lambda: False
@@ -204,6 +205,7 @@ class Trainer(Generic[BatchesT]):
             self.phases.begin("other")
             if growth := self.schedule.growth_at(step):
                 grow(self.model, self.optimizer, growth)
+                self.guard.forget()
             set_learning_rate(self.optimizer, self.learning_rate(step))
             try:
                 done = self._step(step, groups, stop, asks=ask())
@@ -225,6 +227,7 @@ class Trainer(Generic[BatchesT]):
         self.model.global_rope_theta = stretch.rope_theta
         if self._seq_len and self._seq_len != stretch.seq_len:
             torch.compiler.reset()  # compile for this length alone: beside another one, torch would compile for any
+            self.guard.forget()
         self._seq_len = stretch.seq_len
 
     def warm_up(self, step: int = 0) -> None:

@@ -23,7 +23,7 @@ from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.engine.validation import token_shares
-from pldcli.errors import UsageError
+from pldcli.errors import DataError, UsageError
 from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
@@ -63,6 +63,9 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
     """
     check_vocabulary(config, prepared)
     config.share_of_group(runtime.world_size)  # a batch that does not divide is refused before anything large is built
+    if config.data.layout == "nsp-pairs" and prepared.manifest["counts"]["train"]["documents"] < 2:
+        what = "holds one document, so that every second sentence would continue the first"
+        raise DataError(what, where=str(prepared.path), hint="prepare it with --document-per line, or use data.layout=spans")
     model = initial_model(config, prepared, source)
     samples = cut_rows(config, prepared.stream("train"), prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)

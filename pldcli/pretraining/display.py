@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from pldcli.console.units import duration, quantity
 from pldcli.engine.metrics import validation_key
@@ -58,12 +59,19 @@ class RunDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the live panel; its last state stays on the screen."""
         if self._live is not None:
-            self._live.stop()
+            self._show(self._live.stop)
 
     def say(self, text: str) -> None:
         """Print a line."""
-        if not self._quiet:
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._show(lambda: self._console.print(text, highlight=False, soft_wrap=True, markup=False))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        """Show something, as long as there is somebody to look: a terminal or a pipe that is gone must not end a run."""
+        try:
+            if not self._quiet:
+                show()
+        except (OSError, SystemExit):  # which rich makes of a broken pipe
+            self._quiet, self._live = True, None
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
         """Show a validation."""
@@ -83,12 +91,13 @@ class RunDisplay:
             self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
             self._smoothed += (loss - self._smoothed) * (1 - _SMOOTHING) / self._weight  # the first rows count in full
         step, seconds = row["step"], row["progress/wall_seconds"]
-        if self._first is None:
+        if self._first is None or step <= self._first[0]:  # the latter after a rollback
             self._first = (step, seconds)
         done, took = self._work(step) - self._work(self._first[0]), seconds - self._first[1]
         left = duration((self._work(self._total) - self._work(step)) * took / done) if done else "?"
         if self._live is not None:
-            self._live.update(self._panel(row, left))
+            live, panel = self._live, self._panel(row, left)
+            self._show(lambda: live.update(panel))
         elif time.monotonic() - self._last_line >= _LINE_SECONDS or step == self._total:
             self._last_line = time.monotonic()
             self.say(
@@ -120,4 +129,4 @@ class RunDisplay:
             grid.add_column(no_wrap=True)
         for start in range(0, len(cells), 3):
             grid.add_row(*(part for name, value in cells[start : start + 3] for part in (f"[dim]{name}[/]", f"[bold]{value}[/]")))
-        return Panel(Group(self._bar, grid), title=self._title, title_align="left")
+        return Panel(Group(self._bar, grid), title=Text(self._title), title_align="left")

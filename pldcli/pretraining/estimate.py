@@ -83,7 +83,8 @@ def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     sequences = {length: (number, batches.samples[length]) for length, number in curriculum.sequences_by_length.items()}
     num_tokens = sum(number * length * samples.efficiency for length, (number, samples) in sequences.items())
-    checkpoint_bytes = 12 * num_parameters
+    checkpoint_bytes, every = 12 * num_parameters, config.checkpoint.keep_every_steps
+    kept_for_good = 0 if every is None else config.train.total_steps // every
     return Estimate(
         config=config,
         num_parameters=num_parameters,
@@ -95,7 +96,7 @@ def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
         epochs=sum(number / samples.num_sequences for number, samples in sequences.values()),
         memory_bytes=expected_memory_bytes(config, batches.micro_batch_size, shards=trainer.runtime.num_shards),
         checkpoint_bytes=checkpoint_bytes,
-        disk_bytes=checkpoint_bytes * (config.checkpoint.keep + 1) + 4 * num_parameters,
+        disk_bytes=checkpoint_bytes * (config.checkpoint.keep + 1 + kept_for_good) + 4 * num_parameters,
         seconds=measure_step_seconds(trainer, config) * config.train.total_steps,
         device=str(trainer.runtime.device),
         precision=trainer.precision.name,

@@ -106,8 +106,8 @@ def write_bytes(path: Path, content: bytes, *, is_private: bool = False) -> None
 
 
 def write_text(path: Path, content: str) -> None:
-    """Replace the file `path` by `content` in UTF-8."""
-    write_bytes(path, content.encode())
+    """Replace the file `path` by `content` in UTF-8; of names that are no Unicode, such as Linux has, bytes are written as escapes."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 @contextmanager

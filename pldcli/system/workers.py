@@ -7,12 +7,14 @@ Ctrl-C away from them, and they end when their pipe closes, even if this process
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from pldcli import errors
@@ -24,6 +26,7 @@ __all__ = [
     "as_error",
     "available_cores",
     "close_pipe",
+    "container_cores",
     "describe_error",
     "end_with_parent",
     "own_stdout",
@@ -35,8 +38,18 @@ __all__ = [
 
 
 def available_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the cores that this process may use, by its affinity and by its container's limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(container_cores() or cores)))
+
+
+def container_cores() -> float | None:
+    """Read the control group's limit of processor time, in cores; None where there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
 
 
 def visible_gpus() -> list[str] | None:

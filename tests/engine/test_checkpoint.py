@@ -336,3 +336,18 @@ def test_restored_state_takes_the_place_of_all_that_was_learned_since() -> None:
     restore_optimizer({key: value for key, value in saved.items() if not key.endswith(f"/{gone}")}, trainer.model, trainer.optimizer)
     left = {key.partition("/")[2] for key in optimizer_tensors(trainer.model, trainer.optimizer)}
     assert left == names - {gone}
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(tmp_path, trainer):
+    for step in (2, 4):
+        save(tmp_path, trainer, step)
+    for name in ("step-best", "step-00000002-best", "step-00000009 (copy)"):
+        shutil.copytree(tmp_path / "step-00000002", tmp_path / name)
+    assert newest_valid(tmp_path)[0] == tmp_path / "step-00000004"
+    save(tmp_path, trainer, 6, keep=1, keep_every=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000002-best",
+        "step-00000006",
+        "step-00000009 (copy)",
+        "step-best",
+    ]

@@ -601,3 +601,11 @@ def test_sequences_are_named_as_they_are_read():
     assert batches.sequences(1, 2) == "sequences 132 to 163 of 8 tokens"
     assert batches.sequences(2, 5) == "sequences 164 to 195 of 8 tokens and sequences 100 to 131 of 16 tokens"
     assert replace(tiny_trainer().batches, shift=100).sequences(2, 4) == "sequences 116 to 131 of the run"
+
+
+def test_a_run_that_was_begun_without_a_loss_scaler_goes_on_with_one() -> None:
+    plain, scaled = tiny_trainer("runtime.precision=fp32"), tiny_trainer("runtime.precision=fp16")
+    assert plain.scaler.state_dict() == {}
+    before = scaled.scaler.state_dict()
+    scaled.restore(plain.model.state_dict(), {}, {}, where="")
+    assert scaled.scaler.state_dict() == before

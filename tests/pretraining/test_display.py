@@ -123,3 +123,15 @@ def test_durations(seconds, text):
 )
 def test_quantities(number, text):
     assert quantity(number) == text
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SystemExit(1)])
+def test_a_terminal_that_is_gone_ends_nothing(error: BaseException) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    display = RunDisplay(Console(file=Gone(), force_terminal=False), title="a", total_steps=10, save_every=5, quiet=False)
+    with display:
+        display.say("one")
+        display.say("two")
