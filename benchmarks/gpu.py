@@ -16,7 +16,7 @@
 - modern: tokens/s of modern-base in rows of 1,024 tokens that are packed documents, beside what ModernBERT's authors publish for one
   H100 and what we want; within four minutes;
 - small: steps of 64 x 128 tokens of models too small to fill a GPU, and whether dropping layers saves time there; within four minutes;
-- trust: resuming to the same bits, what a save costs at bert-large's size, and what one process holds of split weights; within four minutes.
+- trust: resuming to the same bits, what a save costs at bert-large's size, what one process holds of split weights; within four minutes.
 
 On a machine without a GPU it runs on the CPU, for which `--small` is meant.
 """

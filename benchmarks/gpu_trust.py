@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+import torch.distributed as dist  # noqa: TID251 - the processes that it plays are not there
 
 from measuring import json_from_process, output_of_process, prepared_documentation, this_device
 from pldcli import presets

@@ -216,7 +216,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
         return _report(f"the disk is full{f' ({error.filename})' if error.filename else ''}", OutputError.exit_code)
     if isinstance(error, OSError) and error.filename and error.errno in _NOT_OURS:
-        return _report(f"{error.filename}: cannot be used ({reason_of(error)}); choose another place, or ask for the right to it", OutputError.exit_code)
+        return _report(
+            f"{error.filename}: cannot be used ({reason_of(error)}); choose another place, or ask for the right to it",
+            OutputError.exit_code,
+        )
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _report(f"{what}; this is a bug in pld: run the same command again with --traceback and report what it shows", 1)
 

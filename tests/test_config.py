@@ -337,11 +337,11 @@ def test_a_warm_up_that_reaches_into_the_decay() -> None:
 
 
 def test_spikes_of_two_kinds_of_steps() -> None:
-    with pytest.raises(UsageError, match="train.skip_spikes: steps with two kinds of targets have losses of two sizes"):
+    with pytest.raises(UsageError, match=r"train.skip_spikes: steps with two kinds of targets have losses of two sizes"):
         tiny_config("train.skip_spikes=6", "objective.causal_share=0.1")
 
 
 @pytest.mark.parametrize("text", ["2024-06-31", "a: b: c"])
 def test_a_value_that_yaml_cannot_read(text: str) -> None:
-    with pytest.raises(UsageError, match="train.init_from: '.*' is not a value; a text that looks like something else stands in quotes"):
+    with pytest.raises(UsageError, match=r"train.init_from: '.*' is not a value; a text that looks like something else stands in quotes"):
         tiny_config(f"train.init_from={text}")

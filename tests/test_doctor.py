@@ -158,4 +158,7 @@ def test_a_check_that_cannot_be_made_is_one_that_fails(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", broken)
     found = {name: check() for name, check in doctor.checks(tmp_path).items() if name in ("python", "devices")}
     assert found["python"].status == "ok"
-    assert (found["devices"].status, found["devices"].detail) == ("fail", "cannot be checked: ImportError: libcudart.so: cannot open shared object file")
+    assert (found["devices"].status, found["devices"].detail) == (
+        "fail",
+        "cannot be checked: ImportError: libcudart.so: cannot open shared object file",
+    )

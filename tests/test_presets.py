@@ -425,5 +425,5 @@ def test_of_a_run_that_begins_with_a_model_its_positions_count() -> None:
     presets.resolve("bert-base-pld", wanted)
     long = presets.resolve("bert-base-pld", wanted, from_model={"model.max_position_embeddings": 8192})
     assert long.config.data.seq_len == 1024
-    with pytest.raises(UsageError, match="1024 tokens do not fit model.max_position_embeddings 514"):
+    with pytest.raises(UsageError, match=r"1024 tokens do not fit model.max_position_embeddings 514"):
         presets.resolve("bert-base-pld", wanted, from_model={"model.max_position_embeddings": 514})

@@ -75,7 +75,9 @@ def _show(found: Inspection) -> None:
     rows, lengths = [], []
     for name, split in found.splits.items():
         per_word = f"{split.tokens / split.words:.2f}" if split.words else "-"
-        rows.append((name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens - split.documents):.2%}"))
+        rows.append(
+            (name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens - split.documents):.2%}")
+        )
         lengths.append((name, *(f"{length:,}" for length in split.lengths)) if split.lengths else (name, *["-"] * 5))
     headings = ("part", "documents", "tokens", "per word", "unknown")
     left_out = [f"left out: {count:,} x {cause}" for cause, count in found.skipped.items()] or ["left out: nothing"]

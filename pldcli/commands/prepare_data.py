@@ -77,7 +77,9 @@ def prepare_data(
     skip_bad: Annotated[
         bool,
         typer.Option(
-            "--skip-bad", help="Lines and rows without a text, files that cannot be read; else they end the command.", rich_help_panel=_LEFT_OUT
+            "--skip-bad",
+            help="Lines and rows without a text, files that cannot be read; else they end the command.",
+            rich_help_panel=_LEFT_OUT,
         ),
     ] = False,
     keep_duplicates: Annotated[

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pldcli.comparison.comparison import Comparison
-from pldcli.comparison.runs import AXES, Measurement, Run, System
+from pldcli.comparison.runs import AXES, Measurement, Run, System, unit_of_losses
 from pldcli.plots.canvas import COLOURS, colour, evenly_spaced, gaps, picture, styled_figure, take_dollars_as_they_are, thousands
 
 if TYPE_CHECKING:

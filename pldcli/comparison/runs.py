@@ -18,7 +18,7 @@ from pldcli.engine.metrics import validation_key
 from pldcli.errors import DataError
 from pldcli.run_flops import RunFlops
 
-__all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs"]
+__all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs", "unit_of_losses"]
 
 AXES = {"tokens": "tokens", "step": "steps", "executed_flops": "executed FLOPs", "train_seconds": "training seconds"}
 """What a loss can be held against: attribute of a measurement, and its unit in words."""
@@ -248,6 +248,12 @@ class System:
         """Average a number of the runs; None where no run has it."""
         values = [value for run in self.runs if (value := getattr(run, attribute)) is not None]
         return statistics.fmean(values) if values else None
+
+
+def unit_of_losses(runs: Sequence[Run]) -> str:
+    """Name the unit of validation losses."""
+    kinds = {run.config.objective.is_causal for run in runs}
+    return "nats per target" if len(kinds) > 1 else "nats per next token" if True in kinds else "nats per masked token"
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[System, ...]:

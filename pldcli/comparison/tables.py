@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pldcli.comparison.comparison import Comparison, Contrast, Difference, Reach
 from pldcli.comparison.intervals import Interval
 from pldcli.comparison.read import MINIMAL_PAIRS
-from pldcli.comparison.runs import Run, System
+from pldcli.comparison.runs import Run, System, unit_of_losses
 from pldcli.config import describe_dropping
 from pldcli.console.section import Section
 from pldcli.console.units import MISSING, duration, number, quantity, with_spread
 
-__all__ = ["finetuned", "interval_cells", "sections", "summary", "unit_of_losses", "words"]
+__all__ = ["finetuned", "interval_cells", "sections", "summary", "words"]
 
 _STEADY = 0.03
 """A saving of the median step and of the whole run that differ by no more are one."""
@@ -251,12 +251,6 @@ def finetuned(comparison: Comparison) -> Section | None:
     )
     headings = ("task", "system", "score", "n", "difference", "95 % interval", "pairs")
     return Section("After fine-tuning", headings, tuple(rows), left=2, notes=notes)
-
-
-def unit_of_losses(runs: Sequence[Run]) -> str:
-    """Name the unit of validation losses."""
-    kinds = {run.config.objective.is_causal for run in runs}
-    return "nats per target" if len(kinds) > 1 else "nats per next token" if True in kinds else "nats per masked token"
 
 
 def interval_cells(interval: Interval, *, scale: float = 1.0, digits: int = 4) -> tuple[str, str, str]:

@@ -127,9 +127,7 @@ def find_controls(system: System, systems: Sequence[System]) -> list[System]:
         batches = [(one.train.global_batch_size, one.train.batch_ramp, one.train.initial_batch_size) for one in (mine, other)]
         return other.pld_schedule.is_dense and is_alike and other.data == mine.data and batches[0] == batches[1]
 
-    return [
-        other for other in systems if is_control(other.config) and not any(incomparable(one, other.runs[0]) for one in system.runs)
-    ]
+    return [other for other in systems if is_control(other.config) and not any(incomparable(one, other.runs[0]) for one in system.runs)]
 
 
 def check_runs(systems: Sequence[System], baseline: System) -> list[str]:
@@ -186,9 +184,7 @@ def unlike_seconds(runs: Sequence[Run]) -> list[str]:
     """List why the training seconds of runs are no measure of each other; nothing where they are, or steps were timed by themselves."""
     if all(run.is_calibrated for run in runs):
         return []
-    found = {
-        key: list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start)) for key in _TIMED_ALIKE
-    }
+    found = {key: list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start)) for key in _TIMED_ALIKE}
     return [
         f"seconds do not compare: {_STARTS[key]} is not the same for all runs ({'; '.join(values)})"
         for key, values in found.items()

@@ -206,7 +206,9 @@ def without_a_run(filters: Filters) -> list[Path]:
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """Name each file by as much of the end of its path as tells it from the others."""
-    ends = [["/".join(path.parts[-count:]) for path in paths] for count in range(1, max((len(path.parts) for path in paths), default=0) + 1)]
+    ends = [
+        ["/".join(path.parts[-count:]) for path in paths] for count in range(1, max((len(path.parts) for path in paths), default=0) + 1)
+    ]
     names = [next((end[number] for end in ends if end.count(end[number]) == 1), str(path)) for number, path in enumerate(paths)]
     return names
 

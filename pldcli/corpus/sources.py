@@ -41,7 +41,9 @@ _FORMATS: dict[str, Format] = {
     ".xml": "wiki",
 }  # fmt: skip
 
-_CONTENTS = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:(\{\s*"(?:[^"\\]|\\.)*"\s*:)|((?:<\?xml[^>]*>\s*)?<mediawiki\b))|(PAR1)|(ARROW1)', re.DOTALL)
+_CONTENTS = re.compile(
+    rb'(?:\xef\xbb\xbf)?\s*(?:(\{\s*"(?:[^"\\]|\\.)*"\s*:)|((?:<\?xml[^>]*>\s*)?<mediawiki\b))|(PAR1)|(ARROW1)', re.DOTALL
+)
 _FORMATS_TOLD: tuple[Format, ...] = ("json", "wiki", "parquet", "arrow")
 """Of files whose content begins so, in this order."""
 _HEAD_BYTES, _PACKED_HEAD_BYTES, _GZIP_WINDOW = 1 << 12, 1 << 20, 31

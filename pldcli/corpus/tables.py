@@ -69,7 +69,7 @@ def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool,
 
 
 def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: int) -> Iterator[tuple[int, list[str] | NoTextError]]:
-    """Read rows, each with the line that it begins on. Of a TSV file it is the first cell in quotes that tells whether quotes are quotes."""
+    """Read rows, each with the line that it begins on. Of a TSV file the first cell in quotes tells whether quotes are quotes."""
     before, lines = 0, chain([heading], lines)
     if delimiter == "\t":
         held: list[str] = []

@@ -249,9 +249,13 @@ def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     if is_known_task(source.task):
         known = find_task(source.task)
         data = load_task(known, data_dir=source.data_dir)
-        data = replace(data, **{
-            part: {name: _in_order(examples, task, known) for name, examples in getattr(data, part).items()} for part in ("validation", "test")
-        })
+        data = replace(
+            data,
+            **{
+                part: {name: _in_order(examples, task, known) for name, examples in getattr(data, part).items()}
+                for part in ("validation", "test")
+            },
+        )
         labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
         return data.validation | data.test if source.unlabelled or not labelled else labelled
     if source.data_dir is not None:

@@ -16,7 +16,6 @@ import torch
 
 from pldcli import __version__
 from pldcli.console.units import quantity
-from pldcli.system.hardware import hardware_name
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime, out_of_memory
 from pldcli.engine.trainer import Trainer
@@ -30,6 +29,7 @@ from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.system import atomic
+from pldcli.system.hardware import hardware_name
 from pldcli.system.json_text import from_json
 from pldcli.system.signals import StopRequest, stop_error
 from pldcli.tasks.batches import TaskBatches

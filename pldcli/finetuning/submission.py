@@ -40,7 +40,9 @@ def check_submission(task: str) -> None:
         UsageError: It is no task of GLUE, or there are several processes.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("is written by one process", where="--submission", hint="leave it out here; the same command without torchrun adds it")
+        raise UsageError(
+            "is written by one process", where="--submission", hint="leave it out here; the same command without torchrun adds it"
+        )
     if task.lower() != ALL and not (is_known_task(task) and find_task(task).server_files):
         raise UsageError(
             "the GLUE server has no such task", where=f"--submission for {task}", hint="leave it out: predictions are written anyway"

@@ -103,7 +103,9 @@ def check_encodings(stages: Stages, scans: Sequence[Scanned]) -> None:
     found = looks_like(sample)
     guess = f"; they look like {found[0]}" if found else ""
     files = "another file is not" if len(bad) == 2 else f"{len(bad) - 1:,} more files are not"
-    hint = f"say what they are with `pld prepare-data --encoding {found[0] if found else 'NAME'}`, or convert them; --encoding utf-8 replaces"
+    hint = (
+        f"say what they are with `pld prepare-data --encoding {found[0] if found else 'NAME'}`, or convert them; --encoding utf-8 replaces"
+    )
     raise DataError(f"is not UTF-8, and {files}{guess}", where=str(bad[0][0]), hint=hint)
 
 

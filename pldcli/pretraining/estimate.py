@@ -10,10 +10,10 @@ import torch
 from pldcli.config import Config
 from pldcli.curriculum import Stretch
 from pldcli.data.step_batches import StepBatches
-from pldcli.system.hardware import device_memory_bytes
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.pld import Plan
+from pldcli.system.hardware import device_memory_bytes
 
 __all__ = [
     "Estimate",

@@ -27,7 +27,6 @@ from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
-from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.engine.metrics import MetricsLog, read_metrics, reads_context, validation_key
 from pldcli.engine.phases import PHASES
 from pldcli.engine.run_directory import RunDirectory, read_starts
@@ -44,6 +43,7 @@ from pldcli.pretraining.estimate import Estimate
 from pldcli.pretraining.starting_point import newest_checkpoint
 from pldcli.sharding import is_sharded
 from pldcli.system import atomic
+from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.system.signals import StopRequest, stop_error
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 

@@ -109,8 +109,8 @@ def calibrate(
 ) -> Timings:
     """Measure the shapes that are not measured yet.
 
-    Beside them, if anything was measured before, one shape of that, the baseline's if it can be: it brings both measurements to one speed of
-    the machine.
+    Beside them, if anything was measured before, one shape of that, the baseline's if it can be: it brings both measurements to one speed
+    of the machine.
 
     Args:
         shapes: All shapes of the study.

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from pldcli.comparison import tables as comparison_tables
+from pldcli.comparison.runs import unit_of_losses
 from pldcli.console.section import Section
 from pldcli.console.units import MISSING, duration, quantity, with_spread
 from pldcli.study.calibration import QUIET
@@ -37,7 +38,7 @@ def results_table(results: Results, *, differences: bool = False) -> Section:
         no_difference = ("", "", "", "", "" if results.baseline_of(group) else "baseline")
         rows.append((*row, *(_difference(group, results) or no_difference)) if differences else row)
     headings = ("system", "seeds", "steps", "tokens", "FLOPs", "time", "final loss", *(_DIFFERENCE if differences else ()))
-    unit = comparison_tables.unit_of_losses(list(results.trained.values()))
+    unit = unit_of_losses(list(results.trained.values()))
     notes = (
         f"final loss: last validation, at full depth, {unit}; ± is the standard deviation over seeds",
         "time: steps x step time, measured alone and in turn before the first run; FLOPs: as executed",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from pldcli.corpus.delimited import Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
 from pldcli.errors import DataError, json_type
 from pldcli.task_files import columnar
-from pldcli.corpus.delimited import Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
 from pldcli.task_files.text_file import FORMATS, open_text, parse_json
 
 __all__ = ["ENDINGS", "UNNAMED", "Table", "did_you_mean", "ending", "read_table"]

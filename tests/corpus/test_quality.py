@@ -144,7 +144,13 @@ def test_text_in_lines_that_are_wrapped_and_in_scripts_without_spaces_is_found(t
     (tmp_path / "sheet.csv").write_text('text,label\n"seven other\nanimals, look on",1\n')
     (tmp_path / "wide.txt").write_text("one two three four five six ".upper() * 5, encoding="utf-16")
     filters = Filters(against=(tmp_path,), overlap_words=6)
-    texts = ["brown fox jumps over a lazy", "a lazy dog while seven other", "昨天晚上着火了,没", "and seven other animals look on it", "six one two three four five"]
+    texts = [
+        "brown fox jumps over a lazy",
+        "a lazy dog while seven other",
+        "昨天晚上着火了,没",
+        "and seven other animals look on it",
+        "six one two three four five",
+    ]
     cause = "document that has 6 words in a row of "
     assert judged(filters, *texts) == [f"{cause}wrapped.txt", "", f"{cause}chinese.txt", "", f"{cause}wide.txt"]
     assert judged(Filters(against=(tmp_path,), overlap_words=5), texts[3]) == ["document that has 5 words in a row of sheet.csv"]

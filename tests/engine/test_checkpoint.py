@@ -329,7 +329,7 @@ def test_the_same_run(tmp_path):
 def test_restored_state_takes_the_place_of_all_that_was_learned_since() -> None:
     """A block that had none when it was saved begins without."""
     trainer = tiny_trainer()
-    *_, last = trainer.steps(Position(), observe=lambda step: True, stop=StopRequest())
+    *_, _ = trainer.steps(Position(), observe=lambda step: True, stop=StopRequest())
     saved = {key: tensor.clone() for key, tensor in optimizer_tensors(trainer.model, trainer.optimizer).items()}
     names = {key.partition("/")[2] for key in saved}
     gone = next(name for name in names if name.startswith("blocks."))

@@ -355,9 +355,9 @@ def test_repeatable_kernels_are_asked_for_while_it_lasts(monkeypatch):
 
 
 def test_an_operation_without_a_repeatable_kernel_is_one_line():
-    with pytest.raises(DeviceError, match=r"^runtime.deterministic: .*does not have a deterministic implementation.*; leave it off") as caught:
-        with repeatable(True):
-            torch.ones(4).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]), accumulate=False)
+    message = r"^runtime.deterministic: .*does not have a deterministic implementation.*; leave it off"
+    with pytest.raises(DeviceError, match=message) as caught, repeatable(True):
+        torch.ones(4).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]), accumulate=False)
     assert "\n" not in str(caught.value)
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(RuntimeError, match="another fault"), repeatable(True):

@@ -262,7 +262,9 @@ def elsewhere(rte: Finetuned, place: Path, *labels: str) -> Path:
     (place / "config.json").write_text(json.dumps(config))
     if labels[0].lower().startswith("not"):
         weights = load_file(place / "model.safetensors")
-        save_file({key: value.flip(0) if key.startswith("classifier") else value for key, value in weights.items()}, place / "model.safetensors")
+        save_file(
+            {key: value.flip(0) if key.startswith("classifier") else value for key, value in weights.items()}, place / "model.safetensors"
+        )
     return place
 
 

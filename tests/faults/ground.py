@@ -16,8 +16,8 @@ import torch
 
 from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.engine.checkpoint import list_checkpoints, verify
-from pldcli.system.hardware import hardware_name, versions
 from pldcli.preparation.prepare import prepare
+from pldcli.system.hardware import hardware_name, versions
 from tests.conftest import TINY, Process, Processes
 
 __all__ = ["STEPS", "Fault", "Ground", "Tally", "digest", "disk_of_its_own", "software"]

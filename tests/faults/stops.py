@@ -28,7 +28,7 @@ from pldcli import cli
 raise SystemExit(cli.run({line!r}))
 """
 """A process to which something happens at the n-th of some calls."""
-_DIE = 'os.kill(os.getpid(), signal.SIGKILL)', ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "open")
+_DIE = "os.kill(os.getpid(), signal.SIGKILL)", ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "open")
 _FULL = 'raise OSError(errno.ENOSPC, "No space left on device")', ("fsync", "rename", "replace", "mkdir")
 """What happens, and at which calls: a full disk is no reason not to remove something."""
 _SHORT = ("train.total_steps=4", "eval.every_steps=4", "checkpoint.keep=1")
