@@ -178,8 +178,6 @@ def _read_precision(file: _File) -> None:
     chosen = [key for key in enabled if enabled[key]] or list(enabled)[:1]
     if len({_PRECISIONS[key] for key in chosen}) > 1:
         raise file.error(chosen[0], f"is enabled, and {chosen[1]} too", "choose one")
-    if not enabled:
-        file.put("runtime.precision", "fp32", "fp16.enabled")  # as DeepSpeed without either
     for key in chosen:
         file.put("runtime.precision", {True: _PRECISIONS[key], False: "fp32", None: None}[enabled[key]], f"{key}.enabled")
 

@@ -45,7 +45,7 @@ def checks(path: Path) -> dict[str, Callable[[], Check]]:
     Args:
         path: The directory for data and runs.
     """
-    found = {
+    found: dict[str, Callable[[], Check]] = {
         "python": python,
         "pldcli": package,
         "torch": pytorch,

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from rich.text import Text
 
 from pldcli.config import Config
+from pldcli.console.screen import print_sections, screen
+from pldcli.console.section import Section
 from pldcli.data.loader import NO_TARGET, Batch, to_batch
 from pldcli.data.prepared import PreparedData
 from pldcli.data.stream import TokenStream
@@ -21,7 +24,7 @@ from pldcli.plots.canvas import picture
 from pldcli.pretraining.assembly import choose_masking, cut_rows, next_token_steps
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 
-__all__ = ["Frequency", "Inspection", "Piece", "Split", "draw", "inspect"]
+__all__ = ["Frequency", "Inspection", "Piece", "Split", "draw", "inspect", "show"]
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -143,6 +146,52 @@ def inspect(prepared: PreparedData, config: Config, *, num_samples: int, num_pie
         counts=counts_V,
         document_lengths=lengths["train"],
     )
+
+
+def show(found: Inspection) -> None:
+    """Print everything."""
+    console = screen()
+    rows, lengths = [], []
+    for name, split in found.splits.items():
+        per_word = f"{split.tokens / split.words:.2f}" if split.words else "-"
+        rows.append(
+            (name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens - split.documents):.2%}")
+        )
+        lengths.append((name, *(f"{length:,}" for length in split.lengths)) if split.lengths else (name, *["-"] * 5))
+    headings = ("part", "documents", "tokens", "per word", "unknown")
+    left_out = [f"left out: {count:,} x {cause}" for cause, count in found.skipped.items()] or ["left out: nothing"]
+    if found.replaced_bytes:
+        left_out.append(f"replaced: {found.replaced_bytes:,} bytes that are not of the encoding")
+    sections = [Section(f"{found.path}, from {len(found.sources)} file(s)", headings, tuple(rows), notes=tuple(left_out))]
+    of_lengths = ("part", "shortest", "10 %", "50 %", "90 %", "longest")
+    sections.append(Section("tokens of a document", of_lengths, tuple(lengths)))
+    if found.repeated_lines:
+        documents = sum(split.documents for split in found.splits.values())
+        lines = tuple((line, f"{count:,}", f"{count / max(1, documents):.1%}") for line, count in found.repeated_lines)
+        sections.append(Section("lines that stand in many documents", ("line", "documents", "of all"), lines))
+    if found.frequent:
+        tokens = int(found.counts.sum())
+        share = tuple((one.piece, f"{one.count:,}", f"{one.count / max(1, tokens):.2%}") for one in found.frequent)
+        note = f"of {found.vocab_size:,} entries the training text never has {found.never:,}, and {found.rare:,} fewer than ten times"
+        sections.append(Section("frequent pieces", ("piece", "times", "of all tokens"), share, notes=(note,)))
+    print_sections(console, sections)
+    for number, sample in enumerate(found.samples):
+        console.print(f"[bold cyan]sequence {number}[/] ({len(sample)} tokens, {sum(bool(piece.target) for piece in sample)} to predict)")
+        console.print(_written(sample))
+        console.print()
+
+
+def _written(sample: tuple[Piece, ...]) -> Text:
+    """Write a sequence: targets in red as [shown→target], documents that do not see each other with and without a line below."""
+    text = Text()
+    for piece in sample:
+        line = "underline " if piece.segment % 2 == 0 and piece.segment else ""
+        if piece.target:
+            text.append(f"[{piece.shown}→{piece.target}]", f"{line}bold red")
+        else:
+            text.append(piece.shown, f"{line}dim" if piece.shown.startswith(("[", "<")) else line.strip() or None)
+        text.append(" ")
+    return text
 
 
 def draw(inspection: Inspection, path: Path) -> None:

@@ -257,7 +257,7 @@ def parse_value(text: str, key: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # the latter of a date that no calendar has
-        raise UsageError(f"{text!r} is not a value", where=key, hint="a text that looks like something else stands in quotes") from error
+        raise UsageError(f"{text!r} is not a value", where=key) from error
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

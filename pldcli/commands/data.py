@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pldcli.commands.config import Overrides, complete_preset
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from pldcli.inspection import Inspection, Piece
 
 __all__ = ["inspect", "verify"]
 
@@ -61,57 +56,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:
-        _show(found)
+        inspection.show(found)
     if plot is not None:
         inspection.draw(found, plot)
         typer.echo(f"plot {plot}", err=as_json)
-
-
-def _show(found: Inspection) -> None:
-    from pldcli.console.screen import print_sections, screen
-    from pldcli.console.section import Section
-
-    console = screen()
-    rows, lengths = [], []
-    for name, split in found.splits.items():
-        per_word = f"{split.tokens / split.words:.2f}" if split.words else "-"
-        rows.append(
-            (name, f"{split.documents:,}", f"{split.tokens:,}", per_word, f"{split.unknown / max(1, split.tokens - split.documents):.2%}")
-        )
-        lengths.append((name, *(f"{length:,}" for length in split.lengths)) if split.lengths else (name, *["-"] * 5))
-    headings = ("part", "documents", "tokens", "per word", "unknown")
-    left_out = [f"left out: {count:,} x {cause}" for cause, count in found.skipped.items()] or ["left out: nothing"]
-    if found.replaced_bytes:
-        left_out.append(f"replaced: {found.replaced_bytes:,} bytes that are not of the encoding")
-    sections = [Section(f"{found.path}, from {len(found.sources)} file(s)", headings, tuple(rows), notes=tuple(left_out))]
-    of_lengths = ("part", "shortest", "10 %", "50 %", "90 %", "longest")
-    sections.append(Section("tokens of a document", of_lengths, tuple(lengths)))
-    if found.repeated_lines:
-        documents = sum(split.documents for split in found.splits.values())
-        lines = tuple((line, f"{count:,}", f"{count / max(1, documents):.1%}") for line, count in found.repeated_lines)
-        sections.append(Section("lines that stand in many documents", ("line", "documents", "of all"), lines))
-    if found.frequent:
-        tokens = int(found.counts.sum())
-        share = tuple((one.piece, f"{one.count:,}", f"{one.count / max(1, tokens):.2%}") for one in found.frequent)
-        note = f"of {found.vocab_size:,} entries the training text never has {found.never:,}, and {found.rare:,} fewer than ten times"
-        sections.append(Section("frequent pieces", ("piece", "times", "of all tokens"), share, notes=(note,)))
-    print_sections(console, sections)
-    for number, sample in enumerate(found.samples):
-        console.print(f"[bold cyan]sequence {number}[/] ({len(sample)} tokens, {sum(bool(piece.target) for piece in sample)} to predict)")
-        console.print(_written(sample))
-        console.print()
-
-
-def _written(sample: tuple[Piece, ...]) -> Text:
-    """Write a sequence: targets in red as [shown→target], documents that do not see each other with and without a line below."""
-    from rich.text import Text
-
-    text = Text()
-    for piece in sample:
-        line = "underline " if piece.segment % 2 == 0 and piece.segment else ""
-        if piece.target:
-            text.append(f"[{piece.shown}→{piece.target}]", f"{line}bold red")
-        else:
-            text.append(piece.shown, f"{line}dim" if piece.shown.startswith(("[", "<")) else line.strip() or None)
-        text.append(" ")
-    return text

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -366,9 +366,10 @@ def repeatable(flag: bool) -> Iterator[None]:
         return
     for name, value in _REPEATABLE.items():
         os.environ.setdefault(name, value)
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    more: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), more.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against programs that read what they never wrote
+    more.fill_uninitialized_memory = False  # a guard against programs that read what they never wrote
     try:
         yield
     except RuntimeError as error:
@@ -377,4 +378,4 @@ def repeatable(flag: bool) -> Iterator[None]:
         raise DeviceError(str(error).partition(",")[0], where="runtime.deterministic", hint="leave it off here") from error
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        more.fill_uninitialized_memory = before[1]

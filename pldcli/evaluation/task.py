@@ -249,13 +249,8 @@ def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     if is_known_task(source.task):
         known = find_task(source.task)
         data = load_task(known, data_dir=source.data_dir)
-        data = replace(
-            data,
-            **{
-                part: {name: _in_order(examples, task, known) for name, examples in getattr(data, part).items()}
-                for part in ("validation", "test")
-            },
-        )
+        validation, test = ({name: _in_order(one, task, known) for name, one in part.items()} for part in (data.validation, data.test))
+        data = replace(data, validation=validation, test=test)
         labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
         return data.validation | data.test if source.unlabelled or not labelled else labelled
     if source.data_dir is not None:

@@ -122,7 +122,9 @@ def _layers(settings: ModelConfig) -> dict[str, Any]:
         "global_rope_theta": settings.global_rope_theta,
         "local_rope_theta": settings.local_rope_theta,
     }
-    every = global_layers_of(settings.global_layer_numbers, settings.num_hidden_layers)
+    every = settings.global_layers
+    if not isinstance(every, int):
+        every = global_layers_of(settings.global_layer_numbers, settings.num_hidden_layers)
     if isinstance(every, int):  # readers before layer_types know no other pattern
         layers[_EVERY] = every
     return layers

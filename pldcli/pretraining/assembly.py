@@ -63,11 +63,12 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
     """
     check_vocabulary(config, prepared)
     config.share_of_group(runtime.world_size)  # a batch that does not divide is refused before anything large is built
-    if config.data.layout == "nsp-pairs" and prepared.manifest["counts"]["train"]["documents"] < 2:
+    stream = prepared.stream("train")
+    if config.data.layout == "nsp-pairs" and len(stream.document_ends) < 2:
         what = "holds one document, so that every second sentence would continue the first"
         raise DataError(what, where=str(prepared.path), hint="prepare it with --document-per line, or use data.layout=spans")
     model = initial_model(config, prepared, source)
-    samples = cut_rows(config, prepared.stream("train"), prepared.special)
+    samples = cut_rows(config, stream, prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     next_tokens = next_token_steps(config, prepared.special)
     return assemble(config, place(model, config, runtime), samples, masking, runtime, next_tokens=next_tokens)

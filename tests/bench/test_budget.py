@@ -94,7 +94,14 @@ def test_steps_of_every_length_and_batch_count_as_the_run_has_them(monkeypatch, 
 
 def test_a_stage_may_be_shorter_than_the_local_window(on, tmp_path):
     on(mode("dense", 0.5, 0.1, 3.0))
-    local = ("model.position_embedding=rotary", "model.global_layers=2", "model.local_attention=16")
+    local = (
+        "model.position_embedding=rotary",
+        "model.global_layers=2",
+        "model.local_attention=16",
+        "model.type_vocab_size=0",
+        "model.feed_forward=geglu",
+        "model.first_attention_norm=false",
+    )
     config = tiny_config("pld.theta_bar=1", *local, "data.length_stages=[{until: 0.5, seq_len: 8}]")
     assert calibrate(config, data=tmp_path, seconds=25.0).total_steps > 1
 

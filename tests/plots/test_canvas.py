@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pldcli.plots.canvas import picture
@@ -13,5 +14,5 @@ def test_dollar_signs_in_names_are_no_formulas(tmp_path: Path) -> None:
         axes.plot([1, 1000], [1, 2], label="from_$5_to_$10")
         axes.set(title="$x_$", xscale="log", yticks=[1], yticklabels=["$7_and_$8"])
         axes.legend()
-    written = (tmp_path / "a.svg").read_text()
+    written = re.sub(r"<!--.*?-->", "", (tmp_path / "a.svg").read_text())
     assert all(name in written for name in ("from_$5_to_$10", "$x_$", "$7_and_$8")) and "mathdefault" not in written

@@ -38,7 +38,7 @@ def test_many_small_files_in_another_encoding_are_refused(tmp_path: Path) -> Non
     prepared = prepare([folder], tmp_path / "out", encoding="cp1252", **QUIET)
     assert prepared.manifest["replaced_bytes"] == 0
     prepared = prepare([folder], tmp_path / "out", encoding="utf-8", overwrite=True, **QUIET)
-    assert any(note.startswith("203 bytes do not belong to the encoding of their files") for note in prepared.notes)
+    assert any(note.startswith("232 bytes do not belong to the encoding of their files") for note in prepared.notes)
 
 
 def test_evaluation_text_that_changed_is_compared_with_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
