@@ -73,6 +73,7 @@ def train(
 ) -> None:
     """Train a tokenizer without preparing data; `pld prepare-data --tokenizer` takes it for any text."""
     from pldcli.corpus.decoding import check_encoding
+    from pldcli.corpus.spool import spooled
     from pldcli.tokenization.step import train as engine
     from pldcli.tokenization.training import TokenizerTraining
 
@@ -86,8 +87,11 @@ def train(
         character_coverage=character_coverage,
     )
     reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding and check_encoding(encoding)}
-    tokenizer, notes = engine(inputs, out, training, reading=reading, overwrite=overwrite)
+    with spooled(out, overwrite=overwrite, stream=True) as spool:
+        tokenizer, fit, notes = engine(spool.local(inputs), out, training, reading=reading, overwrite=overwrite)
     typer.echo(f"{out}: {tokenizer.vocab_size:,} entries ({tokenizer.model_type}, {tokenizer.normaliser})")
+    sizes = f"{fit.tokens_per_word:.2f} tokens per word, {fit.characters_per_token:.2f} characters per token"
+    typer.echo(f"on a sample of the text: {sizes}, {fit.unknown_share:.2%} unknown tokens")
     for note in notes:
         typer.echo(f"note: {note}")
     typer.echo(f"next: pld prepare-data {' '.join(map(str, inputs))} --tokenizer {out}")

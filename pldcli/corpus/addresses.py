@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -17,10 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Address", "Location", "address_of", "files_at"]
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
+_WITHOUT_HOST = ("file", "local")
 _SECRETS = re.compile(r"(?<=://)[^/@]*@|[?#].*")
 """Of an address: who reads it, and what follows the path, which may be a signature."""
-_VERSIONS = ("ETag", "etag", "version_id", "LastModified", "last_modified", "last_commit", "mtime", "updated", "created")
+_VERSIONS = ("ETag", "etag", "version_id", "LastModified", "Last-Modified", "last_modified", "last_commit", "mtime", "updated", "created")
 """What tells that a file has changed, by the names that file systems give it."""
+_SAVED_DATASET = {"state.json", "dataset_info.json"}
+"""Files in a folder that `datasets` saved, beside its Arrow files."""
+_PAGE = "text/html"
 _BUFFER_BYTES = 1 << 16
 _TRIES = 4
 _FIRST_WAIT_SECONDS = 0.5
@@ -38,7 +44,7 @@ class Address:
     num_bytes: int | None
     """None where the other side does not say."""
     version: str = ""
-    """Changes with the file, where the other side says."""
+    """Changes with the file where the other side says, and else with what of its place is not shown."""
 
     def __str__(self) -> str:
         return self.shown
@@ -59,8 +65,8 @@ class Address:
         return PurePosixPath(self.shown).suffix
 
     def resolve(self) -> Address:
-        """Return what is the same for the same file."""
-        return self
+        """Return what is the same for the same file, in whatever way it was found."""
+        return replace(self, given="", num_bytes=None, version="")
 
     def open(self, mode: Literal["rb"] = "rb", buffering: int = -1) -> BinaryIO:
         """Open the file as a path is opened; what is asked of it is asked of the other side, by `buffering` bytes or more.
@@ -131,11 +137,11 @@ class _RemoteFile(io.RawIOBase):
 def address_of(path: Path) -> str | None:
     """Return the address that a command line names, where it names one; as a path its slashes are run together."""
     match = _ADDRESS.fullmatch(str(path))
-    return f"{match[1]}://{match[2]}" if match and not path.exists() else None
+    return f"{match[1]}:{'///' if match[1] in _WITHOUT_HOST else '//'}{match[2]}" if match and not path.exists() else None
 
 
 def files_at(address: str) -> list[Address]:
-    """List the files at an address, sorted; patterns and folders stand for the files there.
+    """List the files at an address, sorted; patterns and folders stand for the files there, as folders here do.
 
     Raises:
         UsageError: What reads it is not installed.
@@ -147,9 +153,12 @@ def files_at(address: str) -> list[Address]:
     try:
         system, place = fsspec.core.url_to_fs(address)
         if "*" in place:
-            there = {name: info for name, info in system.glob(place, detail=True).items() if info.get("type") != "directory"}
+            matched = {name: info for name, info in system.glob(place, detail=True).items() if info.get("type") != "directory"}
+            there = _without_side_files(matched, place.partition("*")[0])
+        elif place.startswith(("http://", "https://")) and (info := system.info(place)).get("mimetype") != _PAGE:
+            there = {place: info}  # isdir would fetch all of it, to look for links
         else:
-            there = system.find(place, detail=True) if system.isdir(place) else {place: system.info(place)}
+            there = _without_side_files(system.find(place, detail=True), place) if system.isdir(place) else {place: system.info(place)}
         found = [_found(address, system, one, info) for one, info in sorted(there.items())]
     except (ImportError, ValueError) as error:
         raise UsageError(f"cannot be read here ({error})", where=shown, hint="fetch the files yourself, and name them") from error
@@ -160,9 +169,29 @@ def files_at(address: str) -> list[Address]:
     return found
 
 
+def _without_side_files(there: dict[str, Any], root: str) -> dict[str, Any]:
+    """Leave out what is left out of folders here: hidden files, and what `datasets` saves beside its Arrow files."""
+    folders = defaultdict[str, set[str]](set)
+    for place in there:
+        folder, _, name = place.rpartition("/")
+        folders[folder].add(name)
+
+    def is_text(place: str) -> bool:
+        folder, _, name = place.rpartition("/")
+        is_hidden = any(part.startswith(".") for part in place.removeprefix(root).split("/"))
+        is_beside = name == "dataset_dict.json" or (folders[folder] >= _SAVED_DATASET and not name.endswith(".arrow"))
+        return not (is_hidden or is_beside)
+
+    return {place: info for place, info in there.items() if is_text(place)}
+
+
 def _found(address: str, system: Any, place: str, info: dict[str, Any]) -> Address:
     size, version = info.get("size"), next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
-    return Address(address, place, _SECRETS.sub("", system.unstrip_protocol(place)), None if size is None else int(size), version)
+    whole = system.unstrip_protocol(place)
+    shown = _SECRETS.sub("", whole)
+    if not version and shown != whole:
+        version = hashlib.sha256(whole.encode()).hexdigest()[:16]
+    return Address(address, place, shown, None if size is None else int(size), version)
 
 
 def _failed(shown: str, error: Exception) -> DataError:

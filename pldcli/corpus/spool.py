@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Address, Location, address_of, files_at
-from pldcli.errors import OutputError, UsageError
-from pldcli.system import atomic
+from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.system import atomic, locks
 from pldcli.system.output_place import check_new
 
 __all__ = ["Spool", "spooled"]
@@ -30,14 +30,20 @@ class Spool:
     Args:
         out: The directory to make; files lie beside it, with room for as much text.
         overwrite: Replace what is there.
+        is_shared: Other processes read the same inputs.
         stream: Leave addresses as they are, to be read in parts where they lie, again for every pass.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool, stream: bool = False) -> None:
-        self._out, self._overwrite, self._stream = out, overwrite, stream
+    def __init__(self, out: Path, *, overwrite: bool, is_shared: bool = False, stream: bool = False) -> None:
+        check_new(out, overwrite=overwrite)
+        self._out, self._is_shared, self._stream = out, is_shared, stream
         self.stdin, self.fetched = out.with_name(f".{out.name}.stdin"), out.with_name(f".{out.name}.inputs")
         self.names: dict[Location, str] = {}
         """The address of each file that was fetched."""
+        self.held = ExitStack()
+        """The place of standard input, while its text is needed."""
+        self._files: dict[tuple[str, str], Path] = {}
+        self._stdin_is_read = False
 
     def local(self, inputs: Sequence[Path]) -> list[Path]:
         """Return the inputs with files in the place of `-` and of addresses.
@@ -46,9 +52,9 @@ class Spool:
             inputs: Files and directories; `-` at most once. Of an address, patterns and folders stand for the files there.
 
         Raises:
-            UsageError: Standard input is a terminal, or named twice; or what reads an address is not installed.
+            UsageError: Standard input is a terminal, named twice or shared; or what reads an address is not installed.
             DataError: There is nothing at an address, or it cannot be read.
-            OutputError: The place is taken or too small, which shows before anything is read; or the disk is full or not writable.
+            OutputError: The place is in use or too small, which shows before anything is read; or the disk is full or not writable.
         """
         found: list[Path] = []
         for path in inputs:
@@ -61,12 +67,14 @@ class Spool:
         return found
 
     def _standard_input(self) -> Path:
-        if sys.stdin.isatty() or self.stdin.exists():
+        if self._is_shared:
+            raise UsageError("standard input is read by one process alone", where="-", hint="write the text to a file that all shares see")
+        if sys.stdin.isatty() or self._stdin_is_read:
             what = "standard input is a terminal" if sys.stdin.isatty() else "standard input can be read once"
             raise UsageError(what, where="-", hint="pipe text into the command, or name files")
-        check_new(self._out, overwrite=self._overwrite)
+        self.held.enter_context(_held_until_gone(self.stdin))
+        self._stdin_is_read = True
         with atomic.output_errors(self.stdin):
-            self.stdin.mkdir(parents=True)
             first = sys.stdin.buffer.read(_CHUNK_BYTES)
             file = self.stdin / ("standard-input.jsonl" if first.lstrip()[:1] == b"{" else "standard-input.txt")
             with file.open("wb") as written:
@@ -76,19 +84,26 @@ class Spool:
         return file
 
     def _fetch(self, address: str) -> list[Path]:
-        """Fetch the files at an address that are not there yet."""
-        check_new(self._out, overwrite=self._overwrite)
-        places = {one: self.fetched / hashlib.sha256(one.shown.encode()).hexdigest()[:16] / one.name for one in files_at(address)}
-        missing = {one: file for one, file in places.items() if not (file.is_file() and file.stat().st_size == one.num_bytes)}
-        self._check_room(sum(one.num_bytes or 0 for one in missing), where=next(iter(places)).shown)
-        with Progress("Fetching", total=sum(one.num_bytes or 0 for one in places), unit="bytes") as progress:
-            for one, file in places.items():
-                before = progress.completed
-                if one in missing:
-                    self._copy(one, file, lambda done, before=before: progress.update(before + done))  # type: ignore[misc]
-                progress.update(before + (one.num_bytes or 0))
-                self.names[file] = one.shown
-        return list(places.values())
+        """Fetch the files at an address that are not there yet, one process at a time; each of several is alone in its folder."""
+        places = {one: self._file_of(one) for one in files_at(address)}
+        with locks.locked(self.fetched, "fetching", waits=True):
+            missing = {one for one, file in places.items() if not _is_complete(one, file)}
+            self._check_room(sum(one.num_bytes or 0 for one in missing), where=next(iter(places)).shown)
+            with Progress("Fetching", total=sum(one.num_bytes or 0 for one in places), unit="bytes") as progress:
+                for one, file in places.items():
+                    before = progress.completed
+                    if one in missing:
+                        self._copy(one, file, lambda done, before=before: progress.update(before + done))  # type: ignore[misc]
+                    progress.update(before + (one.num_bytes or 0))
+                    self.names[file] = one.shown
+        # A folder's files are not named themselves: an empty one is counted, not refused.
+        return [file if len(places) == 1 else file.parent for file in places.values()]
+
+    def _file_of(self, address: Address) -> Path:
+        """Choose where a file goes: a name for what it is now, and for its whole place, of which what is shown may be a part."""
+        now = json.dumps([address.shown, address.place, address.num_bytes, address.version])
+        file = self.fetched / hashlib.sha256(now.encode()).hexdigest()[:16] / address.name
+        return self._files.setdefault((address.shown, address.place), file)  # sizes and versions depend on how a file was found
 
     def _check_room(self, num_bytes: int, *, where: str) -> None:
         beside = next(place for place in self._out.absolute().parents if place.is_dir())
@@ -100,11 +115,15 @@ class Spool:
     def _copy(self, address: Address, file: Path, report: Callable[[int], None]) -> None:
         with atomic.output_errors(self.fetched):
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
+            partial = file.with_name(".part")
             with address.open(buffering=0) as source, partial.open("wb") as written:
                 while chunk := source.read(_FETCHED_BYTES):
                     written.write(chunk)
                     report(written.tell())
+            num_bytes = partial.stat().st_size
+            if address.num_bytes not in (None, num_bytes):
+                what = f"came with {num_bytes:,} bytes instead of {address.num_bytes:,}"
+                raise DataError(what, where=address.shown, hint="run the same command again when it is complete")
             partial.rename(file)
 
 
@@ -115,14 +134,29 @@ def spooled(out: Path, *, overwrite: bool, keep: bool = False, stream: bool = Fa
     Args:
         out: As `Spool`'s.
         overwrite: As `Spool`'s.
-        keep: Keep what was fetched when the block ends well, for others that share the work. Standard input is gone in any case.
+        keep: Keep what was fetched when the block ends well, for others that share the work.
         stream: As `Spool`'s.
     """
-    spool = Spool(out, overwrite=overwrite, stream=stream)
-    shutil.rmtree(spool.stdin, ignore_errors=True)  # of a process that was killed
+    spool = Spool(out, overwrite=overwrite, is_shared=keep, stream=stream)
     try:
-        yield spool
+        with spool.held:
+            yield spool
         if not keep:
             shutil.rmtree(spool.fetched, ignore_errors=True)
     finally:
-        shutil.rmtree(spool.stdin, ignore_errors=True)
+        if not any(spool.fetched.glob("*/*")) and not locks.is_held(spool.fetched):
+            shutil.rmtree(spool.fetched, ignore_errors=True)  # nothing was fetched
+
+
+@contextmanager
+def _held_until_gone(place: Path) -> Iterator[None]:
+    """Hold the lock of a directory while the block runs, and remove it then."""
+    with locks.locked(place, "reading standard input"):
+        try:
+            yield
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_complete(address: Address, file: Path) -> bool:
+    return file.is_file() and address.num_bytes in (None, file.stat().st_size)

@@ -15,16 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from pldcli import __version__
 from pldcli.data.shards import PREPARE_AGAIN, check_tokens, open_shard, segments
-from pldcli.data.stream import TokenStream, weighted
+from pldcli.data.stream import Segment, TokenStream, weighted
 from pldcli.errors import DataError
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import check_file, file_sha256, is_sealed, sealed
@@ -54,6 +54,8 @@ _VERSION = 1
 _SHARD = re.compile(r"(train|validation)-\d{5,}\.arrow")
 LARGEST_WEIGHT = 1000.0
 HASHED_FOR_A_SAMPLE = 1 << 30
+_MANY_DOCUMENTS = 1000
+"""Of which whole ones come close to any weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +86,35 @@ class PreparedData:
         Raises:
             DataError: One is damaged.
         """
-        names = [name for name in sorted(self.manifest["shards"]) if name.startswith(f"{split}-")]
+        names = self._names(split)
         process, num_processes = self.share
         for name in names[process::num_processes] if self.verify else ():
             if name not in self._verified:
                 self.check_shard(name)
                 self._verified.add(name)
-        end_id = self.special.sep_id
-        parts = (weighted(segments(self.path / name), self._weight(name), end_id=end_id) for name in names)
-        return TokenStream(chain.from_iterable(parts), end_id=end_id)
+        parts = (self._repeated(group, weight) for weight, group in groupby(names, self._weight))
+        return TokenStream(chain.from_iterable(parts), end_id=self.special.sep_id)
 
     @property
     def unique_tokens(self) -> int:
         """Count the tokens of the training text, each once, whatever its weight."""
         return sum(int(shard["tokens"]) for name, shard in self.manifest["shards"].items() if name.startswith("train-"))
+
+    def reached_weights(self) -> Iterator[tuple[float, float]]:
+        """Yield weights that are no whole numbers, of few documents, and how often their tokens are read: documents are read whole."""
+        for weight, group in groupby(self._names("train"), self._weight):
+            names = list(group)
+            shards = [self.manifest["shards"][name] for name in names]
+            if weight % 1 and sum(shard["documents"] for shard in shards) < _MANY_DOCUMENTS:
+                num_tokens = sum(len(values) for values, _ in self._repeated(names, weight))
+                yield weight, num_tokens / sum(shard["tokens"] for shard in shards)
+
+    def _names(self, split: Split) -> list[str]:
+        return [name for name in sorted(self.manifest["shards"]) if name.startswith(f"{split}-")]
+
+    def _repeated(self, names: Iterable[str], weight: float) -> Iterator[Segment]:
+        """Map shards that follow each other and count alike."""
+        return weighted((segments(self.path / name) for name in names), weight, end_id=self.special.sep_id)
 
     def _weight(self, name: str) -> float:
         return float(self.manifest["shards"][name].get("weight", 1.0))

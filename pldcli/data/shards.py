@@ -6,6 +6,7 @@ with [SEP].)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ class ShardWriter:
         if self._writer is None:
             return
         self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())  # before the file that names it, which is flushed too
         self._file.close()
         path = Path(self._file.name)
         documents, tokens = self._shard_start

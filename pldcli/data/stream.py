@@ -97,24 +97,27 @@ class TokenStream:
             start = end
 
 
-def weighted(segments: Iterable[Segment], weight: float, *, end_id: int) -> Iterator[Segment]:
-    """Repeat segments as often as their weight says; of what is no whole time, the first documents, as many tokens as come closest.
+def weighted(shards: Iterable[Iterable[Segment]], weight: float, *, end_id: int) -> Iterator[Segment]:
+    """Repeat shards as often as their weight says; of what is no whole time, the first documents, as many tokens as come closest.
+
+    What is too much or too little of a segment is made up for by the next ones. Of two that are equally close it is the more.
 
     Args:
-        segments: The segments.
+        shards: The segments of each.
         weight: Above 0.
         end_id: The separator behind each document.
     """
-    parts = list(segments)
-    yield from parts * int(weight)
-    wanted = taken = 0.0
-    for values, ends in parts if weight % 1 else ():
-        wanted += (weight % 1) * len(values)
-        edges = np.concatenate([[0], _ends_of_documents(values, ends, end_id)])
-        count = int(edges[np.abs(taken + edges - wanted).argmin()])
-        taken += count
-        if count:
-            yield values[:count], ends[ends <= count]
+    passed = taken = 0
+    for segments in shards:
+        parts = list(segments)
+        yield from parts * int(weight)
+        for values, ends in parts if weight % 1 else ():
+            passed += len(values)
+            edges = np.concatenate([[0], _ends_of_documents(values, ends, end_id)])[::-1]
+            count = int(edges[np.abs(taken + edges - passed * (weight % 1)).argmin()])
+            taken += count
+            if count:
+                yield values[:count], ends[ends <= count]
 
 
 def check_ends(values: npt.NDArray[Any], row_ends: Int64s, *, where: str = "") -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,8 +25,8 @@ from pldcli.corpus.quality import Filters, check_filters, without_a_run
 from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
-from pldcli.data.prepared import LARGEST_WEIGHT, verify_tokenizer, write_manifest
-from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.data.prepared import LARGEST_WEIGHT, open_prepared, verify_tokenizer, write_manifest
+from pldcli.errors import DataError, UsageError
 from pldcli.preparation.fates import Fates
 from pldcli.preparation.notes import check_encodings, check_something_is_known, notes_on_data, notes_on_overlap
 from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
@@ -33,7 +34,7 @@ from pldcli.preparation.units import cut, unit_bytes
 from pldcli.preparation.work import SignalError, Work, sample, skipped
 from pldcli.system import atomic
 from pldcli.system.extras import require
-from pldcli.system.output_place import check_new, check_output
+from pldcli.system.output_place import check_place
 from pldcli.system.signals import first_signal
 from pldcli.tokenization.distinctions import characters, lost_distinctions
 from pldcli.tokenization.special_tokens import check_frame
@@ -45,6 +46,7 @@ __all__ = ["Preparation", "Prepared", "prepare"]
 _FOR_VALIDATION = "training file that is for validation"
 _NOTED_SAMPLE_BYTES = 1 << 18
 """Of text for a tokenizer that is there, to see what it makes of it."""
+_NOTED_WEIGHT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Preparation:
     """The directory to make."""
     _: KW_ONLY
     weighted: Sequence[tuple[Path, float]] = ()
-    """More files and directories, each with how often its text counts in training; that of `inputs` counts once."""
+    """More files and directories, each with how often its text counts in training; that of `inputs` alone counts once."""
     validation: Sequence[Path] = ()
     """Text for validation alone, read as `inputs` are; without it one document in 301 is taken, chosen by a hash of its text."""
     document_per: DocumentPer = "blank-line"
@@ -151,6 +153,7 @@ class Preparation:
                         repeated_lines=most_repeated((part.lines for part in encoded), num_documents),
                     )
         notes += notes_on_data(manifest, tokenizer, was_trained=existing is None, chosen_by_user=num_train < len(files))
+        notes += _notes_on_weights(self.out) if self.weighted else []
         return Prepared(self.out, manifest, time.monotonic() - began, tuple(notes))
 
     def run_share(self, number: int, count: int) -> str:
@@ -210,16 +213,18 @@ class Preparation:
         places = [*self.inputs, *(path for path, _ in self.weighted), *self.validation]
         if len(places) == len(self.validation):
             raise UsageError("names no text to train on", hint="name files, or give --source")
-        _check_place(self.out, places, overwrite=self.overwrite)
+        check_place(self.out, "prepared data", mark="manifest.json", inputs=places, overwrite=self.overwrite)
 
     def _find(self) -> tuple[list[Source], int, Counter[str]]:
         """Find the files, those to train on first; return how many these are, and what was left out."""
         sources, left_out = find_sources(self.inputs, exclude=self.out) if self.inputs else ([], Counter[str]())
-        for path, weight in self.weighted:
-            found, more = find_sources([path], exclude=self.out)
-            known = {source.path.resolve() for source in sources}
-            new = [replace(source, weight=weight) for source in found if source.path.resolve() not in known]
-            sources, left_out = [*sources, *new], left_out + more + Counter({FILE_TWICE: len(found) - len(new)})
+        by_place = {source.path.resolve(): source for source in sources}
+        for weight, group in groupby(self.weighted, key=lambda one: one[1]):
+            found, more = find_sources([path for path, _ in group], exclude=self.out)
+            named = {source.path.resolve(): replace(source, weight=weight) for source in found}
+            left_out += more + Counter({FILE_TWICE: len(named.keys() & by_place.keys())})
+            by_place |= named
+        sources = list(by_place.values())
         held_out, more = find_sources(self.validation, exclude=self.out) if self.validation else ([], Counter[str]())
         left_out += more
         sources = _without(sources, held_out, left_out)
@@ -304,12 +309,13 @@ def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str
     return left
 
 
-def _check_place(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    check_new(out, overwrite=overwrite)
-    check_output(out, "prepared data", mark="manifest.json")
-    for given in inputs:
-        if out.resolve() == given.resolve() or out.resolve() in given.resolve().parents:
-            raise OutputError("holds the corpus itself", where=str(out), hint="choose another place with --out")
+def _notes_on_weights(out: Path) -> list[str]:
+    """Say where whole documents come far from the weight that was asked for."""
+    return [
+        f"Text of weight {weight:g} is read {reached:.2g} times per pass: documents are read whole, and it has few."
+        for weight, reached in open_prepared(out, verify=False).reached_weights()
+        if abs(reached / weight - 1) > _NOTED_WEIGHT_SHARE
+    ]
 
 
 def _stop(number: int) -> NoReturn:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pldcli.console.progress import Progress
-from pldcli.errors import DeviceError, PldError
+from pldcli.errors import DeviceError, PldError, reason_of
 from pldcli.preparation.stages import Stages, Task, open_stages
 from pldcli.system.workers import as_error, describe_error
 
@@ -42,7 +45,7 @@ def do_all_on_ray(tasks: Sequence[Task], stages: Stages, *, processes: int | Non
         try:
             _connect(ray, processes)
             do = ray.remote(num_cpus=1, max_retries=_RETRIES)(_do)
-            waiting = {do.remote(str(place.resolve()), task.stage, task.number): task for task in tasks}
+            waiting = {do.remote(str(Path.cwd()), str(place), task.stage, task.number): task for task in tasks}
             try:
                 while waiting:
                     done, _ = ray.wait(list(waiting), num_returns=1)
@@ -62,20 +65,32 @@ def do_all_on_ray(tasks: Sequence[Task], stages: Stages, *, processes: int | Non
 
 
 def _connect(ray: Any, processes: int | None) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-        return
+    """Connect, and answer SIGTERM as before: Ray's handler ends the process without a word."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(address="local", num_cpus=processes, include_dashboard=False, **quiet)
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(**quiet)
+            return
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError:
+            ray.init(address="local", num_cpus=processes, include_dashboard=False, **quiet)
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
-def _do(place: str, stage: Any, number: int) -> dict[str, Any]:
-    """Do a task on a worker; describe what is wrong, if anything."""
+def _do(directory: str, place: str, stage: Any, number: int) -> dict[str, Any]:
+    """Do a task on a worker, in the directory that relative paths begin in; describe what is wrong, if anything."""
     try:
-        open_stages(Path(place)).do(Task(stage, number), lambda num_bytes: None)
+        os.chdir(directory)
+        stages = open_stages(Path(place))
+    except OSError as error:
+        what = f"cannot be used on {platform.node()} ({reason_of(error)})"
+        return dict(describe_error(DeviceError(what, where=directory, hint="every machine of the cluster has to see the same files")))
+    try:
+        stages.do(Task(stage, number), lambda num_bytes: None)
     except PldError as error:
         return dict(describe_error(error))
     return {}

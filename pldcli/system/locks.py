@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import time
@@ -30,13 +31,14 @@ _LONGEST_OWNER = 1000
 
 
 @contextmanager
-def locked(directory: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+def locked(directory: Path, what: str, *, shared: bool = False, waits: bool = False) -> Iterator[None]:
     """Make a directory and hold its lock while the block runs.
 
     Args:
         directory: It.
         what: What another process that holds it does there.
         shared: Let others that share it hold it, too.
+        waits: Wait for another process that holds it, however long, instead of raising.
 
     Raises:
         OutputError: Another process holds it, it is not writable, or its file system cannot lock it.
@@ -45,10 +47,10 @@ def locked(directory: Path, what: str, *, shared: bool = False) -> Iterator[None
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / _NAME).open("a+", encoding="utf-8")  # NFS demands of a shared lock that the file can be read
     with file:
-        until = time.monotonic() + _WITHIN_SECONDS
+        until = math.inf if waits else time.monotonic() + _WITHIN_SECONDS
         try:
             while not (taken := _take(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)) and time.monotonic() < until:
-                time.sleep(0.01)
+                time.sleep(_WITHIN_SECONDS if waits else 0.01)
         except OSError as error:
             what = f"its file system cannot lock it ({reason_of(error)}): a second process here would go unnoticed"
             hint = "choose an --out elsewhere, or mount that with locks (Lustre: -o flock)"

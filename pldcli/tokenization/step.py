@@ -12,13 +12,18 @@ from pldcli.console.progress import Progress
 from pldcli.corpus.reader import Corpus, Reader, count_words
 from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler, first_threshold
 from pldcli.corpus.sources import Source, find_sources
+from pldcli.errors import OutputError
 from pldcli.system import atomic
-from pldcli.system.output_place import check_new
+from pldcli.system.output_place import check_place
 from pldcli.tokenization.distinctions import lost_distinctions
+from pldcli.tokenization.files import JSON, SENTENCEPIECE
 from pldcli.tokenization.tokenizer import Tokenizer
 from pldcli.tokenization.training import TokenizerTraining
 
 __all__ = ["Fit", "fit_to", "train"]
+
+_MEASURED_PIECES = 500
+"""Of the sample, to see how the tokenizer fits it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def train(
     reading: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-) -> tuple[Tokenizer, list[str]]:
+) -> tuple[Tokenizer, Fit, list[str]]:
     """Train a tokenizer as `prepare` does, and write it.
 
     Args:
@@ -70,26 +75,41 @@ def train(
         quiet: Show no progress.
 
     Returns:
-        The tokenizer, and what the user should read about it.
+        The tokenizer, how it fits a sample of the text, and what the user should read about it.
 
     Raises:
         UsageError: Settings do not go together.
         DataError: The corpus cannot be used.
-        OutputError: `out` exists, or cannot be written.
+        OutputError: `out` exists, holds something else, or cannot be written.
     """
     training.check()
-    check_new(out, overwrite=overwrite)
-    sources, _ = find_sources(inputs, exclude=out)
+    check_place(out, "a tokenizer", mark=JSON, inputs=inputs, overwrite=overwrite)
+    if more := sorted(entry.name for entry in out.glob("*") if entry.name not in (JSON, SENTENCEPIECE)):
+        raise OutputError(f"holds more than a tokenizer ({more[0]})", where=str(out), hint="choose another place with --out")
+    sources, left_out = find_sources(inputs, exclude=out)
     corpus = Corpus(sources, reading or {}, quiet)
     sampler = Sampler(SAMPLE_BYTES, first_threshold(corpus.num_bytes, SAMPLE_BYTES))
-    for text, last in corpus.pieces("Reading", done=lambda source, reader: None):
+    replaced_bytes = 0
+
+    def done(source: Source, reader: Reader) -> None:
+        nonlocal replaced_bytes
+        replaced_bytes += reader.replaced_bytes
+        left_out.update(reader.skipped)
+
+    for text, last in corpus.pieces("Reading", done=done):
         sampler.add(text, last=last)
     sample = sampler.sample()
     with Progress(f"Training the tokenizer ({training.model_type})", total=None, quiet=quiet):
         tokenizer = training.run(sample)
     with atomic.directory(out, overwrite=overwrite) as directory:
         tokenizer.save(directory)
-    return tokenizer, training.notes(tokenizer, sample)
+    notes = training.notes(tokenizer, sample)
+    if replaced_bytes:
+        notes.append(f"{replaced_bytes:,} bytes that are not of the encoding were replaced.")
+    if left_out:
+        notes.append(f"Skipped: {', '.join(f'{count:,} x {reason}' for reason, count in sorted(left_out.items()))}.")
+    counts = [_count(tokenizer, text) for text in sample[:: len(sample) // _MEASURED_PIECES + 1]]
+    return tokenizer, Fit("sample", *map(sum, zip(*counts, strict=True))), notes
 
 
 def fit_to(
@@ -112,9 +132,14 @@ def fit_to(
         totals[:] = [0] * 5
 
     for text, last in Corpus(sources, reading or {}, quiet).pieces("Reading", done=done):
-        ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued)
+        counted = _count(tokenizer, text, continued=continued)
         continued = not last
         seen.update(text)
-        counted = len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)
         totals[:] = [before + more for before, more in zip(totals, counted, strict=True)]
     return fits, lost_distinctions(seen, tokenizer.normalize)
+
+
+def _count(tokenizer: Tokenizer, text: str, *, continued: bool = False) -> tuple[int, int, int, int, int]:
+    """Count the bytes, characters, words, tokens and unknown tokens of a text."""
+    ids = tokenizer.encode_document_lines(text.split("\n"), continued=continued)
+    return len(text.encode()), len(text), count_words(text), len(ids), ids.count(tokenizer.special.unk_id)

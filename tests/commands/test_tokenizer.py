@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,3 +58,52 @@ def test_refusals(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> 
     assert pld("tokenizer", "inspect", tmp_path / "nothing").code == 3
     done = pld("tokenizer", "train", corpus, "--encoding", "klingon", "--out", tmp_path / "t")
     assert done.code == 2 and "klingon" in done.err and not (tmp_path / "t").exists()
+
+
+def test_what_is_no_tokenizer_is_left_alone(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:
+    place = tmp_path / "texts"
+    place.mkdir()
+    (place / "a.txt").write_text("words")
+    for text, mark, message in (
+        (place / "a.txt", "", "is not a tokenizer, and is left alone"),
+        (place / "a.txt", "tokenizer.json", "holds the corpus itself"),
+        (corpus, "tokenizer.json", "holds more than a tokenizer (a.txt)"),
+    ):
+        if mark:
+            (place / mark).write_text("{}")
+        done = pld("tokenizer", "train", text, "--out", place, "--overwrite")
+        assert done.code == 7 and f"error: {place}: {message}" in done.err
+    assert (place / "a.txt").read_text() == "words"
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+@pytest.mark.parametrize("command", [("prepare-data",), ("tokenizer", "train")])
+def test_a_place_without_a_name(pld: Callable[..., Outcome], corpus: Path, command: tuple[str, ...], out: str) -> None:
+    done = pld(*command, corpus, "--out", out, "--overwrite")
+    assert done.code == 7 and done.err == f"error: {out}: does not name a new place; choose another place with --out\n"
+
+
+def test_what_was_read_and_how_the_tokenizer_fits_is_said(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:
+    place = tmp_path / "texts"
+    place.mkdir()
+    (place / "a.txt").write_bytes(corpus.read_bytes() + b" \xff")
+    (place / "b.jsonl").write_text('{"text": ""}\n{"text": "more words"}\n')
+    (place / "c.txt").write_text("")
+    done = pld("tokenizer", "train", place, "--vocab-size", "300", "--out", tmp_path / "tokenizer")
+    assert done.code == 0, done.err
+    assert "note: 1 bytes that are not of the encoding were replaced.\n" in done.out
+    assert "note: Skipped: 1 x empty document, 1 x empty file.\n" in done.out
+    [line] = [line for line in done.out.splitlines() if line.startswith("on a sample of the text: ")]
+    found = re.fullmatch(r".*: (\d\.\d\d) tokens per word, (\d\.\d\d) characters per token, 0\.\d\d% unknown tokens", line)
+    [text] = json.loads(pld("tokenizer", "inspect", tmp_path / "tokenizer", corpus, "--json").out)["texts"]
+    assert found and float(found[1]) == pytest.approx(text["tokens_per_word"], rel=0.05)
+    assert float(found[2]) == pytest.approx(text["characters_per_token"], rel=0.05)
+
+
+def test_standard_input_trains_as_a_file_does(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:
+    line = ["tokenizer", "train", "-", "--vocab-size", "300", "--out", str(tmp_path / "pipe")]
+    done = subprocess.run([sys.executable, "-m", "pldcli", *line], input=corpus.read_bytes(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert pld("tokenizer", "train", corpus, "--vocab-size", "300", "--out", tmp_path / "file").code == 0
+    ours, theirs = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("pipe", "file"))
+    assert ours == theirs and not list(tmp_path.glob(".*"))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pldcli.corpus import addresses
-from pldcli.corpus.addresses import Address, files_at
+from pldcli.corpus.addresses import Address, address_of, files_at
 from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import open_prepared
@@ -233,3 +233,30 @@ def test_the_disk_is_too_small(pld: Any, tmp_path: Path, server: tuple[str, type
     monkeypatch.setattr("pldcli.corpus.spool.shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000}))
     outcome = pld(*line(tmp_path / "data", f"{address}/lines.jsonl"))
     assert outcome.code == 7 and "--stream reads them where they are" in outcome.err and list(tmp_path.glob(".*")) == []
+
+
+def test_a_file_is_listed_without_being_fetched(server: tuple[str, type[Parts]]) -> None:
+    address, handler = server
+    files_at(f"{address}/lines.jsonl")
+    assert handler.asked == ["/lines.jsonl "], "by HEAD, once"
+
+
+def test_a_page_of_links_stands_for_the_files_there(folder: Path) -> None:
+    handler = type("Listing", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        found = files_at(f"http://127.0.0.1:{served.server_port}/")
+        served.shutdown()
+    assert [one.name for one in found] == sorted(NAMES)
+
+
+def test_what_is_not_shown_of_a_place_tells_files_apart(server: tuple[str, type[Parts]]) -> None:
+    address, _ = server
+    [first], [second] = files_at(f"{address}/lines.jsonl?file=a"), files_at(f"{address}/lines.jsonl?file=b")
+    assert (str(first), first.num_bytes) == (str(second), second.num_bytes) and first.version != second.version
+
+
+def test_an_address_of_this_machine_keeps_its_root(folder: Path) -> None:
+    address = address_of(Path(f"file://{folder}/lines.jsonl"))
+    assert address == f"file://{folder}/lines.jsonl"
+    assert [one.num_bytes for one in files_at(address)] == [(folder / "lines.jsonl").stat().st_size]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -85,3 +86,13 @@ assert writer.num_tokens == 3 and "pandas" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code, str(prepared), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_shard_is_on_the_disk_when_it_is_complete(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    with ShardWriter(tmp_path, "train", vocab_size=100, end_id=END, batch_bytes=4, shard_bytes=1) as writer:
+        for document in DOCUMENTS:
+            writer.add(np.array(document, np.uint32))
+            writer.end_document()
+    assert sizes == [shard["bytes"] for shard in writer.shards.values()] and len(sizes) > 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import yaml
 
 from pldcli.errors import DataError, UsageError
-from pldcli.preparation import units
-from pldcli.preparation.prepare import prepare
+from pldcli.preparation import job_files, ray_engine, units
+from pldcli.preparation.prepare import Preparation, prepare
 from tests.conftest import ROOT
 from tests.preparation.test_prepare import made_up_documents
 
@@ -46,6 +47,32 @@ def test_ray_makes_the_same_bytes(tmp_path: Path, corpus: Path, monkeypatch: pyt
     with pytest.raises(DataError, match=r"damaged.jsonl:3001: is not JSON"):
         prepare([damaged], tmp_path / "no", processes=2, engine="ray", **made)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_task_on_ray_begins_where_the_command_was_typed(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    preparation = Preparation([Path(corpus.name)], Path("out"), quiet=True)
+    files, num_train, _ = preparation._find()
+    stages = preparation._work(files, num_train, (0, 1)).stages
+    stages.place.mkdir()
+    with stages.described() as place:
+        monkeypatch.chdir("/")
+        assert ray_engine._do(str(tmp_path), str(place), "scan", 0) == {}
+        answer = ray_engine._do(str(tmp_path / "elsewhere"), str(place), "scan", 0)
+    assert answer["error"] == "DeviceError" and answer["where"] == str(tmp_path / "elsewhere")
+    assert len(list((tmp_path / stages.place).glob("scan-*.json"))) == 1
+
+
+def test_ray_leaves_sigterm_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        @staticmethod
+        def init(**_: Any) -> None:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    ray_engine._connect(Ray, 1)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
@@ -121,3 +148,23 @@ def test_job_files_that_cannot_be(pld, more: list[str]) -> None:
     outcome = pld("prepare-data", "corpus.txt", "--emit", "slurm", *more)
     message = "cannot go with --overwrite" if "--overwrite" in more else "needs the number of shares; for example --share 16"
     assert outcome.code == 2 and f"error: --emit: {message}" in outcome.err
+
+
+def test_a_pod_fails_where_waiting_mends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pld").write_text(f'#!/bin/bash\nexec {sys.executable} -m pldcli "$@"\n')
+    (tmp_path / "pld").chmod(0o755)
+    (tmp_path / "data").mkdir()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "JOB_COMPLETION_INDEX": "0"}
+    for line, message in (("gone.txt --out out", "gone.txt: no such file"), ("pld --out data", "data: is already there")):
+        text = job_files.kubernetes(["pld", "prepare-data", *line.split()], 2, Path(line.split()[-1]))
+        [container] = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+        done = subprocess.run(container["command"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and message in done.stdout
+
+
+def test_jobs_say_what_they_use_and_end_with_those_that_they_wait_for() -> None:
+    words = ["pld", "prepare-data", "a.txt"]
+    assert job_files.slurm(words, 2).count(" --kill-on-invalid-dep=yes --dependency=") == 2
+    text = job_files.kubernetes(words, 2, Path("data"))
+    assert "pld prepare-data a.txt --processes 4 " in text and "cpu: 4" in text
+    assert "--processes 4" not in job_files.kubernetes([*words, "--processes=8"], 2, Path("data"))

@@ -517,17 +517,30 @@ def test_a_mixture(tmp_path, monkeypatch):
     found = Counter(map(tuple, rows(prepared.path, "train")))
     times = [[found[tuple(encode([text]))] for text in part] for part in (documents[:100], documents[100:200], documents[200:])]
     held_out = sum(counts.count(0) for counts in times[:2])
-    assert held_out < 5 and set(times[0]) <= {0, 1} and set(times[1]) <= {0, 2, 3} and set(times[2]) == {0, 1}
+    assert held_out < 5 and set(times[0]) <= {0, 7} and set(times[1]) <= {0, 2, 3} and set(times[2]) == {0, 1}
     sizes = [[len(encode([text])) + 1 for text in part] for part in (documents[100:200], documents[200:])]
     for size, counts, weight in zip(sizes, times[1:], (2.5, 0.25), strict=True):
         once = sum(tokens for tokens, count in zip(size, counts, strict=True) if count or weight < 1)
         assert sum(tokens * count for tokens, count in zip(size, counts, strict=True)) == pytest.approx(weight * once, abs=2 * max(size))
-    assert [source.get("weight") for source in prepared.manifest["sources"]] == [None, 2.5, 0.25]
+    assert [source.get("weight") for source in prepared.manifest["sources"]] == [7.0, 2.5, 0.25]
     assert prepared.manifest["skipped"] == {"file named twice": 1}
     data = open_prepared(prepared.path)
     assert data.unique_tokens == prepared.manifest["counts"]["train"]["tokens"] < data.stream("train").num_tokens
     plain = prepare([tmp_path / f"{name}.txt" for name in "abc"], tmp_path / "plain", vocab_size=200, processes=1, quiet=True)
     assert data.data_fingerprint != open_prepared(plain.path).data_fingerprint
+
+
+@pytest.mark.parametrize(("weight", "times"), [(0.4, 0), (0.5, 1), (2.0, 2), (2.5, 3)])
+def test_what_a_weight_comes_to_for_a_single_document(tmp_path, weight, times):
+    documents = made_up_documents(60)
+    for name, part in (("a", documents[:40]), ("b", documents[40:41]), ("v", documents[41:])):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(part))
+    files = {"weighted": [(tmp_path / "b.txt", weight)], "validation": [tmp_path / "v.txt"]}
+    prepared = prepare([tmp_path / "a.txt"], tmp_path / "out", **files, vocab_size=200, processes=1, quiet=True)
+    encoded = load_prepared_tokenizer(prepared.path).encode_document_lines(documents[40:41])
+    assert rows(prepared.path, "train").count(encoded) == times
+    expected = [f"Text of weight {weight:g} is read {times} times per pass: documents are read whole, and it has few."]
+    assert [note for note in prepared.notes if "per pass" in note] == (expected if times != weight else [])
 
 
 def test_two_at_the_same_place(tmp_path):

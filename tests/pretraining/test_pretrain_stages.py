@@ -75,6 +75,19 @@ def test_packed_documents_of_every_length_resume_too(pld, prepared, tmp_path, mo
     assert [row["progress/sequences"] for row in training] == list(SEQUENCES.values())
 
 
+def test_a_run_on_weighted_text_resumes_to_the_same_bits(pld, prepared, tmp_path, monkeypatch):
+    lines = (prepared.parent / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    for name, part in (("a", lines[::2]), ("b", lines[1::4]), ("c", lines[3::4])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+    mixture = ["--source", f"{tmp_path / 'b.txt'}=1.5", "--source", f"{tmp_path / 'c.txt'}=0.25", "--document-per", "line"]
+    data = tmp_path / "data"
+    assert pld("prepare-data", tmp_path / "a.txt", *mixture, "--tokenizer", prepared, "--out", data, "--processes", 1).code == 0
+    assert pld(*arguments(data, tmp_path / "whole")).code == 0
+    run_stopped_once(pld, monkeypatch, arguments(data, tmp_path / "run"), 7)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+
+
 def test_a_checkpoint_rotates_positions_as_its_stage_did(pld, prepared, tmp_path, monkeypatch):
     stages = "data.length_stages=[{until: 0.5, seq_len: 8, global_rope_theta: 100}, {until: 0.75, seq_len: 16, global_rope_theta: 900}]"
     rotary = (
