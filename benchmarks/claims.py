@@ -138,8 +138,13 @@ def first_hour_tiny() -> Table:
 
 
 def first_hour_small() -> Table:
-    """The same at 12 x 384."""
+    """The same at the width of 384, on an AMD EPYC."""
     return loss_table(first_hour("small"), with_speed=False)
+
+
+def first_hour_small_amx() -> Table:
+    """Some of it on an Intel Xeon with AMX."""
+    return loss_table(first_hour("small-amx"), with_speed=False)
 
 
 def first_hour_tiny_bf16() -> Table:
@@ -263,6 +268,7 @@ CLAIMS: dict[str, Callable[[], Table]] = {
     "first-hour-tiny": first_hour_tiny,
     "first-hour-tiny-bf16": first_hour_tiny_bf16,
     "first-hour-small": first_hour_small,
+    "first-hour-small-amx": first_hour_small_amx,
     "first-hour-finetuned": first_hour_finetuned,
     "depth-narrow": depth_narrow,
 }
