@@ -56,6 +56,7 @@ from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenize
 from tests.conftest import tiny_config, tiny_trainer
 from tests.corpus import test_wikipedia as wikipedia
 from tests.finetuning.conftest import save_tiny, words_tokenizer
+from tests.task_files.test_table import PACKINGS
 from tests.test_checkpoint_parts import held
 
 __all__ = ["words_tokenizer"]
@@ -141,7 +142,9 @@ TASKS: dict[str, bytes] = {
     "rows.tsv": ("text\tlabel\n" + "\n".join(f"{row['text']}\t{row['label']}" for row in ROWS)).encode(),
     "rows.conll": "\n\n".join("The DT B-NP\nriver NN I-NP\nflows VB O" for _ in range(20)).encode(),
     "squad.json": json.dumps(SQUAD).encode(),
+    "utf16.csv": ("text,label\n" + "\n".join(f"{row['text']},{row['label']}" for row in ROWS)).encode("utf-16"),
 }
+TASKS |= {f"rows.jsonl{ending}": pack(TASKS["rows.jsonl"]) for ending, pack in PACKINGS}
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -149,7 +152,8 @@ def test_tasks(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(TASKS[name])
     load_own(path)
-    fuzz(path, lambda: load_own(path))
+    for skip_bad in (False, True):
+        fuzz(path, lambda skip_bad=skip_bad: load_own(path, skip_bad=skip_bad))
 
 
 @pytest.mark.parametrize(("task", "name"), [("glue/rte", "train.tsv"), ("glue/cola", "dev.tsv"), ("squad", "dev-v1.1.json")])

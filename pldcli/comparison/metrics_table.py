@@ -18,7 +18,7 @@ from pldcli.console.section import csv_text
 from pldcli.engine.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.errors import DataError, PldError
 from pldcli.system.json_text import from_json
-from pldcli.system.unpacking import open_gzip
+from pldcli.system.unpacking import open_packed
 
 __all__ = ["FILE", "read_table", "table_bytes"]
 
@@ -73,7 +73,7 @@ def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the rows of each run; `about` stays in the first one."""
     try:
         with path.open("rb") as file:
-            text = (open_gzip(path, file) if path.suffix == ".gz" else file).read().decode()
+            text = (open_packed(path, file) if path.suffix == ".gz" else file).read().decode()
         lines = csv.reader(io.StringIO(text), strict=True)
         columns = next(lines, [])
         needed = (*_NEEDED, validation_key(dict.fromkeys(columns)) or VALIDATION_LOSSES[0], *SPENT)

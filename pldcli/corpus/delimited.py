@@ -14,10 +14,12 @@ from pathlib import Path
 
 from pldcli.errors import DataError
 
-__all__ = ["Row", "delimiter_of", "is_quoted", "misplaced_quote", "plain_rows", "quoted_rows"]
+__all__ = ["Joined", "Row", "delimiter_of", "is_quoted", "misplaced_quote", "plain_rows", "quoted_rows"]
 
 Row = tuple[int, list[str]]
 """The line that a row begins on, from 1, and its cells."""
+Joined = tuple[int, list[list[str]]]
+"""The line that a row begins on, and its lines, cut at each delimiter."""
 
 _LARGEST_CELL = 2**31 - 1
 _END = "\x1a end of file \x1a"
@@ -39,8 +41,14 @@ def plain_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:
             yield number, text.split(delimiter)
 
 
-def quoted_rows(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[Row]:
+def quoted_rows(lines: Iterable[str], delimiter: str, path: Path, joined: list[Joined]) -> Iterator[Row]:
     """Read rows whose cells may stand in quotes, and may then hold delimiters and line ends; empty lines are left out.
+
+    Args:
+        lines: The file.
+        delimiter: What parts cells.
+        path: For errors.
+        joined: Collects rows of several lines, each of which has as many cells as the row.
 
     Raises:
         DataError: A quote is never closed.
@@ -54,6 +62,10 @@ def quoted_rows(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[Ro
                     return
                 if cells and _END in cells[-1]:
                     raise DataError("a quote that opens here is never closed", where=f"{path}:{start}", hint="is the file cut short?")
+                if len(cells) > 1 and "\n" in (text := delimiter.join(cells)):
+                    cut = [line.split(delimiter) for line in text.split("\n")]
+                    if all(len(line) == len(cells) for line in cut):
+                        joined.append((start, cut))
                 if cells:
                     yield start, cells
                 start = reader.line_num + 1

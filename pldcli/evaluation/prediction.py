@@ -115,10 +115,13 @@ def score_split(
 
 
 def notes_on_predictions(scored: ScoredSplit, examples: Examples, task: Task, split: str) -> list[str]:
-    """List what the scores of a split hide: numbers that are nearly all the same have correlations all the same."""
-    if task.kind != TaskKind.REGRESSION or examples.labels is None or len(examples) < 2:
+    """List what the scores of a split hide: numbers that are all the same, or nearly, have correlations that mean nothing."""
+    if task.kind != TaskKind.REGRESSION or not examples.labels:
         return []
     predicted, targets = np.array([one.label for one in scored.predictions], np.float64), np.array(examples.labels, np.float64)
+    if np.ptp(targets) == 0:
+        what = f"the target of the only example in {split}" if len(targets) == 1 else f"every target in {split}"
+        return [f"{what} is {targets[0]:,.6g}: correlations are 0 whatever is predicted, so the lowest rmse is the best"]
     if predicted.std() >= _LEAST_VARIATION * targets.std():
         return []
     ranges = [f"{values.min():,.6g} to {values.max():,.6g}" for values in (predicted, targets)]

@@ -49,8 +49,8 @@ class Course:
 
     @property
     def without_better(self) -> int:
-        """Count the evaluations in a row that brought no better score."""
-        scores = [row["eval/score"] for row in self.history]
+        """Count the evaluations in a row that brought no better score; of equal scores the lower RMSE is better."""
+        scores = [(row["eval/score"], -sum(value for key, value in row.items() if key.endswith("/rmse"))) for row in self.history]
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def evaluated(self, splits: dict[str, ScoredSplit], score: float, trainer: Trainer[TaskBatches], *, keep_last: bool) -> None:

@@ -75,8 +75,12 @@ def group_cells(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
 
 
 def best_cell(cells: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Name the cell with the highest score, the first of equals; None where all diverged."""
-    good = {name: cell["score"] for name, cell in cells.items() if cell["score"] is not None}
+    """Name the cell with the highest score, of equals that with the lowest RMSE, then the first; None where all diverged."""
+    good = {
+        name: (cell["score"], -sum(scores.get("rmse", 0.0) for scores in cell["scores"].values()))
+        for name, cell in cells.items()
+        if cell["score"] is not None
+    }
     return max(good, key=lambda name: good[name]) if good else None
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pldcli.errors import DataError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["check_expansion", "open_gzip"]
+__all__ = ["PACKED", "check_expansion", "open_packed"]
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of files that `open_packed` reads."""
 
 _ALWAYS_BYTES = 64 << 20
 _MOST_EXPANSION = 100
@@ -35,16 +40,16 @@ def check_expansion(num_bytes: int, packed_bytes: int, where: str) -> None:
         raise DataError(what, where=where, hint="if that is meant, unpack it yourself and name the result")
 
 
-def open_gzip(path: Path, packed: BinaryIO) -> io.BufferedReader:
-    """Unpack gzip while it is read.
+def open_packed(path: Path, packed: BinaryIO) -> io.BufferedReader:
+    """Unpack gzip, bzip2, xz or zstd while it is read.
 
     Args:
-        path: The file, for errors.
+        path: The file, whose ending says which.
         packed: It, open.
 
     Returns:
-        The content. Reading it raises `gzip.BadGzipFile`, `EOFError` or `zlib.error` where it is damaged, and DataError where more comes
-        than text packs to.
+        The content. Reading it raises `EOFError`, `zlib.error`, `lzma.LZMAError` or an `OSError` without a number where it is damaged, and
+        DataError where more comes than text packs to.
     """
     return io.BufferedReader(_Bounded(path, packed))
 
@@ -52,13 +57,25 @@ def open_gzip(path: Path, packed: BinaryIO) -> io.BufferedReader:
 class _Bounded(io.RawIOBase):
     def __init__(self, path: Path, packed: BinaryIO) -> None:
         self._path, self._num_bytes, self._packed_bytes = path, 0, path.stat().st_size
-        self._file = gzip.GzipFile(fileobj=packed)
+        self._file = _unpacked(path.suffix.lower(), packed)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        count = self._file.readinto(buffer)
+        count: int = self._file.readinto(buffer)
         self._num_bytes += count
         check_expansion(self._num_bytes, self._packed_bytes, str(self._path))
         return count
+
+
+def _unpacked(ending: str, packed: BinaryIO) -> Any:
+    if ending == ".bz2":
+        return bz2.BZ2File(packed)
+    if ending == ".xz":
+        return lzma.LZMAFile(packed)
+    if ending == ".zst":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd")
+    return gzip.GzipFile(fileobj=packed)

@@ -19,7 +19,9 @@ _COLUMNS_OF_CONLLU = 10
 _WHITE_SPACE = " \t\r"
 
 
-def read_conll(path: Path, *, text_column: int = 0, label_column: int = -1) -> tuple[list[list[str]], list[list[str]] | None]:
+def read_conll(
+    path: Path, *, text_column: int = 0, label_column: int = -1, bad: list[DataError] | None = None
+) -> tuple[list[list[str]], list[list[str]] | None]:
     """Read the sentences of a file.
 
     Columns are parted by tabs if the first word's line has one, else by spaces. `-DOCSTART-` lines are skipped; so are lines before a
@@ -30,6 +32,7 @@ def read_conll(path: Path, *, text_column: int = 0, label_column: int = -1) -> t
         path: The file, in UTF-8.
         text_column: Which column holds the words, from 0; negative from the end.
         label_column: Which column holds the labels.
+        bad: Collects what is wrong with sentences, which are left out; None: it is an error.
 
     Returns:
         The words of each sentence, and their labels; no labels where there is a single column.
@@ -39,8 +42,7 @@ def read_conll(path: Path, *, text_column: int = 0, label_column: int = -1) -> t
     """
     sentences: list[list[str]] = []
     labels: list[list[str]] = []
-    begun = False
-    single = False
+    begun = is_bad = single = False
     for where, cells in _word_lines(path):
         if not cells:
             begun = False
@@ -48,18 +50,32 @@ def read_conll(path: Path, *, text_column: int = 0, label_column: int = -1) -> t
         if not begun:
             sentences.append([])
             labels.append([])
-            begun = True
-        single = len(cells) == 1
-        sentences[-1].append(_cell(cells, text_column if not single else 0, "word", where))
-        if not single:
-            labels[-1].append(_cell(cells, label_column, "label", where))
+            begun, is_bad = True, False
+        if is_bad:
+            continue
+        try:
+            if isinstance(cells, DataError):
+                raise cells
+            single = len(cells) == 1
+            word = _cell(cells, text_column if not single else 0, "word", where)
+            label = [] if single else [_cell(cells, label_column, "label", where)]
+        except DataError as error:
+            if bad is None:
+                raise
+            bad.append(error)
+            is_bad = True
+            del sentences[-1], labels[-1]
+            continue
+        sentences[-1].append(word)
+        labels[-1] += label
     if not sentences:
-        raise DataError("holds no words", where=str(path), hint="one word a line is needed, and a blank line after each sentence")
+        what = f"all {len(bad):,} sentences are unusable; the first: {bad[0]}" if bad else "holds no words"
+        raise DataError(what, where=str(path), hint="one word a line is needed, and a blank line after each sentence")
     return sentences, None if single else labels
 
 
-def _word_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each word's place and columns, and no columns where a sentence ends."""
+def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
+    """Yield each word's place and columns, or what is wrong with its line, and no columns where a sentence ends."""
     with open_text(path) as file:
         lines = file.read().split("\n")
     model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(("#", _DOCUMENT))), None)
@@ -79,7 +95,8 @@ def _word_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         if len(cells) != num_columns:
             what = f"has {_counted(len(cells))}, and the first word's line has {num_columns}"
-            raise DataError(what, where=where, hint="give every word the same columns, and end a sentence with a blank line")
+            yield where, DataError(what, where=where, hint="give every word the same columns, and end a sentence with a blank line")
+            continue
         before_sentence = False
         if num_columns != _COLUMNS_OF_CONLLU or not _NOT_A_WORD.fullmatch(cells[0]):
             yield where, cells

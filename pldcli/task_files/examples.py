@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Literal
 
@@ -17,11 +19,14 @@ from pldcli.tasks.task import Examples, Label, Task
 __all__ = [
     "EmptyRule",
     "LabelRule",
+    "check_labels",
     "is_missing",
     "join",
     "label_ids",
     "label_parts",
+    "left_out",
     "needed_columns",
+    "printed_list",
     "read_examples",
     "select",
     "target_of",
@@ -31,13 +36,18 @@ LabelRule = Literal["required", "optional", "ignored"]
 """Every row has a label; all rows have one or none has; labels are not read."""
 
 EmptyRule = Literal["keep", "error", "skip"]
-"""What becomes of a row that lacks text, or a label that is required."""
+"""What becomes of a row that lacks text, or a label that is required; `skip` leaves out rows that are otherwise unusable, too."""
 
 _INDEX_COLUMNS = ("index", "idx")
 _MAX_LISTED = 10
 _NO_AGREEMENT = "-"
 """The label of natural-language-inference pairs on which the annotators did not agree."""
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
+_ESCAPE = r"""\\(?:['"\\nrt]|x[0-9a-f]{2})"""
+_ITEM = rf"""(?:'(?:[^'\\\n\r\0]|{_ESCAPE})*'|"(?:[^"\\\n\r\0]|{_ESCAPE})*"|-?(?:0|[1-9][0-9]{{0,17}}))"""
+_PRINTED_LIST = re.compile(rf"\[ *(?:{_ITEM}(?: *, *{_ITEM})*)? *\]")
+"""A list of texts and whole numbers as Python prints it."""
+_LIST_BEGINS = ("['", '["')
 
 
 def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0) -> Examples:
@@ -58,20 +68,25 @@ def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, em
     values = _label_values(table, task, labels)
     keep = np.ones(len(table), bool)
     notes = list(table.notes)
+    bad: dict[int, DataError] | None = {} if empty == "skip" else None
     for name, column in zip(task.text_columns, inputs, strict=True):
-        _drop(keep, _rows_without_text(table, task, name, column), table, f"an empty {name!r}", empty, notes)
+        _drop(keep, _rows_without_text(table, task, name, column, bad), table, f"an empty {name!r}", empty, notes)
     if values is not None:
         _drop_without_label(keep, values, table, task, labels, empty, notes)
+    rows = [row for row in np.flatnonzero(keep).tolist() if not bad or row not in bad]
+    found = None if values is None else _labels(table, task, values, rows, bad)
+    if bad:
+        keep[list(bad)] = False
+        notes += _notes_on(bad, table)
     if not keep.any():
         raise DataError("no row is left to use", where=str(table.path), hint="; ".join(notes))
-    rows = np.flatnonzero(keep).tolist()
     indices = _indices(table, task, split, first_index, notes)
     return Examples(
         split=split,
         source=str(table.path),
         inputs=tuple(list(compress(column, keep)) for column in inputs),
-        labels=None if values is None else _labels(table, task, values, rows),
-        indices=[indices[row] for row in rows],
+        labels=found,
+        indices=list(compress(indices, keep)),
         notes=tuple(notes),
     )
 
@@ -108,13 +123,18 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 
 def label_ids(task: Task) -> dict[Any, int]:
-    """Map every way to write a label to its id: as the files do, by name, and for tasks of the hub as the number there."""
+    """Map every way to write a label to its id: as the files do, by name, and for tasks of the hub as the number there.
+
+    Where a name is the number of another label, numbers in texts are names only.
+    """
     ids: dict[Any, int] = {}
     if task.hub and not any(isinstance(spelled, (int, float)) for spelled in task.written):
         ids.update({number: number for number in range(len(task.labels))})
         ids.update({str(number): number for number in range(len(task.labels))})
+    by_number = {str(spelled): number for number, spelled in enumerate(task.written)}
+    if all(by_number.get(name, number) == number for number, name in enumerate(task.labels)):
+        ids.update(by_number)
     ids.update({name: number for number, name in enumerate(task.labels)})
-    ids.update({str(spelled): number for number, spelled in enumerate(task.written)})
     ids.update({spelled: number for number, spelled in enumerate(task.written)})
     return ids
 
@@ -131,11 +151,40 @@ def is_missing(value: Any, task: Task, table: Table) -> bool:
 
 
 def label_parts(value: Any, separator: str) -> list[Any]:
-    """Take the labels of an example apart: a list as it is, a text at its separators."""
-    if isinstance(value, str):
+    """Take the labels of an example apart: a list as it is, printed or not, a text at its separators."""
+    if isinstance(value, str) and (printed := printed_list(value)) is not None:
+        value = printed
+    elif isinstance(value, str):
         value = value.split(separator) if separator else [value]
     parts = value if isinstance(value, list) else [value]
     return [part.strip() if isinstance(part, str) else part for part in parts if not (isinstance(part, str) and not part.strip())]
+
+
+def printed_list(text: str) -> list[str | int] | None:
+    """Read a list as pandas writes it into a cell; None where the text is something else."""
+    return list(ast.literal_eval(text.strip())) if _PRINTED_LIST.fullmatch(text.strip()) else None
+
+
+def check_labels(labels: Sequence[Any], task: Task, where: str) -> None:
+    """Check that the labels of an example are text or numbers.
+
+    Raises:
+        DataError: One is neither, or looks like a list that lacks its commas.
+    """
+    for place, label in enumerate(labels, 1):
+        if not isinstance(label, (str, int, float)):
+            whose = f"the label of word {place}" if task.kind == TaskKind.TAGS else "the label"
+            what = f"{whose} is neither a word nor a number but {'null' if label is None else type(label).__name__}"
+            raise DataError(what, where=where, hint="mend it, or name another label column")
+        if task.kind == TaskKind.MULTI_LABEL and isinstance(label, str) and label.startswith(_LIST_BEGINS) and printed_list(label) is None:
+            what = f"the label {_short(label)} is no list, but begins like one"
+            raise DataError(what, where=where, hint="write it as ['a', 'b'], or a|b")
+
+
+def left_out(source: object, errors: Sequence[DataError], unit: str = "row") -> str:
+    """Tell of examples that cannot be used, and what is wrong with the first."""
+    count = f"1 {unit}" if len(errors) == 1 else f"{len(errors):,} {unit}s"
+    return f"{source}: left out {count} that cannot be used; the first: {errors[0]}"
 
 
 def target_of(value: Any) -> float | None:
@@ -198,36 +247,66 @@ def _drop(keep: Any, rows: Sequence[int], table: Table, what: str, rule: EmptyRu
         notes.append(f"{table.path}: left out {len(rows):,} rows that have {what} (the first is {unit} {place})")
 
 
-def _rows_without_text(table: Table, task: Task, name: str, column: list[Any]) -> list[int]:
+def _rows_without_text(table: Table, task: Task, name: str, column: list[Any], bad: dict[int, DataError] | None) -> list[int]:
+    """List the rows without text; what is something else is an error, or collected in `bad`."""
     wanted = list if task.kind == TaskKind.TAGS else str
     empty = []
     for row, value in enumerate(column):
+        what = hint = ""
         if value is None:
             empty.append(row)
         elif type(value) is not wanted:
-            noun = "a list of words" if wanted is list else "text"
-            raise DataError(f"{name!r} is not {noun} but {_short(value)}", where=table.where(row), hint="name the right column")
+            what = f"{name!r} is not {'a list of words' if wanted is list else 'text'} but {_short(value)}"
+            hint = "name the right column"
         elif not value or (isinstance(value, str) and value.isspace()):
             empty.append(row)
         elif isinstance(value, list) and (wrong := [word for word in value if not isinstance(word, str) or not word.strip()]):
             what = f"{name!r} holds {_short(wrong[0])}, which is not a word"
-            raise DataError(what, where=table.where(row), hint="every word must be text, and not empty")
+            hint = "every word must be text, and not empty"
+        if what:
+            error = DataError(what, where=table.where(row), hint=hint)
+            if bad is None:
+                raise error
+            bad[row] = error
     return empty
 
 
-def _labels(table: Table, task: Task, values: list[Any], rows: list[int]) -> list[Any]:
+def _labels(table: Table, task: Task, values: list[Any], rows: list[int], bad: dict[int, DataError] | None) -> list[Any]:
+    """Read the labels of rows; those that cannot be used are an error, or left out and collected in `bad`."""
     if task.kind == TaskKind.REGRESSION:
-        return [_target(table, values[row], row) for row in rows]
+        return _each(rows, lambda row: _target(table, values[row], row), bad)
     ids = label_ids(task)
+
+    def label_id(value: Any, row: int) -> int:
+        return _label_id(table, task, ids, value, row)
+
     if task.kind == TaskKind.MULTI_LABEL:
-        parts = {row: label_parts(values[row], task.separator) for row in rows}
-        return [sorted({_label_id(table, task, ids, part, row) for part in parts[row]}) for row in rows]
+        return _each(rows, lambda row: sorted({label_id(part, row) for part in label_parts(values[row], task.separator)}), bad)
     if task.kind == TaskKind.TAGS:
-        return [_tags(table, task, ids, values[row], row) for row in rows]
+        return _each(rows, lambda row: _tags(table, task, ids, values[row], row), bad)
     try:
         return [ids[values[row]] for row in rows]
     except (KeyError, TypeError):
-        return [_label_id(table, task, ids, values[row], row) for row in rows]
+        return _each(rows, lambda row: label_id(values[row], row), bad)
+
+
+def _each(rows: list[int], read: Callable[[int], Any], bad: dict[int, DataError] | None) -> list[Any]:
+    found = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except DataError as error:
+            if bad is None:
+                raise
+            bad[row] = error
+    return found
+
+
+def _notes_on(bad: Mapping[int, DataError], table: Table) -> list[str]:
+    by_hint: dict[str, list[DataError]] = {}  # errors of one cause have one hint
+    for row in sorted(bad):
+        by_hint.setdefault(bad[row].hint, []).append(bad[row])
+    return [left_out(table.path, errors) for errors in by_hint.values()]
 
 
 def _target(table: Table, value: Any, row: int) -> float:
@@ -240,14 +319,18 @@ def _target(table: Table, value: Any, row: int) -> float:
 
 
 def _label_id(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> int:
+    if not isinstance(value, (str, int, float)):
+        check_labels([value], task, table.where(row))
     spelled = value.strip() if isinstance(value, str) else value
-    if isinstance(spelled, (str, int, float)):
-        number = ids.get(spelled, ids.get(str(spelled)))
-        if number is not None:
-            return number
+    number = ids.get(spelled)
+    if number is None and not (task.written and isinstance(task.written[0], int)):
+        number = ids.get(str(spelled))
+    if number is not None:
+        return number
     known = ", ".join(task.labels[:_MAX_LISTED]) + (f" and {len(task.labels) - _MAX_LISTED} more" if len(task.labels) > _MAX_LISTED else "")
+    counted = "; as numbers they count from 0" if isinstance(value, int) and str(value) in ids else ""
     whose = f"is not one of {task.name}" if task.hub else "does not occur in training"
-    raise DataError(f"the label {_short(value)} {whose}", where=table.where(row), hint=f"known labels are: {known}")
+    raise DataError(f"the label {_short(value)} {whose}", where=table.where(row), hint=f"known labels are: {known}{counted}")
 
 
 def _tags(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> list[int]:
@@ -259,6 +342,7 @@ def _tags(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int
             where=table.where(row),
             hint="every word needs one label",
         )
+    check_labels(value, task, table.where(row))
     return [_label_id(table, task, ids, tag, row) for tag in value]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, MissingDataError
+from pldcli.system.unpacking import PACKED
 from pldcli.task_files.columnar import is_saved_dataset
 from pldcli.task_files.table import ENDINGS, ending
 from pldcli.tasks.registry import TASKS
@@ -159,7 +160,7 @@ def _stem(path: Path) -> str | None:
         return path.name if is_saved_dataset(path) or _parquet_parts(path) else None
     if ending(path) not in ENDINGS:
         return None
-    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
 
 
 def _parquet_parts(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, UsageError
-from pldcli.task_files.examples import is_missing, label_parts, target_of
+from pldcli.task_files.examples import check_labels, is_missing, label_parts, printed_list, target_of
 from pldcli.task_files.table import UNNAMED, Table
 from pldcli.tasks.task import Label, Task
 
@@ -43,7 +43,7 @@ _MANY = 20
 _MAX_LISTED = 10
 
 _SEPARATORS = ("|", ";", ",")
-"""Between labels that stand in one text: the first of these that occurs."""
+"""Between labels that stand in one text: the one that occurs in most texts."""
 
 _MARKED = re.compile("([BIESLU])-(.+)")
 """A tag of a word at the beginning, inside, at the end of an entity, or alone in it."""
@@ -84,8 +84,14 @@ def choose_columns(table: Table, text_columns: Sequence[str], label_column: str 
     return texts, label
 
 
-def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, str]:
+def find_labels(table: Table, task: Task, kind: TaskKind | None, *, skip_bad: bool = False) -> tuple[Task, str]:
     """Find the labels of a training file, and whether they are classes or numbers where `kind` does not say so.
+
+    Args:
+        table: The file.
+        task: Its task, with columns.
+        kind: What its labels are, if the user says so.
+        skip_bad: Pass over labels that are neither text nor numbers.
 
     Returns:
         The task with kind, labels and metrics, and what was found in words.
@@ -94,25 +100,39 @@ def find_labels(table: Table, task: Task, kind: TaskKind | None) -> tuple[Task, 
         DataError: There is one label only, or it cannot be told whether they are classes or numbers.
     """
     column = table.column(task.label_column)
-    values = [value.strip() if isinstance(value, str) else value for value in column if not is_missing(value, task, table)]
+    is_tags = task.kind == TaskKind.TAGS
+    is_multi = kind == TaskKind.MULTI_LABEL or (kind is None and not is_tags and any(isinstance(value, list) for value in column))
+    values: list[Any] = []
+    for row, value in enumerate(column):
+        if is_missing(value, task, table):
+            continue
+        try:
+            check_labels(value if isinstance(value, list) and (is_tags or is_multi) else [value], task, table.where(row))
+        except DataError:
+            if not skip_bad:
+                raise
+        else:
+            values.append(value.strip() if isinstance(value, str) else value)
     if not values:
         raise DataError(f"has no labels in column {task.label_column!r}", where=str(table.path), hint="training needs them")
-    if task.kind == TaskKind.TAGS:
+    if is_tags:
         return _tags(table, task, values)
-    if kind == TaskKind.MULTI_LABEL or (kind is None and any(isinstance(value, list) for value in values)):
+    if is_multi:
         return _multi_label(table, task, values)
-    names = table.class_names.get(task.label_column)
-    if kind == TaskKind.REGRESSION or (kind is None and names is None and _are_numbers(values)):
+    named = _with_named_classes(table, task)
+    if kind == TaskKind.REGRESSION or (kind is None and named is None and _are_numbers(values)):
         return _regression(task, values)
-    if names is not None:
-        found = replace(task, labels=names, written=tuple(range(len(names))))
-    else:
-        _check_single(table, task)
-        found = task.with_labels(_distinct(table, task, values, sure=kind is not None))
+    found = named or task.with_labels(_distinct(table, task, values, sure=kind is not None))
     if len(set(map(str, values))) < 2:
         what = f"has only one label, {str(values[0])!r}, in column {task.label_column!r}"
         raise DataError(what, where=str(table.path), hint="classification needs two or more")
     return replace(found, kind=TaskKind.CLASSIFICATION, metrics=("accuracy", "macro_f1")), _listed(found.labels)
+
+
+def _with_named_classes(table: Table, task: Task) -> Task | None:
+    """Take the labels whose names the file holds, whether they occur or not; None where it holds none."""
+    names = table.class_names.get(task.label_column)
+    return None if names is None else replace(task, labels=names, written=tuple(range(len(names))))
 
 
 def _regression(task: Task, values: list[Any]) -> tuple[Task, str]:
@@ -131,31 +151,19 @@ def _are_numbers(values: list[Any]) -> bool:
 
 def _multi_label(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
     """Find the labels of which an example may have several, and what stands between them."""
-    texts = [value for value in values if isinstance(value, str)]
-    separator = next((one for one in _SEPARATORS if any(one in text for text in texts)), "")
+    texts = [value for value in values if isinstance(value, str) and printed_list(value) is None]
+    separator = max(_SEPARATORS, key=lambda one: sum(one in text for text in texts))
+    separator = separator if any(separator in text for text in texts) else ""
     parts = [label_parts(value, separator) for value in values]
-    for row, value in enumerate(table.column(task.label_column)):
-        for part in [] if value is None else label_parts(value, separator):
-            _check_label(part, table, row)
-    found = task.with_labels(_distinct(table, task, [part for some in parts for part in some], sure=True))
+    found = _with_named_classes(table, task) or task.with_labels(
+        _distinct(table, task, [part for some in parts for part in some], sure=True)
+    )
     if len(found.labels) < 2:
         what = f"has fewer than two different labels in column {task.label_column!r}"
         raise DataError(what, where=str(table.path), hint=f"labels are lists, or stand in one text between {' or '.join(_SEPARATORS)}")
     each = sum(map(len, parts)) / len(parts)
     told = f"any of {_listed(found.labels)}, {each:.2g} on average" + (f", between {separator!r}" if separator else "")
     return replace(found, kind=TaskKind.MULTI_LABEL, metrics=("micro_f1", "macro_f1"), separator=separator), told
-
-
-def _check_single(table: Table, task: Task) -> None:
-    for row, value in enumerate(table.column(task.label_column)):
-        if value is not None:
-            _check_label(value, table, row)
-
-
-def _check_label(value: Any, table: Table, row: int) -> None:
-    if not isinstance(value, (str, int, float)):
-        what = f"the label is neither a word nor a number but {type(value).__name__}"
-        raise DataError(what, where=table.where(row), hint="name another --label-column")
 
 
 def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> list[Label]:
@@ -182,10 +190,8 @@ def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> lis
 def _tags(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
     from pldcli.tasks.tags import default_metrics
 
-    names = table.class_names.get(task.label_column)
-    if names is not None:
-        found = replace(task, labels=names, written=tuple(range(len(names))))
-    else:
+    found = _with_named_classes(table, task)
+    if found is None:
         tags = {tag for row in values if isinstance(row, list) for tag in row}
         found = task.with_labels(sorted(tags) if all(isinstance(tag, int) for tag in tags) else sorted(_completed(tags), key=str))
     if len(found.labels) < 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 from pldcli.choices import TaskKind
 from pldcli.data import order
 from pldcli.errors import DataError, UsageError
-from pldcli.task_files.examples import EmptyRule, LabelRule, read_examples, select
+from pldcli.system.unpacking import PACKED
+from pldcli.task_files.examples import EmptyRule, LabelRule, left_out, read_examples, select
 from pldcli.task_files.own_columns import choose_columns, find_labels, guess_columns
 from pldcli.task_files.sources import is_squad_json, open_table, span_rows
 from pldcli.task_files.table import Table, ending
@@ -47,7 +48,7 @@ def load_own(
         kind: What the labels are; None: told by them.
         validation_fraction: How much of `train` to hold out.
         seed: Which rows those are.
-        skip_bad: Leave out rows without text or label, and with a wrong number of columns, instead of failing.
+        skip_bad: Leave out rows that cannot be used, with a note, instead of failing.
 
     Raises:
         DataError: A file is not as it should be.
@@ -64,7 +65,7 @@ def load_own(
     else:
         task, found = _own_table(start, train, text_columns, label_column, kind, skip_bad=skip_bad)
     if validation is None:
-        found, held_out = _hold_out(found, validation_fraction, seed)
+        found, held_out = _hold_out(found, task, validation_fraction, seed)
     else:
         held_out = _read(validation, task, "validation", labels="required", skip_bad=skip_bad)
     tests = {} if test is None else {"test": _read(test, task, "test", labels="optional", skip_bad=skip_bad)}
@@ -74,8 +75,8 @@ def load_own(
 def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: bool = False) -> Examples:
     """Read one file for a task that is known already, for example that of a fine-tuned model; without labels where the file has none.
 
-    The file has the task's columns, or others whose names tell as clearly what they hold. `skip_bad` leaves out rows without text, and
-    with a wrong number of columns, instead of failing.
+    The file has the task's columns, or others whose names tell as clearly what they hold. `skip_bad` leaves out rows that cannot be used,
+    with a note, instead of failing.
 
     Raises:
         DataError: The file is not as it should be.
@@ -84,7 +85,7 @@ def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: b
 
 
 def _unknown_task(train: Path, *, has_test: bool) -> Task:
-    stem = Path(train.stem).stem if train.suffix.lower() == ".gz" else train.stem
+    stem = Path(train.stem).stem if train.suffix.lower() in PACKED else train.stem
     return Task(
         name=stem or train.resolve().name,
         kind=TaskKind.CLASSIFICATION,
@@ -103,7 +104,7 @@ def _own_table(
         for name in (*text_columns, label_column):
             if not _is_number(name):
                 raise UsageError(f"{name!r} is not the number of a column", where=str(train), hint="they count from 0, the last is -1")
-        table = _conll_table(train, text_columns[0], label_column)
+        table = _conll_table(train, text_columns[0], label_column, skip_bad=skip_bad)
         if label_column not in table.columns:
             raise DataError("has a single column, so no labels", where=str(train), hint="training needs a label beside every word")
     else:
@@ -114,7 +115,7 @@ def _own_table(
         raise UsageError("labels of words need one text column", where=str(train), hint="name it with --text-column")
     found = TaskKind.TAGS if is_tags else TaskKind.MULTI_LABEL if kind == TaskKind.MULTI_LABEL else TaskKind.CLASSIFICATION
     task = replace(start, kind=found, text_columns=texts, label_column=label)
-    task, labels = find_labels(table, task, kind)
+    task, labels = find_labels(table, task, kind, skip_bad=skip_bad)
     empty: EmptyRule = "skip" if skip_bad else "error"
     examples = read_examples(table, task, split="train", labels="required", empty=empty)
     note = f"{train}: {labels} (column {label!r}); text: {' and '.join(map(repr, texts))}"
@@ -136,19 +137,36 @@ def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_colu
     return replace(task, unanswerable=num_without > 0), replace(examples, notes=(note, *examples.notes))
 
 
-def _hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Part the rows of a training file: those that stay, and those held out for validation, both in the order of the file."""
+def _hold_out(examples: Examples, task: Task, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Part the rows of a training file: those that stay, and those held out for validation, both in the order of the file.
+
+    The last example of each class is drawn only where no others are left.
+    """
     size = len(examples)
     num_held = round(size * fraction)
     if num_held < 1 or size - num_held < 1:
         rows = "1 row" if size == 1 else f"{size:,} rows"
         what = f"has {rows}, too few to hold out {100 * fraction:g} % of them for validation"
         raise DataError(what, where=examples.source, hint="add rows, or name a validation file")
-    held = order.permute(np.arange(size), size, order.key(seed, "holdout")) < num_held
+    places = order.permute(np.arange(size), size, order.key(seed, "holdout"))
+    last = {label: row for row in np.argsort(places).tolist() for label in _classes(examples, task, row)}
+    places[list(set(last.values()))] += size
+    held = np.zeros(size, bool)
+    held[np.argsort(places)[:num_held]] = True
     training = select(examples, np.flatnonzero(~held).tolist(), split="train")
     validation = select(examples, np.flatnonzero(held).tolist(), split="validation")
     note = f"{examples.source}: {num_held:,} of {size:,} examples are held out for validation, {size - num_held:,} are left to train on"
+    if num_lost := sum(held[row] for row in last.values()):
+        note += f"; {num_lost:,} of {len(last):,} classes are in validation only"
     return replace(training, notes=(*examples.notes, note)), replace(validation, notes=())
+
+
+def _classes(examples: Examples, task: Task, row: int) -> Iterable[int]:
+    """List the classes that an example teaches; none of numbers and answers."""
+    if examples.labels is None or task.kind in (TaskKind.REGRESSION, TaskKind.SPANS):
+        return ()
+    label = examples.labels[row]
+    return label if isinstance(label, list) else (label,)
 
 
 def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bool, guess: bool = False) -> Examples:
@@ -158,7 +176,7 @@ def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bo
             raise DataError("has questions without answers only", where=str(path), hint="validation needs answers")
         return examples
     if task.kind == TaskKind.TAGS and _is_conll(path, TaskKind.TAGS):
-        table = _conll_table(path, task.text_columns[0], task.label_column)
+        table = _conll_table(path, task.text_columns[0], task.label_column, skip_bad=skip_bad)
     else:
         table = open_table(path, task, split, skip_broken_rows=skip_bad)
     notes: tuple[str, ...] = ()
@@ -174,7 +192,8 @@ def _read_spans(path: Path, task: Task, split: str, *, skip_bad: bool) -> Exampl
     if is_squad_json(path):
         return read_squad(path, split=split, skip_bad=skip_bad)
     table = open_table(path, task, split, skip_broken_rows=skip_bad)
-    return squad_examples(span_rows(table, task), split=split, source=str(path), skip_bad=skip_bad)
+    found = squad_examples(span_rows(table, task), split=split, source=str(path), skip_bad=skip_bad)
+    return replace(found, notes=(*table.notes, *found.notes))
 
 
 def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
@@ -210,14 +229,17 @@ def _is_number(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _conll_table(path: Path, text_column: str, label_column: str) -> Table:
+def _conll_table(path: Path, text_column: str, label_column: str, *, skip_bad: bool) -> Table:
     """Make a table of sentences; columns that are not called by numbers are the first and the last."""
     from pldcli.task_files.conll import read_conll
 
+    bad: list[DataError] = []
     words, tags = read_conll(
         path,
         text_column=int(text_column) if _is_number(text_column) else 0,
         label_column=int(label_column) if _is_number(label_column) else -1,
+        bad=bad if skip_bad else None,
     )
     columns = {text_column: list(words)} if tags is None else {text_column: list(words), label_column: list(tags)}
-    return Table(path, dict(columns), range(1, len(words) + 1), by_line=False, headings=tuple(columns))
+    notes = (left_out(path, bad, "sentence"),) if bad else ()
+    return Table(path, dict(columns), range(1, len(words) + 1), by_line=False, notes=notes, headings=tuple(columns))

@@ -10,6 +10,7 @@ from typing import Any
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, MissingDataError, UsageError
+from pldcli.system.unpacking import PACKED
 from pldcli.task_files.examples import LabelRule, join, needed_columns, read_examples
 from pldcli.task_files.layouts import SplitFiles, find_split_files, splits_of
 from pldcli.task_files.table import Table, ending, read_table
@@ -84,7 +85,7 @@ def open_table(path: Path, task: Task, split: str, *, skip_broken_rows: bool = F
 
 def is_squad_json(path: Path) -> bool:
     """Return whether a file is one JSON object as SQuAD publishes it, rather than rows."""
-    if not path.is_file() or ending(path) != ".json" or path.suffix.lower() == ".gz":
+    if not path.is_file() or ending(path) != ".json" or path.suffix.lower() in PACKED:
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
         return bool(_SQUAD_JSON.match(file.read(200)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pldcli.errors import DataError, json_type
+from pldcli.task_files.examples import left_out
 from pldcli.task_files.text_file import open_text, parse_json
 from pldcli.tasks.task import Examples
 
@@ -80,8 +81,7 @@ def squad_examples(rows: Iterable[Mapping[str, Any] | DataError], *, split: str,
         del found[name]
     notes = []
     if bad:
-        questions = "1 question" if len(bad) == 1 else f"{len(bad):,} questions"
-        notes.append(f"{source}: left out {questions} that cannot be used; the first: {bad[0]}")
+        notes.append(left_out(source, bad, "question"))
     if num_moved := sum(question.num_moved for question in found.values()):
         notes.append(f"{source}: answers found a character or two beside their answer_start: {num_moved:,}")
     if blank := sum(not question.text for question in found.values()):

@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pldcli.corpus.delimited import Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
+from pldcli.corpus.delimited import Joined, Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
 from pldcli.errors import DataError, json_type
+from pldcli.system.unpacking import PACKED
 from pldcli.task_files import columnar
 from pldcli.task_files.text_file import FORMATS, open_text, parse_json
 
@@ -21,7 +22,7 @@ _COLUMNAR = (".parquet", ".arrow")
 UNNAMED = "unnamed column "
 """With its number, the name of a column whose heading is empty, but for the first such one."""
 ENDINGS = (*_DELIMITED, *_JSON, *_COLUMNAR)
-"""Endings of files that `read_table` reads; those of text also with `.gz` behind them."""
+"""Endings of files that `read_table` reads; those of text also packed."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def ending(path: Path) -> str:
-    """Return the ending that tells the format, without `.gz`."""
-    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+    """Return the ending that tells the format, without that of a packed file."""
+    return (Path(path.stem) if path.suffix.lower() in PACKED else path).suffix.lower()
 
 
 def read_table(
@@ -88,7 +89,7 @@ def read_table(
         path: The file, or a directory that `Dataset.save_to_disk` wrote.
         columns: Names for a CSV or TSV file without heading; a heading that is there nevertheless counts.
         quoted: Whether CSV or TSV cells may stand in quotes; None: where the file looks like it.
-        skip_broken_rows: Leave out rows with a wrong number of cells, and say so in a note, instead of failing.
+        skip_broken_rows: Leave out rows with a wrong number of cells, and lines without a JSON object, with a note, instead of failing.
         keep: Columns to keep where they are there; None for all.
 
     Raises:
@@ -99,12 +100,12 @@ def read_table(
         found, headings, num_rows, names = columnar.read_columns(path, keep)
         table = Table(path, found, range(1, num_rows + 1), by_line=False, headings=headings, class_names=names)
     elif ending(path) in _JSON:
-        table = _read_json(path, keep)
+        table = _read_json(path, keep, skip_broken_rows)
     else:
         table = _read_delimited(path, columns, quoted, skip_broken_rows, keep)
     if not len(table):
         what = "has a heading but no rows" if table.headings else "has no rows"
-        raise DataError(what, where=str(path), hint="name a file with examples in it")
+        raise DataError(what, where=str(path), hint="; ".join(table.notes) or "name a file with examples in it")
     return table
 
 
@@ -115,7 +116,7 @@ def _check(path: Path) -> None:
         if not columnar.is_saved_dataset(path):
             raise DataError("is a directory that `datasets` did not save", where=str(path), hint="name a file in it")
         return
-    if ending(path) not in ENDINGS or (path.suffix.lower() == ".gz" and ending(path) in _COLUMNAR):
+    if ending(path) not in ENDINGS or (path.suffix.lower() in PACKED and ending(path) in _COLUMNAR):
         raise DataError("has an ending that is not known", where=str(path), hint=f"known are {FORMATS}")
     if not path.stat().st_size:
         raise DataError("is empty", where=str(path), hint="name a file with examples in it")
@@ -130,7 +131,8 @@ def _read_delimited(
     if quoted is None:
         quoted, notes = _find_quoting(path, delimiter)
     with open_text(path) as file:
-        rows = quoted_rows(file, delimiter, path) if quoted else plain_rows(file, delimiter)
+        joined: list[Joined] = []
+        rows = quoted_rows(file, delimiter, path, joined) if quoted else plain_rows(file, delimiter)
         first = next(rows, None)
         if first is None:
             raise DataError("is empty", where=str(path), hint="name a file with examples in it")
@@ -138,7 +140,7 @@ def _read_delimited(
         headings = tuple(columns) if columns is not None and headless else _headings(first, path)
         pending = [first] if headless else []
         table = _collect(path, headings, pending, rows, skip_broken_rows, keep)
-        return replace(table, notes=(*notes, *table.notes))
+        return replace(table, notes=(*notes, *table.notes, *_joined_note(table, joined)))
 
 
 def _find_quoting(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
@@ -193,7 +195,7 @@ def _collect(
             for append, number in appends:
                 append(cells[number])
     columns: dict[str, list[Any]] = {headings[number]: cells for number, cells in zip(chosen, cells_of, strict=True)}
-    return Table(path, columns, places, by_line=True, notes=_broken_note(path, broken), headings=headings)
+    return Table(path, columns, places, by_line=True, notes=_broken_note(path, broken, "with a wrong number of columns"), headings=headings)
 
 
 def _wrong_width(where: str, found: int, wanted: int) -> DataError:
@@ -202,21 +204,50 @@ def _wrong_width(where: str, found: int, wanted: int) -> DataError:
     return DataError(what, where=where, hint=hint)
 
 
-def _broken_note(path: Path, broken: list[int]) -> tuple[str, ...]:
+def _broken_note(path: Path, broken: list[int], what: str, unit: str = "line") -> tuple[str, ...]:
     if not broken:
         return ()
     rows = "1 row" if len(broken) == 1 else f"{len(broken):,} rows"
-    return (f"{path}: left out {rows} with a wrong number of columns (the first is line {broken[0]})",)
+    return (f"{path}: left out {rows} {what} (the first is {unit} {broken[0]})",)
 
 
-def _read_json(path: Path, keep: Collection[str] | None) -> Table:
+def _joined_note(table: Table, joined: list[Joined]) -> tuple[str, ...]:
+    """Tell of rows whose every line looks like a row: in some column each has a number, or what that column holds elsewhere."""
+    suspects = [(line, rows) for line, rows in joined if len(rows[0]) == len(table.headings)]
+    known = {place: set(table.columns[name]) for place, name in enumerate(table.headings) if suspects and name in table.columns}
+
+    def fits(cell: str, place: int) -> bool:
+        return bool(cell) and (cell in known[place] or cell.replace(".", "", 1).isdecimal())
+
+    found = [line for line, rows in suspects if any(all(fits(row[place].strip(), place) for row in rows) for place in known)]
+    if not found:
+        return ()
+    count = "1 row has" if len(found) == 1 else f"{len(found):,} rows have"
+    what = f"{count} several lines that look like rows themselves (the first begins in line {found[0]})"
+    hint = 'a quote that is part of the text is written twice, and the cell in quotes: "a 5"" pipe"'
+    return (f"{table.path}: {what}; {hint}",)
+
+
+def _read_json(path: Path, keep: Collection[str] | None, skip_broken_rows: bool) -> Table:
     with open_text(path) as file:
         is_list = next((line.lstrip()[0] for line in file if line.strip()), "") == "["
     columns: dict[str, list[Any]] = {}
     headings: dict[str, None] = {}
     places: list[int] = []
+    broken: list[int] = []
     with open_text(path) as file:
-        for place, record in _records_of_list(file, path) if is_list else _records_of_lines(file, path):
+        given = parse_json(file.read(), str(path)) if is_list else file
+        for place, value in enumerate(given, 1):
+            if not is_list and not value.strip():
+                continue
+            where = f"{path}: row {place}" if is_list else f"{path}:{place}"
+            try:
+                record = _record(value if is_list else parse_json(value.rstrip(), where), where)
+            except DataError:
+                if not skip_broken_rows:
+                    raise
+                broken.append(place)
+                continue
             if record.keys() != headings.keys():
                 headings.update(dict.fromkeys(record))
                 for name in record:
@@ -225,18 +256,8 @@ def _read_json(path: Path, keep: Collection[str] | None) -> Table:
             for name, values in columns.items():
                 values.append(record.get(name))
             places.append(place)
-    return Table(path, columns, places, by_line=not is_list, headings=tuple(headings))
-
-
-def _records_of_lines(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield number, _record(parse_json(line.rstrip(), f"{path}:{number}"), f"{path}:{number}")
-
-
-def _records_of_list(file: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, value in enumerate(parse_json(file.read(), str(path)), 1):
-        yield number, _record(value, f"{path}: row {number}")
+    notes = _broken_note(path, broken, "without a JSON object", "row" if is_list else "line")
+    return Table(path, columns, places, by_line=not is_list, notes=notes, headings=tuple(headings))
 
 
 def _record(value: Any, where: str) -> dict[str, Any]:

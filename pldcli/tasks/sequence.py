@@ -18,6 +18,8 @@ __all__ = ["Classification", "MultiLabel", "Regression"]
 
 _TEXTS_AT_ONCE = 10_000
 _PROBABLE = 0.5
+_MOST_SCORES = 20
+"""Of more labels than this, predictions hold the most probable ones: thousands per example would fill the memory."""
 
 
 class Classification:
@@ -36,9 +38,10 @@ class Classification:
     def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
         """Take the most probable label."""
         predictions = []
-        for probabilities in _softmax(np.stack(outputs).astype(np.float64)) if len(outputs) else ():
+        for logits in outputs:
+            probabilities = _softmax(logits.astype(np.float64))
             best = int(probabilities.argmax())
-            predictions.append(Prediction(task.spelled(best), dict(zip(task.labels, probabilities.tolist(), strict=True)), best))
+            predictions.append(Prediction(task.spelled(best), _named(probabilities, task), best))
         return predictions
 
     def score(self, predictions: Sequence[Prediction], examples: Examples, task: Task) -> dict[str, float]:
@@ -66,7 +69,7 @@ class MultiLabel:
         for logits in outputs:
             probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
             chosen = np.flatnonzero(probabilities > _PROBABLE).tolist()
-            scores = dict(zip(task.labels, probabilities.tolist(), strict=True))
+            scores = _named(probabilities, task, at_least=len(chosen))
             predictions.append(Prediction([task.spelled(number) for number in chosen], scores, chosen))
         return predictions
 
@@ -138,6 +141,13 @@ def _truncating(tokenizer: Tokenizer, max_seq_len: int) -> Any:
     fast = reader_of(tokenizer)
     fast.enable_truncation(max_seq_len, strategy="longest_first")
     return fast
+
+
+def _named(probabilities: npt.NDArray[np.float64], task: Task, *, at_least: int = 0) -> dict[str, float]:
+    """Name the probabilities of the labels, or of many the highest ones, in falling order."""
+    count = max(_MOST_SCORES, at_least)
+    shown = range(len(task.labels)) if len(task.labels) <= count else np.argsort(-probabilities, kind="stable")[:count].tolist()
+    return {task.labels[number]: float(probabilities[number]) for number in shown}
 
 
 def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

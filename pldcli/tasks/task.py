@@ -193,8 +193,8 @@ class Prediction:
     """classification: the label as spelled. multi-label: a list of them. regression: a number. tags: a list of labels. spans: the answer's
     text, "" for none."""
     scores: Any
-    """classification, multi-label: label name to probability. regression: a list with the number. tags: the probability of each word's
-    label. spans: a mapping with `answer` and `no_answer` (sums of logits)."""
+    """classification, multi-label: label name to probability, of many labels for the most probable. regression: a list with the number.
+    tags: the probability of each word's label. spans: a mapping with `answer` and `no_answer` (sums of logits)."""
     label_id: Any = None
     """classification: the id. multi-label, tags: a list of ids."""
 

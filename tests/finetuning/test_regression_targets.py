@@ -131,6 +131,19 @@ def test_predictions_that_do_not_vary_are_said(experiment: Experiment, learn: An
     assert [line for line in found.notes if line.startswith("predictions hardly vary in validation")]
 
 
+def test_where_validation_has_one_target_the_lowest_error_is_the_best(experiment: Experiment, learn: Any, tmp_path: Path) -> None:
+    dearest = max(priced(60, 2), key=lambda row: row["price"])
+    for rows, whose in (([dearest], "the target of the only example"), ([dearest] * 3, "every target")):
+        validation = write_rows(tmp_path / "validation.jsonl", rows)
+        done = learn(replace(experiment, files={"validation": str(validation)}), tmp_path / f"out-{len(rows)}")
+        cell = done.cells[done.best]
+        errors = [row["eval/validation/rmse"] for row in cell["history"]]
+        assert cell["score"] == 0.0 and errors.index(min(errors)) > 0
+        assert cell["best_step"] == cell["history"][errors.index(min(errors))]["step"]
+        what = f"{whose} in validation is {dearest['price']:,.6g}"
+        assert done.notes == [f"{what}: correlations are 0 whatever is predicted, so the lowest rmse is the best"]
+
+
 def test_results_from_before_targets_were_standardised_are_done_again(
     learned_prices: Any, experiment: Experiment, learn: Any, tmp_path: Path
 ) -> None:

@@ -74,6 +74,8 @@ def test_the_best_cell() -> None:
     assert best_cell({"x": cell(-0.5), "y": cell(None), "z": cell(-0.2)}) == "z"
     assert best_cell({"x": cell(None)}) is None
     assert best_cell({}) is None
+    errors = {name: cell(0.0) | {"scores": {"validation": {"pearson": 0.0, "rmse": rmse}}} for name, rmse in (("x", 2.0), ("y", 1.0))}
+    assert best_cell(errors) == "y", "of equal scores the lowest error"
 
 
 def test_metrics_of_a_second_split_have_its_name() -> None:

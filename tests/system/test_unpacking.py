@@ -8,8 +8,9 @@ import pytest
 from pldcli.comparison.metrics_table import read_table as read_runs
 from pldcli.errors import DataError
 from pldcli.system import unpacking
-from pldcli.system.unpacking import open_gzip
+from pldcli.system.unpacking import open_packed
 from pldcli.task_files.table import read_table
+from tests.task_files.test_table import PACKINGS
 
 
 def write(path, content):
@@ -41,4 +42,13 @@ def test_what_unpacks_to_far_more_is_refused_before_all_of_it_is_in_memory(tmp_p
 def test_what_is_small_may_unpack_to_anything(tmp_path):
     content = b"a" * 5_000_000
     path = write(tmp_path / "a.txt.gz", content)
-    assert open_gzip(path, io.BytesIO(path.read_bytes())).read() == content
+    assert open_packed(path, io.BytesIO(path.read_bytes())).read() == content
+
+
+@pytest.mark.parametrize(("ending", "pack"), PACKINGS)
+def test_every_packing_has_the_same_limit(tmp_path, monkeypatch, ending, pack):
+    monkeypatch.setattr(unpacking, "_ALWAYS_BYTES", 1 << 20)
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(pack(b'{"text": "' + b"a" * 5_000_000 + b'"}\n'))
+    with pytest.raises(DataError, match=r"unpacks to more than 100 times its size"):
+        read_table(path)

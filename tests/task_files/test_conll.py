@@ -22,6 +22,7 @@ LABELS = [["B-PER", "O"], ["O"]]
         PLAIN,
         PLAIN.rstrip("\n"),
         PLAIN.replace("\n", "\r\n"),
+        PLAIN.encode("utf-16"),
         PLAIN.replace(" ", "\t"),
         PLAIN.replace(" ", "\t").replace("\n", "\r\n"),
         PLAIN.replace(" ", "  \t ").replace("\n", " \n"),
@@ -97,7 +98,7 @@ def test_comments_where_spaces_part_columns(tmp_path):
         ("", r"a.txt: holds no words; one word a line is needed"),
         ("\n \n-DOCSTART- -X- O\n# a = b\n", r"a.txt: holds no words"),
         (b"a O\nb O\nc\xe9 O\n", r"a.txt:3: byte 0xe9 is not UTF-8; convert the file"),
-        ("a O\n".encode("utf-16"), r"a.txt: is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
+        ("a O\n".encode("utf-16")[:-1], r"a.txt: is not in the encoding that its byte-order mark says; save it as UTF-8"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(tmp_path, content, message):
@@ -117,6 +118,15 @@ def test_files_that_are_not_what_they_should_be(tmp_path, content, message):
 def test_columns_that_are_not_there(tmp_path, columns, message):
     with pytest.raises(DataError, match=message):
         read_conll(write(tmp_path / "a.txt", PLAIN), **columns)
+
+
+def test_bad_sentences_are_left_out_and_collected(tmp_path):
+    path = write(tmp_path / "a.txt", "a O\n\nb\nc O\n\nd O\ne O O\n\nf O\n")
+    bad: list[DataError] = []
+    assert read_conll(path, bad=bad) == ([["a"], ["f"]], [["O"], ["O"]])
+    assert [error.where for error in bad] == [f"{path}:3", f"{path}:7"]
+    with pytest.raises(DataError, match=r"all 4 sentences are unusable; the first: .*a.txt:1: has 2 columns, so none for the label at 5"):
+        read_conll(path, label_column=5, bad=[])
 
 
 def test_files_that_cannot_be_read(tmp_path):

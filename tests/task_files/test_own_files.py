@@ -430,3 +430,134 @@ def test_one_of_several_labels_that_training_does_not_have(tmp_path):
     other = jsonl(tmp_path / "b.jsonl", [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["y", "z"]}])
     message = line_of(DataError, tmp_path, load_own, train, validation=other)
     assert message == "b.jsonl:2: the label 'z' does not occur in training; known labels are: x, y"
+
+
+def test_several_labels_printed_as_lists(tmp_path):
+    for cells, labels, ids in (
+        (["['b', 'a c']", "[]", "['b']"], ("a c", "b"), [[0, 1], [], [1]]),
+        (["[10, 2]", "[]", "[2]"], ("2", "10"), [[0, 1], [], [0]]),
+    ):
+        path = csv(tmp_path / "a.csv", [f'text,"{cells[number % 3]}"' for number in range(30)])
+        data = load_own(path, kind="multi-label", validation=path)
+        assert (data.task.labels, data.task.separator, data.train.labels[:3]) == (labels, "", ids)
+        assert load_split(data.task, path).labels == data.train.labels
+    path = csv(tmp_path / "a.csv", ["text,['a']", "text,['a' 'b']"])
+    line = line_of(DataError, tmp_path, load_own, path, kind="multi-label")
+    assert line == """a.csv:3: the label "['a' 'b']" is no list, but begins like one; write it as ['a', 'b'], or a|b"""
+
+
+def test_several_labels_with_names_of_which_some_do_not_occur(tmp_path):
+    classes = datasets.Sequence(datasets.ClassLabel(names=["x", "y", "z"]))
+    features = datasets.Features({"text": datasets.Value("string"), "labels": classes})
+    rows = datasets.Dataset.from_dict({"text": ["a"] * 20, "labels": [[0, 1], [1]] * 10}, features=features)
+    rows.to_parquet(str(tmp_path / "a.parquet"))
+    validation = jsonl(tmp_path / "v.jsonl", [{"text": "a", "labels": ["z", "x"]}, {"text": "b", "labels": [2]}])
+    data = load_own(tmp_path / "a.parquet", validation=validation)
+    assert data.task.labels == ("x", "y", "z") and data.task.written == (0, 1, 2)
+    assert data.train.labels[:2] == [[0, 1], [1]] and data.validation["validation"].labels == [[0, 2], [2]]
+
+
+def test_what_seldom_stands_between_labels_is_part_of_them(tmp_path):
+    values = ["red,green", "green", "R|P,red", "green,red"]
+    task = load_own(csv(tmp_path / "a.csv", [f'text,"{values[number % 4]}"' for number in range(40)]), kind="multi-label").task
+    assert (task.labels, task.separator) == (("R|P", "green", "red"), ",")
+
+
+# Labels and rows that cannot be used
+
+
+def test_named_classes_that_are_digits(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list("12345"))})
+    rows = datasets.Dataset.from_dict({"text": ["a"] * 20, "label": [0, 1, 2, 3, 4] * 4}, features=features)
+    rows.to_parquet(str(tmp_path / "a.parquet"))
+    stars = csv(tmp_path / "v.csv", [f"text,{star}" for star in range(1, 6)])
+    data = load_own(tmp_path / "a.parquet", validation=stars)
+    assert data.train.labels == [0, 1, 2, 3, 4] * 4 and data.validation["validation"].labels == [0, 1, 2, 3, 4]
+    known = "does not occur in training; known labels are: 1, 2, 3, 4, 5"
+    line = line_of(DataError, tmp_path, load_split, data.task, csv(tmp_path / "v.csv", ["text,0"]))
+    assert line == f"v.csv:2: the label '0' {known}"
+    numbers = jsonl(tmp_path / "v.jsonl", [{"text": "a", "label": number} for number in range(1, 6)])
+    line = line_of(DataError, tmp_path, load_split, data.task, numbers)
+    assert line == f"v.jsonl:5: the label 5 {known}; as numbers they count from 0"
+
+
+@pytest.mark.parametrize(("tag", "shown"), [(["B-X"], "list"), ({"x": 1}, "dict"), (None, "null")])
+def test_tags_that_are_none(tmp_path, tag, shown):
+    rows = [{"tokens": ["a", "b"], "tags": ["O", "B-X"]} for _ in range(20)]
+    good = jsonl(tmp_path / "good.jsonl", rows)
+    rows[4]["tags"][1] = tag
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    expected = f"a.jsonl:5: the label of word 2 is neither a word nor a number but {shown}; mend it, or name another label column"
+    assert line_of(DataError, tmp_path, load_own, path) == expected
+    assert line_of(DataError, tmp_path, load_own, good, validation=path) == expected
+    assert len(load_own(path, validation=good, skip_bad=True).train) == 19
+
+
+def test_rows_that_are_unusable_in_other_ways_can_be_left_out(tmp_path):
+    good = [{"text": f"text {number}", "label": ["yes", "no"][number % 2]} for number in range(20)]
+    bad = ["{", "[1]", '{"text": 5, "label": "no"}', '{"text": "a", "label": {"x": 1}}', '{"text": 6, "label": "no"}']
+    path = write(tmp_path / "a.jsonl", "\n".join([*map(json.dumps, good), *bad]))
+    validation = jsonl(tmp_path / "v.jsonl", [*good[:2], {"text": "a", "label": "maybe"}])
+    data = load_own(path, validation=validation, skip_bad=True)
+    assert len(data.train) == 20 and data.train.labels == [1, 0] * 10 and data.task.labels == ("no", "yes")
+    assert [note.replace(f"{tmp_path}/", "") for note in data.train.notes[1:]] == [
+        "a.jsonl: left out 2 rows without a JSON object (the first is line 21)",
+        "a.jsonl: left out 2 rows that cannot be used; the first: a.jsonl:23: 'text' is not text but 5; name the right column",
+        "a.jsonl: left out 1 row that cannot be used; the first: a.jsonl:24: the label is neither a word nor a number but dict; "
+        "mend it, or name another label column",
+    ]
+    assert [note.replace(f"{tmp_path}/", "") for note in data.validation["validation"].notes] == [
+        "v.jsonl: left out 1 row that cannot be used; the first: v.jsonl:3: the label 'maybe' does not occur in training; "
+        "known labels are: no, yes"
+    ]
+    line = line_of(DataError, tmp_path, load_own, write(tmp_path / "b.jsonl", "{\n{\n"), skip_bad=True)
+    assert line == "b.jsonl: has no rows; b.jsonl: left out 2 rows without a JSON object (the first is line 1)"
+
+
+def test_sentences_that_cannot_be_used_can_be_left_out(tmp_path):
+    rows = [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}] * 20
+    good = jsonl(tmp_path / "good.jsonl", rows)
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"tokens": ["a"], "tags": ["O", "O"]}, {"tokens": ["a", ""], "tags": ["O", "O"]}])
+    train = load_own(path, validation=good, skip_bad=True).train
+    assert len(train) == 20 and len(train.inputs[0]) == 20
+    assert [note.partition("; the first: ")[2].replace(f"{tmp_path}/", "") for note in train.notes[1:]] == [
+        "a.jsonl:21: has 1 word but 2 labels; every word needs one label",
+        "a.jsonl:22: 'tokens' holds '', which is not a word; every word must be text, and not empty",
+    ]
+    path = write(tmp_path / "a.conll", f"{SENTENCES}Rome\nis O\n\nRome B-LOC\n\nso O O\n")
+    train = load_own(path, validation=path, skip_bad=True).train
+    assert len(train) == 21
+    assert train.notes[1].startswith(f"{path}: left out 2 sentences that cannot be used; the first: {path}:61: has 1 column, and the first")
+
+
+def test_questions_that_cannot_be_read_are_counted(tmp_path):
+    row = {"question": "Where?", "context": "In Rome.", "answers": {"text": ["Rome"], "answer_start": [3]}}
+    path = write(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 4 + "{")
+    train = load_own(path, validation=path, kind="spans", skip_bad=True).train
+    assert len(train) == 4 and f"{path}: left out 1 row without a JSON object (the first is line 5)" in train.notes
+
+
+# Rows held out
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("text", ["common"] * 26 + ["rare", "rarer", "rare", "other"]),
+        ("text", [["common"]] * 26 + [["rare", "common"], ["rarer"], ["rare"], ["other", "common"]]),
+        (["word"], [["common"]] * 26 + [["rare"], ["rarer"], ["rare"], ["other"]]),
+    ],
+)
+def test_an_example_of_each_class_is_left_to_train_on(tmp_path, text, labels):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for label in labels])
+    for seed in range(12):
+        data = load_own(path, validation_fraction=0.5, seed=seed)
+        known = {one for label in data.train.labels for one in (label if isinstance(label, list) else [label])}
+        assert known == {0, 1, 2, 3} and len(data.validation["validation"]) == 15
+        assert data.train.indices == load_own(path, validation_fraction=0.5, seed=seed).train.indices
+
+
+def test_classes_with_one_row_each_are_noted(tmp_path):
+    path = csv(tmp_path / "a.csv", [f"text {number},class {number}" for number in range(20)])
+    note = load_own(path, kind="classification").train.notes[-1]
+    assert note.endswith("18 are left to train on; 2 of 20 classes are in validation only")

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 
 import datasets
 import pyarrow as pa
@@ -8,6 +10,13 @@ import pytest
 
 from pldcli.errors import DataError
 from pldcli.task_files.table import read_table
+
+PACKINGS = [
+    (".gz", gzip.compress),
+    (".bz2", bz2.compress),
+    (".xz", lzma.compress),
+    (".zst", lambda content: pa.compress(content, "zstd", asbytes=True)),
+]
 
 
 def write(path, content):
@@ -140,8 +149,8 @@ def test_cells_of_any_size(tmp_path):
         ("a.json", "[]", "a.json: has no rows; name a file with examples in it"),
         ("a.tsv", "text\tlabel\n", "a.tsv: has a heading but no rows; name a file with examples in it"),
         ("a.csv", "text,label,text\n1,2,3\n", "a.csv:1: the heading has 'text' twice; give each column its own name"),
-        ("a.csv", b"a,b\n1,2\n3,\xe9\n", "a.csv:3: byte 0xe9 is not UTF-8; convert the file to UTF-8, for example: iconv -f ISO-8859-1"),
-        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "a.csv: is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 a.csv > utf8.csv"),
+        ("a.csv", b"a,b\n1,2\n3,\xe9\n", "a.csv:3: byte 0xe9 is not UTF-8; convert the file to UTF-8, for example: iconv -f cp1252"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16")[:-1], "a.csv: is not in the encoding that its byte-order mark says; save it as UTF-8"),
         ("a.tsv", b"a\tb\0\n", "a.tsv: is binary, not text; known are .csv"),
         ("a.xlsx", "x", "a.xlsx: has an ending that is not known; known are .csv, .tsv, .jsonl"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl:2: is not JSON (Expecting value, column 6); one object per line"),
@@ -229,3 +238,47 @@ def test_what_datasets_saved_and_the_names_of_its_classes(tmp_path):
 def test_only_wanted_columns_are_kept(tmp_path):
     table = read_table(write(tmp_path / "a.tsv", "a\tb\tc\n1\t2\t3\n"), keep={"c", "a"})
     assert table.columns == {"a": ["1"], "c": ["3"]} and table.headings == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_text_with_a_byte_order_mark(tmp_path, encoding):
+    """As spreadsheets write "Unicode text"."""
+    path = write(tmp_path / "a.txt", "\ufefftext\tlabel\r\nzwölf\tja\r\n東京\tnein\r\n".encode(encoding))
+    assert read_table(path).columns == {"text": ["zwölf", "東京"], "label": ["ja", "nein"]}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "guess"),
+    [
+        ("koi8-r", "Лес горел всю ночь, и никто не знал почему это случилось.", "koi8-r"),
+        ("shift-jis", "この映画はとても面白かったです。また見たいと思います。", "cp932"),
+    ],
+)
+def test_the_encoding_to_convert_from_is_guessed(tmp_path, encoding, text, guess):
+    path = write(tmp_path / "a.tsv", b"text\tlabel\n" + f"{text}\t1\n".encode(encoding) * 50)
+    assert f"for example: iconv -f {guess} -t UTF-8 a.tsv > utf8.tsv" in error_of(path)
+
+
+@pytest.mark.parametrize(("ending", "pack"), PACKINGS)
+def test_packed_files(tmp_path, ending, pack):
+    content = pack("text\tlabel\nä\t1\n".encode())
+    assert read_table(write(tmp_path / f"a.tsv{ending}", content)).columns == {"text": ["ä"], "label": ["1"]}
+    for damaged in (content[:-5], b"text\tlabel\n"):
+        path = write(tmp_path / f"a.tsv{ending}", damaged)
+        assert error_of(path) == f"a.tsv{ending}: is truncated or damaged; compress or copy it again"
+
+
+@pytest.mark.parametrize("content", ['text,label\n"big pipe,0\nfoo,1\npipe of 5",1\n', 'label,text\nno,"big pipe\nyes,foo\nno,5"\nyes,a\n'])
+def test_rows_that_quotes_join_are_noted(tmp_path, content):
+    path = write(tmp_path / "a.csv", content)
+    assert read_table(path).notes == (
+        f"{path}: 1 row has several lines that look like rows themselves (the first begins in line 2); "
+        'a quote that is part of the text is written twice, and the cell in quotes: "a 5"" pipe"',
+    )
+
+
+def test_texts_of_several_lines_are_not_noted(tmp_path):
+    content = 'text,label\n"Dear John,\nthank you",1\n"one, two\nthree",0\n"1\n2",0\n'
+    assert read_table(write(tmp_path / "a.csv", content)).notes == ()
+    content = 'a,b,c\n1,"x\n1,y"\n1,2,3\n'
+    assert len(read_table(write(tmp_path / "b.csv", content), skip_broken_rows=True)) == 1

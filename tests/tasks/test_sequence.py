@@ -9,7 +9,7 @@ import pytest
 
 from pldcli.tasks import sequence
 from pldcli.tasks.kinds import KINDS
-from pldcli.tasks.sequence import Classification, Regression
+from pldcli.tasks.sequence import Classification, MultiLabel, Regression
 from pldcli.tasks.task import Examples, Features, Task
 from pldcli.tokenization.tokenizer import Tokenizer, load_tokenizer
 from pldcli.tokenization.training import train_tokenizer
@@ -226,3 +226,12 @@ def test_scores_are_those_of_scikit_learn_and_scipy() -> None:
 def test_heads() -> None:
     assert (KINDS["classification"].head, KINDS["classification"].num_outputs(TASK)) == ("sequence", 3)
     assert (KINDS["regression"].head, KINDS["regression"].num_outputs(NUMBER)) == ("sequence", 1)
+
+
+def test_of_many_labels_the_most_probable_are_named() -> None:
+    many = replace(TASK, labels=tuple(f"class {number}" for number in range(1000)))
+    [found] = Classification().predict([np.linspace(0, 5, 1000, dtype=np.float32)], features_of(1), examples(["a"]), many)
+    assert found.label == "class 999" and list(found.scores) == [f"class {number}" for number in range(999, 979, -1)]
+    logits = np.where(np.arange(1000) < 30, 1, -1).astype(np.float32)
+    [found] = MultiLabel().predict([logits], features_of(1), examples(["a"]), replace(many, kind="multi-label"))
+    assert found.label == list(found.scores) == [f"class {number}" for number in range(30)]
