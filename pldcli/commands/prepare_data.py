@@ -129,12 +129,17 @@ def prepare_data(
     share: Annotated[
         str | None,
         typer.Option(
+            "--share",
+            "--shard",
             metavar="I/N",
             help="Do the I-th of N shares of the work, beside others that do theirs: run all, run all again, then run without.",
             show_default=False,
             rich_help_panel=_SEVERAL,
         ),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Only put the shares together; where one is missing, say so.", rich_help_panel=_SEVERAL)
+    ] = False,
     emit: Annotated[
         JobFile | None,
         typer.Option(
@@ -190,6 +195,7 @@ def prepare_data(
             near_duplicates=near_duplicates,
             keep_rejects=keep_rejects,
             overwrite=overwrite,
+            merge=merge,
         )
         if share is not None:
             number, count = _share(share)
@@ -222,7 +228,7 @@ def _job_file(kind: JobFile, share: str | None, out: Path, *, overwrite: bool) -
     typed, words = iter(sys.argv[1:]), ["pld"]
     for word in typed:
         name, equals, _ = word.partition("=")
-        if name not in ("--emit", "--share"):
+        if name not in ("--emit", "--share", "--shard"):
             words.append(word)
         elif not equals:
             next(typed)

@@ -16,7 +16,7 @@ from pldcli.errors import DataError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["Address", "Location", "address_of", "files_at"]
+__all__ = ["SAVED_DATASET", "Address", "Location", "address_of", "files_at"]
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
 _WITHOUT_HOST = ("file", "local")
@@ -24,7 +24,7 @@ _SECRETS = re.compile(r"(?<=://)[^/@]*@|[?#].*")
 """Of an address: who reads it, and what follows the path, which may be a signature."""
 _VERSIONS = ("ETag", "etag", "version_id", "LastModified", "Last-Modified", "last_modified", "last_commit", "mtime", "updated", "created")
 """What tells that a file has changed, by the names that file systems give it."""
-_SAVED_DATASET = {"state.json", "dataset_info.json"}
+SAVED_DATASET = {"state.json", "dataset_info.json"}
 """Files in a folder that `datasets` saved, beside its Arrow files."""
 _PAGE = "text/html"
 _BUFFER_BYTES = 1 << 16
@@ -179,7 +179,7 @@ def _without_side_files(there: dict[str, Any], root: str) -> dict[str, Any]:
     def is_text(place: str) -> bool:
         folder, _, name = place.rpartition("/")
         is_hidden = any(part.startswith(".") for part in place.removeprefix(root).split("/"))
-        is_beside = name == "dataset_dict.json" or (folders[folder] >= _SAVED_DATASET and not name.endswith(".arrow"))
+        is_beside = name == "dataset_dict.json" or (folders[folder] >= SAVED_DATASET and not name.endswith(".arrow"))
         return not (is_hidden or is_beside)
 
     return {place: info for place, info in there.items() if is_text(place)}

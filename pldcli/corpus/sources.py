@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pldcli.corpus.addresses import Address, Location, address_of, files_at
+from pldcli.corpus.addresses import SAVED_DATASET, Address, Location, address_of, files_at
 from pldcli.errors import DataError, UsageError, reason_of
 from pldcli.system.extras import require
 from pldcli.system.json_text import from_json
@@ -29,8 +29,6 @@ FILE_TWICE = "file named twice"
 IRREGULAR_FILE = "not a regular file"
 LINK_TO_NOTHING = "link to nothing"
 
-_SAVED_DATASET = {"state.json", "dataset_info.json"}
-"""Files in a directory that `datasets` saved, beside its Arrow files."""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _FIRST_BYTES = re.compile(rb"(\x1f\x8b\x08)|(BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(\xfd7zXZ\0)|(\x28\xb5\x2f\xfd)")
 """Of compressed files, whatever they are called, in the order of `_COMPRESSIONS`. Source: RFC 1952, RFC 8878; the formats of bzip2, xz."""
@@ -140,7 +138,7 @@ def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Itera
             elif place != excluded:
                 walked.add(place)
                 folders.append(name)
-        if set(names) >= _SAVED_DATASET:
+        if set(names) >= SAVED_DATASET:
             names = _files_of_dataset(Path(folder), names)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")
 

@@ -114,6 +114,8 @@ class Preparation:
     """Write the documents that are left out to `rejected.jsonl`."""
     overwrite: bool = False
     """Replace `out`."""
+    merge: bool = False
+    """Put together what shares have done, and do nothing that they have not."""
     names: Mapping[Location, str] = field(default_factory=dict)
     """What files are called in the manifest, where not by their path."""
     quiet: bool = False
@@ -253,7 +255,7 @@ class Preparation:
             signs=self.near_duplicates is not None,
             keep_rejects=self.keep_rejects,
         )
-        return Work(stages, self.processes, self.quiet, self.engine == "ray", share)
+        return Work(stages, self.processes, self.quiet, self.engine == "ray", share, self.merge)
 
     def _tokenizer(self, work: Work, scans: Sequence[Scanned]) -> tuple[Tokenizer, list[str]]:
         """Take the tokenizer that is there, or train one; return what the user should read about it, too."""

@@ -23,7 +23,7 @@ from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import near_earlier_ones
 from pldcli.data.prepared import REJECTED
 from pldcli.data.shards import ShardWriter, segments
-from pldcli.errors import DataError
+from pldcli.errors import DataError, UsageError
 from pldcli.preparation.fates import LEFT_OUT, TRAIN, VALIDATION, Fates, Near, decide
 from pldcli.preparation.pool import do_all
 from pldcli.preparation.ray_engine import do_all_on_ray
@@ -58,6 +58,8 @@ class Work:
     """On a Ray cluster instead of in processes of this machine."""
     share: tuple[int, int] = (0, 1)
     """The number of this process, and how many there are that share the work; on one file system, perhaps on several machines."""
+    merges: bool = False
+    """What others have not done is an error."""
 
     @contextmanager
     def kept_when_stopped(self) -> Iterator[None]:
@@ -216,7 +218,7 @@ class Work:
 
     @property
     def _is_worth_keeping(self) -> bool:
-        return self._is_shared or (len(self.stages.units) > 1 and self._num_done > 0)
+        return self._is_shared or self.merges or (len(self.stages.units) > 1 and self._num_done > 0)
 
     @property
     def _usual_processes(self) -> int:
@@ -233,6 +235,9 @@ class Work:
         number, count = self.share
         own = tasks[number::count]
         missing = [task for task in own if not self.stages.is_done(task)]
+        if missing and self.merges:
+            what = f"{len(missing):,} of {len(tasks):,} parts are not done ({description.lower()})"
+            raise UsageError(what, where="--merge", hint="run the shares that are missing, or leave --merge out to do them here")
         total, left = (sum(self.stages.num_bytes(task) for task in some) for some in (own, missing))
         with Progress(description, total=total, unit="bytes", quiet=self.quiet) as progress:
             progress.update(total - left)

@@ -136,3 +136,20 @@ def test_weights_change_nothing_that_is_said_of_the_text(tmp_path: Path, pld: Ca
         found.append(json.loads(pld("data", "inspect", tmp_path / name, "--json", "--samples", "0").out))
     plain, heavy = ({key: value for key, value in one["splits"]["train"].items() if key != "lengths"} for one in found)
     assert plain == heavy and found[0]["frequent"] != found[1]["frequent"]
+
+
+def test_merging_does_nothing_that_a_share_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Outcome]) -> None:
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    (tmp_path / "text.txt").write_text("\n\n".join(made_up_documents(100)))
+    line = ["prepare-data", tmp_path / "text.txt", "--vocab-size", 200, "--processes", 1, "--out"]
+    assert pld(*line, tmp_path / "whole").code == 0
+    for round_ in (1, 2):
+        assert pld(*line, tmp_path / "out", "--shard", "0/2").code == 0
+        early = pld(*line, tmp_path / "out", "--merge")
+        done = "reading" if round_ == 1 else "encoding"
+        assert early.code == 2 and re.search(
+            rf"--merge: \d+ of \d+ parts are not done \({done}\); run the shares that are missing", early.err
+        )
+        assert pld(*line, tmp_path / "out", "--shard", "1/2").code == 0
+    assert pld(*line, tmp_path / "out", "--merge").code == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
