@@ -35,7 +35,8 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False, "weighted": []}
     rest |= {"engine": "local", "near_duplicates": None, "names": {}, "merge": False}
     assert calls[0][1] == given | rest
-    words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--encoding", "cp1252", "--skip-bad", "--merge")
+    words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--merge", "--encoding", "cp1252")
+    words += ("--skip-bad",)
     filters = (
         "--min-words",
         "2",
