@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.system.json_text import from_json
+from pldcli.system.short_names import shortest_names
 
 __all__ = ["MINIMAL_PAIRS", "name_runs", "read_config", "read_run", "read_runs"]
 
@@ -92,16 +92,11 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
     Raises:
         UsageError: One is named twice.
     """
-    places, names = [path.resolve() for path in paths], list[str]()
+    places = [path.resolve() for path in paths]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UsageError("the same run is named twice", where=str(paths[number]), hint="name another run")
-    for place in places:
-        depth = 1
-        while depth < len(place.parts) and Counter("/".join(one.parts[-depth:]) for one in places)["/".join(place.parts[-depth:])] > 1:
-            depth += 1
-        names.append("/".join(place.parts[-depth:]))
-    return names
+    return shortest_names(places)
 
 
 def _unreadable_lines(path: Path, readable: int) -> int:

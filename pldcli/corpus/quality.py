@@ -24,6 +24,7 @@ from pldcli.corpus.reader import UNSPACED, WORD
 from pldcli.corpus.sources import find_sources
 from pldcli.errors import DataError, UsageError, reason_of
 from pldcli.system.json_text import from_json
+from pldcli.system.short_names import shortest_names
 
 __all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files", "without_a_run"]
 
@@ -132,7 +133,7 @@ class _Overlap:
         self._before: list[int] = []
         self._found = -1
         paths = list(_evaluation_files(places))
-        self._names = _short_names(paths)
+        self._names = shortest_names(paths)
         runs, owners = [], []
         for number, path in enumerate(paths):
             for text in _texts(path):
@@ -202,15 +203,6 @@ def without_a_run(filters: Filters) -> list[Path]:
     fewest = filters.overlap_words
     files = _evaluation_files(filters.against) if filters.against else ()
     return [path for path in files if all(len(WORD.findall(text)) < fewest for text in _texts(path))]
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """Name each file by as much of the end of its path as tells it from the others."""
-    ends = [
-        ["/".join(path.parts[-count:]) for path in paths] for count in range(1, max((len(path.parts) for path in paths), default=0) + 1)
-    ]
-    names = [next((end[number] for end in ends if end.count(end[number]) == 1), str(path)) for number, path in enumerate(paths)]
-    return names
 
 
 def _bytes(path: Path) -> bytes:

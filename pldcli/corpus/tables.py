@@ -74,11 +74,11 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
     if delimiter == "\t":
         held: list[str] = []
         for before, line in enumerate(_until_quote(lines, held), 1):
-            yield before, line.rstrip("\n").split(delimiter) if line.strip("\n") else []
+            yield before, _plain_cells(line)
         held += _some(lines)
         if not is_quoted([heading, *held] if before else held, delimiter):
             for number, line in enumerate(chain(held, lines), before + 1):
-                yield number, line.rstrip("\n").split(delimiter) if line.strip("\n") else []
+                yield number, _plain_cells(line)
             return
         lines = chain(held, lines)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -96,6 +96,11 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
             if row is None:
                 return
             yield start, row
+
+
+def _plain_cells(line: str) -> list[str]:
+    text = line.rstrip("\n")
+    return text.split("\t") if text else []
 
 
 def _until_quote(lines: Iterable[str], held: list[str]) -> Iterator[str]:

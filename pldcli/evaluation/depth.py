@@ -163,9 +163,8 @@ def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
             last = schedule.keep_probs(schedule.total_steps - 1)
             if len(set(last)) > 1:
                 return KeepProbs(last, f"keep probabilities of {place} at its last step ({rule})")
-            mean = schedule.keep_probs_at(
-                schedule.mean_theta(schedule.total_steps)
-            )  # a run that ends with every block tells them not apart
+            # A run that ends with every block tells them not apart there.
+            mean = schedule.keep_probs_at(schedule.mean_theta(schedule.total_steps))
             return KeepProbs(mean, f"mean keep probabilities of {place} ({rule})")
         return KeepProbs(_papers(num_blocks), f"{place} was trained without layer dropping, so the paper's rule is taken")
     return KeepProbs(_papers(num_blocks), "how it was trained is not known here, so the paper's rule is taken")

@@ -21,7 +21,7 @@ from pldcli.choices import DocumentPer, Engine
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import check_encoding
-from pldcli.corpus.quality import Filters, check_filters, without_a_run
+from pldcli.corpus.quality import Filters, check_filters, fingerprint_of_files, without_a_run
 from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
@@ -249,6 +249,7 @@ class Preparation:
             units=cut(files, reading, unit_bytes(num_bytes)),
             reading=reading,
             filters=self.filters,
+            compared=fingerprint_of_files(self.filters),
             sample_bytes=sample_bytes,
             num_train_sources=num_train,
             first_threshold=first_threshold(num_bytes, sample_bytes),

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from pldcli import __version__
 from pldcli.corpus.addresses import Address, Location
 from pldcli.corpus.decoding import CHUNK_BYTES
-from pldcli.corpus.quality import Filters, Judge, fingerprint_of_files
+from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Reader, count_words
 from pldcli.corpus.repeats import RepeatedLines
 from pldcli.corpus.sampling import Sampler
@@ -108,6 +108,8 @@ class Stages:
     reading: Mapping[str, Any]
     """Arguments of `Reader`."""
     filters: Filters = field(default_factory=Filters)
+    compared: list[list[str]] = field(default_factory=list)
+    """Name and checksum of each file that documents are compared with, taken once."""
     sample_bytes: int = 0
     """Text to keep for a tokenizer; 0 for none."""
     num_train_sources: int = 0
@@ -129,7 +131,7 @@ class Stages:
             slices = [Slice(task.number, None, self.sources[task.number].num_bytes)]
         else:
             slices = list(self.units[task.number].slices)
-            settings += [dict(self.reading), _jsonable(self.filters), self._compared, self.signs]
+            settings += [dict(self.reading), _jsonable(self.filters), self.compared, self.signs]
             settings += [self.sample_bytes, self.first_threshold, [one.source < self.num_train_sources for one in slices]]
         if task.stage == "encode":
             settings += [self.tokenizer, self.keep_rejects, list(self.causes), file_sha256(self.fates_of(task.number))]
@@ -212,10 +214,6 @@ class Stages:
         except OSError as error:
             raise _changed(source) from error
         return str(source.path), status.st_size, status.st_mtime_ns
-
-    @cached_property
-    def _compared(self) -> list[list[str]]:
-        return fingerprint_of_files(self.filters)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
