@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from pldcli import presets
@@ -26,8 +27,12 @@ _DENSE = "preln"
 """The system that drops nothing."""
 _SHIPPED = ("modern-tiny", "modern-small", "modern-base", "modern-large")
 """Sizes that are candidates though perhaps no run of theirs is on record."""
-_TIMED = 3
-"""So many of the most promising candidates are timed; the others are estimated from FLOPs."""
+_TIMED = 5
+"""So many candidates are timed at most; the others are estimated from FLOPs."""
+_PROMISING = 1.05
+"""An estimate this much above the best of what was timed may still turn out below it."""
+_WORTH_TIMING = 100
+"""Steps: timing a model of which fewer fit takes too much of the budget."""
 _LEAST_PAIRS = 3
 """Comparisons that have to agree before dropping or growing is advised."""
 _NEAR = 4.0
@@ -87,7 +92,7 @@ class Advice:
     """What to train, and why."""
 
     candidates: tuple[Candidate, ...]
-    """Those that were timed, the best first; then those that were estimated."""
+    """The choice, which was timed; then the others, that with the lowest loss first."""
     system: str
     """Shipped system that says what is dropped."""
     unigram_loss: float
@@ -186,15 +191,25 @@ class _Chooser:
             report(f"timing {guess.name}")
             return self.time(guess)
 
-        # One measured step gives the speed of this machine in FLOPs per second, and that an estimate for every shape.
         models = self._models()
-        first = timed(self._estimate(models[0], flops_per_second=1.0))
-        speed = _step_flops(first.config) / first.step_seconds
-        guesses = sorted((self._estimate(model, speed) for model in models), key=lambda guess: guess.share)
-        guesses = [guess for guess in guesses if guess.step_seconds < self.seconds] or [first]
-        # By now it is known which run on record read about as many tokens: the first one may have another recipe.
-        tried = [first if (guess.model, guess.recipe) == (first.model, first.recipe) else timed(guess) for guess in guesses[:_TIMED]]
-        return (*sorted(tried, key=lambda one: one.share), *guesses[_TIMED:])
+        first = timed(self._estimate(models[0], []))
+        # Only now it is known which run on record read about as many tokens: its recipe may be another one.
+        again = self._estimate(models[0], [first])
+        found = [first if again.recipe == first.recipe else timed(again)]
+        # Small models have fewer FLOPs per second than large ones: both ends of what is on record say how many those between have.
+        known = {tuple(run.shape.values()) for run in self.runs}
+        large = [one for one in self._estimates(models, found) if tuple(one.model.shape.values()) in known]
+        large = [one for one in large if one.config.train.total_steps >= _WORTH_TIMING]
+        if large:
+            found.append(timed(max(large, key=lambda one: one.config.flops.dense)))
+        for _ in range(_TIMED - len(found)):
+            promising = min(self._estimates(models, found), key=lambda guess: guess.share, default=None)
+            if promising is None or promising.share >= _PROMISING * min(one.share for one in found):
+                break
+            found.append(timed(promising))
+        best = min(found, key=lambda one: one.share)
+        others = [*(one for one in found if one is not best), *self._estimates(models, found)]
+        return (best, *sorted(others, key=lambda one: one.share))
 
     def time(self, guess: Candidate, system: str = _DENSE) -> Candidate:
         """Measure steps of a candidate here, with what another system drops, and count those that fit.
@@ -215,9 +230,16 @@ class _Chooser:
         different = {tuple(model.shape.values()): model for model in reversed(models)}  # of equal ones the first
         return sorted(different.values(), key=lambda model: model.shape["model.num_hidden_layers"] * model.shape["model.hidden_size"] ** 2)
 
-    def _estimate(self, model: _Model, flops_per_second: float) -> Candidate:
+    def _estimates(self, models: Sequence[_Model], timed: Sequence[Candidate]) -> list[Candidate]:
+        """Estimate the models that were not timed and of which at least one step fits."""
+        guesses = [self._estimate(model, timed) for model in models if all(model != one.model for one in timed)]
+        return [guess for guess in guesses if guess.step_seconds < self.seconds]
+
+    def _estimate(self, model: _Model, timed: Sequence[Candidate]) -> Candidate:
         """Predict from FLOPs how many tokens a model reads, and take over the recipe of the run on record that read about as many."""
-        tokens = self.seconds * flops_per_second / self._config(model, {}).flops.dense
+        per_token = self._config(model, {}).flops.dense
+        flops_per_second = _speed(timed, per_token)
+        tokens = self.seconds * flops_per_second / per_token
         same = [run for run in self.runs if run.shape == model.shape]
         recipe = min(same, key=lambda run: abs(math.log(max(1.0, tokens) / run.tokens))).recipe if same else {}
         config = self._config(model, recipe)
@@ -247,6 +269,13 @@ class _Chooser:
         vocabulary = {"model.vocab_size": self.prepared.vocab_size}
         given = self.overrides if overrides is None else overrides
         return presets.resolve(f"{model.size}-{system}", [*texts, *given], from_data=vocabulary).config
+
+
+def _speed(timed: Sequence[Candidate], flops_per_token: float) -> float:
+    """Read FLOPs per second off what was timed: between two by FLOPs per token, beyond them as at the last; 1 if nothing was."""
+    speeds = sorted((one.config.flops.dense, _step_flops(one.config) / one.step_seconds) for one in timed)
+    sizes, rates = zip(*speeds, strict=True) if speeds else ((1.0,), (1.0,))
+    return float(np.exp(np.interp(math.log(flops_per_token), np.log(sizes), np.log(rates))))
 
 
 def _step_tokens(config: Config) -> int:
