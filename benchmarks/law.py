@@ -147,11 +147,11 @@ def report(
     lines = [head("blocks x width", "parameters", "tokens", "loss", "share of the unigram baseline", "predicted", "off")]
     for run in runs:
         seen = "held out" if run in held_out else ""
-        share, predicted = run.point.loss, law.loss(run.parameters, run.point.tokens)
+        share, predicted = run.point.loss, law.loss(run.point)
         shape = f"{run.shape['model.num_hidden_layers']} x {run.shape['model.hidden_size']}"
         cells = (f"{run.parameters / 1e6:.2f} M", f"{run.tokens / 1e6:.2f} M", f"{run.loss:.3f}", f"{share:.4f}", f"{predicted:.4f}")
         lines.append(row(f"{shape} {seen}".strip(), *cells, f"{predicted / share - 1:+.1%}".replace("%", " %")))
-    worst = max((abs(law.loss(run.parameters, run.point.tokens) / run.point.loss - 1) for run in held_out), default=0.0)
+    worst = max((abs(law.loss(run.point) / run.point.loss - 1) for run in held_out), default=0.0)
     checked = f", the worst of the {len(held_out)} held out is off by {worst:.1%}" if held_out else ""
     parts = [
         "# The loss of an encoder, from its parameters and tokens",
@@ -181,7 +181,7 @@ def draw(shown: Sequence[Recorded], held_out: Sequence[Recorded], law: Law, path
         axes = figure.subplots()
         for runs, colour, label in ((shown, "#1f6fb4", "fitted"), (held_out, "#c03a6b", "held out")):
             measured = [run.point.loss for run in runs]
-            axes.scatter(measured, [law.loss(run.parameters, run.point.tokens) for run in runs], color=colour, label=label, zorder=3)
+            axes.scatter(measured, [law.loss(run.point) for run in runs], color=colour, label=label, zorder=3)
         ends = [run.point.loss for run in (*shown, *held_out)]
         axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#8a8a8a", linewidth=1)
         axes.set(xlabel="measured loss / unigram baseline", ylabel="predicted")

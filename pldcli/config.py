@@ -281,6 +281,11 @@ class Config(Settings):
             raise UsageError("needs sentence pairs", where="objective.next_sentence", hint="add data.layout=nsp-pairs")
         if self.train.unigram_bias and model.lm_head == "plain":
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
+        if self.objective.sampled_softmax is not None:
+            at_once = 1 if self.train.micro_batch_size == "auto" else self.train.micro_batch_size
+            if (most := at_once * self.most_targets) >= self.objective.sampled_softmax:
+                what = f"must exceed the targets of a micro-batch, up to {most:,}, not {self.objective.sampled_softmax:,}"
+                raise UsageError(what, where="objective.sampled_softmax", hint="raise it, or lower train.micro_batch_size or data.seq_len")
         model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
         return self
 
@@ -306,6 +311,12 @@ class Config(Settings):
             what = f"{self.warmup_steps} steps of warm-up reach into the decay, the last {decay} steps"
             raise UsageError(what, where=f"optim.{given}", hint="shorten the warm-up, or lower optim.decay_fraction")
         return self
+
+    @property
+    def most_targets(self) -> int:
+        """Count the tokens that a sequence is to predict, at most."""
+        share = 1.0 if "clm" in self.objective.token_losses else max(self.objective.mask_probabilities)
+        return int(share * self.data.seq_len + 1)
 
     @property
     def warmup_steps(self) -> int:
@@ -347,7 +358,13 @@ class Config(Settings):
         objective = self.objective
         masked = sum(objective.mask_probabilities) / 2
         mask_rate = objective.over_steps(masked=masked, causal=1.0, prefix=0.5)
-        return self.model.flops(self.data.seq_len, mask_rate, span_boundary=objective.span_boundary, num_exits=len(self.exits))
+        return self.model.flops(
+            self.data.seq_len,
+            mask_rate,
+            span_boundary=objective.span_boundary,
+            num_exits=len(self.exits),
+            num_entries=objective.sampled_softmax,
+        )
 
     @property
     def exits(self) -> tuple[int, ...]:

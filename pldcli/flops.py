@@ -1,9 +1,9 @@
 """FLOPs and parameters of an encoder, by one convention.
 
 Forward plus backward per token: 6 x (parameters of matrix products) + 12 L D x (tokens that it attends to), and the head's
-6 (D^2 + V D) x mask rate because it runs at masked positions only, once more for each exit; a span-boundary head's 6 (4 D^2 + V D) x mask
-rate. Where the mask rate moves, its mean over the run stands for every step. Look-ups, norms and biases are not counted, dropped blocks
-never are.
+6 (D^2 + V D) x mask rate because it runs at masked positions only, once more for each exit, with the entries of a sampled softmax for V;
+a span-boundary head's 6 (4 D^2 + V D) x mask rate. Where the mask rate moves, its mean over the run stands for every step. Look-ups,
+norms and biases are not counted, dropped blocks never are.
 
 A token attends to the T of its row, padding included; where rows are packed documents that do not see each other, to those of
 its document; in local blocks to those of its window at most. A block that runs counts as the mean of global and local ones. That is
@@ -49,12 +49,17 @@ class Flops:
         head_transform: bool = True,
         span_boundary: bool = False,
         num_exits: int = 0,
+        num_entries: int | None = None,
         num_local: int = 0,
         window: int = 0,
     ) -> Flops:
-        """Count for an encoder with a tied masked-LM head, which exits use too, on sequences of `seq_len` tokens that see each other."""
+        """Count for an encoder with a tied masked-LM head, which exits use too, on sequences of `seq_len` tokens that see each other.
+
+        With `num_entries` that head scores only so many of the vocabulary.
+        """
         matrices = 4 * hidden_size**2 + (3 if gated else 2) * hidden_size * intermediate_size
-        head = (1 + num_exits) * 6.0 * (head_transform * hidden_size**2 + vocab_size * hidden_size) * mask_rate
+        entries = min(num_entries or vocab_size, vocab_size)
+        head = (1 + num_exits) * 6.0 * (head_transform * hidden_size**2 + entries * hidden_size) * mask_rate
         head += span_boundary * 6.0 * (4 * hidden_size**2 + vocab_size * hidden_size) * mask_rate
         return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks, num_local, window)
 

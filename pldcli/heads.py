@@ -72,9 +72,17 @@ class MaskedLmHead(nn.Module):
             bias_V = word_embeddings_VD.new_zeros(len(word_embeddings_VD)) if bias_V is None else bias_V
             word_embeddings_VD = functional.pad(word_embeddings_VD, (0, 0, 0, missing))
             bias_V = functional.pad(bias_V, (0, missing), value=-torch.inf)
-        if self.dense is not None and self.norm is not None:
-            hidden_MD = self.norm(functional.gelu(self.dense(hidden_MD)))
-        return functional.linear(hidden_MD, word_embeddings_VD, bias_V)
+        return functional.linear(self._transformed(hidden_MD), word_embeddings_VD, bias_V)
+
+    def of_entries(self, hidden_MD: Tensor, word_embeddings_VD: Tensor, entries_E: Tensor) -> Tensor:
+        """Return the logits of some entries of the vocabulary at each masked position, [M, E]."""
+        bias_E = None if self.bias is None else self.bias.index_select(0, entries_E)
+        return functional.linear(self._transformed(hidden_MD), word_embeddings_VD.index_select(0, entries_E), bias_E)
+
+    def _transformed(self, hidden_MD: Tensor) -> Tensor:
+        if self.dense is None or self.norm is None:
+            return hidden_MD
+        return self.norm(functional.gelu(self.dense(hidden_MD)))  # type: ignore[no-any-return]
 
 
 class NextSentenceHead(nn.Module):

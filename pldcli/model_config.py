@@ -114,8 +114,10 @@ class ModelConfig(Settings):
         """Return whether a block attends to a window only."""
         return len(self.global_layer_numbers) < self.num_hidden_layers
 
-    def flops(self, seq_len: int, mask_rate: float, *, span_boundary: bool = False, num_exits: int = 0) -> Flops:
-        """Count the FLOPs per token of rows of `seq_len` tokens, of which the heads see a share of `mask_rate`."""
+    def flops(
+        self, seq_len: int, mask_rate: float, *, span_boundary: bool = False, num_exits: int = 0, num_entries: int | None = None
+    ) -> Flops:
+        """Count the FLOPs per token of rows of `seq_len` tokens, of which the heads see a share of `mask_rate`, over so many entries."""
         return Flops.of_encoder(
             num_blocks=self.num_hidden_layers,
             hidden_size=self.hidden_size,
@@ -127,6 +129,7 @@ class ModelConfig(Settings):
             head_transform=self.lm_head == "transform",
             span_boundary=span_boundary,
             num_exits=num_exits,
+            num_entries=num_entries,
             num_local=self.num_hidden_layers - len(self.global_layer_numbers),
             window=2 * (self.local_attention // 2) + 1,
         )

@@ -37,6 +37,9 @@ class ObjectiveConfig(Settings):
     exit_weight: Positive = 1.0
     """What the loss of each exit counts, beside 1 for that of the whole model."""
 
+    sampled_softmax: Annotated[Whole, Field(gt=1)] | None = None
+    """Predict over so many entries of the vocabulary in training, drawn anew in each micro-batch; must exceed its targets; null: all."""
+
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         if self.causal_share and self.kind != "masked":

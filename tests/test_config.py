@@ -111,6 +111,12 @@ BAD = [
         for exits in ([2, 2], [12], [0])
     ),
     ("objective.exit_weight", 0, "objective.exit_weight: must be greater than 0, not 0"),
+    (
+        "objective.sampled_softmax",
+        20,
+        "objective.sampled_softmax: must exceed the targets of a micro-batch, up to 20, not 20; "
+        "raise it, or lower train.micro_batch_size or data.seq_len",
+    ),
     ("objective.span_boundary", True, "objective.span_boundary: needs masked spans; add objective.masking=span"),
     ("objective.next_sentence", True, "objective.next_sentence: needs sentence pairs; add data.layout=nsp-pairs"),
     ("optim.learning_rate", 0, "optim.learning_rate: must be greater than 0, not 0"),

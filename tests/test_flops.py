@@ -50,6 +50,8 @@ def test_heads_are_counted_at_the_masked_tokens() -> None:
     spans = base.replace(objective={"masking": "span", "span_boundary": True})
     assert spans.flops.head == pytest.approx(0.15 * (2 * head + 6 * 3 * size**2))
     assert base.replace(objective={"exits": (4, 8)}).flops.head == pytest.approx(3 * 0.15 * head)
+    sampled = base.replace(objective={"sampled_softmax": 2048})
+    assert sampled.flops.head == pytest.approx(0.15 * 6 * (size**2 + 2048 * size))
 
 
 def test_parameters_of_the_published_models() -> None:

@@ -13,7 +13,7 @@ import yaml
 from pldcli import presets
 from pldcli.advice import evidence as record
 from pldcli.advice.evidence import SHAPE, Comparison, Evidence, body_parameters
-from pldcli.advice.law import fit, fresh_tokens, leave_one_out
+from pldcli.advice.law import Point, fit, fresh_tokens, leave_one_out
 from pldcli.bench.budget import calibrate
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.console.units import duration, quantity
@@ -252,10 +252,11 @@ class _Chooser:
         config = config.replace(train={"total_steps": total_steps})
         parameters = body_parameters(config)
         tokens = fresh_tokens(_step_tokens(config) * total_steps, self.unique_tokens)
+        share = self.law.loss(Point(parameters, config.model.vocab_size, tokens))
         inside = _is_within(parameters, [run.parameters for run in self.runs])
         inside &= _is_within(tokens, [run.point.tokens for run in self.runs])
         inside &= not self.unlike(candidate) and self.has_known_vocabulary
-        return replace(candidate, config=config, share=min(1.0, self.law.loss(parameters, tokens)), is_on_record=inside)
+        return replace(candidate, config=config, share=min(1.0, share), is_on_record=inside)
 
     def unlike(self, candidate: Candidate) -> list[str]:
         """List the user's settings, as `KEY=VALUE`, that make a candidate learn otherwise than the runs on record of its size did."""

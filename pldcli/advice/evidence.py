@@ -41,7 +41,7 @@ class Recorded:
     @property
     def point(self) -> Point:
         """Return what the law is fitted to: the loss as a share of the unigram baseline, which carries over to other texts best."""
-        return Point(self.parameters, fresh_tokens(self.tokens, self.unique_tokens), self.loss / self.unigram_loss)
+        return Point(self.parameters, self.vocab_size, fresh_tokens(self.tokens, self.unique_tokens), self.loss / self.unigram_loss)
 
     @property
     def shape(self) -> dict[str, int]:

@@ -31,6 +31,7 @@ _LABELS = {
     "objective.span_boundary": "span-boundary loss",
     "objective.exits": "losses after so many blocks",
     "objective.exit_weight": "weight of the losses after fewer blocks",
+    "objective.sampled_softmax": "entries of a sampled softmax",
     "objective.kind": "objective",
     "objective.causal_share": "share of causal steps",
     "optim.name": "optimizer",

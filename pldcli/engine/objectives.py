@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pldcli.choices import TaskKind
 from pldcli.data.loader import NO_TARGET, Batch, Inputs
+from pldcli.errors import UsageError
 from pldcli.model import MaskedLmHead, SpanBoundaryHead, StBert
 from pldcli.tasks.batches import TaskBatch
 
@@ -60,6 +61,8 @@ class MaskedLm:
     """After how many blocks tokens are predicted as well, ascending."""
     exit_weight: float = 1.0
     """What the loss of each exit is multiplied by."""
+    sampled_softmax: int | None = None
+    """Entries of the vocabulary over which a step predicts tokens; None for all."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,9 +85,13 @@ class MaskedLm:
         masked, boundary = (compiled_once(loss_sum) if self.compiled else loss_sum for loss_sum in functions)
         words = model.embeddings.word.weight
         targets = {"positions_M": batch.positions, "target_ids_M": batch.target_ids}
+        if self.sampled_softmax and len(batch.target_ids) >= self.sampled_softmax:
+            what = f"must exceed the {len(batch.target_ids):,} targets of a micro-batch, not {self.sampled_softmax:,}"
+            raise UsageError(what, where="objective.sampled_softmax", hint="raise it, or lower train.micro_batch_size")
+        extent = {"vocab_multiple": self.vocab_multiple, "num_entries": self.sampled_softmax}
 
         def of_tokens(hidden_BTD: Tensor) -> list[Tensor]:
-            total = masked(model.mlm_head, hidden_BTD, words, **targets, vocab_multiple=self.vocab_multiple)
+            total = masked(model.mlm_head, hidden_BTD, words, **targets, **extent)
             return [total if name == token_loss(batch) else torch.zeros_like(total) for name in self.token_losses]
 
         sums = of_tokens(hidden_BTD)
@@ -142,12 +149,50 @@ class TaskLoss:
 
 
 def masked_loss_sum(
-    head: MaskedLmHead, hidden_BTD: Tensor, word_embeddings_VD: Tensor, *, positions_M: Tensor, target_ids_M: Tensor, vocab_multiple: int
+    head: MaskedLmHead,
+    hidden_BTD: Tensor,
+    word_embeddings_VD: Tensor,
+    *,
+    positions_M: Tensor,
+    target_ids_M: Tensor,
+    vocab_multiple: int,
+    num_entries: int | None = None,
 ) -> Tensor:
-    """Sum the cross-entropy over masked positions."""
+    """Sum the cross-entropy over masked positions: over the vocabulary, or an estimate of it over `num_entries` that are drawn."""
     # Masked positions are selected before the head: logits of every token would take most of the memory and be thrown away.
-    logits_MV = head(hidden_BTD.flatten(0, 1).index_select(0, positions_M), word_embeddings_VD, vocab_multiple)
-    return functional.cross_entropy(logits_MV.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
+    hidden_MD = hidden_BTD.flatten(0, 1).index_select(0, positions_M)
+    if num_entries is None or num_entries >= len(word_embeddings_VD):
+        logits = head(hidden_MD, word_embeddings_VD, vocab_multiple)
+    else:
+        entries_E, stand_for_E, target_ids_M = draw_entries(target_ids_M, len(word_embeddings_VD), num_entries)
+        logits = head.of_entries(hidden_MD, word_embeddings_VD, entries_E) + stand_for_E.log()
+    return functional.cross_entropy(logits.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
+
+
+def draw_entries(target_ids_M: Tensor, vocab_size: int, num_entries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw entries of the vocabulary for a sampled softmax: all targets, and of the others as many as there is room for, evenly.
+
+    With each drawn entry counted for those that it stands for, the sum of exponentials is that of the vocabulary on average. Frequent
+    entries are mostly among the targets, so that it varies little.
+
+    Source: Jean et al. 2015 (arXiv 1412.2007), section 3, for a softmax over the targets of a part of the text and a sample.
+
+    Args:
+        target_ids_M: Targets, fewer than `num_entries`.
+        vocab_size: Entries that there are, more than `num_entries`.
+        num_entries: To draw.
+
+    Returns:
+        Their ids [E], how many entries each stands for [E], and the place of each target among them [M].
+    """
+    is_target_M = target_ids_M != NO_TARGET
+    targets_M = torch.where(is_target_M, target_ids_M, 0)
+    ranks_V = torch.rand(vocab_size, device=target_ids_M.device).index_fill_(0, targets_M, -1.0)
+    ranks_E, entries_E = ranks_V.topk(num_entries, largest=False)
+    num_targets = (ranks_E < 0).sum()
+    stand_for_E = torch.where(ranks_E < 0, 1.0, (vocab_size - num_targets) / (num_entries - num_targets))
+    places_V = torch.empty_like(ranks_V, dtype=torch.long).index_copy_(0, entries_E, torch.arange(num_entries, device=entries_E.device))
+    return entries_E, stand_for_E, torch.where(is_target_M, places_V[targets_M], NO_TARGET)
 
 
 def boundary_loss_sum(

@@ -125,6 +125,7 @@ def assemble(
             span_boundary=config.objective.span_boundary,
             exits=config.exits,
             exit_weight=config.objective.exit_weight,
+            sampled_softmax=config.objective.sampled_softmax,
         ),
         schedule=config.pld_schedule,
         optimizer=optimizer or build_optimizer(model, config.optim, precision.matrix_dtype),

@@ -118,7 +118,8 @@ def fitting_micro_batch(config: Config, num_parameters: int, device: torch.devic
     left = _MEMORY_SHARE * device_memory_bytes(device) - _TRAINING_STATE_BYTES * num_parameters
     most_tokens = _CUDA_TOKENS_PER_FORWARD if device.type == "cuda" else _CPU_TOKENS_PER_FORWARD
     by_memory = int(left / _activation_bytes_per_sequence(config))
-    return max(1, min(by_memory, most_tokens // config.data.seq_len))
+    by_entries = (config.objective.sampled_softmax - 1) // config.most_targets if config.objective.sampled_softmax else by_memory
+    return max(1, min(by_memory, by_entries, most_tokens // config.data.seq_len))
 
 
 def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float:
@@ -178,7 +179,6 @@ def _activation_bytes_per_sequence(config: Config) -> int:
     """Estimate what one sequence keeps for the backward pass, in bytes: measured on autocast runs, rounded up."""
     model, length = config.model, config.data.seq_len
     block = length * (40 * model.hidden_size + 8 * model.intermediate_size) + 6 * model.num_attention_heads * length**2
-    share = 1.0 if "clm" in config.objective.token_losses else max(config.objective.mask_probabilities)
-    heads = 1 + config.objective.span_boundary
-    head = heads * int(share * length + 1) * model.vocab_size * 16
+    entries = min(config.objective.sampled_softmax or model.vocab_size, model.vocab_size)
+    head = config.most_targets * (entries + config.objective.span_boundary * model.vocab_size) * 16
     return model.num_hidden_layers * block + head

@@ -12,7 +12,7 @@ from pldcli.advice import advise as module
 from pldcli.advice import evidence as record
 from pldcli.advice.advise import Advice, advise
 from pldcli.advice.evidence import Comparison, Evidence, Recorded, body_parameters
-from pldcli.advice.law import Law, fit, fresh_tokens, leave_one_out
+from pldcli.advice.law import Law, Point, fit, fresh_tokens, leave_one_out
 from pldcli.bench.budget import Calibration
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData, open_prepared
@@ -34,7 +34,7 @@ def run(number: int, tokens: float, **recipe: Any) -> Recorded:
     model = presets.resolve("modern-tiny-preln", overrides).config
     parameters = body_parameters(model)
     settings = {**shape(number), **{key.replace("__", "."): value for key, value in recipe.items()}}
-    loss = 7.0 * LAW.loss(parameters, tokens)
+    loss = 7.0 * LAW.loss(Point(parameters, 512, tokens))
     return Recorded("modern-tiny", settings, parameters, int(tokens), 10**9, loss, 7.0, 512)
 
 
@@ -83,7 +83,9 @@ def test_what_ends_lowest_is_chosen_and_timed(prepared: Path, timed: list[Config
     for candidate in advice.candidates:
         config = candidate.config
         assert candidate.tokens == pytest.approx(60.0 * FLOPS_PER_SECOND / config.flops.dense, abs=config.train.global_batch_size * 128)
-        assert candidate.share == pytest.approx(LAW.loss(body_parameters(config), fresh_tokens(candidate.tokens, unique)), rel=0.01)
+        assert candidate.share == pytest.approx(
+            LAW.loss(Point(body_parameters(config), 512, fresh_tokens(candidate.tokens, unique))), rel=0.01
+        )
     assert advice.error == leave_one_out([one.point for one in EVIDENCE.runs])
     loss, margin = advice.expected_loss(best)
     assert loss == pytest.approx(best.share * advice.unigram_loss) and margin == pytest.approx(2 * advice.error * loss)
@@ -101,7 +103,7 @@ def test_a_machine_that_is_slow_with_small_models(prepared: Path, monkeypatch: p
 
     monkeypatch.setattr(module, "calibrate", calibrate)
     law = Law(floor=0.05, a=0.02, alpha=0.3, b=0.1, beta=0.5)
-    runs = tuple(replace(one, loss=7.0 * law.loss(one.parameters, one.point.tokens)) for one in EVIDENCE.runs)
+    runs = tuple(replace(one, loss=7.0 * law.loss(one.point)) for one in EVIDENCE.runs)
     advice = advise(open_prepared(prepared), seconds=10.0, evidence=replace(EVIDENCE, runs=runs))
     assert advice.candidates[0].name == "2 x 32" and advice.candidates[0].is_timed
 
@@ -219,7 +221,7 @@ def test_what_is_shipped_can_be_fitted() -> None:
     assert shipped.text
     law = fit([one.point for one in shipped.runs])
     for one in shipped.runs:
-        assert law.loss(one.parameters, one.point.tokens) == pytest.approx(one.point.loss, rel=0.1)
+        assert law.loss(one.point) == pytest.approx(one.point.loss, rel=0.1)
         overrides = [f"{key}={value}" for key, value in one.settings.items()]
         config = presets.resolve(f"{one.size}-preln", overrides).config  # every setting is still known
         assert one.parameters == body_parameters(config)

@@ -1,5 +1,6 @@
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -10,49 +11,64 @@ SHAPES = (3e5, 6e5, 1.3e6, 5e6)
 LENGTHS = (1e6, 3e6, 8e6, 16e6)
 
 
+def with_loss(point: Point, factor: float = 1.0) -> Point:
+    return replace(point, loss=TRUE.loss(point) * factor)
+
+
 def points(noise: float = 0.0) -> list[Point]:
     random.seed(1)
-    return [
-        Point(parameters, tokens, TRUE.loss(parameters, tokens) * (1 + random.gauss(0, noise)))
-        for parameters in SHAPES
-        for tokens in LENGTHS
-    ]
+    return [with_loss(Point(parameters, 8192, tokens), 1 + random.gauss(0, noise)) for parameters in SHAPES for tokens in LENGTHS]
 
 
 def test_a_law_by_hand() -> None:
-    assert Law(1.0, 2.0, 0.5, 3.0, 1.0).loss(4e6, 2e6) == pytest.approx(1.0 + 2.0 / 2.0 + 3.0 / 2.0)
+    assert Law(1.0, 2.0, 0.5, 3.0, 1.0, 0.5).loss(Point(4e6, 40_000, 2e6)) == pytest.approx(1.0 + 2.0 / 2.0 + 3.0 / (2.0 / 2.0))
 
 
 def test_the_law_that_made_the_points_is_found() -> None:
     found = fit(points())
     for parameters, tokens in ((4.5e5, 2e6), (2e6, 12e6), (8e6, 25e6)):  # none of the points, the last one outside
-        assert found.loss(parameters, tokens) == pytest.approx(TRUE.loss(parameters, tokens), rel=3e-3)
+        assert found.loss(Point(parameters, 8192, tokens)) == pytest.approx(TRUE.loss(Point(parameters, 8192, tokens)), rel=3e-3)
     assert leave_one_out(points()) < 2e-3
+
+
+def test_what_the_vocabulary_costs_is_found() -> None:
+    true = replace(TRUE, gamma=0.6)
+    two = [
+        replace(point, vocab_size=entries, loss=true.loss(replace(point, vocab_size=entries)))
+        for point in points()
+        for entries in (8192, 32_768)
+    ]
+    found = fit(two)
+    unseen = Point(2e6, 16_384, 6e6)
+    assert found.gamma == pytest.approx(0.6) and found.loss(unseen) == pytest.approx(true.loss(unseen), rel=3e-3)
+    assert found.loss(unseen) > found.loss(replace(unseen, vocab_size=8192))
 
 
 def test_noise_shows_in_what_is_left_out() -> None:
     assert 0.005 < leave_one_out(points(0.01)) < 0.03
     found = fit(points(0.01))
-    assert found.loss(2e6, 12e6) == pytest.approx(TRUE.loss(2e6, 12e6), rel=0.02)
+    unseen = Point(2e6, 8192, 12e6)
+    assert found.loss(unseen) == pytest.approx(TRUE.loss(unseen), rel=0.02)
 
 
 def test_no_term_is_negative() -> None:
     """Larger models that are no better, and losses that rise: the law never says that more of anything does harm."""
-    odd = [Point(parameters, tokens, 0.5 + 0.1 * parameters / 5e6) for parameters in SHAPES for tokens in LENGTHS]
+    odd = [Point(parameters, 8192, tokens, 0.5 + 0.1 * parameters / 5e6) for parameters in SHAPES for tokens in LENGTHS]
     found = fit(odd)
     assert min(found.floor, found.a, found.b) >= 0
-    assert found.loss(5e6, 16e6) <= found.loss(3e5, 1e6)
+    assert found.loss(Point(5e6, 8192, 16e6)) <= found.loss(Point(3e5, 8192, 1e6))
 
 
 def test_one_size_of_model_is_enough_for_its_own_losses() -> None:
-    one = [Point(3e5, tokens, TRUE.loss(3e5, tokens)) for tokens in (1e6, 2e6, 4e6, 8e6, 16e6, 32e6)]
+    one = [with_loss(Point(3e5, 8192, tokens)) for tokens in (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)]
     found = fit(one)
-    assert found.loss(3e5, 11e6) == pytest.approx(TRUE.loss(3e5, 11e6), rel=2e-3)
+    unseen = Point(3e5, 8192, 11e6)
+    assert found.loss(unseen) == pytest.approx(TRUE.loss(unseen), rel=2e-3)
 
 
 def test_too_few_runs() -> None:
-    with pytest.raises(ValueError, match="5 runs are too few, 6 are needed"):
-        fit(points()[:5])
+    with pytest.raises(ValueError, match="6 runs are too few, 7 are needed"):
+        fit(points()[:6])
 
 
 def test_repeated_text_is_worth_less_and_less() -> None:

@@ -19,6 +19,7 @@ from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
+from pldcli.errors import UsageError
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.pld import Dropping
@@ -88,6 +89,41 @@ def test_mlm_is_the_sum_over_the_targets() -> None:
     assert torch.allclose(
         masked_logits(model, encode(model, batch), batch), torch.stack([logits_BTV[place] for place in places]), atol=1e-5
     )
+
+
+def test_a_sampled_softmax_is_the_whole_one_on_average() -> None:
+    targets = torch.tensor([7, 9, NO_TARGET, 7, 30])
+    scores_V = torch.randn(V, generator=torch.Generator().manual_seed(0))
+    sums = []
+    for seed in range(2000):
+        torch.manual_seed(seed)
+        entries, stand_for, places = objectives.draw_entries(targets, V, 12)
+        assert len(set(entries.tolist())) == 12 and float(stand_for.sum()) == pytest.approx(V)
+        assert torch.equal(torch.where(places == NO_TARGET, NO_TARGET, entries[places.clamp(min=0)]), targets)
+        assert (stand_for[places[targets != NO_TARGET]] == 1).all()
+        sums.append(float((stand_for * scores_V[entries].exp()).sum()))
+    assert sum(sums) / len(sums) == pytest.approx(float(scores_V.exp().sum()), rel=0.02)
+    assert len(set(sums)) > 1000
+
+
+@pytest.mark.parametrize("transform", [True, False])
+def test_a_sampled_softmax_over_nearly_all_has_nearly_the_same_loss_and_gradient(transform: bool) -> None:
+    model, batch = make_model(lm_head="transform" if transform else "plain"), make_batch()
+    found = []
+    for sampled in (None, V, V - 1, 8):
+        torch.manual_seed(0)
+        sums = MaskedLm(sampled_softmax=sampled).loss_sums(model, batch, None, None)
+        found.append((sums.detach(), torch.autograd.grad(sums.sum(), model.embeddings.word.weight)[0]))
+    (loss, gradient), same, near, far = found
+    assert torch.equal(loss, same[0]) and torch.equal(gradient, same[1])
+    assert not torch.equal(loss, near[0]) and torch.allclose(loss, near[0], rtol=0.05)
+    assert torch.nn.functional.cosine_similarity(gradient.flatten(), near[1].flatten(), dim=0) > 0.95
+    assert not torch.allclose(loss, far[0], rtol=0.01)
+
+
+def test_more_targets_than_a_sampled_softmax_has_entries() -> None:
+    with pytest.raises(UsageError, match=r"must exceed the 5 targets of a micro-batch, not 5; raise it, or lower"):
+        MaskedLm(sampled_softmax=5).loss_sums(make_model(), make_batch(), None, None)
 
 
 def test_next_sentence_is_a_second_sum() -> None:

@@ -496,6 +496,7 @@ def test_a_resumed_run_judges_alike(monkeypatch, tmp_path):
         ("optim.name=muon",),
         ("optim.name=lamb",),
         ("optim.name=stable-adamw",),
+        ("objective.sampled_softmax=48",),
     ],
     ids=str,
 )

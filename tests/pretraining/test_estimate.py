@@ -102,6 +102,7 @@ def test_what_a_user_wants_to_know():
 def test_how_many_sequences_fit(monkeypatch):
     assert fitting_micro_batch(tiny_config(), 10**5, CPU) == 4096 // 32
     assert fitting_micro_batch(tiny_config("data.seq_len=512"), 10**5, CPU) == 8
+    assert fitting_micro_batch(tiny_config("objective.sampled_softmax=51"), 10**5, CPU) == 10  # up to 5 targets each
     memory = 10**6 * 16 + 40 * 10**6
     monkeypatch.setattr(module, "device_memory_bytes", lambda device: memory)
     few = fitting_micro_batch(tiny_config(), 10**6, CPU)
