@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pldcli.data.shards import ShardWriter
 from pldcli.data.stream import TokenStream
 from pldcli.presets import resolve
 from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
+from tests.forks import BELOW, Forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,14 +44,15 @@ TINY = (
 SLOW_FILES = (
     "tests/engine/test_sharding.py",
     "tests/commands/test_study.py",
-    "tests/test_benchmarks.py",
+    "tests/test_benchmarks",
     "tests/engine/test_launcher.py",
-    "tests/test_docs.py",
+    "tests/test_docs",
     "tests/pretraining/test_pretrain.py",
-    "tests/finetuning/test_finetune_compiled.py",
-    "tests/finetuning/test_finetune_goes_on.py",
+    "tests/finetuning/test_finetune",
+    "tests/study/test_calibration.py",
     "tests/test_demo.py",
     "tests/test_faults.py",
+    "tests/test_readme.py",
 )
 """Begun first: of two workers that share files, none is left with a long one at the end."""
 
@@ -133,19 +134,12 @@ def write_prepared(directory: Path, documents: Sequence[Sequence[int]] = ((5, 6)
 class Process:
     """A process that `Processes` started."""
 
-    def __init__(self, number: int, place: Path, reap: Callable[[int], int]) -> None:
-        self.number, self._place, self._reap = number, place, reap
-        self._code: int | None = None
+    def __init__(self, started: subprocess.Popen[bytes], place: Path) -> None:
+        self.number, self.wait, self._place = started.pid, started.wait, place
 
     def kill(self, signal_number: int) -> None:
         """Send a signal."""
         os.kill(self.number, signal_number)
-
-    def wait(self) -> int:
-        """Wait for the end; return the exit code, or minus the signal."""
-        if self._code is None:
-            self._code = self._reap(self.number)
-        return self._code
 
     @property
     def out(self) -> str:
@@ -167,81 +161,54 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
 
 
 class Processes:
-    """Start processes that have imported torch already: a server forks itself for each."""
+    """Start processes that have imported torch already, and note what they write.
 
-    _SERVER = """
-import json, os, sys
-import pldcli.cli, pldcli.pretraining.pretrain, torch.utils.tensorboard
-for line in sys.stdin:
-    task = json.loads(line)
-    if "wait" in task:
-        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(task["wait"], 0)[1])), flush=True)
-        continue
-    number = os.fork()
-    if number:
-        print(json.dumps(number), flush=True)
-        continue
-    for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(os.path.join(task["place"], name), os.O_WRONLY | os.O_CREAT), stream)
-    os.environ.update(task["environment"])
-    code = 1
-    try:
-        if "arguments" in task:
-            sys.argv = ["pld", *task["arguments"]]
-            code = pldcli.cli.run(task["arguments"])
-        else:
-            exec(task["code"], {"__name__": "__child__"})
-            code = 0
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-"""
+    Args:
+        directory: Empty.
+        forks: Where they come from.
+        environment: Variables besides those of this process.
+    """
 
-    def __init__(self, directory: Path, *, preload: str = "") -> None:
-        self._directory, self._count = directory, 0
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", f"{preload}\n{self._SERVER}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+    def __init__(self, directory: Path, forks: Forks, environment: Mapping[str, str] | None = None) -> None:
+        self._directory, self._forks, self._environment = directory, forks, environment or {}
 
-    def pld(self, *arguments: object, environment: dict[str, str] | None = None) -> Process:
+    def pld(self, *arguments: object, environment: Mapping[str, str] | None = None) -> Process:
         """Start a command line."""
-        return self._start({"arguments": [str(argument) for argument in arguments]}, environment)
+        return self._start(["-m", "pldcli", *map(str, arguments)], environment)
 
-    def python(self, code: str, environment: dict[str, str] | None = None) -> Process:
+    def python(self, code: str, environment: Mapping[str, str] | None = None) -> Process:
         """Start a piece of Python."""
-        return self._start({"code": code}, environment)
+        return self._start(["-c", code], environment)
 
     def close(self) -> None:
         """End the server."""
-        assert self._server.stdin and self._server.stdout
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
+        self._forks.close()
 
-    def _start(self, task: dict[str, object], environment: dict[str, str] | None) -> Process:
-        self._count += 1
-        place = self._directory / str(self._count)
-        place.mkdir()
-        return Process(self._ask({**task, "place": str(place), "environment": environment or {}}), place, lambda n: self._ask({"wait": n}))
-
-    def _ask(self, task: dict[str, object]) -> int:
-        assert self._server.stdin and self._server.stdout
-        self._server.stdin.write(json.dumps(task) + "\n")
-        self._server.stdin.flush()
-        return int(json.loads(self._server.stdout.readline()))
+    def _start(self, words: Sequence[str], environment: Mapping[str, str] | None) -> Process:
+        place = Path(tempfile.mkdtemp(dir=self._directory))
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **self._environment, **(environment or {})}
+        with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
+            return Process(self._forks.Popen([sys.executable, *words], stdout=out, stderr=err, env=variables), place)
 
 
 @pytest.fixture(scope="session")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """Start processes without waiting for torch each time."""
-    server = Processes(tmp_path_factory.mktemp("processes"))
+def forks() -> Iterator[Forks]:
+    """Where processes come from that need not import torch."""
+    server = Forks.start()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def processes(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    """Start processes without waiting for torch each time, those that they start included."""
+    return Processes(tmp_path_factory.mktemp("processes"), forks, {BELOW: "1"})
+
+
+@pytest.fixture
+def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whatever starts Python have it without waiting for torch."""
+    forks.install(monkeypatch.setattr)
 
 
 def made_up_stream(*, seed: int = 0, documents: int = 120) -> TokenStream:

@@ -116,6 +116,7 @@ def test_every_system_has_its_row_in_both_precisions(
         assert max(same) - min(same) < 1e-5 * min(same)
 
 
+@pytest.mark.usefixtures("forked")
 def test_systems_run_in_processes_of_their_own_too(pretrain: Any, case: Any) -> None:
     found = pretrain.measure(case, ["bert", "full-head"], 3, 2, own_processes=True)
     assert found.losses["bert"] == pytest.approx(found.losses["full-head"], rel=1e-5)

@@ -43,6 +43,7 @@ def test_the_study_of_the_guide_is_valid(prepared: Path, tmp_path: Path, monkeyp
     assert outcome.code == 2 and outcome.err.startswith("error: studies/small: nothing was trained")
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_line_for_several_processes_works(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.run import main
 

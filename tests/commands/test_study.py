@@ -202,7 +202,8 @@ def test_refusals(folder: Path, prepared: Path, pld: Run, words: tuple[str, ...]
     assert outcome.code == code and message in outcome.err and not Path("studies").exists()
 
 
-def test_a_whole_study(impatient: None, folder: Path, prepared: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("forked", "impatient")
+def test_a_whole_study(folder: Path, prepared: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured, trained side by side, one run diverging, fine-tuned, and reported; typed again nothing trains; a seed more trains alone."""
     small = [*SMALL, "train.total_steps=24", "eval.every_steps=12"]  # of fewer, half a step more may be more than equal time allows
     systems = {"preln": PRELN, "time": PLD | {"equal_time": "preln"}, "hot": PLD | {"set": {"optim.learning_rate": "1e6"}, "seeds": [0]}}
@@ -263,6 +264,7 @@ def test_a_fine_tuning_that_fails_is_named_at_the_end(folder: Path, prepared: Pa
     assert content["scores"] == [{"run": "preln-seed0", "task": "glue/rte", "state": "not started", "score": None, "note": ""}]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_fails_is_named_at_the_end(folder: Path, prepared: Path, pld: Run) -> None:
     """A micro-batch that does not divide shows in the run's own process alone."""
     path = write_spec(prepared, {"odd": PLD | {"set": {"train.micro_batch_size": 3}}, "preln": PRELN | {"steps": 2}})

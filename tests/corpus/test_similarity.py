@@ -39,7 +39,7 @@ def changed(text, share, draw):
 
 def test_recall_and_precision_on_a_planted_set(needed):
     draw = random.Random(1)
-    originals = [" ".join(text.split()[:400]) for text in docstring_corpus(3_000_000) if len(text.split()) >= 100]
+    originals = [" ".join(text.split()[:400]) for text in docstring_corpus(1_500_000) if len(text.split()) >= 100]
     originals = [text for number, text in enumerate(dict.fromkeys(originals)) if number < 400]
     texts, pairs = list(originals), []
     for number, text in enumerate(originals):

@@ -18,6 +18,7 @@ from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.errors import DeviceError, PldError
 from pldcli.pretraining import launcher
 from tests.conftest import wait_for
+from tests.forks import BELOW, RANKED
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
@@ -44,13 +45,16 @@ def line(prepared: Path, out: Path, *more: str) -> list[str]:
 
 
 def ranks(parent: int) -> dict[int, int]:
-    """Find the processes below one, by RANK."""
+    """Find the processes below one, by RANK; /proc has the environment with which a fork's server began."""
     found: dict[int, int] = {}
     for place in Path("/proc").iterdir():
         try:
             if place.name.isdecimal() and int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                name, _, rank = (place / "comm").read_text().strip().partition(" ")
                 variables = dict(entry.partition("=")[::2] for entry in (place / "environ").read_text().split("\0"))
-                if "RANK" in variables and variables.get("WORLD_SIZE", "1") != "1":
+                if name == RANKED:
+                    found[int(rank)] = int(place.name)
+                elif "RANK" in variables and variables.get("WORLD_SIZE", "1") != "1":
                     found[int(variables["RANK"])] = int(place.name)
         except (OSError, ValueError):
             continue
@@ -71,9 +75,9 @@ def weights(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(processes: Any, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in two processes that nothing happened to."""
+    """A run in two processes that nothing happened to; these are started as torch's agent does."""
     out = tmp_path_factory.mktemp("two") / "run"
-    process = processes.pld(*line(prepared, out))
+    process = processes.pld(*line(prepared, out), environment={BELOW: ""})
     assert process.wait() == 0, process.err
     return out
 

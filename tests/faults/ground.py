@@ -19,6 +19,7 @@ from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.preparation.prepare import prepare
 from pldcli.system.hardware import hardware_name, versions
 from tests.conftest import TINY, Process, Processes
+from tests.forks import Forks
 
 __all__ = ["STEPS", "Fault", "Ground", "Tally", "digest", "disk_of_its_own", "software"]
 
@@ -63,8 +64,7 @@ class Ground:
         self.directory, self.draw = directory, random.Random(seed)
         directory.mkdir(parents=True)
         (directory / "processes").mkdir()
-        # What reads an exported model back is loaded once, not in every process.
-        self.processes = Processes(directory / "processes", preload="from transformers import RobertaPreLayerNormForMaskedLM")
+        self.processes = Processes(directory / "processes", Forks.start())
         self.corpus = directory / "corpus.txt"
         self.corpus.write_text("\n\n".join(docstring_corpus(150_000)), encoding="utf-8")
         self.data = directory / "data"

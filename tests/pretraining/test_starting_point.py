@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.starting_point import resume_of_restart
-from tests.conftest import ROOT, TINY, Outcome, wait_for
+from tests.conftest import TINY, Outcome, wait_for
 from tests.pretraining.test_pretrain import SLOW, arguments, everything_below, rows, steps, stop_in_step, weights
 from tests.pretraining.test_pretrain_init import save_source
 
@@ -220,15 +218,16 @@ def test_a_job_that_is_restarted_resumes_what_it_began(
     assert resumes() == (["auto"] * 3 if is_restart else ["auto", "never", path])
 
 
-def test_all_processes_decide_the_same(prepared: Path, slimmed: Path, tmp_path: Path, stopped: Path) -> None:
+def test_all_processes_decide_the_same(processes: Any, prepared: Path, slimmed: Path, tmp_path: Path, stopped: Path) -> None:
     """Two processes: a finished run ends at once, and one killed before its first checkpoint trains to its end."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    torchrun = ["--nproc-per-node", "2", "--master-port", "0", "--standalone", "-m", "pldcli"]
     early = tmp_path / "early"
     shutil.copytree(stopped, early)
     shutil.rmtree(early / "checkpoints")
     (early / "metrics.jsonl").write_text('{"step": 4, "train/loss": 1.0}\n')
     for run, said in ((slimmed, f"{slimmed} is finished: 12 steps"), (early, f"are now {early / 'metrics.jsonl.1'}")):
-        done = subprocess.run([*torchrun, "-m", "pldcli", *arguments(prepared, run)], capture_output=True, text=True, cwd=ROOT, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(said) == 1
+        words = [str(word) for word in (*torchrun, *arguments(prepared, run))]
+        process = processes.python(f"from torch.distributed.run import main; main({words})")
+        assert process.wait() == 0, process.err
+        assert process.out.count(said) == 1
     assert steps(early) == [10, 12]

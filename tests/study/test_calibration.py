@@ -20,7 +20,8 @@ from tests.study.conftest import impatient, spec_of
 __all__ = ["impatient", "spec_of"]
 
 
-def test_shapes_are_really_measured(impatient: None, spec_of: Callable[..., Any], prepared: Path) -> None:
+@pytest.mark.usefixtures("forked", "impatient")
+def test_shapes_are_really_measured(spec_of: Callable[..., Any], prepared: Path) -> None:
     spec = spec_of(
         {"preln": {"preset": "bert-tiny-preln"}, "shallow": {"preset": "bert-tiny-preln", "set": {"model.num_hidden_layers": 2}}}
     )

@@ -101,6 +101,7 @@ print(train_tokenizer(texts, vocab_size=1200, model_type=sys.argv[1]).fingerprin
 """
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("model_type", ["wordpiece", "byte-level-bpe"])
 def test_the_number_of_threads_changes_nothing(model_type: str) -> None:
     found = set()
