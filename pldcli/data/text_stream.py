@@ -54,14 +54,12 @@ def tokenise(
         file = tempfile.TemporaryFile()  # noqa: SIM115 - opened apart, for its own kind of error
     with file, Progress("Tokenizing", total=sum(source.num_bytes for source in sources), unit="bytes", quiet=quiet) as progress:
         for source in sources:
-            reader, continued = Reader(source, document_per=document_per, text_field=text_field), False
-            for text, last in reader.pieces():
-                ids = tokenizer.document_ids(text.split("\n"), continued=continued).astype(_TOKEN)
+            reader = Reader(source, document_per=document_per, text_field=text_field)
+            for (_, last), ids in tokenizer.encode_pieces(reader.pieces()):
                 num_tokens += len(ids) + last
                 num_unknown += int(np.count_nonzero(ids == special.unk_id))
-                continued = not last
                 with output_errors(place):
-                    file.write(ids.tobytes() + np.array([special.sep_id] * last, _TOKEN).tobytes())
+                    file.write(ids.astype(_TOKEN).tobytes() + np.array([special.sep_id] * last, _TOKEN).tobytes())
                 if last:
                     ends.append(num_tokens)
                 progress.update(bytes_before + reader.raw_bytes)

@@ -16,7 +16,7 @@ import json
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -30,7 +30,7 @@ from pldcli import __version__
 from pldcli.corpus.addresses import Address, Location
 from pldcli.corpus.decoding import CHUNK_BYTES
 from pldcli.corpus.quality import Filters, Judge
-from pldcli.corpus.reader import Reader, count_words
+from pldcli.corpus.reader import Piece, Reader, count_words
 from pldcli.corpus.repeats import RepeatedLines
 from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
@@ -285,47 +285,32 @@ class Stages:
 
     def _encode(self, task: Task, report: Report) -> None:
         """Write the shards of a unit."""
-        key, tokenizer, earlier = self.key(task), self._tokenizer, self.result(Task("scan", task.number))["slices"]
-        fates = np.fromfile(self.fates_of(task.number), _CAUSE).tolist()
+        key, tokenizer, fates = self.key(task), self._tokenizer, np.fromfile(self.fates_of(task.number), _CAUSE)
         special, counts = tokenizer.special, {"train": Counter[str](), "validation": Counter[str]()}
         repeated = RepeatedLines()
-        number = open_tokens = 0
+        kept = iter(fates[fates < LEFT_OUT].tolist())
+        fate, open_tokens = None, 0
         with ExitStack() as stack:
             sizes = {"vocab_size": tokenizer.vocab_size, "end_id": special.sep_id}
             writers = {name: stack.enter_context(ShardWriter(self.place, f"{key}.{name}", **sizes)) for name in counts}
             rejects = stack.enter_context((self.place / f"{key}.rejected").open("w", encoding="utf-8")) if self.keep_rejects else None
-            for (one, reader, tell), scanned in zip(self._readers(self.units[task.number], report), earlier, strict=True):
-                continued, source = False, self.sources[one.source]
-                for text, last in reader.readable_pieces():
-                    if number >= len(fates):
-                        raise _changed(source)
-                    fate, split = fates[number], "validation" if fates[number] == VALIDATION else "train"
-                    if fate < LEFT_OUT:
-                        lines = text.split("\n")
-                        ids = tokenizer.document_ids(lines, continued=continued)
-                        repeated.add(lines, last=last)
-                        open_tokens += len(ids)
-                        unknown = int(np.count_nonzero(ids == special.unk_id))
-                        writers[split].add(ids)
-                        counts[split].update(unknown=unknown, words=count_words(text), bytes=len(text.encode()))
-                    elif rejects:
-                        _write_reject(rejects, text, source, self.causes[fate - LEFT_OUT], continued=continued, last=last)
-                    continued = not last
-                    if last and fate < LEFT_OUT:
-                        if fate == BOTH:
-                            tail = writers["train"].take_back(validation_tail(open_tokens))
-                            writers["validation"].add(tail)
-                            writers["validation"].end_document()
-                            counts["validation"]["unknown"] = int(np.count_nonzero(tail == special.unk_id))
-                            counts["train"]["unknown"] -= counts["validation"]["unknown"]
-                        writers[split].end_document()
-                        open_tokens = 0
-                    number += last
-                    tell(reader.raw_bytes)
-                if reader.sha256 != scanned["sha256"]:
-                    raise _changed(source)
-            if number != len(fates):
-                raise _changed(self.sources[self.units[task.number].slices[-1].source])
+            for (text, last), ids in tokenizer.encode_pieces(self._kept_pieces(task, fates.tolist(), rejects, report)):
+                fate = next(kept) if fate is None else fate
+                split = "validation" if fate == VALIDATION else "train"
+                repeated.add(text.split("\n"), last=last)
+                open_tokens += len(ids)
+                unknown = int(np.count_nonzero(ids == special.unk_id))
+                writers[split].add(ids)
+                counts[split].update(unknown=unknown, words=count_words(text), bytes=len(text.encode()))
+                if last:
+                    if fate == BOTH:
+                        tail = writers["train"].take_back(validation_tail(open_tokens))
+                        writers["validation"].add(tail)
+                        writers["validation"].end_document()
+                        counts["validation"]["unknown"] = int(np.count_nonzero(tail == special.unk_id))
+                        counts["train"]["unknown"] -= counts["validation"]["unknown"]
+                    writers[split].end_document()
+                    fate, open_tokens = None, 0
         for name, writer in writers.items():
             counts[name].update(documents=writer.num_documents, tokens=writer.num_tokens)
         content = {
@@ -334,6 +319,30 @@ class Stages:
             "lines": repeated.most,
         }
         atomic.write_text(self.place / f"{key}.json", json.dumps(content))
+
+    def _kept_pieces(self, task: Task, fates: Sequence[int], rejects: IO[str] | None, report: Report) -> Iterator[Piece]:
+        """Read the documents of a unit that are not left out, and write down those that are.
+
+        Raises:
+            DataError: A file is not what it was when it was scanned.
+        """
+        unit, scanned, number = self.units[task.number], self.result(Task("scan", task.number))["slices"], 0
+        for (one, reader, tell), earlier in zip(self._readers(unit, report), scanned, strict=True):
+            continued, source = False, self.sources[one.source]
+            for text, last in reader.readable_pieces():
+                if number >= len(fates):
+                    raise _changed(source)
+                if fates[number] < LEFT_OUT:
+                    yield text, last
+                elif rejects:
+                    _write_reject(rejects, text, source, self.causes[fates[number] - LEFT_OUT], continued=continued, last=last)
+                continued = not last
+                number += last
+                tell(reader.raw_bytes)
+            if reader.sha256 != earlier["sha256"]:
+                raise _changed(source)
+        if number != len(fates):
+            raise _changed(self.sources[unit.slices[-1].source])
 
 
 def open_stages(path: Path) -> Stages:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pldcli.corpus.reader import Piece
 from pldcli.tokenization import conversion
 from pldcli.tokenization.cuts import (
     CONTEXT,
@@ -28,11 +28,9 @@ from pldcli.tokenization.cuts import (
 )
 from pldcli.tokenization.files import JSON, SENTENCEPIECE, FoundTokenizer, library_errors, read_file, read_prepared
 from pldcli.tokenization.special_tokens import SpecialTokens, complete
-from pldcli.tokenization.words import KnownParts, WordPieces, as_bytes, short_lines
+from pldcli.tokenization.words import Ids, KnownParts, WordPieces, as_bytes, batches, encode_between_spaces, marked, short_lines
 
 __all__ = ["SpecialTokens", "Tokenizer", "complete_tokenizer", "load_prepared_tokenizer", "load_tokenizer"]
-
-Ids = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +63,28 @@ class Tokenizer:
             lines: The text, split at its line ends.
             continued: The text is a later part of a document, cut before white space where there is some.
         """
-        ids: list[int] = self.document_ids(lines, continued=continued).tolist()
-        return ids
+        ((_, ids),) = self.encode_pieces([("\n".join(lines), True)], continued=continued)
+        whole: list[int] = ids.tolist()
+        return whole
 
-    def document_ids(self, lines: Sequence[str], *, continued: bool = False) -> Ids:
-        """Do what `encode_document_lines` does, into an array: [tokens]."""
-        if not self._lines_are_independent:
-            ids = self._encode_whole("\n".join(lines), continued)
-        elif self._words_are_independent:
-            ids = self._encode_words(lines)
-        else:
-            ids = np.array(list(chain.from_iterable(self._encode_batch(short_lines(lines)))), np.uint32)
-        ids[np.isin(ids, self._banned)] = self.special.unk_id
-        return ids
+    def encode_pieces(self, pieces: Iterable[Piece], *, continued: bool = False) -> Iterator[tuple[Piece, Ids]]:
+        """Do what `encode_document_lines` does with each piece of documents that follow each other, into arrays: [tokens].
+
+        Args:
+            pieces: Of documents, in their order; some megabytes of them are read ahead where that is faster.
+            continued: The first one is a later piece of its document.
+        """
+        if self._lines_are_independent and self._words_are_independent:
+            for batch in batches(pieces):
+                yield from zip(batch, self._encode_words([text for text, _ in batch]), strict=True)
+            return
+        for text, last in pieces:
+            if self._lines_are_independent:
+                ids = np.array(list(chain.from_iterable(self._encode_batch(short_lines(text.split("\n"))))), np.uint32)
+            else:
+                ids = self._encode_whole(text, continued)
+            continued = not last
+            yield (text, last), self._without_banned(ids)
 
     def normalize(self, text: str) -> str:
         """Return what becomes of a text before it is cut into tokens."""
@@ -151,11 +158,15 @@ class Tokenizer:
     def _parting_spaces(self) -> str:
         return parting_spaces(self.fast)
 
-    def _encode_words(self, lines: Sequence[str]) -> Ids:
+    def _encode_words(self, texts: Sequence[str]) -> list[Ids]:
         """Encode what stands between spaces, each distinct part once: several times as fast as whole lines."""
-        known = self.known_parts
-        ids = np.frombuffer(bytearray().join(map(known.__getitem__, " ".join(lines).split(" "))), np.uint32)
-        known.forget()
+        encoded = encode_between_spaces(marked(text.replace("\n", " ") for text in texts), self.known_parts.array)
+        _, edges, values = encoded.buffers()
+        ends = np.frombuffer(edges, np.int32)[1:] // np.dtype(np.uint32).itemsize
+        return np.split(self._without_banned(np.frombuffer(values, np.uint32, ends[-1]).copy()), ends[:-1])
+
+    def _without_banned(self, ids: Ids) -> Ids:
+        ids[np.isin(ids, self._banned)] = self.special.unk_id
         return ids
 
     @cached_property
@@ -163,9 +174,9 @@ class Tokenizer:
         """What was met of parts whose ids do not depend on what stands around them."""
         processor = self._processor
         if processor is None:
-            return KnownParts(WordPieces(self.fast) if self._lines_are_independent else self._encode_behind_text)
+            return WordPieces(self.fast) if self._lines_are_independent else KnownParts(self._encode_behind_text)
         prepared = self._prepared
-        return KnownParts(lambda part: as_bytes(list(chain.from_iterable(map(processor.encode, short_lines([prepared(part)]))))))
+        return KnownParts(lambda part: as_bytes(chain.from_iterable(map(processor.encode, short_lines([prepared(part)])))))
 
     @cached_property
     def _words_are_independent(self) -> bool:

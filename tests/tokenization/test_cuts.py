@@ -215,7 +215,22 @@ def test_words_without_an_end_are_not_kept_in_memory_by_wordpiece(documents: lis
     tokenizer = load_tokenizer(tmp_path / "given.json")
     line = " ".join(["tonla" * 100, "ton-la", "東京" * 50, "été" * 40])
     assert tokenizer.encode_document_lines([line]) == tokenizer.fast.encode(line, add_special_tokens=False).ids
-    encode = words.WordPieces(tokenizer.fast)
-    for word in line.split():
-        encode(word)
-    assert set(encode._known) == {"ton", "-", "la"} and set(tokenizer.known_parts) == {"ton-la"}
+    assert set(tokenizer.known_parts) == {"", "ton", "-", "la"}
+
+
+@pytest.mark.parametrize("batch_characters", [1, 60, 1 << 22])
+@pytest.mark.parametrize("kind", ["WordPiece", "byte-level"])
+def test_each_document_gets_its_own_ids_however_many_are_encoded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[str], kind: str, batch_characters: int
+) -> None:
+    monkeypatch.setattr(words, "_BATCH_CHARACTERS", batch_characters)
+    KINDS[kind](documents).save(str(tmp_path / "given.json"))
+    tokenizer = load_tokenizer(tmp_path / "given.json")
+    pieces = [("ton (la)\n\n pli,\n", False), ("re ton", True), ("", True), (" ", True), ("\n", False), ("la.\ttón🤖", True)]
+    found = list(tokenizer.encode_pieces(iter(pieces)))
+    assert [piece for piece, _ in found] == pieces
+    ends = [number + 1 for number, (_, last) in enumerate(pieces) if last]
+    for start, end in pairwise([0, *ends]):
+        text = "".join(text for text, _ in pieces[start:end])
+        ids = [i for _, some in found[start:end] for i in some.tolist()]
+        assert ids == tokenizer.fast.encode(text, add_special_tokens=False).ids
