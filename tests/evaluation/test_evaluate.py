@@ -54,6 +54,16 @@ def test_the_same_number_always_and_everywhere(pld, run, prepared):
     assert found["perplexity"] == pytest.approx(math.exp(found["mlm_loss"]))
 
 
+def test_two_processes_measure_the_same(pld, processes, run, prepared, tmp_path):
+    alone = numbers(pld, run, prepared)
+    line = ["evaluate", run, "--data", prepared, "--json", "--device", "cpu", "--save", tmp_path / "saved.json"]
+    process = processes.pld(*line, "--gpus", 2)
+    assert process.wait() == 0, process.err
+    both = json.loads(process.out)
+    assert both.pop("tokens_per_second") > 0 and both == pytest.approx(alone, rel=1e-6)
+    assert both.items() <= json.loads((tmp_path / "saved.json").read_text()).items()
+
+
 def test_the_loss_is_what_it_is_called(run, prepared):
     """Against the full head over every position with ignored labels, row by row."""
     model = load_pretrained(run / "model").masked_lm().eval()
