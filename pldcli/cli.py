@@ -37,6 +37,7 @@ from pldcli.commands import (
     tokenizer,
 )
 from pldcli.errors import OutputError, PldError, PreemptedError, StoppedError, reason_of
+from pldcli.system.error_file import final_ending, write_ending
 from pldcli.system.machine import share_cores
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
@@ -198,11 +199,17 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a question mark, not an error.
         sys.stdout.reconfigure(errors="replace")
-    sys.exit(run(sys.argv[1:]))
+    if (ending := final_ending()) is not None:
+        sys.exit(_report(*ending))
+    code = run(sys.argv[1:])
+    if not code:
+        write_ending("", exit_code=code)
+    sys.exit(code)
 
 
 def _explain(error: Exception) -> int:
     if isinstance(error, PreemptedError | StoppedError) and os.environ.get("RANK", "0") != "0":
+        write_ending(str(error), exit_code=error.exit_code)
         return error.exit_code  # of several processes, which all stop at the same step, one says so
     if isinstance(error, PldError) and type(error) is not PldError:
         return _report(str(error), error.exit_code)
@@ -226,7 +233,9 @@ def _explain(error: Exception) -> int:
 
 def _report(message: str, code: int) -> int:
     """Print one line, unwrapped and unstyled so that paths stay whole in pipes and logs."""
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    message = " ".join(message.split())
+    write_ending(message, exit_code=code)
+    typer.echo(f"error: {message}", err=True)
     return code
 
 

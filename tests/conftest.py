@@ -45,7 +45,7 @@ SLOW_FILES = (
     "tests/engine/test_sharding.py",
     "tests/commands/test_study.py",
     "tests/test_benchmarks",
-    "tests/engine/test_launcher.py",
+    "tests/system/test_launcher.py",
     "tests/test_docs",
     "tests/pretraining/test_pretrain.py",
     "tests/finetuning/test_finetune",

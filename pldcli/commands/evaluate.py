@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from pldcli.choices import BlockChoice, Device, PrecisionChoice
 from pldcli.errors import UsageError
 from pldcli.evaluation import tables
+from pldcli.system.workers import processes_to_start
 
 if TYPE_CHECKING:
     from pldcli.evaluation.depth import DepthReport
@@ -87,6 +89,10 @@ def evaluate(
     ] = False,
     precision: Annotated[PrecisionChoice, typer.Option(help="Number format; fp32 gives the same number everywhere.")] = "fp32",
     device: Annotated[Device, typer.Option(help="Where to run.")] = "auto",
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Share the work over so many processes, one per GPU; on a CPU they share its cores.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON object to a file.", show_default=False)] = None,
 ) -> None:
@@ -110,6 +116,7 @@ def evaluate(
         "--out": out,
         "--text-field": text_field,
         "--json": as_json,
+        "--gpus": gpus,
     }
     measurement = _chosen({name for name, value in given.items() if value is not None and value is not False and value != []})
     from pldcli.engine.model_source import latest_run
@@ -118,6 +125,10 @@ def evaluate(
     given["--out"] = out or _PICTURE
     check_picture_path(given["--out"])
     target = model or latest_run()
+    if (processes := processes_to_start(gpus)) > 1:
+        from pldcli.system.launcher import run_processes
+
+        raise typer.Exit(run_processes(processes, lambda: sys.argv[1:], kept=lambda: "and what they measured is gone"))
     is_main = os.environ.get("RANK", "0") == "0"
     if model is None and is_main:
         typer.echo(f"evaluating {target}", err=True)
@@ -208,12 +219,14 @@ _MEASUREMENTS = {
         values=lambda found, given: tables.texts_json(found.score, each=given["--each"]),
         show=lambda found, _: tables.show_texts(found),
         options=("--each",),
+        excludes=("--gpus",),
     ),
     "--minimal-pairs": _Measurement(
         run=_material,
         values=lambda found, given: tables.pairs_json(found.score, each=given["--each"]),
         show=lambda found, _: tables.show_pairs(found),
         options=("--each",),
+        excludes=("--gpus",),
     ),
     "--task": _Measurement(
         run=_task,
@@ -226,7 +239,7 @@ _MEASUREMENTS = {
         values=lambda found, given: tables.fill_json(given["--fill"], found.score),
         show=lambda found, _: tables.show_fill(found.score),
         options=("--top",),
-        excludes=("--depth",),
+        excludes=("--depth", "--gpus"),
     ),
 }
 """By the option that asks for each; one of them at a time."""
@@ -235,7 +248,7 @@ _DEPTHS = _Measurement(
     values=lambda found, given: tables.depths_json(found.score, given["--out"]),
     show=lambda found, given: tables.show_depths(found, given["--out"]),
     options=("--blocks", "--out"),
-    excludes=("--predictions", "--each"),
+    excludes=("--predictions", "--each", "--gpus"),
 )
 """Any of them but --fill, with fewer blocks."""
 _JSON_ONLY = ("--each",)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pldcli.choices import Device, TaskKind
+from pldcli.errors import UsageError
+from pldcli.system.workers import processes_to_start
 
 if TYPE_CHECKING:
     from pldcli.finetuning.finetune import Finetuned
@@ -43,6 +47,10 @@ def finetune(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with seed, seed + 1, ...")] = 1,
     grid: Annotated[list[str] | None, typer.Option(help="KEY=VALUE,VALUE,...; further axes may follow as plain words.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once.", show_default="one per GPU or core")] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Split each run over so many processes, one per GPU; on a CPU they share its cores.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A directory for the results.", show_default="finetuned/MODEL/TASK")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where other results lie.")] = False,
     from_mnli: Annotated[bool, typer.Option("--from-mnli", help="Start mrpc, rte and stsb from the model fine-tuned on mnli.")] = False,
@@ -60,6 +68,8 @@ def finetune(
     from pldcli.finetuning.config import cells
 
     settings = cells([*(grid or []), *(overrides or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
+    if jobs and gpus:
+        raise UsageError("--jobs and --gpus exclude each other", hint="--jobs 2 does two runs at once, --gpus 2 each run in two processes")
     from rich.console import Console
 
     from pldcli.engine.model_source import latest_run, short_name
@@ -70,9 +80,15 @@ def finetune(
     from pldcli.tasks.registry import ALL, task_name
 
     if submission is not None:
-        check_submission(task)
+        check_submission(task, gpus or 1)
     start = model or latest_run()
-    if model is None:
+    base = Path("finetuned") / (short_name(start) + ("-from-scratch" if from_scratch else ""))
+    if (processes := processes_to_start(gpus)) > 1:
+        from pldcli.system.launcher import run_processes
+
+        kept = f"{out or base} has the runs that are finished"
+        raise typer.Exit(run_processes(processes, lambda: sys.argv[1:], kept=lambda: kept))
+    if model is None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"starting from {start}, the latest run", err=True)
     files = {"train": train, "validation": validation, "test": test}
     experiment = Experiment(
@@ -87,7 +103,6 @@ def finetune(
         allow_bin=allow_bin,
         from_scratch=from_scratch,
     )
-    base = Path("finetuned") / (short_name(start) + ("-from-scratch" if from_scratch else ""))
     how: Any = {"jobs": jobs or "auto", "device": device, "overwrite": overwrite}
     how["console"] = Console(stderr=True)  # so that --json stays alone on stdout
     if task.lower() == ALL:

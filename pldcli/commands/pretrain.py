@@ -15,6 +15,7 @@ import typer
 
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
+from pldcli.system.workers import processes_to_start
 
 if TYPE_CHECKING:
     from pldcli.config import Config
@@ -28,8 +29,6 @@ __all__ = ["pretrain"]
 _AUTO = "auto"
 _MASKED_MORE, _SMALL_STEPS = 0.3, 16
 """What small models do well with: the share of tokens that is masked, and sequences of a step."""
-_ONE_OF_SEVERAL = "WORLD_SIZE"
-"""Stands in the environment of a process that torchrun started."""
 
 
 def pretrain(
@@ -83,7 +82,7 @@ def pretrain(
     from pldcli.bench.step_time import parse_seconds
 
     stop_at = None if stop_after is None else time.monotonic() + parse_seconds(stop_after, "--stop-after")
-    processes = 1 if os.environ.get(_ONE_OF_SEVERAL, "1") != "1" else gpus or 1
+    processes = processes_to_start(gpus)
     if processes > 1 and budget is not None:
         hint = "time a step with `pld bench`, and set train.total_steps"
         raise UsageError("steps are timed in one process", where="--budget with --gpus", hint=hint)
@@ -127,7 +126,7 @@ def pretrain(
             _show_estimate(estimated)
         return
     if processes > 1:
-        from pldcli.pretraining.launcher import run_processes
+        from pldcli.system.launcher import run_processes
 
         places = ["--preset", preset, "--data", str(data), "--out", str(place), "--resume", resume, *(["--allow-bin"] if allow_bin else [])]
 
@@ -135,7 +134,8 @@ def pretrain(
             left = [] if stop_at is None else ["--stop-after", f"{max(1.0, stop_at - time.monotonic()):.0f}s"]
             return ["pretrain", *wanted, *places, *left]
 
-        raise typer.Exit(run_processes(processes, arguments, max_restarts=max_restarts, say=partial(typer.echo, err=True)))
+        kept, say = lambda: RunDirectory(place).what_is_saved, partial(typer.echo, err=True)
+        raise typer.Exit(run_processes(processes, arguments, kept=kept, max_restarts=max_restarts, say=say))
     result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
     if result.is_main:
         _show(result, data)

@@ -90,6 +90,12 @@ class RunDirectory:
         return self.has_model or any(self.checkpoints.glob("step-*")) or (self.path / "state.json").is_file()
 
     @property
+    def what_is_saved(self) -> str:
+        """Which checkpoint is the last, in words; not verified."""
+        last = max(self.checkpoints.glob("step-*"), default=None)
+        return f"{self.path} has no checkpoint" if last is None else f"the last checkpoint is {last}"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has ended: the card is written last."""
         return self.has_model and self.card.is_file()

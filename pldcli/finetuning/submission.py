@@ -33,16 +33,19 @@ _LOWEST, _HIGHEST = 0.0, 5.0
 """STS-B's scale."""
 
 
-def check_submission(task: str) -> None:
+def check_submission(task: str, processes: int = 1) -> None:
     """Refuse a submission of something that the GLUE server does not know.
+
+    Args:
+        task: What it is to be of.
+        processes: How many the command is to start.
 
     Raises:
         UsageError: It is no task of GLUE, or there are several processes.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError(
-            "is written by one process", where="--submission", hint="leave it out here; the same command without torchrun adds it"
-        )
+    if processes > 1 or os.environ.get("WORLD_SIZE", "1") != "1":
+        hint = "leave it out here; the same command without --gpus or torchrun adds it"
+        raise UsageError("is written by one process", where="--submission", hint=hint)
     if task.lower() != ALL and not (is_known_task(task) and find_task(task).server_files):
         raise UsageError(
             "the GLUE server has no such task", where=f"--submission for {task}", hint="leave it out: predictions are written anyway"

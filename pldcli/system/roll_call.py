@@ -17,12 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pldcli.system.error_file import ERROR_FILE, write_ending
+
 __all__ = ["LOST", "Loss", "Reason", "RollCall"]
 
 Reason = Literal["failed", "lost", "timed out"]
 """Why a process ends: by itself, because a connection to another was closed, or because another did not answer."""
 
-LOST, _ERROR_FILE = "lost", "TORCHELASTIC_ERROR_FILE"
+LOST = "lost"
 """In the file that torchrun's agent reads, the reason of a process that did not fail by itself."""
 _PATIENCE_SECONDS = 3.0
 """For the others to say why they end: they lose each other at the same time."""
@@ -98,11 +100,9 @@ class RollCall:
 
         Only processes that the same agent started on this machine.
         """
-        place = os.environ.get(_ERROR_FILE)
-        if place is None:
+        if ERROR_FILE not in os.environ:
             return
-        told = {"message": loss.what, "timestamp": str(int(time.time())), LOST: {"hung": bool(loss.hung)}}
-        _within_patience(lambda: Path(place).write_text(json.dumps(told), encoding="utf-8"))
+        _within_patience(lambda: write_ending(loss.what, **{LOST: {"hung": bool(loss.hung)}}))
         if loss.hung and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent's answer to what follows; this process still has to say what is wrong
         for rank in loss.hung:

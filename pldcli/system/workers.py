@@ -30,6 +30,7 @@ __all__ = [
     "describe_error",
     "end_with_parent",
     "own_stdout",
+    "processes_to_start",
     "start_command",
     "start_worker",
     "tell",
@@ -60,6 +61,11 @@ def visible_gpus() -> list[str] | None:
     """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def processes_to_start(wanted: int | None) -> int:
+    """Return in how many processes a command that was asked for so many does its work; 1 in each of those that it or torchrun started."""
+    return 1 if os.environ.get("WORLD_SIZE", "1") != "1" else wanted or 1
 
 
 def start_worker(

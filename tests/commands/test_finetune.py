@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,9 @@ def test_a_grid_may_be_written_in_several_ways(pld, calls, line):
         (["glue/rte", "seed=1,2", "--seeds", "2"], "seed: a list of seeds and --seeds exclude each other; leave one of them out"),
         (["glue/rte", "3e-5"], "'3e-5' is not KEY=VALUE"),
         (["my.csv", "--submission", "s.zip"], "--submission for my.csv: the GLUE server has no such task; leave it out"),
+        (["glue/rte", "--submission", "s.zip", "--gpus", "2"], "--submission: is written by one process; leave it out here"),
+        (["glue/rte", "--jobs", "2", "--gpus", "2"], "--jobs and --gpus exclude each other; --jobs 2 does two runs at once"),
+        (["glue/rte", "--gpus", "0"], "--gpus"),
         (["glue/rte", "--seeds", "0"], "--seeds"),
         (["glue/rte", "--jobs", "0"], "--jobs"),
         (["glue/rte", "--kind", "ranking"], "--kind"),
@@ -203,3 +207,26 @@ def test_only_the_first_of_several_processes_speaks(pld, calls):
     calls["result"] = finetuned(is_main=False)
     outcome = pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip", "--json")
     assert (outcome.code, outcome.out) == (0, "") and not calls["submit"]
+
+
+def test_several_processes_do_what_was_typed(pld, calls, monkeypatch):
+    """The command starts them; each does the work, and the first one says where it starts from."""
+    from pldcli.system import launcher
+
+    line = ["finetune", "glue/mrpc", "--gpus", "3"]
+    monkeypatch.setattr(sys, "argv", ["pld", *line])
+    started = []
+
+    def run_processes(count, arguments, *, kept):
+        started.append((count, arguments(), kept()))
+        return 7
+
+    monkeypatch.setattr(launcher, "run_processes", run_processes)
+    assert pld(*line).code == 7 and not calls["finetune"]
+    assert started == [(3, line, "finetuned/latest has the runs that are finished")]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said.append(pld(*line).err)
+    assert said == ["starting from runs/latest, the latest run\n", ""] and len(calls["finetune"]) == 2 and len(started) == 1

@@ -1,4 +1,5 @@
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -195,6 +196,16 @@ def test_what_is_held_as_a_copy_does_not_move_with_the_run(tmp_path, trainer):
     assert torch.equal(read(checkpoint.write(tmp_path / "b", moving, keep=1)).weights[first], before + 1.0)
     with torch.no_grad():
         trainer.model.state_dict()[first].copy_(before)
+
+
+def test_a_checkpoint_leaves_nothing_to_collect(tmp_path, trainer):
+    gc.collect()
+    gc.disable()
+    try:
+        save(tmp_path, trainer)
+        assert gc.collect() < 10
+    finally:
+        gc.enable()
 
 
 def test_every_so_many_stay_for_good(tmp_path, trainer):

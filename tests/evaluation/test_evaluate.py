@@ -18,7 +18,8 @@ from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation.evaluate import evaluate
 from pldcli.huggingface.load import load_pretrained
 from pldcli.preparation.prepare import prepare
-from tests.conftest import TINY, MadeUpData
+from tests.conftest import TINY, MadeUpData, wait_for
+from tests.system.test_launcher import ranks
 
 SCORES = {"mlm_loss", "perplexity", "mlm_accuracy", "num_targets", "tokens_per_second"}
 
@@ -52,6 +53,18 @@ def test_the_same_number_always_and_everywhere(pld, run, prepared):
     assert logged["eval/mlm_loss"] == pytest.approx(found["mlm_loss"], rel=1e-6)
     assert f"token frequencies alone score {logged['eval/frequency_loss']:.4f} there" in pld("evaluate", run).err
     assert found["perplexity"] == pytest.approx(math.exp(found["mlm_loss"]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_two_processes_measure_the_same(pld, processes, run, prepared, tmp_path):
+    alone = numbers(pld, run, prepared)
+    line = ["evaluate", run, "--data", prepared, "--json", "--device", "cpu", "--save", tmp_path / "saved.json"]
+    process = processes.pld(*line, "--gpus", 2)
+    wait_for(lambda: set(ranks(process.number)) == {0, 1})
+    assert process.wait() == 0, process.err
+    both = json.loads(process.out)
+    assert both.pop("tokens_per_second") > 0 and both == pytest.approx(alone, rel=1e-6)
+    assert both.items() <= json.loads((tmp_path / "saved.json").read_text()).items()
 
 
 def test_the_loss_is_what_it_is_called(run, prepared):

@@ -20,9 +20,9 @@ import numpy as np
 
 from pldcli.engine.checkpoint import list_checkpoints
 from tests.conftest import Process
-from tests.engine.test_launcher import alive
 from tests.faults.damage import flip
 from tests.faults.ground import Ground, digest, software
+from tests.system.test_launcher import alive
 
 WARM_UP_SHARE, EXPORT_SHARE = 0.3, 0.05
 """Of a run's time, at its begin and at its end, when what reads the exported model is loaded."""

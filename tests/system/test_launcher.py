@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from pldcli.engine.checkpoint import list_checkpoints, verify
-from pldcli.errors import DeviceError, PldError
-from pldcli.pretraining import launcher
+from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
+from pldcli.system import launcher
 from tests.conftest import wait_for
 from tests.forks import BELOW, RANKED
 
@@ -171,8 +171,40 @@ def failing(*codes: int | str) -> ChildFailedError:
     ],
 )
 def test_the_cause_is_what_failed_by_itself(codes: tuple[int | str, ...], code: int, what: str) -> None:
-    found, error = launcher._cause(failing(*codes), len(codes))
-    assert found == code and (str(error).startswith(what) if what else error is None)
+    found, said = launcher._cause(failing(*codes), len(codes))
+    assert found == code and (said.startswith(what) if what else not said)
+
+
+def ended(place: Path, *codes: int | None) -> Path:
+    """Write what processes told of their end; of one that was killed None."""
+    for rank, code in enumerate(codes):
+        (place / "job_x" / "attempt_0" / str(rank)).mkdir(parents=True)
+        if code is not None:
+            (place / "job_x" / "attempt_0" / str(rank) / "error.json").write_text(json.dumps({"message": "why", "exit_code": code}))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("number", "codes", "kind", "what"),
+    [
+        (signal.SIGTERM, (75, 75), PreemptedError, "all 2 processes have ended after SIGTERM"),
+        (signal.SIGINT, (130, 130), StoppedError, "all 2 processes have ended after SIGINT"),
+        (signal.SIGTERM, (75, None), DeviceError, "1 of 2 processes ended after SIGTERM without having saved, kept; run the same"),
+        (signal.SIGTERM, (None, None), DeviceError, "2 of 2 processes ended after SIGTERM without having saved, kept"),
+        (signal.SIGINT, (None, 130), StoppedError, "1 of 2 processes ended after SIGINT without having saved, kept"),
+    ],
+)
+def test_a_signal_is_a_stop_where_all_have_saved(
+    tmp_path: Path, number: signal.Signals, codes: tuple[int | None, ...], kind: type[PldError], what: str
+) -> None:
+    with pytest.raises(PldError) as caught:
+        launcher._after_signal(number, len(codes), ended(tmp_path, *codes), lambda: "kept")
+    assert type(caught.value) is kind and str(caught.value).startswith(what)
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((7, 75), 7), ((None, 7), 7)])
+def test_what_failed_or_finished_after_a_signal_has_its_own_code(tmp_path: Path, codes: tuple[int | None, ...], code: int) -> None:
+    assert launcher._after_signal(signal.SIGTERM, len(codes), ended(tmp_path, *codes), lambda: "kept") == code
 
 
 def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -> None:
@@ -184,6 +216,17 @@ def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -
     assert process.wait() == 75
     assert re.search(r"terminated, saved at step \d+", process.err) and "all 2 processes have ended after SIGTERM" in process.err
     assert not any(map(alive, below.values())) and has_saved(out)
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_signal_before_they_can_save_is_no_stop(processes: Any, prepared: Path, tmp_path: Path, whole: Path, has_begun: bool) -> None:
+    out = whole if has_begun else tmp_path / "run"
+    process = processes.pld(*line(prepared, out))
+    wait_for(lambda: len(ranks(process.number)) == 2)
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 5, process.err
+    there = f"the last checkpoint is {out / 'checkpoints' / 'step-00000150'}" if has_begun else f"{out} has no checkpoint"
+    assert f"error: 2 of 2 processes ended after SIGTERM without having saved, {there}; run the same command again" in process.err
 
 
 def test_without_their_parent_they_save_and_end(processes: Any, prepared: Path, tmp_path: Path) -> None:
@@ -233,13 +276,13 @@ def test_a_stop_is_no_failure(processes: Any, prepared: Path, tmp_path: Path) ->
 def test_what_would_fail_alike_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, codes: list[int], attempts: int) -> None:
     left, seen, said = iter(codes), [], []
 
-    def run_once(count: int, arguments: list[str], job: str) -> tuple[int, PldError | None] | None:
+    def run_once(count: int, arguments: list[str], job: str, endings: Path) -> tuple[int, str]:
         seen.append((arguments, job))
-        code = next(left)
-        return (code, DeviceError("killed") if code == 5 else None) if code else None
+        return next(left), ""
 
     monkeypatch.setattr(launcher, "_run_once", run_once)
-    assert launcher.run_processes(2, lambda: [f"attempt {len(seen)}"], max_restarts=2, say=said.append) == codes[-1]
+    code = launcher.run_processes(2, lambda: [f"attempt {len(seen)}"], kept=str, max_restarts=2, say=said.append)
+    assert code == codes[-1]
     assert [arguments for arguments, _ in seen] == [[f"attempt {number}"] for number in range(attempts)]
     assert len({job for _, job in seen}) == 1, "all attempts are one job"
     assert len(said) == attempts - 1
