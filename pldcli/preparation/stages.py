@@ -36,10 +36,11 @@ from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
-from pldcli.errors import DataError, reason_of
+from pldcli.errors import DataError
 from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
 from pldcli.preparation.units import Slice, Unit
 from pldcli.system import atomic
+from pldcli.system.input_files import input_errors
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import file_sha256
 from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
@@ -229,11 +230,8 @@ class Stages:
 
     def _sha256(self, number: int) -> str:
         path = self.sources[number].path
-        try:
-            with path.open("rb", buffering=CHUNK_BYTES) as file:
-                return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"cannot be read ({reason_of(error)})", where=str(path)) from error
+        with input_errors(path), path.open("rb", buffering=CHUNK_BYTES) as file:
+            return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
     def _readers(self, unit: Unit, report: Report) -> Iterator[tuple[Slice, Reader, Report]]:
         earlier = 0
