@@ -27,7 +27,7 @@ from pldcli.system.input_files import COLUMNAR, Format, input_errors
 from pldcli.system.json_text import from_json
 from pldcli.system.short_names import shortest_names
 
-__all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files", "without_a_run"]
+__all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files"]
 
 _LETTER = re.compile(UNSPACED)
 _WRAPPED_CHARACTERS = 100
@@ -94,6 +94,11 @@ class Judge:
         self._words = 0
         self._letters = Counter[bool]()
 
+    @property
+    def without_a_run(self) -> list[str]:
+        """The files that no document can be found to overlap with: they hold no run of so many words."""
+        return self._overlap.without_a_run if self._overlap else []
+
     def add(self, text: str, *, last: bool) -> str:
         """Read the next piece of a document.
 
@@ -142,7 +147,10 @@ class _Overlap:
                 owners.append(np.full(len(runs[-1]), number))
         runs_R = np.concatenate([np.zeros(0, np.uint64), *runs])
         self._runs_R, first = np.unique(runs_R, return_index=True)
-        self._owners_R = np.concatenate([np.zeros(0, np.int64), *owners])[first]
+        owners_R = np.concatenate([np.zeros(0, np.int64), *owners])
+        self._owners_R = owners_R[first]
+        found = set(owners_R.tolist())
+        self.without_a_run = [str(path) for number, (path, _) in enumerate(files) if number not in found]
 
     def add(self, text: str, *, last: bool) -> str:
         """Read the next piece of a document; at its end, name a file that has a run of words of it, if any."""
@@ -198,13 +206,6 @@ def fingerprint_of_files(filters: Filters) -> list[list[str]]:
     """Return the name and the checksum of each file that documents are compared with: what they hold decides what is left out."""
     files = _evaluation_files(filters.against) if filters.against else ()
     return [[str(path), hashlib.sha256(_bytes(path)).hexdigest()] for path, _ in files]
-
-
-def without_a_run(filters: Filters) -> list[Path]:
-    """List the files that no document can be found to overlap with: they hold no run of so many words."""
-    fewest = filters.overlap_words
-    files = _evaluation_files(filters.against) if filters.against else ()
-    return [path for path, kind in files if all(len(WORD.findall(text)) < fewest for text in _texts(path, kind))]
 
 
 def _bytes(path: Path) -> bytes:

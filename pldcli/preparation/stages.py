@@ -82,6 +82,8 @@ class Scanned:
     """0, or the number of a cause, for each document."""
     signatures: Signatures
     """Of each document, [documents, places]; empty where none are wanted."""
+    without_a_run: list[str] = field(default_factory=list)
+    """Files that documents are compared with, and cannot overlap with: they have no run of so many words."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ class Stages:
             "threshold": sampler.threshold,
             "sample": sampler.parts,
             "causes": list(causes),
+            "without_a_run": self._judge.without_a_run if self._judge else [],
         }
         key = self.key(task)
         raw = np.array(hashes, _HASH).tobytes() + np.array(unwanted, _CAUSE).tobytes()
