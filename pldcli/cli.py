@@ -36,7 +36,7 @@ from pldcli.commands import (
     tasks,
     tokenizer,
 )
-from pldcli.errors import OutputError, PldError, PreemptedError, StoppedError, reason_of
+from pldcli.errors import FULL_DISK, UNUSABLE_PLACE, OutputError, PldError, PreemptedError, StoppedError, reason_of
 from pldcli.system.error_file import final_ending, write_ending
 from pldcli.system.machine import share_cores
 
@@ -96,8 +96,6 @@ _GROUPS = {
     "tokenizer": "Train tokenizers, and see how they fit a text.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ESTALE, errno.ENOTCONN, errno.EROFS)
 _CommandLineError = typer.BadParameter.__mro__[1]
 """Typer's own usage error; only this path to it works in every version."""
 
@@ -220,9 +218,9 @@ def _explain(error: Exception) -> int:
         return _report(f"{message}; see `{command} -h`", 2)
     if isinstance(error, MemoryError):
         return _report("out of memory; close other programs, or make the work smaller (train.micro_batch_size for training)", 5)
-    if isinstance(error, OSError) and error.errno in _FULL_DISK:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return _report(f"the disk is full{f' ({error.filename})' if error.filename else ''}", OutputError.exit_code)
-    if isinstance(error, OSError) and error.filename and error.errno in _NOT_OURS:
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE_PLACE:
         return _report(
             f"{error.filename}: cannot be used ({reason_of(error)}); choose another place, or ask for the right to it",
             OutputError.exit_code,

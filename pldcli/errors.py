@@ -16,10 +16,13 @@ Each is one line: what is wrong, where, what to do.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
 __all__ = [
+    "FULL_DISK",
+    "UNUSABLE_PLACE",
     "CheckpointError",
     "DataError",
     "DeviceError",
@@ -33,6 +36,12 @@ __all__ = [
     "json_type",
     "reason_of",
 ]
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG, errno.ESTALE, errno.ENOTCONN,
+)  # fmt: skip
+"""What the system says of a place that no program could use, whoever asks."""
 
 
 class PldError(Exception):

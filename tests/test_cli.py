@@ -53,6 +53,11 @@ def fail(monkeypatch: pytest.MonkeyPatch, pld: Run) -> Run:
         ),
         (OSError(errno.ENOSPC, "No space left", "/out/x"), 7, "error: the disk is full (/out/x)"),
         (
+            OSError(errno.EIO, "Input/output error", "/in/x"),
+            7,
+            "error: /in/x: cannot be used (input/output error); choose another place, or ask for the right to it",
+        ),
+        (
             ZeroDivisionError("division by\nzero"),
             1,
             f"error: ZeroDivisionError: division by zero; {BUG}",

@@ -10,6 +10,7 @@ import typer
 
 from pldcli.choices import DocumentPer, Engine, JobFile
 from pldcli.commands.tokenizer import ByteFallback, Cased, Coverage, Normalized, StripAccents, ToTrain, VocabSize
+from pldcli.corpus.addresses import path_of
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def prepare_data(
         list[Path] | None,
         typer.Argument(
             metavar="CORPUS...",
+            parser=path_of,
             help="Text, JSON-lines, CSV, Parquet or Arrow files, directories, patterns such as 'wiki/*.gz', addresses such as "
             "hf://datasets/USER/NAME/*.parquet or s3://BUCKET/TEXT, or - for standard input.",
             show_default=False,
@@ -41,7 +43,12 @@ def prepare_data(
     ] = None,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(help="Text for validation alone; can be given several times.", show_default="one document in 301"),
+        typer.Option(
+            metavar="PATH",
+            parser=path_of,
+            help="Text for validation alone; may be repeated.",
+            show_default="one document in 301",
+        ),
     ] = None,
     stream: Annotated[
         bool,
@@ -209,7 +216,7 @@ def _weighted(text: str) -> tuple[Path, float]:
     path, equals, weight = text.rpartition("=")
     try:
         if equals and path:
-            return Path(path), float(weight)
+            return path_of(path), float(weight)
     except ValueError:
         pass
     raise UsageError(f"{text!r} is not PATH=WEIGHT", where="--source", hint="for example --source wiki.jsonl=2")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pldcli.choices import DocumentPer, ModelType, Normalization
+from pldcli.corpus.addresses import path_of
 
 __all__ = ["inspect", "train"]
 
@@ -56,7 +57,10 @@ Encoding = Annotated[
 
 def train(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="CORPUS...", help="Files and directories, as `pld prepare-data` reads them.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="CORPUS...", parser=path_of, help="Files and directories, as `pld prepare-data` reads them.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The directory to make.")] = Path("tokenizer"),
     model_type: ToTrain = "bpe",
@@ -99,7 +103,9 @@ def train(
 
 def inspect(
     tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER", help="As `pld prepare-data --tokenizer` takes it.", show_default=False)],
-    texts: Annotated[list[Path] | None, typer.Argument(metavar="[TEXT...]", help="Files and directories to tokenize.")] = None,
+    texts: Annotated[
+        list[Path] | None, typer.Argument(metavar="[TEXT...]", parser=path_of, help="Files and directories to tokenize.")
+    ] = None,
     text_field: TextField = "text",
     encoding: Encoding = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

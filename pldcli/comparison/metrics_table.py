@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from pldcli.config import flatten
 from pldcli.console.section import csv_text
 from pldcli.engine.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.errors import DataError, PldError
+from pldcli.system.input_files import open_content
 from pldcli.system.json_text import from_json
-from pldcli.system.unpacking import open_packed
 
 __all__ = ["FILE", "read_table", "table_bytes"]
 
@@ -51,7 +50,7 @@ def read_table(path: Path) -> dict[str, Run]:
     """Read the runs of a table by name.
 
     Args:
-        path: A CSV file, compressed if its name ends in .gz.
+        path: A CSV file, compressed or not.
 
     Raises:
         DataError: It is damaged, or no such table, or unpacks to far too much.
@@ -72,8 +71,8 @@ def read_table(path: Path) -> dict[str, Run]:
 def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the rows of each run; `about` stays in the first one."""
     try:
-        with path.open("rb") as file:
-            text = (open_packed(path, file) if path.suffix == ".gz" else file).read().decode()
+        with open_content(path) as file:
+            text = file.read().decode()
         lines = csv.reader(io.StringIO(text), strict=True)
         columns = next(lines, [])
         needed = (*_NEEDED, validation_key(dict.fromkeys(columns)) or VALIDATION_LOSSES[0], *SPENT)
@@ -88,7 +87,7 @@ def _read_rows(path: Path) -> dict[str, list[dict[str, Any]]]:
             if "about" in row and name in runs:
                 raise ValueError(f"line {lines.line_num:,} begins {name} a second time")
             runs.setdefault(name, []).append(row)
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot be read as a table of runs ({error})", where=str(path), hint=_WRITE_AGAIN) from error
     if not runs:
         raise DataError("holds no run", where=str(path), hint=_WRITE_AGAIN)

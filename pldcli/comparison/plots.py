@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.runs import AXES, Measurement, Run, System, unit_of_losses
-from pldcli.plots.canvas import COLOURS, colour, evenly_spaced, gaps, picture, styled_figure, take_dollars_as_they_are, thousands
+from pldcli.plots.canvas import COLOURS, as_svg, colour, evenly_spaced, gaps, picture, styled_figure, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,12 +39,10 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
 def draw_curves(comparison: Comparison, kind: Kind) -> str:
     """Draw a loss against tokens, steps, executed FLOPs and training seconds, as SVG without metadata."""
-    names, buffer = list(AXES), io.BytesIO()
+    names = list(AXES)
     with styled_figure(**_size(comparison, names)) as figure:
         _fill(figure, comparison, names, kind)
-        take_dollars_as_they_are(figure)
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return buffer.getvalue().decode()
+        return as_svg(figure)
 
 
 def _size(comparison: Comparison, axes_names: Sequence[str]) -> dict[str, float]:

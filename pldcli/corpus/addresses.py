@@ -16,10 +16,13 @@ from pldcli.errors import DataError, UsageError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["SAVED_DATASET", "Address", "Location", "address_of", "files_at"]
+__all__ = ["SAVED_DATASET", "Address", "Location", "address_of", "files_at", "path_of"]
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
-_WITHOUT_HOST = ("file", "local")
+_WITHOUT_HOST = re.compile(r"\A([a-z][a-z0-9+]+:)/{3,}")
+_LOCAL = ("file", "local")
+_ROOT = "%2F"
+"""The third slash of an address without a host, in a path: that runs slashes together."""
 _SECRETS = re.compile(r"(?<=://)[^/@]*@|[?#].*")
 """Of an address: who reads it, and what follows the path, which may be a signature."""
 _VERSIONS = ("ETag", "etag", "version_id", "LastModified", "Last-Modified", "last_modified", "last_commit", "mtime", "updated", "created")
@@ -134,10 +137,18 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
+def path_of(typed: str) -> Path:
+    """Make a path of what was typed, from which `address_of` takes the same address; of `hdfs:///x` it keeps that no host is named."""
+    return Path(_WITHOUT_HOST.sub(rf"\1//{_ROOT}", typed))
+
+
 def address_of(path: Path) -> str | None:
     """Return the address that a command line names, where it names one; as a path its slashes are run together."""
     match = _ADDRESS.fullmatch(str(path))
-    return f"{match[1]}:{'///' if match[1] in _WITHOUT_HOST else '//'}{match[2]}" if match and not path.exists() else None
+    if not match or path.exists():
+        return None
+    begins_at_root = match[1] in _LOCAL or match[2].startswith(_ROOT)
+    return f"{match[1]}:{'///' if begins_at_root else '//'}{match[2].removeprefix(_ROOT)}"
 
 
 def files_at(address: str) -> list[Address]:

@@ -5,30 +5,37 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from pldcli.corpus.addresses import Location
 from pldcli.errors import DataError, UsageError
+from pldcli.system.input_files import input_errors, open_content
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 __all__ = [
     "CHUNK_BYTES",
+    "HEAD_BYTES",
     "MANY_BAD_BYTES",
     "MANY_BAD_SHARE",
     "EncodingError",
     "Transcoded",
     "Utf8Decoder",
     "check_encoding",
+    "check_text",
     "encoding_of_mark",
     "looks_like",
-    "utf16_without_mark",
+    "open_text",
 ]
 
 CHUNK_BYTES = 1 << 20
 """Bytes read at a time."""
+HEAD_BYTES = 1 << 13
+"""From which a file of text is told."""
 
 MANY_BAD_BYTES, MANY_BAD_SHARE = 100, 0.01
 """So many bytes, and so large a share, that are not UTF-8 are no accident."""
@@ -68,13 +75,65 @@ def encoding_of_mark(head: bytes) -> str | None:
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
 
 
-def utf16_without_mark(head: bytes) -> str | None:
+def check_text(head: bytes, path: Location, *, hint: str, option: str = "") -> None:
+    """Refuse what is no text by how it begins.
+
+    Raises:
+        DataError: It is binary, and `hint` says what to name instead; or UTF-16 without its mark, of which `option` can tell.
+    """
+    if b"\0" not in head:
+        return
+    if found := _utf16_without_mark(head):
+        convert = f"add {option} {found} to `pld prepare-data`, or convert it" if option else _how_to_convert(path, found)
+        raise DataError("is UTF-16 without its mark", where=str(path), hint=convert)
+    raise DataError("is binary, not text", where=str(path), hint=hint)
+
+
+def _utf16_without_mark(head: bytes) -> str | None:
     """Name the encoding of Western text of which every other byte is zero."""
     for name, first in (("utf_16_le", 1), ("utf_16_be", 0)):
         high, low = head[first::2], head[1 - first :: 2]
-        if low and high.count(0) > 0.4 * len(high) and not low.count(0):
+        if low and high.count(0) > 0.5 * len(high) and not low.count(0):
             return name
     return None
+
+
+@contextmanager
+def open_text(path: Path, *, hint: str) -> Iterator[IO[str]]:
+    """Open a text file to be held in memory, unpacked and its line ends kept; it is UTF-8, or UTF-16 or UTF-32 with their mark.
+
+    Raises:
+        DataError: It is no text (`hint` says what to name instead), in another encoding or damaged, or unpacks to far too much.
+    """
+    with input_errors(path), open_content(path) as stream:
+        head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+        marked = encoding_of_mark(head)
+        if marked is None:
+            check_text(head, path, hint=hint)
+        try:
+            with io.TextIOWrapper(stream, encoding=marked or "utf-8-sig", newline="\n") as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise _undecodable(path, error) from error
+
+
+def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
+    if error.encoding != "utf-8":
+        return DataError("is not in the encoding that its byte-order mark says", where=str(path), hint="save it as UTF-8")
+    with open_content(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as bad:
+                found = looks_like((line + stream.read(_SAMPLE_BYTES))[:_SAMPLE_BYTES])
+                convert = _how_to_convert(path, found[0] if found else "ISO-8859-1")
+                return DataError(f"byte 0x{line[bad.start]:02x} is not UTF-8", where=f"{path}:{number}", hint=convert)
+    return DataError("is not UTF-8", where=str(path), hint="convert it")
+
+
+def _how_to_convert(path: Location, encoding: str) -> str:
+    name = encoding.replace("_", "-").replace("16-", "16")  # iconv writes utf-16le
+    return f"convert the file to UTF-8, for example: iconv -f {name} -t UTF-8 {path.name} > utf8{path.suffix}"
 
 
 def looks_like(sample: bytes) -> list[str]:

@@ -22,11 +22,12 @@ from pldcli.corpus.decoding import EncodingError, Utf8Decoder, encoding_of_mark
 from pldcli.corpus.delimited import delimiter_of
 from pldcli.corpus.reader import UNSPACED, WORD
 from pldcli.corpus.sources import find_sources
-from pldcli.errors import DataError, UsageError, reason_of
+from pldcli.errors import DataError, UsageError
+from pldcli.system.input_files import COLUMNAR, Format, input_errors
 from pldcli.system.json_text import from_json
 from pldcli.system.short_names import shortest_names
 
-__all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files", "without_a_run"]
+__all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files"]
 
 _LETTER = re.compile(UNSPACED)
 _WRAPPED_CHARACTERS = 100
@@ -93,6 +94,11 @@ class Judge:
         self._words = 0
         self._letters = Counter[bool]()
 
+    @property
+    def without_a_run(self) -> list[str]:
+        """The files that no document can be found to overlap with: they hold no run of so many words."""
+        return self._overlap.without_a_run if self._overlap else []
+
     def add(self, text: str, *, last: bool) -> str:
         """Read the next piece of a document.
 
@@ -132,16 +138,19 @@ class _Overlap:
         self._known: dict[str, int] = {}
         self._before: list[int] = []
         self._found = -1
-        paths = list(_evaluation_files(places))
-        self._names = shortest_names(paths)
+        files = list(_evaluation_files(places))
+        self._names = shortest_names([path for path, _ in files])
         runs, owners = [], []
-        for number, path in enumerate(paths):
-            for text in _texts(path):
+        for number, (path, kind) in enumerate(files):
+            for text in _texts(path, kind):
                 runs.append(self._runs(self._words(text)))
                 owners.append(np.full(len(runs[-1]), number))
         runs_R = np.concatenate([np.zeros(0, np.uint64), *runs])
         self._runs_R, first = np.unique(runs_R, return_index=True)
-        self._owners_R = np.concatenate([np.zeros(0, np.int64), *owners])[first]
+        owners_R = np.concatenate([np.zeros(0, np.int64), *owners])
+        self._owners_R = owners_R[first]
+        found = set(owners_R.tolist())
+        self.without_a_run = [str(path) for number, (path, _) in enumerate(files) if number not in found]
 
     def add(self, text: str, *, last: bool) -> str:
         """Read the next piece of a document; at its end, name a file that has a run of words of it, if any."""
@@ -181,35 +190,27 @@ class _Overlap:
         return runs_R
 
 
-def _evaluation_files(places: Sequence[Path]) -> Iterator[Path]:
-    """List the files.
+def _evaluation_files(places: Sequence[Path]) -> Iterator[tuple[Path, Format]]:
+    """List the files, each with its format.
 
     Raises:
         DataError: One is compressed, missing or empty.
     """
     for source in find_sources(places)[0]:
-        if isinstance(source.path, Address) or source.compression or source.format in ("parquet", "arrow"):
+        if isinstance(source.path, Address) or source.compression or source.format in COLUMNAR:
             raise DataError("cannot be compared with", where=str(source.path), hint="name plain text, TSV, CSV or JSON files, here")
-        yield source.path
+        yield source.path, source.format
 
 
 def fingerprint_of_files(filters: Filters) -> list[list[str]]:
     """Return the name and the checksum of each file that documents are compared with: what they hold decides what is left out."""
-    return [[str(path), hashlib.sha256(_bytes(path)).hexdigest()] for path in _evaluation_files(filters.against)] if filters.against else []
-
-
-def without_a_run(filters: Filters) -> list[Path]:
-    """List the files that no document can be found to overlap with: they hold no run of so many words."""
-    fewest = filters.overlap_words
     files = _evaluation_files(filters.against) if filters.against else ()
-    return [path for path in files if all(len(WORD.findall(text)) < fewest for text in _texts(path))]
+    return [[str(path), hashlib.sha256(_bytes(path)).hexdigest()] for path, _ in files]
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with input_errors(path):
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read ({reason_of(error)})", where=str(path)) from error
 
 
 def _decoded(path: Path) -> str:
@@ -230,32 +231,33 @@ def _decoded(path: Path) -> str:
     return text
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path, kind: Format) -> Iterator[str]:
     """Yield the texts of a file: cells of tables, all that are strings in JSON; of anything else lines, or paragraphs that are wrapped."""
     text = _decoded(path)
-    if path.suffix == ".json":
+    if kind == "json":
         try:
             yield from _strings(from_json(text))
-            return
-        except ValueError:
-            pass  # JSON lines, or none
-    if path.suffix in (".json", ".jsonl", ".ndjson"):
-        for line in text.split("\n"):
-            try:
-                yield from _strings(from_json(line))
-            except ValueError:
-                yield line
-    elif path.suffix == ".csv":
+        except ValueError:  # JSON lines, or none
+            for line in text.split("\n"):
+                yield from _strings(_json_or_text(line))
+    elif kind == "csv":
         csv.field_size_limit(len(text) + 1)
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.partition("\n")[0], ".csv")):
             yield from row
-    elif path.suffix == ".tsv":
+    elif kind == "tsv":
         for line in text.split("\n"):
             yield from line.split("\t")
     else:
         for paragraph in _PARAGRAPH_END.split(text):
             lines = paragraph.split("\n")
             yield from [paragraph] if max(map(len, lines)) <= _WRAPPED_CHARACTERS else lines
+
+
+def _json_or_text(line: str) -> Any:
+    try:
+        return from_json(line)
+    except ValueError:
+        return line
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -7,33 +7,25 @@ not depend on where in the file a piece was cut.
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import hashlib
 import io
 import json
-import lzma
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
-from pldcli.corpus.addresses import Location
-from pldcli.corpus.decoding import CHUNK_BYTES, EncodingError, Transcoded, Utf8Decoder, encoding_of_mark, utf16_without_mark
+from pldcli.corpus.decoding import CHUNK_BYTES, HEAD_BYTES, EncodingError, Transcoded, Utf8Decoder, check_text, encoding_of_mark
+from pldcli.corpus.hashed_file import HashedFile
 from pldcli.corpus.sources import Source
 from pldcli.corpus.tables import NoTextError, columnar_texts, csv_texts
 from pldcli.corpus.wikipedia import article_texts
-from pldcli.errors import DataError, json_type, reason_of
+from pldcli.errors import DataError, json_type
+from pldcli.system.input_files import COLUMNAR, input_errors, unpacked
 from pldcli.system.json_text import from_json
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 __all__ = ["UNSPACED", "WORD", "Corpus", "Piece", "Reader", "count_words", "cut_at_whitespace", "skip_line"]
 
@@ -53,8 +45,6 @@ WORD = re.compile(rf"{UNSPACED}|\w+")
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)+")
 _END_AT_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _MAX_CARRIED_CHARACTERS = 4096
-_ZSTD_WINDOW = "too much memory"
-"""In what zstd says of a window that its decoder does not take unasked."""
 
 
 class Reader:
@@ -89,7 +79,7 @@ class Reader:
         self.skipped: Counter[str] = Counter()
         self._document_per = document_per
         self._text_field = text_field
-        self._raw = _HashedFile(None if span is None else span[1] - span[0])
+        self._raw = HashedFile(None if span is None else span[1] - span[0])
         self._decoder = Utf8Decoder(source.path, strict=strict, lenient=encoding is not None, lines_before=lambda: self._lines_before)
         self._transcoded: Transcoded | None = None
         self._strict, self._skip_bad = strict, skip_bad
@@ -145,47 +135,26 @@ class Reader:
             DataError: The file cannot be read, is binary, truncated or damaged, or holds a line that is not what it should be.
         """
         path = self.source.path
-        try:
+        with input_errors(path):
             self._raw.open(path, self._span[0])
             with self._raw, self._raw.hashed_whole(after_errors=self._skip_bad):
-                if self.source.format in ("parquet", "arrow"):
+                if self.source.format in COLUMNAR:
                     rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet", span=self._span)
                     yield from self._trimmed(self._row_pieces(rows))
                     return
-                file = self._decompressed()
+                file = unpacked(self._raw, self.source.compression, path, buffer_bytes=CHUNK_BYTES)
                 is_beginning = self._span[0] == 0
                 self.encoding = self.encoding or (encoding_of_mark(file.peek(4)[:4]) if is_beginning else None) or "utf-8"
                 if self.encoding != "utf-8":
                     self._transcoded = Transcoded(file, self.encoding, path, strict=self._strict)
                     file = io.BufferedReader(self._transcoded, CHUNK_BYTES)
                 if is_beginning:
-                    _check_head(path, file.peek(8192)[:8192])
+                    hint = "name text or JSON-lines files, plain or compressed"
+                    check_text(file.peek(HEAD_BYTES)[:HEAD_BYTES], path, hint=hint, option="--encoding")
                 read = {"json": self._json_pieces, "text": self._text_pieces, "wiki": self._wiki_pieces}
                 pieces = read.get(self.source.format, self._csv_pieces)
                 yield from self._trimmed(pieces(file))
                 self._decoder.judge()
-        except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-            raise DataError("is truncated or damaged", where=str(path), hint="compress or copy it again") from error
-        except OSError as error:
-            damaged = bool(self.source.compression) and error.errno is None
-            if damaged and _ZSTD_WINDOW in str(error):
-                hint = f"unpack it with `zstd -d --long=31 {path}`"
-                raise DataError("was compressed with a window of more than 128 MB", where=str(path), hint=hint) from error
-            what = "is truncated or damaged" if damaged else f"cannot be read ({reason_of(error)})"
-            raise DataError(what, where=str(path), hint="compress or copy it again" if damaged else "") from error
-
-    def _decompressed(self) -> io.BufferedReader:
-        if self.source.compression == "gzip":
-            return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=cast(BinaryIO, io.BufferedReader(self._raw, CHUNK_BYTES)))))
-        if self.source.compression == "bzip2":
-            return io.BufferedReader(bz2.BZ2File(cast(BinaryIO, io.BufferedReader(self._raw, CHUNK_BYTES))), CHUNK_BYTES)
-        if self.source.compression == "xz":
-            return io.BufferedReader(lzma.LZMAFile(cast(BinaryIO, io.BufferedReader(self._raw, CHUNK_BYTES))), CHUNK_BYTES)
-        if self.source.compression == "zstd":
-            import pyarrow as pa
-
-            return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(self._raw, mode="r"), "zstd"), CHUNK_BYTES)
-        return io.BufferedReader(self._raw, CHUNK_BYTES)
 
     def _trimmed(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Drop NUL characters, the white space around each document, and documents that hold nothing else."""
@@ -343,59 +312,6 @@ class Corpus:
                 done(source, reader)
 
 
-class _HashedFile(io.RawIOBase):
-    """A binary file that hashes and counts what is read from it.
-
-    Args:
-        most_bytes: Where it ends, counted from where it is opened; None for the file's own end.
-    """
-
-    def __init__(self, most_bytes: int | None) -> None:
-        self._most_bytes = most_bytes
-        self.hash = hashlib.sha256()
-        self.num_bytes = 0
-        self._file: BinaryIO | None = None
-
-    def open(self, path: Location, start: int) -> None:
-        self._file = path.open("rb", buffering=0)
-        if start:
-            self._file.seek(start)
-
-    @contextmanager
-    def hashed_whole(self, *, after_errors: bool) -> Iterator[None]:
-        """Hash what the block leaves unread: Parquet, and what lies behind a compressed stream, or behind damage."""
-        try:
-            yield
-        except Exception:
-            if after_errors:
-                with suppress(OSError):
-                    self._read_to_end()
-            raise
-        self._read_to_end()
-
-    def _read_to_end(self) -> None:
-        while self.read(CHUNK_BYTES):
-            pass
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        assert self._file is not None
-        view = memoryview(buffer)
-        left = len(view) if self._most_bytes is None else min(len(view), self._most_bytes - self.num_bytes)
-        data = self._file.read(left)
-        view[: len(data)] = data
-        self.hash.update(data)
-        self.num_bytes += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
-
-
 def skip_line(file: BinaryIO) -> None:
     """Go behind the end of the line, however long it is."""
     while (part := file.readline(CHUNK_BYTES)) and not part.endswith(b"\n"):
@@ -467,11 +383,3 @@ def _between_blank_lines(blocks: Iterator[str]) -> Iterator[Piece]:
         at_line_start = block.endswith("\n")
     if is_open:
         yield "", True
-
-
-def _check_head(path: Location, head: bytes) -> None:
-    if b"\0" not in head:
-        return
-    if found := utf16_without_mark(head):
-        raise DataError("is UTF-16 without its mark", where=str(path), hint=f"add --encoding {found} to `pld prepare-data`, or convert it")
-    raise DataError("is binary, not text", where=str(path), hint="name text or JSON-lines files, plain or compressed")

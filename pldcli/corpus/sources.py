@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
 import glob
-import lzma
 import os
-import re
 import stat
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pldcli.corpus.addresses import SAVED_DATASET, Address, Location, address_of, files_at
-from pldcli.errors import DataError, UsageError, reason_of
+from pldcli.errors import DataError, UsageError
 from pldcli.system.extras import require
+from pldcli.system.input_files import Format, compression_of, format_of, input_errors
 from pldcli.system.json_text import from_json
 
 __all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
@@ -28,23 +24,6 @@ FOLDER_TWICE = "folder linked twice"
 FILE_TWICE = "file named twice"
 IRREGULAR_FILE = "not a regular file"
 LINK_TO_NOTHING = "link to nothing"
-
-_COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
-_FIRST_BYTES = re.compile(rb"(\x1f\x8b\x08)|(BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(\xfd7zXZ\0)|(\x28\xb5\x2f\xfd)")
-"""Of compressed files, whatever they are called, in the order of `_COMPRESSIONS`. Source: RFC 1952, RFC 8878; the formats of bzip2, xz."""
-Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow", "wiki"]
-
-_FORMATS: dict[str, Format] = {
-    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow",
-    ".xml": "wiki",
-}  # fmt: skip
-
-_CONTENTS = re.compile(
-    rb'(?:\xef\xbb\xbf)?\s*(?:(\{\s*"(?:[^"\\]|\\.)*"\s*:)|((?:<\?xml[^>]*>\s*)?<mediawiki\b))|(PAR1)|(ARROW1)', re.DOTALL
-)
-_FORMATS_TOLD: tuple[Format, ...] = ("json", "wiki", "parquet", "arrow")
-"""Of files whose content begins so, in this order."""
-_HEAD_BYTES, _PACKED_HEAD_BYTES, _GZIP_WINDOW = 1 << 12, 1 << 20, 31
 
 
 @dataclass(frozen=True)
@@ -125,7 +104,8 @@ def _matched(given: Path) -> list[Path]:
 
 def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:
     def fail(error: OSError) -> None:
-        raise DataError(f"cannot be read ({reason_of(error)})", where=str(error.filename)) from error
+        with input_errors(error.filename):
+            raise error
 
     excluded = exclude.resolve() if exclude else None
     walked = {directory.resolve()}
@@ -170,8 +150,8 @@ def _size(path: Location) -> tuple[int, str]:
     except OSError as error:
         if path.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP):
             return 0, LINK_TO_NOTHING
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason_of(error)})"
-        raise DataError(what, where=str(path)) from error
+        with input_errors(path):
+            raise
     if not stat.S_ISREG(status.st_mode):
         return 0, IRREGULAR_FILE
     return status.st_size, "" if status.st_size else EMPTY_FILE
@@ -187,46 +167,8 @@ def _refused(path: Location, cause: str) -> DataError:
 
 
 def _source(path: Location, num_bytes: int) -> Source:
-    named = _COMPRESSIONS.get(path.suffix.lower(), "")
-    suffix = Path(path.stem).suffix if named else path.suffix
-    compression = _compression(path) or named  # what it is called counts where its first bytes are damaged
-    kind = _FORMATS.get(suffix.lower()) or _format(_head(path, compression))
+    compression = compression_of(path)
+    kind = format_of(path, compression)
     if kind == "wiki":
         require("mwparserfromhell", extra="wikipedia", where=str(path))
     return Source(path, num_bytes, kind, compression)
-
-
-def _compression(path: Location) -> str:
-    """Tell from a file's first bytes how it is compressed; empty where it is not, or cannot be read."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            found = _FIRST_BYTES.match(file.read(16))
-    except OSError:
-        return ""
-    return list(_COMPRESSIONS.values())[(found.lastindex or 1) - 1] if found else ""
-
-
-def _format(head: bytes) -> Format:
-    """Tell from the beginning of its content what a file is whose name does not say it; text where nothing else does."""
-    found = _CONTENTS.match(head)
-    return _FORMATS_TOLD[(found.lastindex or 1) - 1] if found else "text"
-
-
-def _head(path: Location, compression: str) -> bytes:
-    """Read where a file's content begins; empty where it cannot be read."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            raw = file.read(_PACKED_HEAD_BYTES if compression else _HEAD_BYTES)
-        if compression == "gzip":
-            return zlib.decompressobj(_GZIP_WINDOW).decompress(raw, _HEAD_BYTES)
-        if compression == "bzip2":
-            return bz2.BZ2Decompressor().decompress(raw, _HEAD_BYTES)
-        if compression == "xz":
-            return lzma.LZMADecompressor().decompress(raw, _HEAD_BYTES)
-        if compression == "zstd":
-            import pyarrow as pa
-
-            return bytes(pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read(_HEAD_BYTES))
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
-        return b""  # reading it says why
-    return raw

@@ -15,8 +15,9 @@ from pldcli.data.stream import TokenStream
 from pldcli.errors import DataError
 from pldcli.evaluation.pseudo_likelihood import pseudo_log_likelihoods
 from pldcli.evaluation.subject import Subject
+from pldcli.system.input_files import ending
 from pldcli.task_files import columnar
-from pldcli.task_files.table import ENDINGS, Table, ending, read_table
+from pldcli.task_files.table import ENDINGS, Table, read_table
 from pldcli.tokenization.tokenizer import Tokenizer
 
 __all__ = ["GroupScore", "MinimalPairs", "Pair", "PairScore", "PseudoPerplexity", "TextScore", "judge_pairs", "read_pairs", "score_texts"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "PICTURES",
+    "as_svg",
     "check_picture_path",
     "colour",
     "evenly_spaced",
@@ -30,7 +31,6 @@ __all__ = [
     "picture",
     "save_figure",
     "styled_figure",
-    "take_dollars_as_they_are",
     "thousands",
     "whole_numbers",
 ]
@@ -103,19 +103,24 @@ def styled_figure(*, width: float, height: float) -> Iterator[Figure]:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure; its ending says how."""
     kind = path.suffix.lower().lstrip(".")
-    buffer = io.BytesIO()
-    take_dollars_as_they_are(figure)
-    figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
-    atomic.write_bytes(path, buffer.getvalue())
+    atomic.write_bytes(path, _drawn(figure, kind, "Software" if kind == "png" else "Date"))
 
 
-def take_dollars_as_they_are(figure: Figure) -> None:
-    """Keep matplotlib from reading formulas in what users called their files; ticks have theirs, but no text yet."""
+def as_svg(figure: Figure) -> str:
+    """Draw a figure as SVG without metadata."""
+    return _drawn(figure, "svg", "Date", "Creator", "Format", "Type").decode()
+
+
+def _drawn(figure: Figure, kind: str, *left_out: str) -> bytes:
+    """Draw a figure without these metadata, and without formulas in what users called their files; ticks have theirs, but no text yet."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         if isinstance(text, Text) and "$" in text.get_text():
             text.set_parse_math(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=dict.fromkeys(left_out))
+    return buffer.getvalue()
 
 
 def colour(number: int) -> str:

@@ -16,7 +16,7 @@ from pldcli.preparation.stages import Scanned, Stages
 from pldcli.tokenization.special_tokens import NOTED_UNKNOWN_SHARE
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["check_encodings", "check_something_is_known", "notes_on_data", "notes_on_overlap"]
+__all__ = ["check_encodings", "check_something_is_known", "notes_on_comparison", "notes_on_data", "notes_on_overlap"]
 
 Counts = dict[str, dict[str, int]]
 
@@ -79,6 +79,12 @@ def notes_on_overlap(scans: Sequence[Scanned], fates: Fates) -> list[str]:
     if not (shared := int(np.isin(train, validation).sum())):
         return []
     return [f"{shared:,} training documents stand in the validation text, too: the loss on it is lower than on text that is new."]
+
+
+def notes_on_comparison(scans: Sequence[Scanned], overlap_words: int) -> list[str]:
+    """Name the files that documents were compared with in vain."""
+    what = f"has no {overlap_words} words in a row, so nothing was found to overlap with it"
+    return [f"{path} {what}: --overlap-words takes fewer." for path in scans[0].without_a_run]
 
 
 def check_encodings(stages: Stages, scans: Sequence[Scanned]) -> None:

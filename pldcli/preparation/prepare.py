@@ -21,14 +21,14 @@ from pldcli.choices import DocumentPer, Engine
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Location
 from pldcli.corpus.decoding import check_encoding
-from pldcli.corpus.quality import Filters, check_filters, fingerprint_of_files, without_a_run
+from pldcli.corpus.quality import Filters, check_filters, fingerprint_of_files
 from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import LARGEST_WEIGHT, open_prepared, verify_tokenizer, write_manifest
 from pldcli.errors import DataError, UsageError
 from pldcli.preparation.fates import Fates
-from pldcli.preparation.notes import check_encodings, check_something_is_known, notes_on_data, notes_on_overlap
+from pldcli.preparation.notes import check_encodings, check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap
 from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
 from pldcli.preparation.units import cut, unit_bytes
 from pldcli.preparation.work import SignalError, Work, sample, skipped
@@ -133,7 +133,7 @@ class Preparation:
                 assert scans is not None
                 fates = self._decide(work, scans)
                 tokenizer, notes = self._tokenizer(work, scans)
-                notes = [*notes, *notes_on_overlap(scans, fates), *self._notes_on_comparison]
+                notes = [*notes, *notes_on_overlap(scans, fates), *notes_on_comparison(scans, self.filters.overlap_words)]
                 encoded = work.encode(scans, fates)
                 assert encoded is not None
                 counts = _counts(encoded)
@@ -191,11 +191,6 @@ class Preparation:
     @cached_property
     def _existing(self) -> Tokenizer | None:
         return _load(self.tokenizer, cased=self.training.cased) if self.tokenizer else None
-
-    @property
-    def _notes_on_comparison(self) -> list[str]:
-        what = f"has no {self.filters.overlap_words} words in a row, so nothing was found to overlap with it"
-        return [f"{path} {what}: --overlap-words takes fewer." for path in without_a_run(self.filters)]
 
     def _check(self) -> None:
         self.training.check()

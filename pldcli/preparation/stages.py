@@ -36,10 +36,11 @@ from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
-from pldcli.errors import DataError, reason_of
+from pldcli.errors import DataError
 from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
 from pldcli.preparation.units import Slice, Unit
 from pldcli.system import atomic
+from pldcli.system.input_files import input_errors
 from pldcli.system.json_text import from_json
 from pldcli.system.seal import file_sha256
 from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
@@ -81,6 +82,8 @@ class Scanned:
     """0, or the number of a cause, for each document."""
     signatures: Signatures
     """Of each document, [documents, places]; empty where none are wanted."""
+    without_a_run: list[str] = field(default_factory=list)
+    """Files that documents are compared with, and cannot overlap with: they have no run of so many words."""
 
 
 @dataclass(frozen=True)
@@ -229,11 +232,8 @@ class Stages:
 
     def _sha256(self, number: int) -> str:
         path = self.sources[number].path
-        try:
-            with path.open("rb", buffering=CHUNK_BYTES) as file:
-                return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"cannot be read ({reason_of(error)})", where=str(path)) from error
+        with input_errors(path), path.open("rb", buffering=CHUNK_BYTES) as file:
+            return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
     def _readers(self, unit: Unit, report: Report) -> Iterator[tuple[Slice, Reader, Report]]:
         earlier = 0
@@ -275,6 +275,7 @@ class Stages:
             "threshold": sampler.threshold,
             "sample": sampler.parts,
             "causes": list(causes),
+            "without_a_run": self._judge.without_a_run if self._judge else [],
         }
         key = self.key(task)
         raw = np.array(hashes, _HASH).tobytes() + np.array(unwanted, _CAUSE).tobytes()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +16,6 @@ from typing import Any, NoReturn
 import torch
 
 from pldcli import presets
-from pldcli.checkpoint_parts import Part
 from pldcli.config import Config
 from pldcli.console.units import duration
 from pldcli.data.loader import Batch
@@ -38,10 +34,10 @@ from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretraining import card
 from pldcli.pretraining.assembly import whole_model
+from pldcli.pretraining.checkpoint_writer import CheckpointWriter
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
 from pldcli.pretraining.starting_point import newest_checkpoint
-from pldcli.sharding import is_sharded
 from pldcli.system import atomic
 from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.system.signals import StopRequest, stop_error
@@ -55,7 +51,6 @@ _STRAGGLES_FROM = 1.5
 """Times the median of the other processes' time."""
 _LEAST_SECONDS = 1e-3
 """Below it no clock is trusted."""
-_TOKEN_BITS = 48
 _LOOK_SECONDS = 1.0
 """Between two looks for a request to save: on a shared file system one may take milliseconds."""
 
@@ -120,11 +115,9 @@ class RunRecorder:
         self.log = MetricsLog(run.path, from_step=position.step) if self.runtime.is_main else None
         self.peak = peak_flops_per_second(self.runtime.device, trainer.precision.name)
         self.started = time.perf_counter() - position.wall_seconds
-        self.last_logged, self.saved_step = position, position.step
+        self.last_logged = position
         self._pass_over(position.shifted_sequences)
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.saving: Future[None] | None = None
-        self.others_are_gone = threading.Event()
+        self.checkpoints = CheckpointWriter(run, prepared, trainer.runtime, saved_step=position.step)
         self.next_look = 0.0
         self.straggler: int | None = None
         self.score: LmScore | None = None
@@ -139,8 +132,7 @@ class RunRecorder:
         """Close the metrics, and wait for a checkpoint that is being written; after an error not for other processes' parts of it."""
         if error is not None:
             self.runtime.leave(error)
-            self.others_are_gone.set()
-        self.writer.shutdown()
+        self.checkpoints.close(others_are_gone=error is not None)
         if self.log is not None:
             self.log.close()
 
@@ -183,7 +175,7 @@ class RunRecorder:
         Args:
             error: How the run diverged; raised again where there is no checkpoint.
         """
-        self._finish_saving()
+        self.checkpoints.finish()
         self.runtime.wait_for_all()
         path, _ = newest_checkpoint(self.run.checkpoints, self.display.say)
         if path is None:
@@ -200,14 +192,15 @@ class RunRecorder:
             wall_seconds=self._wall_seconds(),
         )
         self._pass_over(self.position.shifted_sequences)
-        self.saved_step, self.last_logged = -1, self.position
+        self.last_logged = self.position
         if self.log is not None:
             self.log.close()
             self.log = MetricsLog(self.run.path, from_step=self.position.step)
         self.display.say(f"warning: {error}; back to step {self.position.step:,}, passing over {passed:,} sequences")
         self.runtime.wait_for_all()
-        self._save()  # in the checkpoint's place: a run that is restarted before its next one passes over them too, and counts this
-        self._finish_saving()
+        # In the checkpoint's place: a run that is restarted before its next one passes over them too, and counts this.
+        self.checkpoints.save(self.position, self.config, self.trainer, anew=True)
+        self.checkpoints.finish()
 
     def record(self, seen: Observation, stop: StopRequest | None = None) -> None:
         """Record what is due at an observation: log, validate, save.
@@ -225,8 +218,7 @@ class RunRecorder:
         for phase, seconds in seen.phase_seconds.items():
             self.phase_seconds[phase] += seconds
         self._name_straggler(seen.seconds_by_process)
-        if self.saving is not None and self.saving.done():
-            self._finish_saving()  # a full disk is told now, not at the next checkpoint
+        self.checkpoints.look()
         if seen.stop_signal:
             self._end(seen.stop_signal)
         if self._due(position.step, self.config.train.log_every_steps):
@@ -236,14 +228,14 @@ class RunRecorder:
         if self._due(position.step, self.config.checkpoint.every_steps) or seen.was_asked:
             self._save()
         if seen.was_asked and self.runtime.is_main:
-            self._finish_saving()
+            self.checkpoints.finish()
             self.run.save_request.unlink(missing_ok=True)
             self.display.say(f"saved at step {position.step:,}, as {self.run.save_request.name} asked")
 
     def _end(self, signal_number: int) -> NoReturn:
         """End the run after a signal, saved."""
         self._save()
-        self._finish_saving()
+        self.checkpoints.finish()
         state = f"saved at step {self.position.step:,}" if self.position.step else "nothing to save yet"
         raise stop_error(signal_number, state, where=str(self.run.path), hint=self.how_to_resume)
 
@@ -264,7 +256,7 @@ class RunRecorder:
 
     def finish(self, command: str) -> PretrainResult:
         """Write the finished model, its card and its plots."""
-        self._finish_saving()
+        self.checkpoints.finish()
         model = whole_model(self.config, self.trainer.model, keep=self.runtime.is_main)
         checked = ReadBack()
         if self.runtime.is_main:
@@ -367,69 +359,10 @@ class RunRecorder:
             self.log.write(row)
 
     def _save(self) -> None:
-        if self.position.step == self.saved_step:
-            return
-        self.saved_step = self.position.step
-        self._finish_saving()
-        in_background = self.runtime.is_on(self.config.checkpoint.background)
-        is_split = is_sharded(self.trainer.model)
-        part = self._own_part() if is_split else None
-        if self.runtime.is_main or part is not None:
-            self.run.check_still_there()
-            held = checkpoint.hold(
-                self.position,
-                self.config,
-                self.trainer.model,
-                self.trainer.optimizer,
-                scaler=self.trainer.scaler.state_dict(),
-                guard=self.trainer.guard.state(),
-                data_fingerprint=self.prepared.data_fingerprint,
-                tokenizer_fingerprint=self.prepared.fingerprint,
-                copy=in_background,
-                part=part,
-            )
-            if in_background:
-                if self.runtime.is_main:
-                    atomic.write_text(self.run.saving, "")
-                self.saving = self.writer.submit(self._write_checkpoint, held)
-            else:
-                self._write_checkpoint(held, arrive=self.runtime.wait_for_all if is_split else None)
-        elif is_split and not in_background:
-            self.runtime.wait_for_all()  # for the parts, like the processes that write them
-        self.runtime.wait_for_all()
-
-    def _own_part(self) -> Part | None:
-        """Return which part of a sharded model this process writes; None where another process has the same. All call this together."""
-        [token] = self.runtime.sum_on_host([float(secrets.randbits(_TOKEN_BITS)) if self.runtime.is_main else 0.0])
-        number, count = self.runtime.rank + 1, self.runtime.num_shards
-        return Part(number, count, int(token)) if number <= count else None
-
-    def _write_checkpoint(self, held: checkpoint.Held, *, arrive: Callable[[], None] | None = None) -> None:
-        settings = self.config.checkpoint
-        checkpoint.write(
-            self.run.checkpoints,
-            held,
-            keep=settings.keep,
-            keep_every=settings.keep_every_steps,
-            arrive=arrive,
-            cancelled=self.others_are_gone,
-            patience_seconds=self.config.runtime.timeout_seconds,
-        )
-        if self.runtime.is_main:
-            self.run.saving.unlink(missing_ok=True)
+        self.checkpoints.save(self.position, self.config, self.trainer)
 
     def _pass_over(self, sequences: int) -> None:
         self.trainer.batches = replace(self.trainer.batches, shift=sequences)
-
-    def _finish_saving(self) -> None:
-        """Wait for the checkpoint that is being written in the background.
-
-        Raises:
-            OutputError: The disk is full or not writable.
-        """
-        if self.saving is not None:
-            saving, self.saving = self.saving, None
-            saving.result()
 
     def _export(self, model: StBert) -> ReadBack:
         tokenizer = load_prepared_tokenizer(self.prepared.path)

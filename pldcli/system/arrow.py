@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pldcli.system.unpacking import check_expansion
+from pldcli.system.input_files import check_expansion
 
 __all__ = ["DAMAGE", "memory_bytes", "record_batches"]
 

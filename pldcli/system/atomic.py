@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pldcli.errors import OutputError
+from pldcli.errors import FULL_DISK, UNUSABLE_PLACE, OutputError, reason_of
 from pldcli.system.machine import boot_id
 from pldcli.system.output_place import check_new
 
@@ -49,21 +49,9 @@ seen from here, a wait costs only space on the disk, and a first pass over a lar
 _in_hand: set[Path] = set()
 """The directories that threads of this process are writing."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNWRITABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.EIO,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-)
-"""What makes a place unusable, whoever asks."""
-_OF_WRITING = (*_FULL, errno.EROFS, errno.EFBIG, errno.EIO)
+_UNWRITABLE = (*UNUSABLE_PLACE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT)
+"""And what is in the way, or missing, at a place that the user named."""
+_OF_WRITING = (*FULL_DISK, errno.EROFS, errno.EFBIG, errno.EIO)
 """What comes without the name of a file when an open one is written. (Reading gives EIO too; whoever reads inputs names the file.)"""
 
 
@@ -77,11 +65,10 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL_DISK:
             raise OutputError("the disk is full", where=str(path), hint="free some space and run the same command again") from error
         if error.errno in _UNWRITABLE:
-            reason = os.strerror(error.errno).lower()
-            raise OutputError(f"cannot be written ({reason})", where=str(path), hint="choose another place with --out") from error
+            raise OutputError(f"cannot be written ({reason_of(error)})", where=str(path), hint="choose another place with --out") from error
         raise
 
 

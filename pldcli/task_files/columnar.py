@@ -8,8 +8,8 @@ from typing import Any
 
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, memory_bytes, record_batches
+from pldcli.system.input_files import Format, check_expansion
 from pldcli.system.json_text import from_json
-from pldcli.system.unpacking import check_expansion
 
 __all__ = ["Read", "class_names", "is_saved_dataset", "read_columns"]
 
@@ -23,8 +23,8 @@ Read = tuple[dict[str, list[Any]], tuple[str, ...], int, dict[str, tuple[str, ..
 """The kept columns, the names of all, the number of rows, and the names of the classes of columns that hold them as numbers."""
 
 
-def read_columns(path: Path, keep: Collection[str] | None) -> Read:
-    """Read a Parquet file, an Arrow file or a saved data set; of its columns those in `keep`, None for all.
+def read_columns(path: Path, kind: Format | None, keep: Collection[str] | None) -> Read:
+    """Read a Parquet file, an Arrow file or, where there is no kind, a saved data set; of its columns those in `keep`, None for all.
 
     Raises:
         DataError: It is damaged, or not what its name says.
@@ -32,15 +32,15 @@ def read_columns(path: Path, keep: Collection[str] | None) -> Read:
     import pyarrow as pa
 
     try:
-        table = _saved(path) if path.is_dir() else _parquet(path) if path.suffix.lower() == ".parquet" else _arrow(path)
+        table = _saved(path) if kind is None else _parquet(path) if kind == "parquet" else _arrow(path)
         duplicated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
         if duplicated:
             raise DataError(f"has two columns {duplicated[0]!r}", where=str(path), hint="give each its own name")
         columns = {name: table.column(name).to_pylist() for name in table.column_names if keep is None or name in keep}
         names = _names_of_classes(table.schema.metadata)
     except (pa.ArrowException, OSError, *DAMAGE) as error:
-        kind = "data set of `datasets`" if path.is_dir() else f"{path.suffix.lower()} file"
-        raise DataError(f"is no readable {kind}", where=str(path), hint="is it cut short? write or copy it again") from error
+        what = f".{kind} file" if kind else "data set of `datasets`"
+        raise DataError(f"is no readable {what}", where=str(path), hint="is it cut short? write or copy it again") from error
     return columns, tuple(table.column_names), table.num_rows, names
 
 

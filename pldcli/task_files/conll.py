@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pldcli.corpus.decoding import open_text
 from pldcli.errors import DataError
-from pldcli.task_files.text_file import open_text
 
 __all__ = ["read_conll"]
 
@@ -76,7 +76,7 @@ def read_conll(
 
 def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
     """Yield each word's place and columns, or what is wrong with its line, and no columns where a sentence ends."""
-    with open_text(path) as file:
+    with open_text(path, hint="one word a line is needed, and a blank line after each sentence") as file:
         lines = file.read().split("\n")
     model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(("#", _DOCUMENT))), None)
     if model is None:

@@ -39,6 +39,8 @@ EmptyRule = Literal["keep", "error", "skip"]
 """What becomes of a row that lacks text, or a label that is required; `skip` leaves out rows that are otherwise unusable, too."""
 
 _INDEX_COLUMNS = ("index", "idx")
+_NO_NAME = re.compile(r"(?:LABEL_)?-?\d+")
+"""A label that is only the number of a class."""
 _MAX_LISTED = 10
 _NO_AGREEMENT = "-"
 """The label of natural-language-inference pairs on which the annotators did not agree."""
@@ -74,7 +76,7 @@ def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, em
     if values is not None:
         _drop_without_label(keep, values, table, task, labels, empty, notes)
     rows = [row for row in np.flatnonzero(keep).tolist() if not bad or row not in bad]
-    found = None if values is None else _labels(table, task, values, rows, bad)
+    found = None if values is None else _labels(table, task, _with_class_names(values, table, task, notes), rows, bad)
     if bad:
         keep[list(bad)] = False
         notes += _notes_on(bad, table)
@@ -204,16 +206,37 @@ def needed_columns(task: Task) -> Iterable[str]:
     yield from task.aliases.get("index", ())
 
 
+def _label_columns(task: Task) -> tuple[str, ...]:
+    return (task.label_column, *task.aliases.get(task.label_column, ()))
+
+
 def _label_values(table: Table, task: Task, rule: LabelRule) -> list[Any] | None:
     if rule == "ignored":
         return None
-    names = (task.label_column, *task.aliases.get(task.label_column, ()))
+    names = _label_columns(task)
     if rule == "optional" and not any(name in table.columns for name in names):
         return None
     values = table.column(*names)
     if rule == "optional" and all(is_missing(value, task, table) or value in ("", []) for value in values):
         return None
     return values
+
+
+def _with_class_names(values: list[Any], table: Table, task: Task, notes: list[str]) -> list[Any]:
+    """Replace the numbers of classes by the names that the file has for them, where the labels of the task have names, too."""
+    names = next((table.class_names[name] for name in _label_columns(task) if name in table.class_names), ())
+    is_named = bool(set(names) & set(task.labels)) or not all(map(_NO_NAME.fullmatch, task.labels))
+    if not names or not is_named:
+        return values
+    if names != task.labels[: len(names)]:
+        notes.append(f"{table.path}: its classes have other numbers than the task's; labels are matched by name")
+
+    def name_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name_of(one) for one in value]
+        return names[value] if type(value) is int and 0 <= value < len(names) else value
+
+    return [name_of(value) for value in values]
 
 
 def _drop_without_label(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, MissingDataError
-from pldcli.system.unpacking import PACKED
+from pldcli.system.input_files import bare_name, ending
 from pldcli.task_files.columnar import is_saved_dataset
-from pldcli.task_files.table import ENDINGS, ending
+from pldcli.task_files.table import ENDINGS
 from pldcli.tasks.registry import TASKS
 from pldcli.tasks.task import Task
 
@@ -158,9 +158,7 @@ def _stem(path: Path) -> str | None:
     """Return a file's name without its ending, or a directory's where it holds a split; None for other files."""
     if path.is_dir():
         return path.name if is_saved_dataset(path) or _parquet_parts(path) else None
-    if ending(path) not in ENDINGS:
-        return None
-    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
+    return bare_name(path).stem if ending(path) in ENDINGS else None
 
 
 def _parquet_parts(path: Path) -> list[Path]:

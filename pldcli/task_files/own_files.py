@@ -11,11 +11,11 @@ import numpy as np
 from pldcli.choices import TaskKind
 from pldcli.data import order
 from pldcli.errors import DataError, UsageError
-from pldcli.system.unpacking import PACKED
+from pldcli.system.input_files import bare_name, ending
 from pldcli.task_files.examples import EmptyRule, LabelRule, left_out, read_examples, select
 from pldcli.task_files.own_columns import choose_columns, find_labels, guess_columns
 from pldcli.task_files.sources import is_squad_json, open_table, span_rows
-from pldcli.task_files.table import Table, ending
+from pldcli.task_files.table import Table
 from pldcli.tasks.task import Examples, Task, TaskData
 
 __all__ = ["load_own", "load_split"]
@@ -85,9 +85,8 @@ def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: b
 
 
 def _unknown_task(train: Path, *, has_test: bool) -> Task:
-    stem = Path(train.stem).stem if train.suffix.lower() in PACKED else train.stem
     return Task(
-        name=stem or train.resolve().name,
+        name=bare_name(train).stem or train.resolve().name,
         kind=TaskKind.CLASSIFICATION,
         text_columns=(),
         label_column="",
@@ -222,7 +221,7 @@ def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
 
 
 def _is_conll(path: Path, kind: TaskKind | None) -> bool:
-    return path.is_file() and (path.suffix.lower() in _CONLL or (kind == TaskKind.TAGS and ending(path) in _PLAIN_TEXT))
+    return path.is_file() and (ending(path) in _CONLL or (kind == TaskKind.TAGS and ending(path) in _PLAIN_TEXT))
 
 
 def _is_number(name: str) -> bool:

@@ -10,15 +10,15 @@ from typing import Any
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, MissingDataError, UsageError
-from pldcli.system.unpacking import PACKED
+from pldcli.system.input_files import compression_of, ending, head_of
 from pldcli.task_files.examples import LabelRule, join, needed_columns, read_examples
 from pldcli.task_files.layouts import SplitFiles, find_split_files, splits_of
-from pldcli.task_files.table import Table, ending, read_table
+from pldcli.task_files.table import Table, read_table
 from pldcli.tasks.task import Examples, Task, TaskData
 
 __all__ = ["is_squad_json", "load_task", "open_table", "read_file", "span_rows"]
 
-_SQUAD_JSON = re.compile(r'\ufeff?\s*\{\s*"(data|version)"\s*:')
+_SQUAD_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(data|version)"\s*:')
 
 
 def load_task(task: Task, *, data_dir: Path | None = None, files: Mapping[str, Path] | None = None) -> TaskData:
@@ -85,10 +85,7 @@ def open_table(path: Path, task: Task, split: str, *, skip_broken_rows: bool = F
 
 def is_squad_json(path: Path) -> bool:
     """Return whether a file is one JSON object as SQuAD publishes it, rather than rows."""
-    if not path.is_file() or ending(path) != ".json" or path.suffix.lower() in PACKED:
-        return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return bool(_SQUAD_JSON.match(file.read(200)))
+    return path.is_file() and ending(path) == ".json" and bool(_SQUAD_JSON.match(head_of(path, compression_of(path))))
 
 
 def span_rows(table: Table, task: Task) -> Iterator[dict[str, Any]]:

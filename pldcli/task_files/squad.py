@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pldcli.corpus.decoding import open_text
 from pldcli.errors import DataError, json_type
+from pldcli.system.json_text import parse_json
 from pldcli.task_files.examples import left_out
-from pldcli.task_files.text_file import open_text, parse_json
 from pldcli.tasks.task import Examples
 
 __all__ = ["read_squad", "squad_examples"]
@@ -35,7 +36,7 @@ def read_squad(path: Path, *, split: str, skip_bad: bool = False) -> Examples:
     Raises:
         DataError: The file is missing, damaged or of another layout, or an answer does not stand where it should.
     """
-    with open_text(path) as file:
+    with open_text(path, hint="the layout of SQuAD is needed") as file:
         content = parse_json(file.read(), str(path), hint="the file may be cut off; fetch it again")
     return squad_examples(_rows(content, str(path)), split=split, source=str(path), skip_bad=skip_bad)
 

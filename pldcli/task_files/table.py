@@ -8,21 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pldcli.corpus.decoding import open_text
 from pldcli.corpus.delimited import Joined, Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
 from pldcli.errors import DataError, json_type
-from pldcli.system.unpacking import PACKED
+from pldcli.system.input_files import COLUMNAR, FORMATS, Format, compression_of, ending, format_of
+from pldcli.system.json_text import parse_json
 from pldcli.task_files import columnar
-from pldcli.task_files.text_file import FORMATS, open_text, parse_json
 
-__all__ = ["ENDINGS", "UNNAMED", "Table", "did_you_mean", "ending", "read_table"]
+__all__ = ["ENDINGS", "KNOWN", "UNNAMED", "Table", "did_you_mean", "read_table"]
 
-_DELIMITED = (".csv", ".tsv", ".txt")
-_JSON = (".jsonl", ".json", ".ndjson")
-_COLUMNAR = (".parquet", ".arrow")
+KNOWN = "known are .csv, .tsv, .jsonl, .json, .parquet, .arrow, or a directory that `datasets` saved"
 UNNAMED = "unnamed column "
 """With its number, the name of a column whose heading is empty, but for the first such one."""
-ENDINGS = (*_DELIMITED, *_JSON, *_COLUMNAR)
-"""Endings of files that `read_table` reads; those of text also packed."""
+ENDINGS = (".txt", *(one for one, kind in FORMATS.items() if kind != "wiki"))
+"""Endings of files that `read_table` reads; those of text also compressed."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
-def ending(path: Path) -> str:
-    """Return the ending that tells the format, without that of a packed file."""
-    return (Path(path.stem) if path.suffix.lower() in PACKED else path).suffix.lower()
-
-
 def read_table(
     path: Path,
     *,
@@ -95,11 +89,11 @@ def read_table(
     Raises:
         DataError: The file is missing, empty, damaged, not UTF-8, or has a row that is not like the others.
     """
-    _check(path)
-    if path.is_dir() or ending(path) in _COLUMNAR:
-        found, headings, num_rows, names = columnar.read_columns(path, keep)
+    kind = _checked_format(path)
+    if kind is None or kind in COLUMNAR:
+        found, headings, num_rows, names = columnar.read_columns(path, kind, keep)
         table = Table(path, found, range(1, num_rows + 1), by_line=False, headings=headings, class_names=names)
-    elif ending(path) in _JSON:
+    elif kind == "json":
         table = _read_json(path, keep, skip_broken_rows)
     else:
         table = _read_delimited(path, columns, quoted, skip_broken_rows, keep)
@@ -109,28 +103,32 @@ def read_table(
     return table
 
 
-def _check(path: Path) -> None:
+def _checked_format(path: Path) -> Format | None:
+    """Tell the format of a file that has rows; None of a directory that `datasets` saved."""
     if not path.exists():
         raise DataError("no such file", where=str(path))
     if path.is_dir():
         if not columnar.is_saved_dataset(path):
             raise DataError("is a directory that `datasets` did not save", where=str(path), hint="name a file in it")
-        return
-    if ending(path) not in ENDINGS or (path.suffix.lower() in PACKED and ending(path) in _COLUMNAR):
-        raise DataError("has an ending that is not known", where=str(path), hint=f"known are {FORMATS}")
+        return None
     if not path.stat().st_size:
         raise DataError("is empty", where=str(path), hint="name a file with examples in it")
+    compression = compression_of(path)
+    kind = format_of(path, compression)
+    if (kind in ("text", "wiki") and ending(path) != ".txt") or (compression and kind in COLUMNAR):
+        raise DataError("has an ending that is not known", where=str(path), hint=KNOWN)
+    return kind
 
 
 def _read_delimited(
     path: Path, columns: Sequence[str] | None, quoted: bool | None, skip_broken_rows: bool, keep: Collection[str] | None
 ) -> Table:
-    with open_text(path) as file:
+    with open_text(path, hint=KNOWN) as file:
         delimiter = delimiter_of(file.readline(), ending(path))
     notes: tuple[str, ...] = ()
     if quoted is None:
         quoted, notes = _find_quoting(path, delimiter)
-    with open_text(path) as file:
+    with open_text(path, hint=KNOWN) as file:
         joined: list[Joined] = []
         rows = quoted_rows(file, delimiter, path, joined) if quoted else plain_rows(file, delimiter)
         first = next(rows, None)
@@ -149,13 +147,13 @@ def _find_quoting(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
     Raises:
         DataError: It is not, and with quotes as characters rows have different numbers of columns.
     """
-    with open_text(path) as file:
+    with open_text(path, hint=KNOWN) as file:
         if delimiter == "\t":
             return is_quoted(file, delimiter), ()
         line = misplaced_quote(file, delimiter)
     if line is None:
         return True, ()
-    with open_text(path) as file:
+    with open_text(path, hint=KNOWN) as file:
         widths = {len(cells) for _, cells in plain_rows(file, delimiter)}
     if len(widths) > 1:
         what = "a quote that opens here closes in the middle of a cell"
@@ -229,13 +227,13 @@ def _joined_note(table: Table, joined: list[Joined]) -> tuple[str, ...]:
 
 
 def _read_json(path: Path, keep: Collection[str] | None, skip_broken_rows: bool) -> Table:
-    with open_text(path) as file:
+    with open_text(path, hint=KNOWN) as file:
         is_list = next((line.lstrip()[0] for line in file if line.strip()), "") == "["
     columns: dict[str, list[Any]] = {}
     headings: dict[str, None] = {}
     places: list[int] = []
     broken: list[int] = []
-    with open_text(path) as file:
+    with open_text(path, hint=KNOWN) as file:
         given = parse_json(file.read(), str(path)) if is_list else file
         for place, value in enumerate(given, 1):
             if not is_list and not value.strip():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pldcli.errors import DataError, PldError
+from pldcli.system.input_files import input_errors
 from pldcli.system.json_text import from_json
 from pldcli.tokenization import conversion
 from pldcli.tokenization.special_tokens import check_ids
@@ -415,11 +416,8 @@ def _read(path: Path) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
+    with input_errors(path):
         return path.read_bytes()
-    except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(what, where=str(path)) from error
 
 
 def _decoded(content: bytes, path: Path) -> str:

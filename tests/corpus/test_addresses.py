@@ -14,9 +14,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pldcli.corpus import addresses
-from pldcli.corpus.addresses import Address, address_of, files_at
+from pldcli.corpus.addresses import Address, address_of, files_at, path_of
 from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import open_prepared
@@ -260,3 +261,28 @@ def test_an_address_of_this_machine_keeps_its_root(folder: Path) -> None:
     address = address_of(Path(f"file://{folder}/lines.jsonl"))
     assert address == f"file://{folder}/lines.jsonl"
     assert [one.num_bytes for one in files_at(address)] == [(folder / "lines.jsonl").stat().st_size]
+
+
+class Rooted(LocalFileSystem):
+    """Takes addresses as Hadoop's do: of a host, or behind three slashes of the usual one."""
+
+    protocol = "rooted"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("rooted://")
+
+
+@pytest.mark.parametrize("typed", ["hdfs:///data/a.txt", "hdfs://node:8020/data/a.txt", "file:///data/a.txt", "s3://bucket/*.txt"])
+def test_an_address_keeps_whether_it_names_a_host(typed: str) -> None:
+    assert address_of(path_of(typed)) == typed
+
+
+def test_an_address_without_a_host_is_read_from_the_root(folder: Path, pld: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fsspec.register_implementation("rooted", Rooted, clobber=True)
+    place = f"rooted://{folder}/lines.jsonl"
+    outcome = pld(*line(tmp_path / "data", place, validation=f"rooted://{folder}/rows.parquet", source=f"{place}=2"), "--stream")
+    assert outcome.code == 0, outcome.err
+    outcome = pld("tokenizer", "inspect", tmp_path / "data", place)
+    assert outcome.code == 0, outcome.err

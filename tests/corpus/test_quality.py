@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.corpus.quality import Filters, Judge, check_filters, without_a_run
+from pldcli.corpus.quality import Filters, Judge, check_filters
 from pldcli.errors import DataError, UsageError
 
 WORDS = [
@@ -179,8 +179,9 @@ def test_an_evaluation_file_in_another_encoding_or_that_cannot_be_read_is_named(
 
 
 def test_files_that_nothing_can_overlap_with_are_listed(evaluation: Path) -> None:
-    assert [path.name for path in without_a_run(Filters(against=(evaluation,), overlap_words=6))] == ["a.tsv", "c.json"]
-    assert without_a_run(Filters()) == []
+    judge = Judge(Filters(against=(evaluation,), overlap_words=6))
+    assert judge.without_a_run == [str(evaluation / "a.tsv"), str(evaluation / "c.json")]
+    assert Judge(Filters()).without_a_run == []
 
 
 def test_scripts_of_several_words_and_half_of_the_letters() -> None:

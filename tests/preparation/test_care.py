@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,10 +65,14 @@ def test_evaluation_text_that_changed_is_compared_with_anew(tmp_path: Path, monk
     assert prepared.manifest["skipped"] == {"document that has 13 words in a row of scored.txt": 1}
 
 
-def test_a_file_that_nothing_can_overlap_with_is_said(tmp_path: Path) -> None:
+def test_a_file_that_nothing_can_overlap_with_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(made_up_documents(50)))
     (tmp_path / "words.txt").write_text("so few words")
-    prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", filters=Filters(against=(tmp_path / "words.txt",)), **QUIET)
+    read, read_bytes = Counter[str](), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.update([path.name]), read_bytes(path))[1])
+    filters = Filters(against=(tmp_path / "words.txt",))
+    prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", filters=filters, processes=1, **QUIET)
+    assert read["words.txt"] == 2, "once for its checksum, once by whoever reads documents"
     assert any("words.txt has no 13 words in a row, so nothing was found" in note for note in prepared.notes)
 
 

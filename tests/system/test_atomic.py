@@ -172,7 +172,14 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")]
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "cannot be written"),
+        (errno.EACCES, "cannot be written"),
+        (errno.ESTALE, "cannot be written"),
+        (errno.EISDIR, "cannot be written"),
+    ],
 )
 def test_failures_of_the_file_system(tmp_path, number, message):
     with pytest.raises(OutputError, match=message) as caught, atomic.directory(tmp_path / "d") as temporary:

@@ -146,6 +146,40 @@ def test_named_classes_of_a_data_set(tmp_path):
     assert data.task.labels == ("neg", "pos") and data.task.written == (0, 1) and data.test["test"].labels == [1, 0]
 
 
+def classes(path, names, labels, *, words=False):
+    one, text = datasets.ClassLabel(names=names), datasets.Value("string")
+    kinds = {"tokens": datasets.Sequence(text), "tags": datasets.Sequence(one)} if words else {"text": text, "label": one}
+    rows = dict(zip(kinds, ([["a"]] * len(labels) if words else ["a"] * len(labels), labels), strict=True))
+    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(str(path))
+    return path
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path):
+    note = "its classes have other numbers than the task's; labels are matched by name"
+    trained = load_own(classes(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 10)).task
+    from_words = load_own(csv(tmp_path / "a.csv", ["text,neg", "text,pos"] * 10)).task
+    for task in (trained, from_words):
+        found = load_split(task, classes(tmp_path / "c.parquet", ["pos", "neg"], [0, 1, 0]))
+        assert found.labels == [1, 0, 1] and found.notes == (f"{tmp_path / 'c.parquet'}: {note}",)
+    assert load_split(trained, classes(tmp_path / "d.parquet", ["neg", "pos"], [1, 0])).notes == ()
+    tags = load_own(classes(tmp_path / "e.parquet", ["O", "B-X"], [[0], [1]] * 10, words=True)).task
+    found = load_split(tags, classes(tmp_path / "f.parquet", ["B-X", "O"], [[0], [1]], words=True))
+    assert found.labels == [[1], [0]] and len(found.notes) == 1
+
+
+def test_classes_of_other_names_are_refused_where_the_labels_have_names(tmp_path):
+    trained = load_own(classes(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 10)).task
+    line = line_of(DataError, tmp_path, load_split, trained, classes(tmp_path / "b.parquet", ["bad", "good"], [0, 1]))
+    assert line == "b.parquet: row 1: the label 'bad' does not occur in training; known labels are: neg, pos"
+    numbered = load_own(csv(tmp_path / "a.csv", ["text,0", "text,1"] * 10)).task
+    assert load_split(numbered, tmp_path / "b.parquet").labels == [0, 1]
+
+
+def test_stars_are_matched_by_name(tmp_path):
+    stars = load_own(csv(tmp_path / "a.csv", [f"text,{star}" for star in (1, 2, 3)] * 10)).task
+    assert load_split(stars, classes(tmp_path / "b.parquet", list("123"), [0, 1, 2])).labels == [0, 1, 2]
+
+
 def test_numbers_with_a_fraction_are_regression(tmp_path):
     data = load_own(csv(tmp_path / "a.csv", [f"t,{number / 2}" for number in range(21)]))
     assert data.task.kind == "regression" and data.task.labels == () and data.task.metrics == ("pearson", "spearman")

@@ -152,6 +152,9 @@ def test_cells_of_any_size(tmp_path):
         ("a.csv", b"a,b\n1,2\n3,\xe9\n", "a.csv:3: byte 0xe9 is not UTF-8; convert the file to UTF-8, for example: iconv -f cp1252"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16")[:-1], "a.csv: is not in the encoding that its byte-order mark says; save it as UTF-8"),
         ("a.tsv", b"a\tb\0\n", "a.tsv: is binary, not text; known are .csv"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "a.csv: is UTF-16 without its mark; convert the file to UTF-8, for example"),
+        ("a", "text", "a: has an ending that is not known; known are .csv"),
+        ("a.parquet.gz", gzip.compress(b"no"), "a.parquet.gz: has an ending that is not known; known are .csv"),
         ("a.xlsx", "x", "a.xlsx: has an ending that is not known; known are .csv, .tsv, .jsonl"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl:2: is not JSON (Expecting value, column 6); one object per line"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "a.jsonl:2: is not a JSON object but a list; an example is an object"),
@@ -266,6 +269,15 @@ def test_packed_files(tmp_path, ending, pack):
     for damaged in (content[:-5], b"text\tlabel\n"):
         path = write(tmp_path / f"a.tsv{ending}", damaged)
         assert error_of(path) == f"a.tsv{ending}: is truncated or damaged; compress or copy it again"
+
+
+@pytest.mark.parametrize(("ending", "pack"), PACKINGS)
+def test_files_are_told_by_what_they_hold(tmp_path, ending, pack):
+    assert read_table(write(tmp_path / "packed.tsv", pack(b"text\tlabel\na\t1\n"))).columns == {"text": ["a"], "label": ["1"]}
+    assert read_table(write(tmp_path / "rows", pack(b'{"text": "a"}\n'))).columns == {"text": ["a"]}
+    assert read_table(write(tmp_path / "rows.txt", b'{"text": "a"}\n')).columns == {"text": ["a"]}
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "data")
+    assert read_table(tmp_path / "data").columns == {"text": ["a"]}
 
 
 @pytest.mark.parametrize("content", ['text,label\n"big pipe,0\nfoo,1\npipe of 5",1\n', 'label,text\nno,"big pipe\nyes,foo\nno,5"\nyes,a\n'])
