@@ -24,6 +24,7 @@ __all__ = [
     "TokenHead",
     "TransformHead",
     "build_task_head",
+    "draw_entries",
 ]
 
 _SPAN_PLACES = 64
@@ -83,6 +84,32 @@ class MaskedLmHead(nn.Module):
         if self.dense is None or self.norm is None:
             return hidden_MD
         return self.norm(functional.gelu(self.dense(hidden_MD)))  # type: ignore[no-any-return]
+
+
+def draw_entries(target_ids_M: Tensor, vocab_size: int, num_entries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw entries of the vocabulary for a sampled softmax: all targets, and of the others as many as there is room for, evenly.
+
+    With each drawn entry counted for those that it stands for, the sum of exponentials is that of the vocabulary on average. Frequent
+    entries are mostly among the targets, so that it varies little.
+
+    Source: Jean et al. 2015 (arXiv 1412.2007), section 3, for a softmax over the targets of a part of the text and a sample.
+
+    Args:
+        target_ids_M: Targets, fewer than `num_entries`; what is below zero is none, and stays.
+        vocab_size: Entries that there are, more than `num_entries`.
+        num_entries: To draw.
+
+    Returns:
+        Their ids [E], how many entries each stands for [E], and the place of each target among them [M].
+    """
+    is_target_M = target_ids_M >= 0
+    targets_M = torch.where(is_target_M, target_ids_M, 0)
+    ranks_V = torch.rand(vocab_size, device=target_ids_M.device).index_fill_(0, targets_M, -1.0)
+    ranks_E, entries_E = ranks_V.topk(num_entries, largest=False)
+    num_targets = (ranks_E < 0).sum()
+    stand_for_E = torch.where(ranks_E < 0, 1.0, (vocab_size - num_targets) / (num_entries - num_targets))
+    places_V = torch.empty_like(ranks_V, dtype=torch.long).index_copy_(0, entries_E, torch.arange(num_entries, device=entries_E.device))
+    return entries_E, stand_for_E, torch.where(is_target_M, places_V[targets_M], target_ids_M)
 
 
 class NextSentenceHead(nn.Module):

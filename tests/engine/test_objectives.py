@@ -20,6 +20,7 @@ from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import UsageError
+from pldcli.heads import draw_entries
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.pld import Dropping
@@ -97,7 +98,7 @@ def test_a_sampled_softmax_is_the_whole_one_on_average() -> None:
     sums = []
     for seed in range(2000):
         torch.manual_seed(seed)
-        entries, stand_for, places = objectives.draw_entries(targets, V, 12)
+        entries, stand_for, places = draw_entries(targets, V, 12)
         assert len(set(entries.tolist())) == 12 and float(stand_for.sum()) == pytest.approx(V)
         assert torch.equal(torch.where(places == NO_TARGET, NO_TARGET, entries[places.clamp(min=0)]), targets)
         assert (stand_for[places[targets != NO_TARGET]] == 1).all()
