@@ -31,8 +31,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from pldcli import presets
 from pldcli.bench.step_time import StepTime
 from pldcli.comparison.metrics_table import read_table, table_bytes
-from pldcli.comparison.read import _finetuned
 from pldcli.comparison.runs import SPENT, Run
+from pldcli.comparison.scores import read_scores
 from pldcli.corpus.reader import Reader
 from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import verify_prepared
@@ -451,5 +451,7 @@ def test_results_of_fine_tuning(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     groups = [{"score": {"values": [0.5, 0.25], "mean": 0.375}}, {"score": None}]
     path.write_text(json.dumps({"task": "sst2", "start": str(run / "model"), "groups": groups, "cells": {}}), encoding="utf-8")
-    assert _finetuned(run, tmp_path / "finetuned") == {"sst2": (0.5, 0.25)}
-    fuzz(path, lambda: _finetuned(run, tmp_path / "finetuned"))
+    path.with_name("experiment.json").write_text(json.dumps({"experiment": {}, "fingerprints": {"data": "d"}}), encoding="utf-8")
+    assert read_scores(run, [path])["finetuned"] == {"sst2": (0.5, 0.25)}
+    for damaged in (path, path.with_name("experiment.json")):
+        fuzz(damaged, lambda: read_scores(run, [path]))

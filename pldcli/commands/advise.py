@@ -6,14 +6,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pldcli.commands.config import Overrides
-
-if TYPE_CHECKING:
-    from pldcli.advice.advise import Advice
 
 __all__ = ["advise", "write_advice"]
 
@@ -23,9 +20,13 @@ def advise(
     overrides: Overrides = None,
     data: Annotated[Path, typer.Option(help="The prepared directory.")] = Path("data"),
     out: Annotated[Path, typer.Option(help="The preset to write.")] = Path("auto.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
 ) -> None:
     """Choose size, recipe and what to drop for a budget, from runs on record and steps timed here; write a preset."""
+    from pldcli.system.output_place import check_new
+
+    check_new(out, overwrite=overwrite)
     wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
     write_advice(out, data=data, budget=budget, overrides=wanted, command=shlex.join(["pld", *sys.argv[1:]]))
     typer.echo(f"next: {shlex.join(['pld', 'pretrain', '--preset', str(out), '--data', str(data)])}")
@@ -42,35 +43,14 @@ def write_advice(out: Path, *, data: Path, budget: str, overrides: Sequence[str]
         command: What was typed.
     """
     from pldcli.advice.advise import advise as choose
+    from pldcli.advice.tables import candidates_table
     from pldcli.bench.step_time import parse_seconds
+    from pldcli.console.screen import print_sections, screen
     from pldcli.data.prepared import open_prepared
     from pldcli.system import atomic
 
     seconds = parse_seconds(budget, "--budget")
     advice = choose(open_prepared(data), seconds=seconds, overrides=overrides, report=lambda line: typer.echo(line, err=True))
-    _show(advice)
+    print_sections(screen(), [candidates_table(advice)])
     atomic.write_text(out, advice.preset(command))
     typer.echo(f"preset {out}")
-
-
-def _show(advice: Advice) -> None:
-    """Print the candidates and the reasons."""
-    from pldcli.console.screen import print_sections, screen
-    from pldcli.console.section import Section
-    from pldcli.console.units import quantity
-
-    rows = []
-    for candidate in advice.candidates:
-        rows.append(
-            (
-                candidate.name,
-                quantity(candidate.config.num_parameters),
-                f"{candidate.step_seconds * 1e3:,.0f}" + ("" if candidate.is_timed else " est."),
-                f"{candidate.config.train.total_steps:,}",
-                quantity(candidate.tokens),
-                advice.written_loss(candidate),
-            )
-        )
-    headings = ("blocks x width", "parameters", "ms a step", "steps", "tokens", "expected loss")
-    title = f"validation loss to expect (unigram baseline {advice.unigram_loss:.2f})"
-    print_sections(screen(), [Section(title, headings, tuple(rows), notes=advice.reasons)])

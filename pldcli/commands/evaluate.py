@@ -148,9 +148,12 @@ def evaluate(
             tables.draw_depths(found, given["--out"])
         if save is not None:
             from pldcli.system import atomic
+            from pldcli.system.seal import paths_sha256
 
             _, inputs = _files(given)
-            atomic.write_text(save, json.dumps({"model": str(target), "inputs": list(map(str, inputs)), **values}) + "\n")
+            weights = sorted(Path(found.source).glob("*.safetensors"))
+            about = {"inputs": list(map(str, inputs)), "fingerprints": {"data": paths_sha256(inputs), "model": paths_sha256(weights)}}
+            atomic.write_text(save, json.dumps({"model": str(target), **about, **values}) + "\n")
     finally:  # a file that cannot be written must not take away what was measured
         if as_json:
             typer.echo(json.dumps(values))

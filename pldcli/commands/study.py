@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,6 @@ import typer
 from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pldcli.study.directory import Study
     from pldcli.study_report.results import Results
 
 __all__ = ["study"]
@@ -42,6 +40,7 @@ def study(
     from pldcli.study.jobs import make_slots
     from pldcli.study.study import carry_out, open_study
     from pldcli.study_report.report import report_study
+    from pldcli.study_report.screen import show_plan, show_results
 
     place = out or Path("studies") / read.name
     slots = make_slots(jobs=jobs, gpus=[gpu.strip() for gpu in gpus.split(",") if gpu.strip()])
@@ -55,54 +54,17 @@ def study(
         report=lambda line: typer.echo(line, err=True, color=False),
     )
     if dry_run:
-        _show_dry_run(opened, len(slots), as_json)
+        show_plan(opened, len(slots), as_json=as_json)
         return
     if report_only:
-        _show(report_study(opened), as_json)
+        show_results(report_study(opened), as_json=as_json)
         return
     if jobs > 1:
         typer.echo("note: runs at once slow each other; times in the report are steps x step time, measured alone", err=True)
     ended = carry_out(opened, slots=slots, display=StudyDisplay(place, at_once=len(slots), console=Console(stderr=True)))
     results = report_study(opened, ended)
-    _show(results, as_json)
+    show_results(results, as_json=as_json)
     _raise_failures(results)
-
-
-def _show_dry_run(opened: Study, at_once: int, as_json: bool) -> None:
-    from pldcli.console.screen import print_sections, screen
-    from pldcli.console.units import duration
-    from pldcli.study_report import files, tables
-
-    runs = opened.runs()
-    outcomes = [opened.outcome(run) for run in runs]
-    spec = opened.plan.spec
-    if as_json:
-        typer.echo(json.dumps({"study": spec.name, "out": str(opened.out), "runs": files.runs_json(runs, outcomes)}))
-        return
-    print_sections(screen(), [tables.run_table(opened.plan, runs, outcomes)])
-    left = sum(run.seconds_left(outcome.step) for run, outcome in zip(runs, outcomes, strict=True) if not outcome.is_settled)
-    done = sum(outcome.is_settled for outcome in outcomes)
-    typer.echo(f"{done} of {len(runs)} runs are done; about {duration(left / at_once)} of training left, from measured steps")
-    if (finetuning := spec.finetuning) is not None:
-        typer.echo(f"Then finished runs are fine-tuned on {', '.join(finetuning.tasks)}; how long that takes is not in these times.")
-    if spec.minimal_pairs:
-        typer.echo(f"Finished runs choose between the minimal pairs of {', '.join(spec.minimal_pairs)}.")
-    if not opened.is_measured_for_good:
-        typer.echo("Steps are measured anew when the study begins: numbers of steps at equal time will differ a little.")
-
-
-def _show(results: Results, as_json: bool) -> None:
-    from pldcli.console.screen import print_sections, screen
-    from pldcli.study_report import files, tables
-
-    if as_json:
-        typer.echo(json.dumps(files.as_json(results)))
-        return
-    differences = tables.differences(results)
-    print_sections(screen(), [tables.results_table(results), *([differences] if differences else []), *tables.finetuned(results).values()])
-    for line in tables.check_lines(results):
-        typer.echo(line)
-    typer.echo(f"report {results.study.out / 'report' / 'report.md'}")
 
 
 def _raise_failures(results: Results) -> None:

@@ -93,7 +93,7 @@ class Contrast:
     reaches: tuple[Reach, ...]
     saving: Saving
     equal: tuple[str, ...]
-    """In what the runs are alike: `tokens`, `time`, both or neither."""
+    """In what the runs of `difference` are alike: `tokens`, `time`, both or neither."""
     differs: tuple[str, ...]
     """In words, a line each."""
     controls: tuple[str, ...]
@@ -175,13 +175,15 @@ def _contrast(system: System, baseline: System, systems: Sequence[System]) -> Co
     seconds_compare = not unlike_seconds([*system.runs, *baseline.runs])
     compares = not any(incomparable(run, other) for run in system.runs for other in baseline.runs)
     reaches = [reach for run in system.runs if (reach := _reach(run, _partner(run, baseline)))] if compares else []
+    difference = _difference(system, baseline) if compares else None
+    equal = _equal(system, baseline, difference.seeds if difference else ())
     controls = [control.name for control in find_controls(system, systems)] if not system.config.pld_schedule.is_dense else []
     return Contrast(
         system=system,
-        difference=_difference(system, baseline) if compares else None,
+        difference=difference,
         reaches=tuple(reaches),
         saving=_saving(system, baseline, seconds_compare=seconds_compare),
-        equal=tuple(one for one in _equal(system, baseline) if one != "time" or seconds_compare),
+        equal=tuple(one for one in equal if one != "time" or seconds_compare),
         differs=tuple(differences(system, baseline)),
         controls=tuple(controls),
         finetuned=_score_differences(system, baseline),
@@ -267,12 +269,13 @@ def _saved(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or not theirs else 1.0 - ours / theirs
 
 
-def _equal(system: System, baseline: System) -> tuple[str, ...]:
-    """Return in what two systems were given the same: both must have come to their end."""
-    if not (system.is_complete and baseline.is_complete):
+def _equal(system: System, baseline: System, seeds: Sequence[int]) -> tuple[str, ...]:
+    """Return in what the runs that are compared were given the same: those that have come to their end, of these seeds if there are any."""
+    ours, theirs = ([run for run in one.runs if run.is_complete and (run.seed in seeds or not seeds)] for one in (system, baseline))
+    if not (ours and theirs):
         return ()
     shares = {}
     for name, attribute in (("tokens", "tokens"), ("time", "train_seconds")):
-        ours, theirs = (statistics.fmean(getattr(run.final, attribute) for run in one.runs) for one in (system, baseline))
-        shares[name] = abs(ours - theirs) / theirs if theirs else 0.0
+        mine, other = (statistics.fmean(getattr(run.final, attribute) for run in runs) for runs in (ours, theirs))
+        shares[name] = abs(mine - other) / other if other else 0.0
     return tuple(name for name, limit in (("tokens", _EQUAL_TOKENS), ("time", _EQUAL_TIME)) if shares[name] <= limit)

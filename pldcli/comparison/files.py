@@ -35,7 +35,7 @@ def runs_csv(comparison: Comparison) -> str:
         for run in system.runs:
             row = {key: value for key, value in _run(run, system.name).items() if key not in ("curves", "finetuned")}
             row |= {key: value for key, value in reaches.get(run.name, {}).items() if key != "run"}
-            rows.append(row | {f"finetuned {task}": sum(scores) / len(scores) for task, scores in run.finetuned.items()})
+            rows.append(row | {f"finetuned {task}": _mean(scores) for task, scores in run.finetuned.items()})
     return csv_text(rows)
 
 
@@ -56,7 +56,7 @@ def _system(system: System) -> dict[str, Any]:
         "runs": [run.name for run in system.runs],
         "seeds": list(system.seeds),
         "is_complete": system.is_complete,
-        "validation_loss_mean": sum(losses) / len(losses) if losses else None,
+        "validation_loss_mean": _mean(losses),
         "validation_losses": list(losses),
         "training_loss_mean": system.mean("final_training_loss"),
         "seconds_per_step": system.mean("seconds_per_step"),
@@ -64,7 +64,7 @@ def _system(system: System) -> dict[str, Any]:
         "flops_per_token": system.mean("flops_per_token"),
         "predicted_flops_per_token": system.mean("predicted_flops_per_token"),
         "predicted_total_flops_saved": system.runs[0].planned_flops.saved,
-        "finetuned": {task: {"mean": sum(scores) / len(scores), "n": len(scores)} for task, scores in system.finetuned.items()},
+        "finetuned": {task: {"mean": _mean(scores), "n": len(scores)} for task, scores in system.finetuned.items()},
     }
 
 
@@ -126,6 +126,10 @@ def _run(run: Run, system: str) -> dict[str, Any]:
         "finetuned": {task: list(scores) for task, scores in run.finetuned.items()},
         "curves": {"validation": _points(run.validation), "training_smoothed": _points(run.smoothed)},
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _points(curve: Sequence[Measurement]) -> list[dict[str, Any]]:

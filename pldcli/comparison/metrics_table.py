@@ -28,6 +28,9 @@ _NEEDED = ("run", "about", "step")
 _ABOUT = ("path", "state", "starts", "unreadable_lines", "finetuned")
 """Fields of a run that are not in its metrics; they stand, with its configuration, in the first of its rows, as JSON."""
 
+_LATER = ("score_conditions", "score_notes")
+"""Likewise; earlier versions did not write them."""
+
 _WRITE_AGAIN = "write it again with `pld compare RUN RUN --out DIR`"
 
 
@@ -39,7 +42,7 @@ def table_bytes(runs: Sequence[Run]) -> bytes:
     """
     rows = []
     for run in runs:
-        about = {"config": flatten(run.config)} | {field: getattr(run, field) for field in _ABOUT}
+        about = {"config": flatten(run.config)} | {field: getattr(run, field) for field in (*_ABOUT, *_LATER)}
         for number, row in enumerate(run.rows):
             numbers = {name: "nan" if value is None else value for name, value in row.items()}
             rows.append({"run": run.name, "about": "" if number else json.dumps(about), **numbers})
@@ -60,6 +63,8 @@ def read_table(path: Path) -> dict[str, Run]:
         try:
             about = from_json(rows[0].pop("about"))
             known = {field: about[field] for field in _ABOUT} | {"starts": tuple(about["starts"])}
+            known["score_conditions"] = {task: dict(found) for task, found in about.get("score_conditions", {}).items()}
+            known["score_notes"] = tuple(map(str, about.get("score_notes", ())))
             known["finetuned"] = {task: tuple(scores) for task, scores in about["finetuned"].items()}
             config = presets.build(about["config"])
         except (ValueError, KeyError, TypeError, AttributeError, PldError) as error:

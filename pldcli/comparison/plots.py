@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.runs import AXES, Measurement, Run, System, unit_of_losses
+from pldcli.comparison.words import unlike_seconds
 from pldcli.plots.canvas import COLOURS, as_svg, colour, evenly_spaced, gaps, picture, styled_figure, thousands
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def _fill(figure: Figure, comparison: Comparison, axes_names: Sequence[str], kin
     limits = _limits(comparison.runs, kind)
     for panel, name in zip(panels.flat, axes_names, strict=True):
         _draw_panel(panel, comparison, name, kind)
-        panel.set(xlabel=AXES[name], ylabel=unit_of_losses(comparison.runs))
+        unlike = name == "train_seconds" and unlike_seconds(comparison.runs)
+        panel.set(
+            xlabel=AXES[name] + (", which do not compare between these runs" if unlike else ""), ylabel=unit_of_losses(comparison.runs)
+        )
         panel.set_title(f"{_TITLES[kind]} against {AXES[name]}")
         panel.set_xlim(left=0)
         if limits is not None:
@@ -101,7 +105,7 @@ def _draw_target(axes: Axes, comparison: Comparison, name: str) -> None:
     for contrast in comparison.contrasts:
         own = colour(comparison.systems.index(contrast.system))
         for reach in contrast.reaches:
-            if reach.at is not None:
+            if reach.at is not None and (reach.seconds_compare or name != "train_seconds"):
                 inside = own if reach.schedule_finished else "white"
                 x = getattr(reach.at, name)
                 axes.plot([x], [reach.target], "o", markersize=7, markerfacecolor=inside, markeredgecolor=own, markeredgewidth=1.5)

@@ -10,18 +10,14 @@ from pathlib import Path
 from pldcli import presets
 from pldcli.comparison.metrics_table import read_table
 from pldcli.comparison.runs import Run
+from pldcli.comparison.scores import find_results, read_scores
 from pldcli.config import Config
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
-from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.system.json_text import from_json
+from pldcli.errors import CheckpointError, UsageError
 from pldcli.system.short_names import shortest_names
 
-__all__ = ["MINIMAL_PAIRS", "name_runs", "read_config", "read_run", "read_runs"]
-
-
-MINIMAL_PAIRS = "minimal-pairs"
-"""What stands for them among the tasks that a run was fine-tuned on."""
+__all__ = ["name_runs", "read_config", "read_run", "read_runs"]
 
 
 def read_runs(paths: Sequence[Path], *, finetuned: Path, only: Sequence[str] = ()) -> list[Run]:
@@ -46,15 +42,18 @@ def read_runs(paths: Sequence[Path], *, finetuned: Path, only: Sequence[str] = (
         names = ", ".join(name for _, name in named)
         raise UsageError("no run has such a name", where=f"--only {missing[0]}", hint=f"choose from {names}")
     kept = [(place, name) for place, name in named if not only or any(fnmatchcase(name, pattern) for pattern in only)]
-    return [replace(read[place], name=name) if place in read else read_run(place, name=name, finetuned=finetuned) for place, name in kept]
+    return [
+        replace(read[place], name=name) if place in read else read_run(place, name=name, results=find_results(place, finetuned))
+        for place, name in kept
+    ]
 
 
-def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
-    """Read one run.
+def read_run(path: Path, *, name: str, results: Sequence[Path]) -> Run:
+    """Read one run, and its scores from these files.
 
     Raises:
         CheckpointError: It is no run.
-        DataError: It has no validation yet, or its metrics are damaged.
+        DataError: It has no validation yet, or its metrics or scores are damaged.
     """
     directory = RunDirectory(path)
     config, rows = read_config(directory), read_metrics(directory.metrics)
@@ -67,7 +66,7 @@ def read_run(path: Path, *, name: str, finetuned: Path) -> Run:
         starts=tuple(read_starts(directory.environment)),
         state=run_state(directory, config, max((row["step"] for row in rows), default=0)),
         unreadable_lines=_unreadable_lines(directory.metrics, len(rows)) if rows else 0,
-        finetuned=_finetuned(path, finetuned),
+        **read_scores(path, results),
     )
 
 
@@ -101,34 +100,3 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
 
 def _unreadable_lines(path: Path, readable: int) -> int:
     return sum(bool(line.strip()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()) - readable
-
-
-def _finetuned(run: Path, root: Path) -> dict[str, tuple[float, ...]]:
-    """Read the scores that started from this run: of each task's best setting, every seed; of minimal pairs the mean over files."""
-    found: dict[str, tuple[float, ...]] = {}
-    pairs = root / run.resolve().name / f"{MINIMAL_PAIRS}.json"
-    if pairs.is_file():
-        try:
-            content = from_json(pairs.read_text(encoding="utf-8"))
-            score = float(content["mean_accuracy"])
-            if _started_from(run, Path(content.get("model", run))):
-                found[MINIMAL_PAIRS] = (score,)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"cannot be read as minimal pairs ({error!r})", where=str(pairs), hint="evaluate again with --save") from error
-    for path in sorted((root / run.resolve().name).glob("*/results.json")):
-        try:
-            content = from_json(path.read_text(encoding="utf-8"))
-            if not _started_from(run, Path(content["start"])):
-                continue
-            scores = [group["score"]["values"] for group in content["groups"] if group["score"]]
-            best = max(scores, key=lambda values: sum(values) / len(values), default=())
-            if best:
-                found[str(content["task"])] = tuple(float(value) for value in best)
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-            raise DataError(f"cannot be read as fine-tuning results ({error!r})", where=str(path), hint="fine-tune again there") from error
-    return found
-
-
-def _started_from(run: Path, start: Path) -> bool:
-    """Return whether a fine-tuning began with this run; by its directory's name alone where what it names is no longer there."""
-    return start.resolve().is_relative_to(run.resolve()) or not start.exists()

@@ -67,7 +67,11 @@ class Run:
     unreadable_lines: int = 0
     """Of metrics.jsonl."""
     finetuned: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Task to the score of each fine-tuning, in [0, 1]."""
+    """Task to the score of each fine-tuning with the best setting, in [0, 1]; none where all diverged."""
+    score_conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Task to what must be alike for such scores to compare: settings, data."""
+    score_notes: tuple[str, ...] = ()
+    """What must be known of these scores."""
 
     def __post_init__(self) -> None:
         if not self.validation:
@@ -241,7 +245,8 @@ class System:
         scores: dict[str, dict[int, list[float]]] = {}
         for run in self.runs:
             for task, values in run.finetuned.items():
-                scores.setdefault(task, {}).setdefault(run.seed, []).extend(values)
+                if values:
+                    scores.setdefault(task, {}).setdefault(run.seed, []).extend(values)
         return {task: {seed: statistics.fmean(values) for seed, values in seeds.items()} for task, seeds in scores.items()}
 
     def mean(self, attribute: str) -> float | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pldcli.comparison.comparison import Comparison, Contrast, Difference, Reach
 from pldcli.comparison.intervals import Interval
-from pldcli.comparison.read import MINIMAL_PAIRS
 from pldcli.comparison.runs import Run, System, unit_of_losses
+from pldcli.comparison.scores import MINIMAL_PAIRS
 from pldcli.config import describe_dropping
 from pldcli.console.section import Section
 from pldcli.console.units import MISSING, duration, number, quantity, with_spread
@@ -233,13 +233,12 @@ def finetuned(comparison: Comparison) -> Section | None:
     rows = []
     for task in sorted({task for system in comparison.systems for task in system.finetuned}):
         for system in comparison.systems:
-            by_seed, scores = system.finetuned_by_seed.get(task), system.finetuned.get(task)
-            if by_seed is None or scores is None:
+            if (scores := system.finetuned.get(task)) is None:
                 continue
-            means = [100 * score for score in by_seed.values()]
+            means = [100 * score for score in system.finetuned_by_seed.get(task, {}).values()]
             interval = differences.get(system.name, {}).get(task)
             held = ("", "", "") if interval is None else interval_cells(interval, scale=100, digits=2)
-            rows.append((task, system.name, with_spread(means, digits=2), str(len(scores)), *held))
+            rows.append((task, system.name, with_spread(means, digits=2) if means else "diverged", str(len(scores)), *held))
     if not rows:
         return None
     pairs = MINIMAL_PAIRS in {row[0] for row in rows}

@@ -214,6 +214,19 @@ def _controls_are_there(systems: Sequence[System], baseline: System) -> Iterator
             )
 
 
+def _scores_compare(systems: Sequence[System], baseline: System) -> Iterator[str]:
+    runs = _runs(systems)
+    for task, key in dict.fromkeys((task, key) for run in runs for task, found in run.score_conditions.items() for key in found):
+        names: dict[str, list[str]] = {}
+        for run in runs:
+            if (value := run.score_conditions.get(task, {}).get(key)) is not None:
+                names.setdefault(value[:12] if key == "data" else value, []).append(run.name)
+        if len(names) > 1:
+            told = " | ".join(f"{_listed(those)}: {value}" for value, those in names.items())
+            yield f"scores on {task} do not compare: {key} are not the same for all runs ({told})"
+    yield from (note for run in runs for note in run.score_notes)
+
+
 def _seeds_are_distinct(systems: Sequence[System], baseline: System) -> Iterator[str]:
     for system in systems:
         if len(system.seeds) < len(system.runs):
@@ -229,6 +242,7 @@ _CHECKS: tuple[Callable[[Sequence[System], System], Iterator[str]], ...] = (
     _baseline_decays,
     _seconds_compare,
     _controls_are_there,
+    _scores_compare,
     _seeds_are_distinct,
 )
 """What must hold for a fair comparison, the gravest first; each yields a line for what does not."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from pldcli.console.section import Section
@@ -21,6 +22,9 @@ NARROW = 100
 
 PICTURE_COLUMNS = 100
 """Pictures made of characters are no wider than this."""
+
+_LEAST = 8
+"""Characters that a column which may wrap needs."""
 
 _PIPED = 240
 """Columns of a stdout that is no terminal: wide enough that nothing wraps, so that grep and cut see whole lines."""
@@ -53,13 +57,20 @@ def table(headings: Sequence[str] | None, rows: Sequence[Sequence[str]], *, righ
         headings: One per column; None for none, and then only the last column may wrap.
         rows: Cells as text, at least one row.
         right: Headings of the columns to align right.
-        fold: Headings of the columns that may wrap; the others keep their width.
+        fold: Headings of the columns that may wrap; the others keep their width, where the screen has room for it.
     """
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=headings is not None)
-    width = len(rows[0])
-    for number, heading in enumerate(headings or [""] * width):
-        wraps = heading in fold if headings else number == width - 1
-        grid.add_column(heading, justify="right" if heading in right else "left", no_wrap=not wraps, overflow="fold")
+    last = len(rows[0]) - 1
+    columns = [(heading, heading in fold if headings else number == last) for number, heading in enumerate(headings or [""] * (last + 1))]
+    least = [_LEAST if wraps else _width(heading, *(row[number] for row in rows)) for number, (heading, wraps) in enumerate(columns)]
+    has_room = sum(least) + 2 * last <= screen().width
+    for heading, wraps in columns:
+        # What may not wrap is cut without a mark where there is no room, and a number then reads as a smaller one.
+        grid.add_column(heading, justify="right" if heading in right else "left", no_wrap=has_room and not wraps, overflow="fold")
     for row in rows:
         grid.add_row(*row)
     return grid
+
+
+def _width(*cells: str) -> int:
+    return max(Text.from_markup(cell).cell_len for cell in cells)

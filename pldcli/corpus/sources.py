@@ -17,7 +17,7 @@ from pldcli.system.extras import require
 from pldcli.system.input_files import Format, compression_of, format_of, input_errors
 from pldcli.system.json_text import from_json
 
-__all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
+__all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources", "notes_on_skipped"]
 
 EMPTY_FILE = "empty file"
 FOLDER_TWICE = "folder linked twice"
@@ -76,6 +76,11 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     if not sources:
         raise DataError("no files with text here", where=", ".join(map(str, inputs)), hint="name text or JSON-lines files")
     return list(sources.values()), skipped
+
+
+def notes_on_skipped(skipped: Counter[str]) -> list[str]:
+    """Return a line on what was left out, by reason; none where nothing was."""
+    return [f"skipped: {', '.join(f'{count:,} x {reason}' for reason, count in sorted(skipped.items()))}"] if skipped else []
 
 
 def _listed(inputs: Sequence[Path], exclude: Path | None, skipped: Counter[str]) -> Iterator[tuple[Location, bool]]:

@@ -137,7 +137,7 @@ def show_task(result: TaskScore, predictions: Path | None) -> None:
     """Print a task's scores, split by split."""
     typer.echo(f"{result.source} on {result.task.name}, {result.precision}")
     metrics = list(dict.fromkeys(name for _, scored in result.splits.values() for name in scored.scores))
-    headings = ["split", "examples", *metrics, "tokens/s"]
+    headings = ["split", "examples", *map(_named, metrics), "tokens/s"]
     rows = [
         [
             name,
@@ -172,7 +172,7 @@ def show_depths(result: Evaluated[DepthReport], picture: Path) -> None:
     report = result.score
     _heading(result)
     typer.echo(f"kept: {report.reason}")
-    names = [_NAMES.get(name, name) for name in report.scores[0].values]
+    names = list(map(_named, report.scores[0].values))
     headings = ["blocks", *names, "tokens/s", "speed", "kept"]
     rows = [
         [
@@ -200,7 +200,7 @@ def draw_depths(result: Evaluated[DepthReport], picture: Path) -> None:
         [score.relative_speed for score in scores],
         picture,
         title=f"{result.source} on {result.what}",
-        score_label=_NAMES.get(name, name),
+        score_label=_named(name),
         num_blocks=result.score.num_blocks,
     )
 
@@ -214,6 +214,11 @@ def block_names(gates: Gates) -> str:
         elif runs:
             ranges.append([number, number])
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def _named(score: str) -> str:
+    """Name a score in words, between which a heading may wrap."""
+    return _NAMES.get(score) or score.replace("_", " ")
 
 
 def _heading(result: Evaluated[Any]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pldcli.comparison.scores import best_group
 from pldcli.errors import DataError, DivergedError, MissingDataError, OutputError, PldError
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import AFTER_MNLI, Experiment
@@ -105,8 +106,9 @@ def _named(task: str, error: PldError) -> str:
 
 def _mean_scores(done: Finetuned) -> dict[str, float]:
     """Average each metric over the seeds of the best setting."""
-    group = max((group for group in done.groups if group.score), key=lambda group: group.score.mean if group.score else 0.0)
-    return {name: values.mean for name, values in group.metrics.items()}
+    best = best_group([asdict(group) for group in done.groups])
+    assert best is not None
+    return {name: values["mean"] for name, values in best["metrics"].items()}
 
 
 def _write_summary(base: Path, result: GlueResult) -> None:

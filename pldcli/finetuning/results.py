@@ -10,7 +10,7 @@ from typing import Any
 
 from pldcli.choices import TaskKind
 from pldcli.console.section import csv_text, markdown_text
-from pldcli.console.units import duration
+from pldcli.console.units import MISSING, duration
 from pldcli.engine.model_source import short_name
 from pldcli.finetuning.plots import plot_spread
 from pldcli.system import atomic
@@ -35,8 +35,8 @@ class Group:
     metrics: dict[str, Summary]
     seeds: list[int]
     diverged: int
-    train_seconds: float
-    """Mean over seeds."""
+    train_seconds: float | None
+    """Mean over seeds, but for those that diverged; None where all did."""
 
 
 def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
@@ -68,7 +68,7 @@ def group_cells(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
                 {name: summary([flat_scores(cell)[name] for cell in good]) for name in names},
                 [cell["settings"]["seed"] for cell in members],
                 len(members) - len(good),
-                sum(cell["train_seconds"] for cell in members) / len(members),
+                sum(cell["train_seconds"] for cell in good) / len(good) if good else None,
             )
         )
     return groups
@@ -93,7 +93,7 @@ def as_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     headings = [*axes, "seeds", alone, *(["std", "median", "min", "max"] if several else []), *metrics, "time"]
     rows = []
     for group in groups:
-        row = [str(group.settings[axis]) for axis in axes] + [str(len(group.seeds))]
+        row = [str(group.settings[axis]) for axis in axes] + [_ended(group)]
         if group.score is None:
             row += ["diverged"] + [""] * (len(headings) - len(row) - 2)
         else:
@@ -102,8 +102,13 @@ def as_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
             row += [f"{100 * score.mean:.2f}", *(spread if several else [])]
             spreads = {name: f" ± {shown(name, group.metrics[name].std)}" if several else "" for name in metrics}
             row += [shown(name, group.metrics[name].mean) + spread for name, spread in spreads.items()]
-        rows.append([*row, duration(group.train_seconds)])
+        rows.append([*row, MISSING if group.train_seconds is None else duration(group.train_seconds)])
     return headings, rows
+
+
+def _ended(group: Group) -> str:
+    """Count the seeds that the numbers of a setting are of, and all of them where some diverged."""
+    return f"{len(group.seeds) - group.diverged} of {len(group.seeds)}" if group.diverged else str(len(group.seeds))
 
 
 def write_results(out: Path, task: Task, start: str, cells: Mapping[str, Mapping[str, Any]]) -> None:
@@ -122,7 +127,11 @@ def write_results(out: Path, task: Task, start: str, cells: Mapping[str, Mapping
     atomic.write_text(out / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     atomic.write_text(out / "results.csv", _csv(cells))
     atomic.write_text(out / "results.md", _markdown(task, start, groups, best))
-    series = [(group.label or task.name, [100 * value for value in group.score.values]) for group in groups if group.score]
+    series = [
+        ((group.label or task.name) + (f" ({_ended(group)})" if group.diverged else ""), [100 * value for value in group.score.values])
+        for group in groups
+        if group.score
+    ]
     if series:
         plot_spread(
             series, out / "spread.png", title=f"{task.name} from {short_name(Path(start))}", x_label="score x 100, one point per seed"

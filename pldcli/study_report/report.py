@@ -97,7 +97,8 @@ def _markdown(results: Results, lines: Mapping[str, Sequence[Line]], drawn: Sequ
 def _troubles(results: Results) -> list[str]:
     ended = {name: outcome for name, outcome in results.outcomes.items() if outcome.note}
     ended |= {planned.name: outcome for planned, outcome in results.scorings.items() if not outcome.is_settled}
-    return [f"{name}: {outcome.state}" + (f": {outcome.note}" if outcome.note else "") for name, outcome in ended.items()]
+    diverged = [f"{planned.name}: {end}" for planned, end in results.scorings.items() if end.is_settled and end.score is None]
+    return [f"{name}: {outcome.state}" + (f": {outcome.note}" if outcome.note else "") for name, outcome in ended.items()] + diverged
 
 
 def _against(baseline: str, comparison: Comparison, results: Results) -> str:

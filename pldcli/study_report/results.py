@@ -14,7 +14,7 @@ from pldcli.comparison.runs import Run, System
 from pldcli.engine.metrics import read_metrics, validation_key
 from pldcli.engine.run_directory import RunDirectory
 from pldcli.study.directory import Study
-from pldcli.study.finetuning import FINETUNED, PlannedScoring
+from pldcli.study.finetuning import PlannedScoring
 from pldcli.study.halving import RungResult
 from pldcli.study.jobs import Outcome, State
 from pldcli.study.plan import PlannedRun
@@ -157,11 +157,13 @@ def read_results(study: Study, ended: Mapping[str, Outcome]) -> Results:
     """
     runs = study.runs()
     outcomes = {run.name: ended.get(run.name) or study.outcome(run) for run in runs}
+    scorings = {planned: ended.get(planned.name) or outcome for planned, outcome in study.scorings().items()}
     read: dict[State, dict[str, Run]] = {State.FINISHED: {}, State.DIVERGED: {}}
     for run in runs:
         state, place = outcomes[run.name].state, study.place(run)
         if state == State.FINISHED or (state == State.DIVERGED and _was_validated(place)):
-            found = read_run(place, name=run.name, finetuned=study.out / FINETUNED)
+            scored = [one.result(study.out) for one, outcome in scorings.items() if one.run == run and outcome.state == State.FINISHED]
+            found = read_run(place, name=run.name, results=scored)
             read[state][run.name] = calibrated(found, study.plan.times[run.system])
     return Results(
         study=study,
@@ -170,7 +172,7 @@ def read_results(study: Study, ended: Mapping[str, Outcome]) -> Results:
         trained=read[State.FINISHED],
         diverged=read[State.DIVERGED],
         rungs=tuple(study.rungs()),
-        scorings={planned: ended.get(planned.name) or outcome for planned, outcome in study.scorings().items()},
+        scorings=scorings,
     )
 
 

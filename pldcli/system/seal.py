@@ -11,7 +11,17 @@ from typing import Any
 
 from pldcli.errors import PldError
 
-__all__ = ["check_file", "check_sealed_directory", "file_sha256", "is_sealed", "read_sums", "seal_directory", "sealed"]
+__all__ = [
+    "check_file",
+    "check_sealed_directory",
+    "file_sha256",
+    "files_at",
+    "is_sealed",
+    "paths_sha256",
+    "read_sums",
+    "seal_directory",
+    "sealed",
+]
 
 _SUMS = "SHA256SUMS"
 _CHECKSUM = "sha256"
@@ -21,6 +31,16 @@ def file_sha256(path: Path) -> str:
     """Hash a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_at(place: Path) -> list[Path]:
+    """List a file, or all files in a directory at any depth; none where there is nothing."""
+    return [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+
+
+def paths_sha256(places: Iterable[Path]) -> str:
+    """Hash the content of files, and of all in directories, in this order."""
+    return hashlib.sha256(" ".join(file_sha256(file) for place in places for file in files_at(place)).encode()).hexdigest()
 
 
 def check_file(

@@ -34,6 +34,15 @@ def test_auto_trains_what_is_advised_and_resumes(pld: Callable[..., Outcome], pr
     assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == stored
 
 
+def test_a_preset_that_is_there_is_kept(pld: Callable[..., Outcome], tmp_path: Path) -> None:
+    place = tmp_path / "mine.yaml"
+    place.write_text("mine", encoding="utf-8")
+    done = pld("advise", "--budget", "1h", "--data", "nowhere", "--out", place)
+    assert done.code == 7 and f"{place}: is already there; add --overwrite" in done.err.replace("\n", " ")
+    assert pld("advise", "--budget", "1h", "--data", "nowhere", "--out", place, "--overwrite").code == 3
+    assert place.read_text(encoding="utf-8") == "mine"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

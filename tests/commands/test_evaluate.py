@@ -13,6 +13,7 @@ from pldcli.evaluation.depth import DepthReport, DepthScore
 from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
+from pldcli.system.seal import paths_sha256
 
 MATERIALS = {
     "validation": LmScore(2.0, 0.25, 1234, 5000, 2.0),
@@ -99,7 +100,8 @@ def test_json_of_everything(pld, calls, tmp_path):
     assert pairs == {**half, "mean_accuracy": 0.5, "num_ties": 1, "groups": {"UID": {"[a]": {"accuracy": 0.5, "num_pairs": 2}}}}
     saved = tmp_path / "deep" / "pairs.json"
     assert pld("evaluate", "r", "--minimal-pairs", "a", "--save", saved).code == 0
-    assert json.loads(saved.read_text()) == {"model": "r", "inputs": ["a"]} | values("--minimal-pairs", "a")
+    prints = {"data": paths_sha256([Path("a")]), "model": paths_sha256([])}
+    assert json.loads(saved.read_text()) == {"model": "r", "inputs": ["a"], "fingerprints": prints} | values("--minimal-pairs", "a")
     candidate = {"token_id": 7, "token": "[UNK]", "probability": 0.75, "text": "the [UNK] is"}
     assert values("--fill", "the [MASK] is") == {"text": "the [MASK] is", "masks": [[candidate]]}
     picture = tmp_path / "d.png"

@@ -19,7 +19,7 @@ from pldcli.study.calibration import ShapeTime, Timings, write_plan
 from pldcli.study.jobs import last_step
 from pldcli.study.plan import Plan, make_plan, shapes
 from pldcli.study.read_spec import read_spec
-from tests.comparison.test_read import write_run
+from tests.comparison.test_read import write_results, write_run
 from tests.conftest import Outcome, Processes, wait_for
 from tests.study.conftest import SMALL, impatient
 
@@ -171,6 +171,21 @@ def test_a_halving_is_reported(folder: Path, prepared: Path, pld: Run) -> None:
     assert outcome.code == 0 and "| candidate | rung 1: 0.25, seeds 0 | rung 2: 1, seeds 0, 1 |" in text
     assert "| b | 1. 2.0000 | to do |" in text and "| a | 2. 3.0000 |  |" in text
     assert "2 of 5 runs finished, 3 not done yet." in text
+
+
+def test_only_scores_that_the_study_counts_are_reported(folder: Path, prepared: Path, pld: Run) -> None:
+    systems = {"preln": PRELN, "pld": PLD, "other": PRELN | {"set": {"model.num_hidden_layers": 2}}}
+    path = write_spec(prepared, systems, finetune={"tasks": ["glue/rte"], "data_dir": "nowhere"})
+    finish(begin(path, prepared), {f"{name}-seed0": 3.0 for name in systems})
+    place = Path("studies/try/finetuned")
+    for name, scores, cell in (("preln", [0.5], "seed=0"), ("pld", [0.75], "epochs=1.0,seed=0"), ("other", [None], "seed=0")):
+        start = f"studies/try/runs/{name}-seed0/model"
+        write_results(place / f"{name}-seed0" / "rte", task="glue/rte", start=start, scores=[scores], cells=[cell])
+    outcome = pld("study", path, "--report-only")
+    text = Path("studies/try/report/report.md").read_text()
+    assert "glue/rte preln 50.00 1" in lines_of(outcome.out) and "glue/rte other diverged 0" in lines_of(outcome.out)
+    assert "75.00" not in outcome.out + text
+    assert "- pld-seed0/rte: not started" in text and "- other-seed0/rte: diverged" in text
 
 
 def test_a_dry_run_says_what_is_left(half_done: Path, pld: Run, monkeypatch: pytest.MonkeyPatch) -> None:

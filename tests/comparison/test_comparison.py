@@ -131,7 +131,14 @@ def test_unfinished_runs_do_not_go_into_an_interval() -> None:
     assert (contrast.difference.seeds, contrast.difference.is_complete) == ((0, 1), True)
     assert contrast.difference.interval.mean == pytest.approx(0.2)
     assert [reach.is_unfinished_pair for reach in contrast.reaches] == [False, False, True]
-    assert contrast.equal == ()
+    assert contrast.equal == ("tokens", "time"), "in which the two pairs that went in are alike"
+
+
+def test_only_the_seeds_in_common_make_systems_equal() -> None:
+    runs = [made_up_run(f"preln-{seed}", DENSE, f"train.seed={seed}") for seed in (0, 1)]
+    runs += [made_up_run("pld-1", "train.seed=1"), made_up_run("pld-2", "train.seed=2", seconds_per_step=4.0)]
+    [contrast] = compare_runs(runs).contrasts
+    assert contrast.difference is not None and (contrast.difference.seeds, contrast.equal) == ((1,), ("tokens", "time"))
 
 
 def test_unfinished_runs_alone_are_compared_and_marked() -> None:

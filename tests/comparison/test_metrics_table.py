@@ -14,7 +14,13 @@ from tests.comparison.test_runs import START, made_up_run
 RUNS = [
     made_up_run("preln-seed0", "pld.theta_bar=1", losses=(5.0, 4.0, 10 / 3, 2.5), frequency_loss=6.125),
     made_up_run("preln-seed1", "pld.theta_bar=1", "train.seed=1", losses=(5.0, None, 3.0, 2.6), unreadable_lines=2),
-    made_up_run("pld, seed 0", finetuned={"glue/rte": (0.5, 0.625)}, starts=[START, {**START, "threads": 2, "command": 'pld "x", y\nz'}]),
+    made_up_run(
+        "pld, seed 0",
+        finetuned={"glue/rte": (0.5, 0.625)},
+        score_conditions={"glue/rte": {"data": "d"}},
+        score_notes=("n",),
+        starts=[START, {**START, "threads": 2, "command": 'pld "x", y\nz'}],
+    ),
     made_up_run("pld-seed1", "train.seed=1", "train.init_from=null", losses=(4.0, 3.0), state="stopped", starts=[]),
 ]
 

@@ -56,6 +56,13 @@ def test_a_crossing_before_the_end_of_its_schedule_is_hollow(monkeypatch: pytest
     assert (list(mark.get_xdata()), list(mark.get_ydata()), mark.get_markerfacecolor()) == ([6400.0], [2.5], "white")
 
 
+def test_seconds_on_other_hardware_are_marked_and_reach_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dense = made_up_run("pre", "pld.theta_bar=1", losses=(4.0, 3.0, 2.5, 2.0))
+    tokens, seconds = panels(monkeypatch, tmp_path / "a.png", compare_runs([dense, made_up_run("pld", starts=[{"hardware": "another"}])]))
+    assert tokens.get_xlabel() == "tokens" and seconds.get_xlabel() == "training seconds, which do not compare between these runs"
+    assert [[line.get_markersize() for line in panel.get_lines()].count(7) for panel in (tokens, seconds)] == [1, 0]
+
+
 def test_curves_for_the_page_are_against_all_four_axes() -> None:
     validation, training = draw_curves(comparison(), "validation"), draw_curves(comparison(), "training")
     for axis in ("tokens", "steps", "executed FLOPs", "training seconds"):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -60,11 +61,26 @@ def write_run(
     return place
 
 
-def write_results(place: Path, *, task: str, start: Path | str, scores: Sequence[Sequence[float]]) -> None:
-    """Write what `pld finetune` would: a group per setting with its scores over seeds."""
+def write_results(
+    place: Path,
+    *,
+    task: str,
+    start: Path | str,
+    scores: Sequence[Sequence[float | None]],
+    cells: Sequence[str] = (),
+    data: str = "",
+    from_scratch: bool = False,
+) -> None:
+    """Write what `pld finetune` would: a group per setting with its scores over seeds, None for a seed that diverged."""
     place.mkdir(parents=True)
-    groups = [{"score": {"values": values} if values else None} for values in scores]
-    (place / "results.json").write_text(json.dumps({"task": task, "start": str(start), "groups": groups}))
+    groups: list[dict[str, Any]] = []
+    for seeds in scores:
+        values = [value for value in seeds if value is not None]
+        groups.append({"score": {"values": values, "mean": fmean(values)} if values else None, "diverged": len(seeds) - len(values)})
+    content = {"task": task, "start": str(start), "groups": groups, "cells": {name: {} for name in cells}}
+    (place / "results.json").write_text(json.dumps(content))
+    about = {"experiment": {"from_scratch": from_scratch}, "fingerprints": {"data": data, "model": "m"}}
+    (place / "experiment.json").write_text(json.dumps(about))
 
 
 def test_a_run_is_read(tmp_path: Path) -> None:
@@ -170,11 +186,11 @@ def test_fine_tuning_of_the_run_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     root = Path("finetuned")
     write_results(root / "a" / "rte", task="glue/rte", start="runs/a/model", scores=[[0.5, 0.6], [0.7, 0.6], []])
     write_results(root / "a" / "cola", task="glue/cola", start="elsewhere/that/is/gone", scores=[[0.25]])
-    write_results(root / "a" / "diverged", task="diverged", start="runs/a/model", scores=[[]])
+    write_results(root / "a" / "diverged", task="diverged", start="runs/a/model", scores=[[None]])
     write_results(root / "a" / "sst2", task="glue/sst2", start=root, scores=[[0.9]])  # began with another model that is still there
     write_results(root / "a-from-scratch" / "rte", task="glue/rte", start="random", scores=[[0.1]])
     [run] = read_runs([Path("runs/a")], finetuned=root)
-    assert run.finetuned == {"glue/cola": (0.25,), "glue/rte": (0.7, 0.6)}
+    assert run.finetuned == {"glue/cola": (0.25,), "glue/rte": (0.7, 0.6), "diverged": ()}
     assert read_runs([Path("runs/a")], finetuned=Path("nowhere"))[0].finetuned == {}
 
 

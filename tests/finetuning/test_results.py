@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pldcli.finetuning import results
 from pldcli.finetuning.card import task_card
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.results import as_table, best_cell, flat_scores, group_cells, write_results
@@ -38,8 +39,8 @@ GRID = {
     "a": cell(0.7),
     "b": cell(0.8, seed=1, seconds=60),
     "c": cell(0.6, rate=3e-5),
-    "d": cell(None, seed=1, rate=3e-5),
-    "e": cell(None, rate=5e-5),
+    "d": cell(None, seed=1, rate=3e-5, seconds=0.0),
+    "e": cell(None, rate=5e-5, seconds=0.0),
 }
 
 
@@ -53,6 +54,7 @@ def test_groups_are_cells_that_differ_in_their_seed() -> None:
     assert first.metrics["f1"].mean == pytest.approx(0.8) and first.metrics["accuracy"].mean == pytest.approx(0.7)
     assert (second.seeds, second.diverged, second.score.values) == ([0, 1], 1, (0.6,)), "means are over those that did not diverge"
     assert (third.score, third.metrics, third.diverged) == (None, {}, 1)
+    assert (second.train_seconds, third.train_seconds) == (30.0, None), "and so are times: nobody knows what a run that diverged took"
 
 
 def test_groups_keep_the_order_of_the_cells() -> None:
@@ -88,8 +90,8 @@ def test_the_table_of_a_grid() -> None:
     headings, rows = as_table(group_cells(list(GRID.values())))
     assert headings == ["learning_rate", "seeds", "score", "std", "median", "min", "max", "f1", "accuracy", "time"]
     assert rows[0][:9] == ["1e-05", "2", "75.00", "7.07", "75.00", "70.00", "80.00", "80.00 ± 7.07", "70.00 ± 7.07"]
-    assert rows[1][:9] == ["3e-05", "2", "60.00", "0.00", "60.00", "60.00", "60.00", "65.00 ± 0.00", "55.00 ± 0.00"]
-    assert rows[2][:3] == ["5e-05", "1", "diverged"] and rows[2][3:-1] == [""] * 6
+    assert rows[1][:9] == ["3e-05", "1 of 2", "60.00", "0.00", "60.00", "60.00", "60.00", "65.00 ± 0.00", "55.00 ± 0.00"]
+    assert rows[2][:3] == ["5e-05", "0 of 1", "diverged"] and rows[2][3:] == [*[""] * 6, "-"]
     assert {len(row) for row in rows} == {len(headings)} and all(row[-1] for row in rows)
 
 
@@ -102,6 +104,13 @@ def test_the_table_of_one_run_and_of_one_metric() -> None:
     headings, [row] = as_table(group_cells([cell(None)]))
     assert headings == ["seeds", "score", "time"] and row[1] == "diverged"
     assert as_table([]) == (["seeds", "score", "time"], [])
+
+
+def test_the_picture_says_where_seeds_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(results, "plot_spread", lambda series, *_, **__: drawn.extend(label for label, _ in series))
+    write_results(tmp_path, MRPC, "start", GRID)
+    assert drawn == ["learning_rate=1e-05", "learning_rate=3e-05 (1 of 2)"]
 
 
 def test_the_files(tmp_path: Path) -> None:

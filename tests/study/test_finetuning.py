@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 
 from pldcli.errors import UsageError
-from pldcli.study import jobs
+from pldcli.finetuning.experiment import Experiment, data_fingerprint
+from pldcli.finetuning.inputs import RunInputs
+from pldcli.study import finetuning, jobs
 from pldcli.study.finetuning import PlannedFinetuning, PlannedPairs, plan_scorings
 from pldcli.study.jobs import Outcome, Slot, State, run_jobs
 from pldcli.study.spec import Spec
+from pldcli.system.seal import paths_sha256
 from pldcli.system.signals import StopRequest
+from tests.finetuning.conftest import rivers, tiny, words_tokenizer
 from tests.study.conftest import plan_of, spec_of
 
-__all__ = ["spec_of"]
+__all__ = ["rivers", "spec_of", "tiny", "words_tokenizer"]
 
 
 PRELN, PLD = {"preset": "bert-tiny-preln"}, {"preset": "bert-tiny-pld"}
@@ -63,6 +67,8 @@ def write_results(place: Path, *scores: float, cells: tuple[str, ...] = ("epochs
     content = {"task": place.name, "start": "gone", "groups": [{"score": score}], "cells": {name: {} for name in cells}}
     place.mkdir(parents=True)
     (place / "results.json").write_text(json.dumps(content))
+    about = {"experiment": {}, "fingerprints": {"data": "of the data", "model": "of the model"}}
+    (place / "experiment.json").write_text(json.dumps(about))
 
 
 def test_what_counts_as_done(finetunings: list[PlannedFinetuning], tmp_path: Path) -> None:
@@ -90,10 +96,20 @@ def test_minimal_pairs_of_every_finished_run(spec_of: Callable[..., Any], tmp_pa
     place = tmp_path / "finetuned" / "preln-seed0" / "minimal-pairs.json"
     assert words == ("evaluate", str(tmp_path / "runs" / "preln-seed0"), *pairs, "--save", str(place))
     place.parent.mkdir(parents=True)
-    place.write_text(json.dumps({"inputs": ["pairs", "more.jsonl"], "mean_accuracy": 0.625}))
+    weights = tmp_path / "runs" / "preln-seed0" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("weights")
+    prints = {"data": paths_sha256([Path("pairs"), Path("more.jsonl")]), "model": paths_sha256([weights])}
+    place.write_text(json.dumps({"inputs": ["pairs", "more.jsonl"], "fingerprints": prints, "mean_accuracy": 0.625}))
     assert one.outcome(tmp_path) == Outcome(State.FINISHED, score=0.625)
-    place.write_text(json.dumps({"inputs": ["pairs"], "mean_accuracy": 0.625}))
-    assert one.outcome(tmp_path) == Outcome(State.NOT_STARTED)
+    (weights.parent / "config.json").write_text("{}")
+    os.utime(weights.parent / "config.json", ns=(2**62, 2**62))
+    assert one.outcome(tmp_path).state == State.FINISHED, "as after copying: younger, but the same"
+    weights.write_text("others")
+    assert one.outcome(tmp_path) == Outcome(State.NOT_STARTED, note="what is there is of an earlier training of this run")
+    weights.write_text("weights")
+    Path("pairs/one.jsonl").write_text("{}")
+    assert one.outcome(tmp_path) == Outcome(State.NOT_STARTED, note="what is there was scored on other data")
     with pytest.raises(UsageError, match="minimal_pairs: there is no file none"):
         spec_of({"preln": PRELN}, minimal_pairs=["none"])
 
@@ -135,14 +151,46 @@ def test_each_is_the_ordinary_command(finetunings: list[PlannedFinetuning], tmp_
     assert told[:4] == ["preln-seed0/rte begins", "preln-seed0/rte score 50.00", "preln-seed0/mrpc begins", "preln-seed0/mrpc diverged"]
 
 
-def test_the_score_of_a_run_that_was_trained_anew_does_not_count(finetunings: list[Any], tmp_path: Path) -> None:
+def test_the_score_of_a_run_that_was_trained_anew_does_not_count(
+    finetunings: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = finetunings[0]
-    write_results(tmp_path / "finetuned" / planned.name, 0.5, 0.7)
+    place = tmp_path / "finetuned" / planned.name
+    write_results(place, 0.5, 0.7)
     assert planned.outcome(tmp_path).state == State.FINISHED and "--overwrite" not in planned.job(tmp_path).arguments
-    model = tmp_path / "runs" / planned.run.name / "model" / "config.json"
-    model.parent.mkdir(parents=True)
-    model.write_text("{}")
-    os.utime(model, ns=(2**62, 2**62))
-    assert planned.outcome(tmp_path).state == State.NOT_STARTED and "--overwrite" in planned.job(tmp_path).arguments
-    os.utime(model, ns=(0, 0))
+    model = tmp_path / "runs" / planned.run.name / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    os.utime(model / "config.json", ns=(2**62, 2**62))
+    monkeypatch.setattr(finetuning, "_model_now", lambda path, _: "of the model" if path == model else "another")
+    assert planned.outcome(tmp_path).state == State.FINISHED, "as after copying: younger, but the same"
+    assert "--overwrite" not in planned.job(tmp_path).arguments
+    monkeypatch.setattr(finetuning, "_model_now", lambda *_: "another")
+    assert planned.outcome(tmp_path) == Outcome(State.NOT_STARTED, note="what is there is of an earlier training of this run")
+    assert "--overwrite" in planned.job(tmp_path).arguments
+    os.utime(model / "config.json", ns=(0, 0))
     assert planned.outcome(tmp_path).state == State.FINISHED
+
+
+def test_scores_on_data_that_changed_do_not_count(spec_of: Callable[..., Any], tmp_path: Path) -> None:
+    own = tmp_path / "reviews.csv"
+    own.write_text("text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(24)))
+    spec = spec_of({"preln": PRELN}, finetune={"tasks": [str(own)]})
+    [planned] = plan_scorings(spec, plan_of(spec).runs())
+    place = tmp_path / "finetuned" / planned.name
+    write_results(place, 0.5, cells=("seed=0",))
+    fingerprints = {"data": data_fingerprint(Experiment(str(own), "").load_data()), "model": "m"}
+    (place / "experiment.json").write_text(json.dumps({"fingerprints": fingerprints}))
+    assert planned.outcome(tmp_path).state == State.FINISHED
+    before = own.read_text()
+    own.write_text(before.replace("good 1,1", "good 1,0"))
+    assert planned.outcome(tmp_path) == Outcome(State.NOT_STARTED, note="what is there was scored on other data")
+    assert "--overwrite" in planned.job(tmp_path).arguments
+    own.unlink()
+    assert planned.outcome(tmp_path).state == State.FINISHED, "a report is written where the data are not"
+
+
+def test_data_and_model_are_hashed_as_fine_tuning_hashes_them(tiny: Path, rivers: Path) -> None:
+    path = str(rivers / "train.jsonl")
+    wanted = RunInputs(Experiment(path, str(tiny))).fingerprints
+    assert wanted == {"data": finetuning._data_now(path, None), "model": finetuning._model_now(tiny, ())}
