@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -145,12 +146,9 @@ def write_predictions(result: TaskScore, path: Path) -> None:
 def _open(target: Path, source: TaskSource, opening: Opening) -> Iterator[_Subject]:
     loaded = open_model(target, data=opening.get("data"), allow_bin=opening.get("allow_bin", False))
     if "task_head.output.bias" not in loaded.weights:
-        raise CheckpointError(
-            "has no head for a task", where=loaded.where, hint=f"fine-tune it first: pld finetune {source.task} --model {target}"
-        )
+        command = shlex.join(["pld", "finetune", source.task, "--model", str(target)])
+        raise CheckpointError("has no head for a task", where=loaded.where, hint=f"fine-tune it first: {command}")
     task = _task_of(loaded, source)
-    splits = _splits(task, source)
-    length, stride = _row_shape(loaded, task)
     kind = KINDS[task.kind]
     if (outputs := len(loaded.weights["task_head.output.bias"])) != kind.num_outputs(task):
         raise CheckpointError(
@@ -158,6 +156,9 @@ def _open(target: Path, source: TaskSource, opening: Opening) -> Iterator[_Subje
             where=loaded.where,
             hint="evaluate it on the task that it was fine-tuned for",
         )
+    loaded = _in_order(loaded, task)
+    splits = _splits(task, source)
+    length, stride = _row_shape(loaded, task)
     rows = {
         name: (examples, kind.encode(examples, task, loaded.tokenizer, max_seq_len=length, stride=stride))
         for name, examples in splits.items()
@@ -181,8 +182,7 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
         if remembered is not None and (remembered.kind != task.kind or set(remembered.labels) != set(task.labels)):
             what = f"{remembered.kind} of {', '.join(remembered.labels)}" if remembered.labels else remembered.kind
             raise CheckpointError(f"was fine-tuned for {remembered.name} ({what}), not for {task.name}", where=loaded.where)
-        labels = _order_of_outputs(loaded, task) if remembered is None else remembered.labels
-        return replace(task, labels=labels, written=_reordered(task, labels))
+        return task
     if remembered is not None:
         return remembered
     outputs = len(loaded.weights["task_head.output.bias"])
@@ -207,19 +207,23 @@ def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
     return length, min(stride, length // 3)
 
 
-def _order_of_outputs(loaded: Pretrained, task: Task) -> tuple[str, ...]:
-    """Put a task's labels into the order in which a model that another program fine-tuned has them.
+def _in_order(loaded: Pretrained, task: Task) -> Pretrained:
+    """Put the head's outputs into the order of a task's labels: a metric such as F1 counts one of them.
 
     Raises:
-        CheckpointError: Its outputs have other names.
+        CheckpointError: The outputs of a model that another program fine-tuned have other names.
     """
-    if task.kind != TaskKind.CLASSIFICATION or len(loaded.labels) != len(task.labels) or not _tells_its_labels(loaded):
-        return task.labels
-    names, known = ([_NO_LETTER.sub("", label.lower()) for label in labels] for labels in (loaded.labels, task.labels))
+    remembered = remembered_task(loaded)
+    outputs = remembered.labels if remembered is not None else loaded.labels
+    if task.kind != TaskKind.CLASSIFICATION or outputs == task.labels or (remembered is None and not _tells_its_labels(loaded)):
+        return loaded
+    names, known = ([_NO_LETTER.sub("", label.lower()) for label in labels] for labels in (outputs, task.labels))
     if sorted(names) != sorted(known):
-        what = f"its outputs are {', '.join(loaded.labels)}, those of {task.name} are {', '.join(task.labels)}"
+        what = f"its outputs are {', '.join(outputs)}, those of {task.name} are {', '.join(task.labels)}"
         raise CheckpointError(what, where=loaded.where, hint="evaluate it on the task that it was fine-tuned for")
-    return tuple(task.labels[known.index(name)] for name in names)
+    order = [names.index(name) for name in known]
+    head = {name: tensor[order] for name, tensor in loaded.weights.items() if name.startswith("task_head.output.")}
+    return replace(loaded, weights=loaded.weights | head)
 
 
 def _tells_its_labels(loaded: Pretrained) -> bool:
@@ -227,30 +231,10 @@ def _tells_its_labels(loaded: Pretrained) -> bool:
     return bool(loaded.labels) and not all(re.fullmatch(r"LABEL_\d+", label) for label in loaded.labels)
 
 
-def _reordered(task: Task, labels: Sequence[str]) -> tuple[str | int | float | bool, ...]:
-    """Spell the labels in the model's order."""
-    return tuple(task.spelled(task.labels.index(label)) for label in labels)
-
-
-def _in_order(examples: Examples, task: Task, known: Task) -> Examples:
-    """Number the labels of a task that was read as it is known, as the model does."""
-    if examples.labels is None or task.labels == known.labels:
-        return examples
-    numbers = {known.labels.index(label): number for number, label in enumerate(task.labels)}
-
-    def renumbered(label: Any) -> Any:
-        return [renumbered(one) for one in label] if isinstance(label, list) else numbers.get(label, label)
-
-    return replace(examples, labels=[renumbered(label) for label in examples.labels])
-
-
 def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     """Read what there is to predict: a task's validation and test splits, or a file."""
     if is_known_task(source.task):
-        known = find_task(source.task)
-        data = load_task(known, data_dir=source.data_dir)
-        validation, test = ({name: _in_order(one, task, known) for name, one in part.items()} for part in (data.validation, data.test))
-        data = replace(data, validation=validation, test=test)
+        data = load_task(task, data_dir=source.data_dir)
         labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
         return data.validation | data.test if source.unlabelled or not labelled else labelled
     if source.data_dir is not None:

@@ -169,6 +169,12 @@ def test_a_model_without_a_head(tiny: Path, rivers: Path) -> None:
         evaluate_task(tiny, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
 
 
+def test_a_suggested_command_can_be_typed(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "a b.jsonl").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"pld finetune '.*/a b\.jsonl' --model"):
+        evaluate_task(tiny, TaskSource(str(tmp_path / "a b.jsonl")), device="cpu")
+
+
 def test_a_model_of_another_task(rough: Finetuned, rte: Finetuned, glue: Path) -> None:
     with pytest.raises(CheckpointError, match=r"was fine-tuned for train \(classification of land, water\), not for glue/rte"):
         evaluate_task(rough.out, TaskSource("glue/rte", glue), device="cpu")
@@ -278,6 +284,25 @@ def test_outputs_in_another_order_are_taken_by_their_names(rte: Finetuned, glue:
     with pytest.raises(CheckpointError, match="its outputs are yes, no, those of glue/rte are entailment, not_entailment") as caught:
         evaluate_task(elsewhere(rte, tmp_path / "other", "yes", "no"), TaskSource("glue/rte", glue), device="cpu")
     one_line(caught)
+
+
+def test_f1_is_that_of_the_tasks_positive_label_whatever_the_order_of_outputs(learn: Learn, tiny_post: Path, tmp_path: Path) -> None:
+    """Fine-tuned on an own file, labels are in the order of the alphabet; some rows of the task are wrong, so that no F1 is 1."""
+    (tmp_path / "glue" / "QQP").mkdir(parents=True)
+    lines = ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"]
+    for number, row in enumerate(river_rows(80, 5)[::2] + river_rows(20, 6)[1::2]):
+        lines.append(f"{number}\t0\t1\t{row['text']}\tthe road\t{int(row['label'] == 'water' and number % 3 > 0)}")
+    labels = {"water": "duplicate", "land": "not_duplicate"}
+    own = [{"text1": row["text"], "text2": "the road", "label": labels[row["label"]]} for row in river_rows(160, 1)]
+    (tmp_path / "glue" / "QQP" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    done = learn(Experiment(str(write_rows(tmp_path / "own.jsonl", own)), str(tiny_post)), tmp_path / "out")
+    assert done.task.labels == ("duplicate", "not_duplicate")
+    source = TaskSource("glue/qqp", tmp_path / "glue")
+    _, scored = evaluate_task(done.out, source, device="cpu").splits["validation"]
+    predicted = [one.label for one in scored.predictions]
+    right = [int(line[-1]) for line in lines[1:]]
+    f1 = [2 * sum(a == b == one for a, b in zip(predicted, right, strict=True)) / (predicted + right).count(one) for one in (0, 1)]
+    assert scored.scores["f1"] == pytest.approx(f1[1]) and f1[0] > f1[1] > 0
 
 
 def test_labels_that_are_numbers_are_those_of_the_task_whatever_the_order_of_outputs(rte: Finetuned, glue: Path, tmp_path: Path) -> None:
