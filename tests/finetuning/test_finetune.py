@@ -494,7 +494,8 @@ def test_text_of_which_nothing_is_known_is_refused(learn, river_experiment, tmp_
     if kind == "tags":
         rows = [{"tokens": ["☃", "☂"], "ner_tags": ["O", "B-X"]}] * 20
     elif kind == "spans":
-        rows = [{"question": "☂", "context": "☃ ☂", "answers": {"text": ["☂"], "answer_start": [2]}}] * 20
+        answers = {"text": ["☂"], "answer_start": [2]}
+        rows = [{"question": "☂", "context": "☃ ☂" + " ☃" * number, "answers": answers} for number in range(20)]
     else:
         rows = [words, words | {"label": "water"}] * 10
     train = write_rows(tmp_path / "train.jsonl", rows)
