@@ -185,12 +185,16 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
         return task
     if remembered is not None:
         return remembered
-    outputs = len(loaded.weights["task_head.output.bias"])
+    outputs, name = len(loaded.weights["task_head.output.bias"]), Path(source.task).stem
     if not loaded.labels or loaded.head_kind != "sequence":
         raise UsageError("does not say what its outputs mean", where=loaded.where, hint="name a task of `pld tasks`")
-    if outputs == 1:
-        return Task(Path(source.task).stem, TaskKind.REGRESSION, (), "", metrics=("pearson", "spearman"))
-    return Task(Path(source.task).stem, TaskKind.CLASSIFICATION, (), "", labels=loaded.labels, metrics=("accuracy", "macro_f1"))
+    kind, metrics = TaskKind.CLASSIFICATION, ("accuracy", "macro_f1")
+    if loaded.multi_label:
+        kind, metrics = TaskKind.MULTI_LABEL, ("micro_f1", "macro_f1")
+    elif outputs == 1:
+        return Task(name, TaskKind.REGRESSION, (), "", metrics=("pearson", "spearman"))
+    written = () if _tells_its_labels(loaded) else tuple(range(outputs))
+    return Task(name, kind, (), "", labels=loaded.labels, written=written, metrics=metrics)
 
 
 def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
@@ -200,7 +204,8 @@ def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
         CheckpointError: What it says is impossible.
     """
     remembered, positions = loaded.task or {}, loaded.settings.max_position_embeddings
-    length = remembered.get("max_seq_len") or usual_row_tokens(task.kind, positions)
+    # A row is no longer than its text: all positions of a model that another program fine-tuned cost nothing where texts are short.
+    length = remembered.get("max_seq_len") or (usual_row_tokens(task.kind, positions) if task.kind == TaskKind.SPANS else positions)
     stride = remembered.get("stride", _STRIDE)
     if type(length) is not int or type(stride) is not int or not 0 < length <= positions or stride < 0:
         raise CheckpointError(f"pld_task in config.json is damaged (rows of {length!r} tokens, {stride!r} shared)", where=loaded.where)
@@ -234,6 +239,8 @@ def _tells_its_labels(loaded: Pretrained) -> bool:
 def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     """Read what there is to predict: a task's validation and test splits, or a file."""
     if is_known_task(source.task):
+        if source.skip_bad:
+            raise UsageError("--skip-bad is for your own files", where=source.task, hint="leave it out")
         data = load_task(task, data_dir=source.data_dir)
         labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
         return data.validation | data.test if source.unlabelled or not labelled else labelled
@@ -253,9 +260,9 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
     tokenizer = subject.loaded.tokenizer
     splits, is_pre = [examples for examples, _ in subject.rows.values()], subject.loaded.settings.norm == "pre"
     notes += notes_on_special_tokens(splits, subject.task, tokenizer, skips_padding=is_pre)
-    if remembered_task(subject.loaded) is None and is_known_task(subject.task.name) and not _tells_its_labels(subject.loaded):
-        listed = ", ".join(subject.task.labels)
-        notes += [f"it does not say what its outputs mean: taken as {listed}"] if listed else []
+    if remembered_task(subject.loaded) is None and subject.task.labels and not _tells_its_labels(subject.loaded):
+        listed = ", ".join(subject.task.labels) if subject.task.hub else "the numbers that the file has for labels"
+        notes.append(f"it does not say what its outputs mean: taken as {listed}")
     notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
     return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
 

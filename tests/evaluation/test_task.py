@@ -232,6 +232,35 @@ def test_a_model_that_was_fine_tuned_elsewhere(spoilt: Callable[..., Path], roug
         evaluate_task(spoilt(pld_task=None, id2label=None), TaskSource(str(rivers / "validation.jsonl")), device="cpu")
 
 
+def test_a_model_that_was_fine_tuned_elsewhere_reads_long_texts(spoilt: Callable[..., Path], rough: Finetuned, tmp_path: Path) -> None:
+    """As many tokens as it has positions."""
+    is_rotary = load_pretrained(rough.model).settings.position_embedding == "rotary"
+    positions = 512 if is_rotary else 48
+    model = spoilt(pld_task=None, **({"max_position_embeddings": positions} if is_rotary else {}))
+    path = write_rows(tmp_path / "long.jsonl", [{"text": " ".join(["the"] * 200), "label": "land"}])
+    found = evaluate_task(model, TaskSource(str(path)), device="cpu")
+    assert found.splits["long"][1].num_tokens == min(202, positions)
+    assert any("longer than a row and cut" in note for note in found.notes) == (positions == 48)
+
+
+def test_outputs_without_names_are_numbers(spoilt: Callable[..., Path], rough: Finetuned, tmp_path: Path) -> None:
+    model = spoilt(pld_task=None, id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    rows = [{"text": row["text"], "label": int(row["label"] == "water")} for row in river_rows(50, 2)]
+    found = evaluate_task(model, TaskSource(str(write_rows(tmp_path / "a.jsonl", rows))), device="cpu")
+    assert found.splits["a"][1].scores["accuracy"] > 0.3 and {one.label for one in found.splits["a"][1].predictions} <= {0, 1}
+    assert "it does not say what its outputs mean: taken as the numbers that the file has for labels" in found.notes
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the label 2 is not one of the model's labels"):
+        evaluate_task(model, TaskSource(str(write_rows(tmp_path / "a.jsonl", [{"text": "the", "label": 2}]))), device="cpu")
+
+
+def test_several_labels_of_a_model_that_was_fine_tuned_elsewhere(spoilt: Callable[..., Path], tmp_path: Path) -> None:
+    model = spoilt(pld_task=None, problem_type="multi_label_classification")
+    rows = [{"text": "the river", "label": "land|water"}, {"text": "a road", "label": "land"}, {"text": "by", "label": ""}]
+    found = evaluate_task(model, TaskSource(str(write_rows(tmp_path / "a.jsonl", rows))), device="cpu")
+    assert found.task.kind == "multi-label" and set(found.splits["a"][1].scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert found.splits["a"][0].labels == [[0, 1], [0], []]
+
+
 def test_a_tagger_that_was_fine_tuned_elsewhere_is_no_classifier(learn: Learn, either: Path, rivers: Path, tmp_path: Path) -> None:
     """Of a rotary model both heads have the same layers."""
     (tmp_path / "rivers.conll").write_text("the O\nriver B-WET\n\na O\nriver B-WET\n\n" * 20)
