@@ -21,7 +21,7 @@ from pldcli.errors import DataError, UsageError, reason_of
 from pldcli.system.extras import require
 from pldcli.system.json_text import from_json
 
-__all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources"]
+__all__ = ["EMPTY_FILE", "FILE_TWICE", "FOLDER_TWICE", "IRREGULAR_FILE", "LINK_TO_NOTHING", "Source", "find_sources", "note_on_skipped"]
 
 EMPTY_FILE = "empty file"
 FOLDER_TWICE = "folder linked twice"
@@ -230,3 +230,8 @@ def _head(path: Location, compression: str) -> bytes:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         return b""  # reading it says why
     return raw
+
+
+def note_on_skipped(skipped: Counter[str]) -> list[str]:
+    """Say what was left out, by reason; nothing of nothing."""
+    return [f"Skipped: {', '.join(f'{count:,} x {reason}' for reason, count in sorted(skipped.items()))}."] if skipped else []

@@ -12,7 +12,7 @@ import numpy as np
 from pldcli.choices import DocumentPer
 from pldcli.console.progress import Progress
 from pldcli.corpus.reader import Reader
-from pldcli.corpus.sources import find_sources
+from pldcli.corpus.sources import find_sources, note_on_skipped
 from pldcli.data.stream import TokenStream
 from pldcli.errors import DataError
 from pldcli.system.atomic import output_errors
@@ -46,7 +46,7 @@ def tokenise(
         DataError: A file is missing, damaged or not text, or there is no text in any.
         OutputError: The disk of temporary files is full.
     """
-    sources, _ = find_sources(inputs)
+    sources, left_out = find_sources(inputs)
     place, special = Path(tempfile.gettempdir()), tokenizer.special
     ends = array("q")
     num_tokens = bytes_before = num_replaced = num_unknown = 0
@@ -67,13 +67,15 @@ def tokenise(
                 progress.update(bytes_before + reader.raw_bytes)
             bytes_before += reader.raw_bytes
             num_replaced += reader.replaced_bytes
+            left_out.update(reader.skipped)
         if num_tokens == len(ends):
             where = ", ".join(str(source.path) for source in sources[:3])
             raise DataError("holds no text", where=where, hint="name files with text in them")
         with output_errors(place):
             file.flush()
         tokens = np.memmap(file, _TOKEN, "r")  # the map outlives the file
-    notes = [f"bytes that are not UTF-8 and were replaced: {num_replaced:,}"] if num_replaced else []
+    notes = note_on_skipped(left_out)
+    notes += [f"bytes that are not UTF-8 and were replaced: {num_replaced:,}"] if num_replaced else []
     if num_unknown:
         notes.append(f"tokens that the vocabulary cannot spell ([UNK]): {num_unknown / (num_tokens - len(ends)):.2%}")
     return TokenStream([(tokens, np.array(ends, np.int64))], end_id=special.sep_id, notes=tuple(notes))

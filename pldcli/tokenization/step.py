@@ -11,7 +11,7 @@ from typing import Any
 from pldcli.console.progress import Progress
 from pldcli.corpus.reader import Corpus, Reader, count_words
 from pldcli.corpus.sampling import SAMPLE_BYTES, Sampler, first_threshold
-from pldcli.corpus.sources import Source, find_sources
+from pldcli.corpus.sources import Source, find_sources, note_on_skipped
 from pldcli.errors import OutputError
 from pldcli.system import atomic
 from pldcli.system.output_place import check_place
@@ -106,8 +106,7 @@ def train(
     notes = training.notes(tokenizer, sample)
     if replaced_bytes:
         notes.append(f"{replaced_bytes:,} bytes that are not of the encoding were replaced.")
-    if left_out:
-        notes.append(f"Skipped: {', '.join(f'{count:,} x {reason}' for reason, count in sorted(left_out.items()))}.")
+    notes += note_on_skipped(left_out)
     counts = [_count(tokenizer, text) for text in sample[:: len(sample) // _MEASURED_PIECES + 1]]
     return tokenizer, Fit("sample", *map(sum, zip(*counts, strict=True))), notes
 
@@ -123,20 +122,21 @@ def fit_to(
     Raises:
         DataError: A file cannot be used.
     """
-    sources, _ = find_sources(inputs)
+    sources, left_out = find_sources(inputs)
     fits: list[Fit] = []
     totals, continued, seen = [0] * 5, False, Counter[str]()
 
     def done(source: Source, reader: Reader) -> None:
         fits.append(Fit(str(source.path), *totals))
         totals[:] = [0] * 5
+        left_out.update(reader.skipped)
 
     for text, last in Corpus(sources, reading or {}, quiet).pieces("Reading", done=done):
         counted = _count(tokenizer, text, continued=continued)
         continued = not last
         seen.update(text)
         totals[:] = [before + more for before, more in zip(totals, counted, strict=True)]
-    return fits, lost_distinctions(seen, tokenizer.normalize)
+    return fits, [*lost_distinctions(seen, tokenizer.normalize), *note_on_skipped(left_out)]
 
 
 def _count(tokenizer: Tokenizer, text: str, *, continued: bool = False) -> tuple[int, int, int, int, int]:
