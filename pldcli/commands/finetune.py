@@ -59,7 +59,7 @@ def finetune(
     """
     from pldcli.finetuning.config import cells
 
-    settings = cells([*(grid or []), *(overrides or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
+    settings = cells(overrides or [], grid=grid or [], num_seeds=seeds)  # what is wrong here shows before anything is read
     from rich.console import Console
 
     from pldcli.engine.model_source import latest_run, short_name
