@@ -35,6 +35,8 @@ class Pretrained:
     """What its task head has outputs for; None where it has no such head."""
     labels: tuple[str, ...] = ()
     """Names of the outputs of its task head, where it has one that names them."""
+    multi_label: bool = False
+    """Any number of its task head's labels may hold."""
     causal: bool = False
     """It was trained to read from left to right only, and predicts the next token."""
     without_masked_lm: str = ""

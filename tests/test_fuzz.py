@@ -127,11 +127,13 @@ SQUAD = {
             "title": "t",
             "paragraphs": [
                 {
-                    "context": "The river is long and old.",
+                    "context": f"The river is long and old, {text}.",
                     "qas": [
-                        {"id": str(number), "question": "What?", "answers": [{"text": "river", "answer_start": 4}]} for number in range(9)
+                        {"id": str(number), "question": "What?", "answers": [{"text": "river", "answer_start": 4}]}
+                        for number in range(3 * text, 3 * text + 3)
                     ],
                 }
+                for text in range(3)
             ],
         }
     ],

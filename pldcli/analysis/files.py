@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pldcli.analysis.plots import plot_gradients, plot_removal, plot_similarity
 from pldcli.analysis.results import Analysis, Probe, measures
 from pldcli.console.section import csv_text
 from pldcli.system import atomic
+from pldcli.system.json_text import finite
 
 __all__ = ["as_json", "blocks_csv", "removal_csv", "write_analysis"]
 
@@ -54,7 +54,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
         "notes": list(analysis.notes),
         "runs": [{**asdict(run), "num_blocks": run.num_blocks} for run in analysis.runs],
     }
-    return {name: _finite(value) for name, value in content.items()}
+    return {name: finite(value) for name, value in content.items()}
 
 
 def blocks_csv(analysis: Analysis) -> str:
@@ -80,11 +80,3 @@ def removal_csv(analysis: Analysis) -> str:
         for block, values in enumerate(zip(*columns, strict=True), 1):
             rows.append(dict(zip(_REMOVAL_COLUMNS, (run.name, run.norm, removal.step, block, removal.loss, *values), strict=True)))
     return csv_text(rows, _REMOVAL_COLUMNS)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

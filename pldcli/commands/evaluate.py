@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +72,9 @@ def evaluate(
     ] = False,
     fill: Annotated[str | None, typer.Option(metavar="TEXT", help="Fill each \\[MASK] of a text.", rich_help_panel=_WHAT)] = None,
     top: Annotated[int | None, typer.Option(help="Candidates per mask of --fill.", show_default="5", rich_help_panel=_WHAT)] = None,
-    text_field: Annotated[str, typer.Option(help="The field of a JSON object that holds the text.", rich_help_panel=_WHAT)] = "text",
+    text_field: Annotated[
+        str | None, typer.Option(help="The field of a JSON object that holds the text.", show_default="text", rich_help_panel=_WHAT)
+    ] = None,
     each: Annotated[bool, typer.Option("--each", help="With --json: the scores of every line or pair too.", rich_help_panel=_WHAT)] = False,
     depth: Annotated[
         str | None, typer.Option(metavar="6,8,10,12", help="Score with only so many blocks, and time it.", rich_help_panel=_DEPTH)
@@ -121,6 +123,7 @@ def evaluate(
     measurement = _chosen({name for name, value in given.items() if value is not None and value is not False and value != []})
     from pldcli.engine.model_source import latest_run
     from pldcli.plots.canvas import check_picture_path
+    from pldcli.system.json_text import finite
 
     given["--out"] = out or _PICTURE
     check_picture_path(given["--out"])
@@ -138,7 +141,7 @@ def evaluate(
     measurement = measurement if depth is None else _DEPTHS
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
-    values = measurement.values(found, given) if as_json or save is not None else {}
+    values = finite(measurement.values(found, given)) if as_json or save is not None else {}
     try:
         if predictions is not None:
             from pldcli.evaluation.task import write_predictions
@@ -174,7 +177,7 @@ def _material(target: Path, given: Mapping[str, Any], opening: Opening) -> Evalu
     what: Any = {
         "material": option.removeprefix("--") or "validation",
         "inputs": inputs,
-        "text_field": given["--text-field"],
+        "text_field": given["--text-field"] or "text",
     }
     if given["--depth"] is not None:
         return engine.evaluate_depths(target, given["--depth"], given["--blocks"] or "keep-prob", **what, **opening)
@@ -216,12 +219,12 @@ _LM = _Measurement(
 )
 _MEASUREMENTS = {
     "": _LM,
-    "--text": _LM,
+    "--text": replace(_LM, options=("--text-field",)),
     "--pseudo-perplexity": _Measurement(
         run=_material,
         values=lambda found, given: tables.texts_json(found.score, each=given["--each"]),
         show=lambda found, _: tables.show_texts(found),
-        options=("--each",),
+        options=("--text-field", "--each"),
         excludes=("--gpus",),
     ),
     "--minimal-pairs": _Measurement(

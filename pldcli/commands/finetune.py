@@ -67,7 +67,7 @@ def finetune(
     """
     from pldcli.finetuning.config import cells
 
-    settings = cells([*(grid or []), *(overrides or [])], num_seeds=seeds)  # what is wrong here shows before anything is read
+    settings = cells(overrides or [], grid=grid or [], num_seeds=seeds)  # what is wrong here shows before anything is read
     if jobs and gpus:
         raise UsageError("--jobs and --gpus exclude each other", hint="--jobs 2 does two runs at once, --gpus 2 each run in two processes")
     from rich.console import Console

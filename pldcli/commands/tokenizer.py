@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,7 @@ def train(
     typer.echo(f"on a sample of the text: {sizes}, {fit.unknown_share:.2%} unknown tokens")
     for note in notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"next: pld prepare-data {' '.join(map(str, inputs))} --tokenizer {out}")
+    typer.echo(f"next: {shlex.join(['pld', 'prepare-data', *map(str, inputs), '--tokenizer', str(out)])}")
 
 
 def inspect(

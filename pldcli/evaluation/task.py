@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -145,12 +146,9 @@ def write_predictions(result: TaskScore, path: Path) -> None:
 def _open(target: Path, source: TaskSource, opening: Opening) -> Iterator[_Subject]:
     loaded = open_model(target, data=opening.get("data"), allow_bin=opening.get("allow_bin", False))
     if "task_head.output.bias" not in loaded.weights:
-        raise CheckpointError(
-            "has no head for a task", where=loaded.where, hint=f"fine-tune it first: pld finetune {source.task} --model {target}"
-        )
+        command = shlex.join(["pld", "finetune", source.task, "--model", str(target)])
+        raise CheckpointError("has no head for a task", where=loaded.where, hint=f"fine-tune it first: {command}")
     task = _task_of(loaded, source)
-    splits = _splits(task, source)
-    length, stride = _row_shape(loaded, task)
     kind = KINDS[task.kind]
     if (outputs := len(loaded.weights["task_head.output.bias"])) != kind.num_outputs(task):
         raise CheckpointError(
@@ -158,6 +156,9 @@ def _open(target: Path, source: TaskSource, opening: Opening) -> Iterator[_Subje
             where=loaded.where,
             hint="evaluate it on the task that it was fine-tuned for",
         )
+    loaded = _in_order(loaded, task)
+    splits = _splits(task, source)
+    length, stride = _row_shape(loaded, task)
     rows = {
         name: (examples, kind.encode(examples, task, loaded.tokenizer, max_seq_len=length, stride=stride))
         for name, examples in splits.items()
@@ -181,16 +182,19 @@ def _task_of(loaded: Pretrained, source: TaskSource) -> Task:
         if remembered is not None and (remembered.kind != task.kind or set(remembered.labels) != set(task.labels)):
             what = f"{remembered.kind} of {', '.join(remembered.labels)}" if remembered.labels else remembered.kind
             raise CheckpointError(f"was fine-tuned for {remembered.name} ({what}), not for {task.name}", where=loaded.where)
-        labels = _order_of_outputs(loaded, task) if remembered is None else remembered.labels
-        return replace(task, labels=labels, written=_reordered(task, labels))
+        return task
     if remembered is not None:
         return remembered
-    outputs = len(loaded.weights["task_head.output.bias"])
+    outputs, name = len(loaded.weights["task_head.output.bias"]), Path(source.task).stem
     if not loaded.labels or loaded.head_kind != "sequence":
         raise UsageError("does not say what its outputs mean", where=loaded.where, hint="name a task of `pld tasks`")
-    if outputs == 1:
-        return Task(Path(source.task).stem, TaskKind.REGRESSION, (), "", metrics=("pearson", "spearman"))
-    return Task(Path(source.task).stem, TaskKind.CLASSIFICATION, (), "", labels=loaded.labels, metrics=("accuracy", "macro_f1"))
+    kind, metrics = TaskKind.CLASSIFICATION, ("accuracy", "macro_f1")
+    if loaded.multi_label:
+        kind, metrics = TaskKind.MULTI_LABEL, ("micro_f1", "macro_f1")
+    elif outputs == 1:
+        return Task(name, TaskKind.REGRESSION, (), "", metrics=("pearson", "spearman"))
+    written = () if _tells_its_labels(loaded) else tuple(range(outputs))
+    return Task(name, kind, (), "", labels=loaded.labels, written=written, metrics=metrics)
 
 
 def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
@@ -200,26 +204,31 @@ def _row_shape(loaded: Pretrained, task: Task) -> tuple[int, int]:
         CheckpointError: What it says is impossible.
     """
     remembered, positions = loaded.task or {}, loaded.settings.max_position_embeddings
-    length = remembered.get("max_seq_len") or usual_row_tokens(task.kind, positions)
+    # A row is no longer than its text: all positions of a model that another program fine-tuned cost nothing where texts are short.
+    length = remembered.get("max_seq_len") or (usual_row_tokens(task.kind, positions) if task.kind == TaskKind.SPANS else positions)
     stride = remembered.get("stride", _STRIDE)
     if type(length) is not int or type(stride) is not int or not 0 < length <= positions or stride < 0:
         raise CheckpointError(f"pld_task in config.json is damaged (rows of {length!r} tokens, {stride!r} shared)", where=loaded.where)
     return length, min(stride, length // 3)
 
 
-def _order_of_outputs(loaded: Pretrained, task: Task) -> tuple[str, ...]:
-    """Put a task's labels into the order in which a model that another program fine-tuned has them.
+def _in_order(loaded: Pretrained, task: Task) -> Pretrained:
+    """Put the head's outputs into the order of a task's labels: a metric such as F1 counts one of them.
 
     Raises:
-        CheckpointError: Its outputs have other names.
+        CheckpointError: The outputs of a model that another program fine-tuned have other names.
     """
-    if task.kind != TaskKind.CLASSIFICATION or len(loaded.labels) != len(task.labels) or not _tells_its_labels(loaded):
-        return task.labels
-    names, known = ([_NO_LETTER.sub("", label.lower()) for label in labels] for labels in (loaded.labels, task.labels))
+    remembered = remembered_task(loaded)
+    outputs = remembered.labels if remembered is not None else loaded.labels
+    if task.kind != TaskKind.CLASSIFICATION or outputs == task.labels or (remembered is None and not _tells_its_labels(loaded)):
+        return loaded
+    names, known = ([_NO_LETTER.sub("", label.lower()) for label in labels] for labels in (outputs, task.labels))
     if sorted(names) != sorted(known):
-        what = f"its outputs are {', '.join(loaded.labels)}, those of {task.name} are {', '.join(task.labels)}"
+        what = f"its outputs are {', '.join(outputs)}, those of {task.name} are {', '.join(task.labels)}"
         raise CheckpointError(what, where=loaded.where, hint="evaluate it on the task that it was fine-tuned for")
-    return tuple(task.labels[known.index(name)] for name in names)
+    order = [names.index(name) for name in known]
+    head = {name: tensor[order] for name, tensor in loaded.weights.items() if name.startswith("task_head.output.")}
+    return replace(loaded, weights=loaded.weights | head)
 
 
 def _tells_its_labels(loaded: Pretrained) -> bool:
@@ -227,30 +236,12 @@ def _tells_its_labels(loaded: Pretrained) -> bool:
     return bool(loaded.labels) and not all(re.fullmatch(r"LABEL_\d+", label) for label in loaded.labels)
 
 
-def _reordered(task: Task, labels: Sequence[str]) -> tuple[str | int | float | bool, ...]:
-    """Spell the labels in the model's order."""
-    return tuple(task.spelled(task.labels.index(label)) for label in labels)
-
-
-def _in_order(examples: Examples, task: Task, known: Task) -> Examples:
-    """Number the labels of a task that was read as it is known, as the model does."""
-    if examples.labels is None or task.labels == known.labels:
-        return examples
-    numbers = {known.labels.index(label): number for number, label in enumerate(task.labels)}
-
-    def renumbered(label: Any) -> Any:
-        return [renumbered(one) for one in label] if isinstance(label, list) else numbers.get(label, label)
-
-    return replace(examples, labels=[renumbered(label) for label in examples.labels])
-
-
 def _splits(task: Task, source: TaskSource) -> dict[str, Examples]:
     """Read what there is to predict: a task's validation and test splits, or a file."""
     if is_known_task(source.task):
-        known = find_task(source.task)
-        data = load_task(known, data_dir=source.data_dir)
-        validation, test = ({name: _in_order(one, task, known) for name, one in part.items()} for part in (data.validation, data.test))
-        data = replace(data, validation=validation, test=test)
+        if source.skip_bad:
+            raise UsageError("--skip-bad is for your own files", where=source.task, hint="leave it out")
+        data = load_task(task, data_dir=source.data_dir)
         labelled = {name: examples for name, examples in (data.validation | data.test).items() if examples.labels is not None}
         return data.validation | data.test if source.unlabelled or not labelled else labelled
     if source.data_dir is not None:
@@ -269,9 +260,9 @@ def _notes(subject: _Subject) -> tuple[str, ...]:
     tokenizer = subject.loaded.tokenizer
     splits, is_pre = [examples for examples, _ in subject.rows.values()], subject.loaded.settings.norm == "pre"
     notes += notes_on_special_tokens(splits, subject.task, tokenizer, skips_padding=is_pre)
-    if remembered_task(subject.loaded) is None and is_known_task(subject.task.name) and not _tells_its_labels(subject.loaded):
-        listed = ", ".join(subject.task.labels)
-        notes += [f"it does not say what its outputs mean: taken as {listed}"] if listed else []
+    if remembered_task(subject.loaded) is None and subject.task.labels and not _tells_its_labels(subject.loaded):
+        listed = ", ".join(subject.task.labels) if subject.task.hub else "the numbers that the file has for labels"
+        notes.append(f"it does not say what its outputs mean: taken as {listed}")
     notes += note_on_unknown({name: Unknown.of(features, tokenizer).share for name, (_, features) in subject.rows.items()})
     return (*dict.fromkeys(notes), *([f"longer than a row and cut: {', '.join(cut)}"] if cut else []))
 

@@ -30,7 +30,7 @@ from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.system import atomic
 from pldcli.system.hardware import hardware_name
-from pldcli.system.json_text import from_json
+from pldcli.system.json_text import finite, from_json
 from pldcli.system.signals import StopRequest, stop_error
 from pldcli.tasks.batches import TaskBatches
 from pldcli.tasks.metrics import task_score
@@ -64,7 +64,7 @@ def run_cell(
             course = cell.train(report, stop)
         except DivergedError as diverged:
             course, error = Course(), diverged.what
-    result = cell.result(course, error)
+    result: dict[str, Any] = finite(cell.result(course, error))
     if runtime.is_main:
         with atomic.directory(place, overwrite=True) as temporary:
             if course.best is not None:
@@ -171,6 +171,7 @@ class _Cell:
             "best_step": best.step if best else None,
             "steps": position.step if position else None,
             "total_steps": self.trainer.schedule.total_steps,
+            "skipped_steps": position.skipped_steps if position else None,
             "error": error,
             "notes": [
                 note for name, scored in splits.items() for note in notes_on_predictions(scored, data.validation[name], data.task, name)

@@ -42,7 +42,7 @@ class FinetuneConfig(Settings):
     max_seq_len: Annotated[int, Field(ge=8), AS_NUMBER] | Literal["auto"] = "auto"
     """Tokens of a row at most, special tokens included; `auto` is 384 for spans and 128 for everything else."""
     stride: Natural = 128
-    """Tokens that two windows of a long text share (spans and tags)."""
+    """Tokens that two windows of a long text share (spans and tags), at most a third of a row; the default gives way to shorter rows."""
     evaluations_per_epoch: Count = 1
     """How often the validation split is scored."""
     keep: Literal["best", "last"] = "best"
@@ -65,20 +65,26 @@ class FinetuneConfig(Settings):
         return OptimConfig(**self.model_dump(include=shared))
 
 
-def cells(overrides: Sequence[str], *, num_seeds: int = 1) -> list[FinetuneConfig]:
+def cells(overrides: Sequence[str], *, grid: Sequence[str] = (), num_seeds: int = 1) -> list[FinetuneConfig]:
     """Build one configuration per cell of the grid and seed; the grid in the order of its keys, seeds innermost.
 
     Args:
-        overrides: `KEY=VALUE`, or `KEY=VALUE,VALUE,...` for an axis of the grid.
+        overrides: `KEY=VALUE`, or `KEY=VALUE,VALUE,...` for an axis of the grid; of several for one key the last counts.
+        grid: The same, whose keys are not named again.
         num_seeds: Seeds of each cell: `seed`, `seed` + 1, ...
 
     Raises:
         UsageError: Unknown key, wrong type, or a value that a check refuses.
     """
     axes: dict[str, list[Any]] = {}
-    for key, text in map(split, overrides):
+    named = [*map(split, [*grid, *overrides])]
+    for place, (key, text) in enumerate(named):
+        if key in axes and (place < len(grid) or key in dict(named[: len(grid)])):
+            raise UsageError("is named twice", where=key, hint=f"write one axis: {key}={axes[key][0]},{text}")
         values = [parse_value(part, key) for part in text.split(",")]
         axes[key] = list(dict.fromkeys(getattr(validate(FinetuneConfig, {key: value}), key) for value in values))
+    if len(axes.get("micro_batch_size", [])) > 1:
+        raise UsageError("is no axis of a grid: it changes no result", where="micro_batch_size", hint="name one")
     if num_seeds > 1 and len(axes.get("seed", [])) > 1:
         raise UsageError("a list of seeds and --seeds exclude each other", where="seed", hint="leave one of them out")
     found = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ __all__ = ["AFTER_MNLI", "Experiment", "data_fingerprint", "model_fingerprint"]
 
 AFTER_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
 """The small tasks that may start from the model fine-tuned on MNLI (Liu et al. 2019, section 5.1)."""
+
+_PRINTED_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,9 @@ class Experiment:
     def _load(self) -> TaskData:
         files = {split: Path(path) for split, path in self.files.items()}
         if is_known_task(self.task):
-            if self.text_columns or self.label_column or self.kind:
-                raise UsageError(
-                    "--text-column, --label-column and --kind are for your own files", where=self.task, hint="`pld tasks` shows its columns"
-                )
+            if self.text_columns or self.label_column or self.kind or self.skip_bad:
+                what = "--text-column, --label-column, --kind and --skip-bad are for your own files"
+                raise UsageError(what, where=self.task, hint="`pld tasks` shows its columns")
             return load_task(find_task(self.task), data_dir=Path(self.data_dir) if self.data_dir else None, files=files)
         if self.data_dir or "train" in files:
             raise UsageError("--data-dir and --train are for tasks that `pld tasks` lists", where=self.task)
@@ -121,8 +122,25 @@ def data_fingerprint(data: TaskData) -> str:
     """Hash what the model will read and be scored on."""
     digest = hashlib.sha256(repr((str(data.task.kind), data.task.labels)).encode())
     for examples in data.splits:
-        digest.update(repr((examples.split, examples.inputs, examples.labels)).encode())
+        for part in _printed((examples.split, examples.inputs, examples.labels)):
+            digest.update(part.encode())
     return digest.hexdigest()
+
+
+def _printed(value: object) -> Iterator[str]:
+    """Yield `repr(value)` in parts: whole, it would be a copy of the corpus."""
+    if isinstance(value, tuple):
+        yield "("
+        for number, one in enumerate(value):
+            yield ", " if number else ""
+            yield from _printed(one)
+        yield ",)" if len(value) == 1 else ")"
+    elif isinstance(value, list):
+        for start in range(0, len(value), _PRINTED_AT_ONCE):
+            yield (", " if start else "[") + repr(value[start : start + _PRINTED_AT_ONCE])[1:-1]
+        yield "]" if value else "[]"
+    else:
+        yield repr(value)
 
 
 def model_fingerprint(start: Pretrained) -> str:

@@ -281,6 +281,9 @@ def _notes_on(cells: dict[str, dict[str, Any]], best: str) -> list[str]:
         parts = ", ".join(f"{count:,} of {first['examples'][split]:,} in {split}" for split, count in cut.items())
         notes.append(f"longer than a row and cut: {parts}; max_seq_len is the row's length")
     notes += [*note_on_unknown(first["unknown"]), *cells[best]["notes"]]
+    if skipped := {name: count for name, cell in cells.items() if (count := cell.get("skipped_steps"))}:
+        listed = ", ".join(f"{count:,} in {name}" for name, count in skipped.items())
+        notes.append(f"steps left out, since the loss or its gradient was not finite: {listed}")
     if diverged := [name for name, cell in cells.items() if cell["score"] is None]:
         notes.append(f"diverged: {', '.join(diverged)}; {_AFTER_DIVERGENCE}")
     return notes

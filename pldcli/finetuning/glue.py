@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.comparison.scores import best_group
-from pldcli.errors import DataError, DivergedError, MissingDataError, OutputError, PldError
+from pldcli.errors import DataError, DivergedError, MissingDataError, OutputError, PldError, UsageError
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import AFTER_MNLI, Experiment
 from pldcli.finetuning.finetune import Finetuned, finetune
@@ -70,6 +70,9 @@ def finetune_glue(
     Raises:
         PldError: As `finetune`, where that concerns every task (`GlueResult.failed` has what concerns some).
     """
+    if experiment.files:
+        options = " and ".join(f"--{split}" for split in experiment.files)
+        raise UsageError(f"{options} would be read for every task", where=ALL, hint="name the tasks' directory with --data-dir")
     start = experiment.open_model()
     names = [task.name for task in glue_tasks() if task.name != AX]
     done: dict[str, Finetuned] = {}

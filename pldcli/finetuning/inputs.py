@@ -11,7 +11,7 @@ from typing import Any
 from pldcli.choices import TaskKind
 from pldcli.engine.model_source import short_name
 from pldcli.errors import DataError, UsageError
-from pldcli.finetuning.config import FinetuneConfig
+from pldcli.finetuning.config import FinetuneConfig, changed
 from pldcli.finetuning.experiment import Experiment, data_fingerprint, model_fingerprint
 from pldcli.finetuning.target_scale import TargetScale
 from pldcli.pretrained import Pretrained
@@ -80,12 +80,19 @@ class RunInputs:
         return wanted
 
     def rows(self, settings: FinetuneConfig) -> Rows:
-        """Tokenize the task, once for each row length."""
-        length = self.max_seq_len(settings)
+        """Tokenize the task, once for each row length.
+
+        Raises:
+            UsageError: Rows are longer than the model's positions, or too short for what their windows share.
+        """
+        length, most = self.max_seq_len(settings), self.max_seq_len(settings) // 3
+        if settings.stride > most and "stride" in changed(settings) and self.data.task.kind in (TaskKind.SPANS, TaskKind.TAGS):
+            what = f"windows of {length} tokens cannot share {settings.stride}"
+            raise UsageError(what, where="stride", hint=f"{most} is the most, a third of max_seq_len")
         key = (length, settings.stride)
         if key not in self._rows:
             task, tokenizer = self.data.task, self.start.tokenizer
-            shape: dict[str, Any] = {"max_seq_len": length, "stride": min(settings.stride, length // 3)}
+            shape: dict[str, Any] = {"max_seq_len": length, "stride": min(settings.stride, most)}
             encode = partial(KINDS[task.kind].encode, task=task, tokenizer=tokenizer, **shape)
             self._rows[key] = Rows(self.data, encode, tokenizer, self.targets)
         return self._rows[key]

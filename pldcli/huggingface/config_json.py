@@ -9,7 +9,7 @@ from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
 from pldcli.tokenization.tokenizer import SpecialTokens
 
-__all__ = ["ConfigJson", "expect", "whole_number"]
+__all__ = ["ConfigJson", "expect", "note_on_dropout", "whole_number"]
 
 
 class ConfigJson(Protocol):
@@ -42,6 +42,13 @@ class ConfigJson(Protocol):
             ValueError: The padding id, on which it depends, is none.
         """
         ...
+
+
+def note_on_dropout(config: Mapping[str, Any], dropout: float) -> tuple[str, ...]:
+    """Say where a config.json has several probabilities of dropout, of which our models have one."""
+    names = [name for name in config if "dropout" in name or name.endswith("_pdrop")]
+    others = [f"{name} {config[name]:g}" for name in names if isinstance(config[name], int | float) and config[name] != dropout]
+    return (f"its config.json has {', '.join(others)}; dropout=auto is {dropout:g} everywhere",) if others else ()
 
 
 def whole_number(config: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pldcli.config import ModelConfig
 from pldcli.errors import CheckpointError, DataError, UsageError
-from pldcli.huggingface.config_json import whole_number
+from pldcli.huggingface.config_json import note_on_dropout, whole_number
 from pldcli.huggingface.names import FAMILIES, TASK_HEADS, Family, HeadName
 from pldcli.model_types import CAUSAL_TYPES
 from pldcli.pretrained import Pretrained
@@ -71,9 +71,11 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         task=task if isinstance(task, dict) else None,
         head_kind=None if task_head is None else "sequence" if task_head == "sequence" else "token",
         labels=_labels(config, weights),
+        multi_label=config.get("problem_type") == "multi_label_classification",
         causal=config["model_type"] in CAUSAL_TYPES,
         pooling=family.config.pooling(config),
         without_masked_lm=without_masked_lm,
+        notes=() if config["model_type"] in CAUSAL_TYPES else note_on_dropout(config, settings.dropout),
     )
 
 

@@ -1,14 +1,24 @@
-"""JSON that comes from elsewhere."""
+"""JSON that comes from elsewhere, and JSON for others."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 from pldcli.errors import DataError
 
-__all__ = ["from_json", "parse_json"]
+__all__ = ["finite", "from_json", "parse_json"]
+
+
+def finite(value: Any) -> Any:
+    """Put None for every number within a value that is not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(text: str | bytes, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:

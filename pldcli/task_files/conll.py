@@ -9,13 +9,15 @@ from pathlib import Path
 from pldcli.corpus.decoding import open_text
 from pldcli.errors import DataError
 
-__all__ = ["read_conll"]
+__all__ = ["read_conll", "usual_columns"]
 
 _DOCUMENT = "-DOCSTART-"
 _KEY_AND_VALUE = re.compile(r"#\s*\S+\s*=\s")
 _NOT_A_WORD = re.compile(r"\d+[-.]\d+")
 """The number of a range of words, or of an empty node, in CoNLL-U: the line repeats words or adds one that is not in the text."""
 _COLUMNS_OF_CONLLU = 10
+_LEAST_NUMBERED = 3
+"""Columns of a file that numbers its words: number, word, label."""
 _WHITE_SPACE = " \t\r"
 
 
@@ -72,6 +74,25 @@ def read_conll(
         what = f"all {len(bad):,} sentences are unusable; the first: {bad[0]}" if bad else "holds no words"
         raise DataError(what, where=str(path), hint="one word a line is needed, and a blank line after each sentence")
     return sentences, None if single else labels
+
+
+def usual_columns(path: Path) -> tuple[int, int | None]:
+    """Return where words and labels stand by convention: the first column and the last, but behind one that numbers the words the next.
+
+    Of ten columns with numbers, as CoNLL-U has them, labels are the parts of speech (UPOS); of three they are the last; of more, None.
+    """
+    width = 0
+    expected: int | None = 1
+    for _, cells in _word_lines(path):
+        if isinstance(cells, DataError):
+            expected = None  # of this sentence nothing else tells
+        elif not cells:
+            expected = 1
+        elif len(cells) < _LEAST_NUMBERED or (expected is not None and cells[0] != str(expected)):
+            return 0, -1
+        else:
+            width, expected = len(cells), None if expected is None else expected + 1
+    return (1, {_LEAST_NUMBERED: 2, _COLUMNS_OF_CONLLU: 3}.get(width)) if width else (0, -1)
 
 
 def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:

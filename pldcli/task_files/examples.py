@@ -352,7 +352,7 @@ def _label_id(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row:
         return number
     known = ", ".join(task.labels[:_MAX_LISTED]) + (f" and {len(task.labels) - _MAX_LISTED} more" if len(task.labels) > _MAX_LISTED else "")
     counted = "; as numbers they count from 0" if isinstance(value, int) and str(value) in ids else ""
-    whose = f"is not one of {task.name}" if task.hub else "does not occur in training"
+    whose = f"is not one of {task.name}" if task.hub else "does not occur in training" if task.train else "is not one of the model's labels"
     raise DataError(f"the label {_short(value)} {whose}", where=table.where(row), hint=f"known labels are: {known}{counted}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from pldcli.task_files.examples import check_labels, is_missing, label_parts, pr
 from pldcli.task_files.table import UNNAMED, Table
 from pldcli.tasks.task import Label, Task
 
-__all__ = ["choose_columns", "find_labels", "guess_columns"]
+__all__ = ["choose_columns", "find_labels", "guess_columns", "separator_in"]
 
 _TEXTS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
@@ -45,7 +45,7 @@ _MAX_LISTED = 10
 _SEPARATORS = ("|", ";", ",")
 """Between labels that stand in one text: the one that occurs in most texts."""
 
-_MARKED = re.compile("([BIESLU])-(.+)")
+_MARKED = re.compile("([BIMESLU])-(.+)")
 """A tag of a word at the beginning, inside, at the end of an entity, or alone in it."""
 
 
@@ -149,11 +149,16 @@ def _are_numbers(values: list[Any]) -> bool:
     return len(numbers) > 0.9 * len(values) and any(number != int(number) for number in numbers)
 
 
-def _multi_label(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
-    """Find the labels of which an example may have several, and what stands between them."""
+def separator_in(values: Iterable[Any]) -> str:
+    """Find what stands between labels that are written in one text; empty where nothing does."""
     texts = [value for value in values if isinstance(value, str) and printed_list(value) is None]
     separator = max(_SEPARATORS, key=lambda one: sum(one in text for text in texts))
-    separator = separator if any(separator in text for text in texts) else ""
+    return separator if any(separator in text for text in texts) else ""
+
+
+def _multi_label(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
+    """Find the labels of which an example may have several, and what stands between them."""
+    separator = separator_in(values)
     parts = [label_parts(value, separator) for value in values]
     found = _with_named_classes(table, task) or task.with_labels(
         _distinct(table, task, [part for some in parts for part in some], sure=True)

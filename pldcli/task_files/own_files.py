@@ -13,7 +13,7 @@ from pldcli.data import order
 from pldcli.errors import DataError, UsageError
 from pldcli.system.input_files import bare_name, ending
 from pldcli.task_files.examples import EmptyRule, LabelRule, left_out, read_examples, select
-from pldcli.task_files.own_columns import choose_columns, find_labels, guess_columns
+from pldcli.task_files.own_columns import choose_columns, find_labels, guess_columns, separator_in
 from pldcli.task_files.sources import is_squad_json, open_table, span_rows
 from pldcli.task_files.table import Table
 from pldcli.tasks.task import Examples, Task, TaskData
@@ -23,6 +23,7 @@ __all__ = ["load_own", "load_split"]
 _CONLL = (".conll", ".iob", ".iob2", ".bio", ".conllu")
 _PLAIN_TEXT = (".txt", ".tsv", "")
 """Endings of files that are CoNLL columns where the user says that the task is tags."""
+_QUESTION_AND_CONTEXT = 2
 
 
 def load_own(
@@ -81,7 +82,11 @@ def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: b
     Raises:
         DataError: The file is not as it should be.
     """
-    return _read(path, task, split, labels="optional", skip_bad=skip_bad, guess=True)
+    examples = _read(path, replace(task, train=None), split, labels="optional", skip_bad=skip_bad, guess=True)
+    if examples.labels is not None:
+        return examples
+    place = f"in {task.label_column!r}" if task.label_column else "in a column that is called so"
+    return replace(examples, notes=(*examples.notes, f"{path}: there are no labels {place}, so nothing is scored"))
 
 
 def _unknown_task(train: Path, *, has_test: bool) -> Task:
@@ -99,16 +104,19 @@ def _own_table(
     start: Task, train: Path, text_columns: Sequence[str], label_column: str | None, kind: TaskKind | None, *, skip_bad: bool
 ) -> tuple[Task, Examples]:
     if _is_conll(train, kind):
-        text_columns, label_column = tuple(text_columns) or ("0",), label_column or "-1"
-        for name in (*text_columns, label_column):
+        for name in (*text_columns, *([] if label_column is None else [label_column])):
             if not _is_number(name):
                 raise UsageError(f"{name!r} is not the number of a column", where=str(train), hint="they count from 0, the last is -1")
+        word, tag = _conll_columns(train, next(iter(text_columns), ""), label_column or "")
+        text_columns, label_column = tuple(text_columns) or (str(word),), label_column or str(tag)
         table = _conll_table(train, text_columns[0], label_column, skip_bad=skip_bad)
         if label_column not in table.columns:
             raise DataError("has a single column, so no labels", where=str(train), hint="training needs a label beside every word")
     else:
         table = open_table(train, start, "train", skip_broken_rows=skip_bad)
     texts, label = choose_columns(table, text_columns, label_column)
+    if kind is None and len(texts) == _QUESTION_AND_CONTEXT and any(map(_is_answer, table.column(label))):
+        return _own_spans(start, train, texts, label, skip_bad=skip_bad)
     is_tags = kind == TaskKind.TAGS or (kind is None and any(isinstance(value, list) for value in table.column(texts[0])))
     if is_tags and len(texts) != 1:
         raise UsageError("labels of words need one text column", where=str(train), hint="name it with --text-column")
@@ -122,7 +130,7 @@ def _own_table(
 
 
 def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_column: str | None, *, skip_bad: bool) -> tuple[Task, Examples]:
-    if len(text_columns) not in (0, 2):
+    if len(text_columns) not in (0, _QUESTION_AND_CONTEXT):
         raise UsageError("question answering needs two text columns, question and context", where=str(train))
     texts = tuple(text_columns) or ("question", "context")
     task = replace(
@@ -139,7 +147,7 @@ def _own_spans(start: Task, train: Path, text_columns: Sequence[str], label_colu
 def _hold_out(examples: Examples, task: Task, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Part the rows of a training file: those that stay, and those held out for validation, both in the order of the file.
 
-    The last example of each class is drawn only where no others are left.
+    The last example of each class is drawn only where no others are left. Questions about one text stay together.
     """
     size = len(examples)
     num_held = round(size * fraction)
@@ -150,8 +158,13 @@ def _hold_out(examples: Examples, task: Task, fraction: float, seed: int) -> tup
     places = order.permute(np.arange(size), size, order.key(seed, "holdout"))
     last = {label: row for row in np.argsort(places).tolist() for label in _classes(examples, task, row)}
     places[list(set(last.values()))] += size
-    held = np.zeros(size, bool)
-    held[np.argsort(places)[:num_held]] = True
+    if task.kind == TaskKind.SPANS:
+        first: dict[str, int] = {}
+        places = places[[first.setdefault(context, row) for row, context in enumerate(examples.inputs[1])]]
+    held = places <= np.sort(places)[num_held - 1]
+    if held.all():
+        raise DataError("asks about too few texts to hold one out for validation", where=examples.source, hint="name a validation file")
+    num_held = int(held.sum())
     training = select(examples, np.flatnonzero(~held).tolist(), split="train")
     validation = select(examples, np.flatnonzero(held).tolist(), split="validation")
     note = f"{examples.source}: {num_held:,} of {size:,} examples are held out for validation, {size - num_held:,} are left to train on"
@@ -214,6 +227,8 @@ def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
         chosen = replace(chosen, text_columns=texts)
     if not is_there(task.label_column) and label is not None and label not in chosen.text_columns:
         chosen = replace(chosen, label_column=label)
+        if task.kind == TaskKind.MULTI_LABEL and not task.label_column:
+            chosen = replace(chosen, separator=separator_in(table.column(label)))
     if chosen is task:
         return task, ()
     names = " and ".join(map(repr, chosen.text_columns))
@@ -224,21 +239,40 @@ def _is_conll(path: Path, kind: TaskKind | None) -> bool:
     return path.is_file() and (ending(path) in _CONLL or (kind == TaskKind.TAGS and ending(path) in _PLAIN_TEXT))
 
 
+def _is_answer(value: object) -> bool:
+    """Return whether this is what stands beside a question: a text and where it begins."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
+
+
+def _conll_columns(path: Path, text_column: str, label_column: str) -> tuple[int, int]:
+    """Choose the columns of words and labels; those that are not called by numbers are the usual ones.
+
+    Raises:
+        DataError: The labels could be in several.
+    """
+    from pldcli.task_files.conll import usual_columns
+
+    word, tag = (int(name) if _is_number(name) else None for name in (text_column, label_column))
+    if word is None or tag is None:
+        usual_word, usual_tag = usual_columns(path)
+        word, tag = usual_word if word is None else word, usual_tag if tag is None else tag
+    if tag is None:
+        hint = "name it with --label-column (columns count from 0), or leave others out"
+        raise DataError("numbers its words, and it cannot be told which column holds the labels", where=str(path), hint=hint)
+    return word, tag
+
+
 def _is_number(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
 def _conll_table(path: Path, text_column: str, label_column: str, *, skip_bad: bool) -> Table:
-    """Make a table of sentences; columns that are not called by numbers are the first and the last."""
+    """Make a table of sentences."""
     from pldcli.task_files.conll import read_conll
 
     bad: list[DataError] = []
-    words, tags = read_conll(
-        path,
-        text_column=int(text_column) if _is_number(text_column) else 0,
-        label_column=int(label_column) if _is_number(label_column) else -1,
-        bad=bad if skip_bad else None,
-    )
+    word, tag = _conll_columns(path, text_column, label_column)
+    words, tags = read_conll(path, text_column=word, label_column=tag, bad=bad if skip_bad else None)
     columns = {text_column: list(words)} if tags is None else {text_column: list(words), label_column: list(tags)}
     notes = (left_out(path, bad, "sentence"),) if bad else ()
     return Table(path, dict(columns), range(1, len(words) + 1), by_line=False, notes=notes, headings=tuple(columns))

@@ -18,7 +18,7 @@ from pldcli.tasks.task import Examples, Task, TaskData
 
 __all__ = ["is_squad_json", "load_task", "open_table", "read_file", "span_rows"]
 
-_SQUAD_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(data|version)"\s*:')
+_SQUAD_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[\s*[{\]]')
 
 
 def load_task(task: Task, *, data_dir: Path | None = None, files: Mapping[str, Path] | None = None) -> TaskData:

@@ -68,7 +68,7 @@ def collate(features: Features, rows: npt.NDArray[np.int64], *, pad_id: int, mul
     if features.labels is not None:
         per_token = features.labels.ndim == 1 and len(features.labels) == len(features.input_ids)  # a row has two tokens at least
         chosen = np.where(real, features.labels[where], _IGNORED) if per_token else features.labels[rows]
-        labels = torch.from_numpy(np.ascontiguousarray(chosen))
+        labels = torch.from_numpy(np.ascontiguousarray(chosen, np.float32 if chosen.dtype == bool else None))
     return TaskBatch(
         torch.from_numpy(ids),
         torch.from_numpy(types) if types.any() else None,

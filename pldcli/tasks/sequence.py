@@ -61,7 +61,7 @@ class MultiLabel:
     def encode(self, examples: Examples, task: Task, tokenizer: Tokenizer, *, max_seq_len: int, stride: int) -> Features:
         """Tokenize; of a pair that is too long the longer text loses its end, token by token."""
         features = _encode(replace(examples, labels=None), tokenizer, max_seq_len, np.float32)
-        return features if examples.labels is None else replace(features, labels=_indicators(examples.labels, task).astype(np.float32))
+        return features if examples.labels is None else replace(features, labels=_indicators(examples.labels, task))
 
     def predict(self, outputs: Sequence[npt.NDArray[np.float32]], features: Features, examples: Examples, task: Task) -> list[Prediction]:
         """Take every label that is more probable than not."""

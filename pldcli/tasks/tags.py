@@ -19,8 +19,8 @@ __all__ = ["Tags", "default_metrics", "entities", "notes_on_labels"]
 _IGNORED = -100
 """The label of tokens that no loss is computed for."""
 
-_PREFIXES = {"B": "B", "I": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
-"""The letters of IOB, IOBES and BILOU: begin, inside, end (last), single (unit)."""
+_PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+"""The letters of IOB, IOBES, BMES and BILOU: begin, inside (middle), end (last), single (unit)."""
 
 _OUTSIDE = "O"
 _NO_TOKEN = -1
@@ -136,7 +136,7 @@ def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Find the entities of a sentence, labelled by IOB1, IOB2, IOBES or BILOU.
+    """Find the entities of a sentence, labelled by IOB1, IOB2, IOBES, BMES or BILOU.
 
     As in conlleval an ill-formed sequence has entities too: one begins at B and S (U), after O, E (L) or S (U), and wherever the type
     changes; it continues through I and E (L) of its type. A label without such a prefix is a type of its own, inside.
@@ -189,7 +189,8 @@ def _scheme(sentences: Iterable[Sequence[str]]) -> str:
             begun_by_b += prefix == "B" and kind != before
             apart += prefix == "B" and kind == before
             before = kind if prefix != _OUTSIDE else ""
-    if with_ends := [name for name, own in (("IOBES", {"E", "S"}), ("BILOU", {"L", "U"})) if letters & own]:
+    schemes = (("BMES" if "M" in letters else "IOBES", {"M", "E", "S"}), ("BILOU", {"L", "U"}))
+    if with_ends := [name for name, own in schemes if letters & own]:
         return with_ends[0] if len(with_ends) == 1 else f"a mixture of {' and '.join(with_ends)}"
     if not begun_by_i:
         return "IOB2" if begun_by_b or apart else "nothing but O"

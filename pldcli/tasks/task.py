@@ -158,7 +158,7 @@ class Features:
     offsets: npt.NDArray[np.int64]
     """[rows + 1]."""
     labels: npt.NDArray[Any] | None
-    """classification: [rows] int64. multi-label: [rows, labels] float32, 1 where a label holds. regression: [rows] float32. tags: int64 per
+    """classification: [rows] int64. multi-label: [rows, labels] bool, whether each label holds. regression: [rows] float32. tags: int64 per
     token like input_ids, -100 where no word begins. spans: [rows, 2] int64, first and last token of the answer within the row, both 0
     where the window does not hold it."""
     example_of_row: npt.NDArray[np.int64]

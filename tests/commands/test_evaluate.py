@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +184,8 @@ def test_tables(pld, calls, tmp_path):
         (["--each", "--minimal-pairs", "a"], "--each does nothing without --json; leave it out"),
         (["--each", "--json", "--minimal-pairs", "a", "--depth", "2"], "--each and --depth exclude each other; give one of them"),
         (["--task", "a.csv", "--predictions", "p", "--depth", "2"], "--predictions and --depth exclude each other; give one of them"),
+        (["--text-field", "body"], "--text-field does nothing without --text or --pseudo-perplexity; leave it out"),
+        (["--text-field", "body", "--minimal-pairs", "a"], "--text-field does nothing without --text or --pseudo-perplexity; leave it out"),
         (["--data-dir", "d"], "--data-dir does nothing without --task; leave it out"),
         (["--skip-bad", "--text", "a"], "--skip-bad does nothing without --task; leave it out"),
     ],
@@ -202,6 +206,14 @@ def test_json(pld, calls):
         "tokens_per_second": 2500.0,
     }
     assert json.loads(outcome.out) == expected, "nothing else on stdout"
+
+
+def test_a_loss_that_is_not_finite_is_null(pld, monkeypatch, tmp_path):
+    score = replace(MATERIALS["validation"], loss=math.nan)
+    monkeypatch.setattr(engine, "evaluate", lambda *_, **named: Evaluated(Path("r"), "that", "fp32", 128, score))
+    found = json.loads(pld("evaluate", "r", "--json", "--save", tmp_path / "s.json").out, parse_constant=pytest.fail)
+    assert (found["mlm_loss"], found["num_targets"]) == (None, 1234)
+    assert json.loads((tmp_path / "s.json").read_text(), parse_constant=pytest.fail)["mlm_loss"] is None
 
 
 def test_text(pld, calls):

@@ -123,6 +123,7 @@ def test_a_grid_may_be_written_in_several_ways(pld, calls, line):
         (["glue/rte", "learning_rat=1"], "learning_rat: unknown key; did you mean learning_rate?"),
         (["glue/rte", "--grid", "epochs=0,1"], "epochs: must be greater than 0, not 0"),
         (["glue/rte", "seed=1,2", "--seeds", "2"], "seed: a list of seeds and --seeds exclude each other; leave one of them out"),
+        (["glue/rte", "--grid", "epochs=1", "--grid", "epochs=2"], "epochs: is named twice; write one axis: epochs=1.0,2"),
         (["glue/rte", "3e-5"], "'3e-5' is not KEY=VALUE"),
         (["my.csv", "--submission", "s.zip"], "--submission for my.csv: the GLUE server has no such task; leave it out"),
         (["glue/rte", "--submission", "s.zip", "--gpus", "2"], "--submission: is written by one process; leave it out here"),

@@ -24,16 +24,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model_type", ["bpe", "unigram", "wordpiece", "byte-level-bpe"])
 def test_two_steps_give_the_bytes_of_one(pld: Callable[..., Outcome], corpus: Path, tmp_path: Path, model_type: str) -> None:
     words = ("--vocab-size", "300", "--model-type", model_type)
-    done = pld("tokenizer", "train", corpus, "--out", tmp_path / "tokenizer", *words)
+    done = pld("tokenizer", "train", corpus, "--out", tmp_path / "a tokenizer", *words)
     assert done.code == 0, done.err
-    assert f"{tmp_path / 'tokenizer'}: 300 entries ({model_type.removeprefix('byte-level-')}, " in done.out
-    assert f"next: pld prepare-data {corpus} --tokenizer {tmp_path / 'tokenizer'}" in done.out
-    assert pld("prepare-data", corpus, "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "two", "--processes", "1").code == 0
+    assert f"{tmp_path / 'a tokenizer'}: 300 entries ({model_type.removeprefix('byte-level-')}, " in done.out
+    assert f"next: pld prepare-data {corpus} --tokenizer '{tmp_path / 'a tokenizer'}'" in done.out
+    assert pld("prepare-data", corpus, "--tokenizer", tmp_path / "a tokenizer", "--out", tmp_path / "two", "--processes", "1").code == 0
     assert pld("prepare-data", corpus, *words, "--out", tmp_path / "one", "--processes", "1").code == 0
     ours, theirs = open_prepared(tmp_path / "two"), open_prepared(tmp_path / "one")
     assert (ours.fingerprint, ours.data_fingerprint) == (theirs.fingerprint, theirs.data_fingerprint)
-    assert pld("tokenizer", "train", corpus, "--out", tmp_path / "tokenizer").code == 7
-    assert pld("tokenizer", "train", corpus, "--out", tmp_path / "tokenizer", *words, "--overwrite").code == 0
+    assert pld("tokenizer", "train", corpus, "--out", tmp_path / "a tokenizer").code == 7
+    assert pld("tokenizer", "train", corpus, "--out", tmp_path / "a tokenizer", *words, "--overwrite").code == 0
 
 
 def test_how_a_tokenizer_fits(pld: Callable[..., Outcome], corpus: Path, tmp_path: Path, prepared: Path) -> None:
@@ -51,6 +51,12 @@ def test_how_a_tokenizer_fits(pld: Callable[..., Outcome], corpus: Path, tmp_pat
     assert plain["tokens_per_word"] == pytest.approx(plain["tokens"] / plain["words"])
     assert other["words"] == 3 and other["unknown"] >= 1 and other["unknown_share"] > 0.05
     assert json.loads(pld("tokenizer", "inspect", prepared, "--json").out)["texts"] == []
+
+
+def test_what_a_folder_holds_besides_text_is_said(pld: Callable[..., Outcome], tmp_path: Path, prepared: Path) -> None:
+    (tmp_path / "a.txt").write_text("open the file")
+    (tmp_path / "b.txt").touch()
+    assert json.loads(pld("tokenizer", "inspect", prepared, tmp_path, "--json").out)["notes"] == ["Skipped: 1 x empty file."]
 
 
 def test_refusals(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:

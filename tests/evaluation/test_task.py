@@ -169,6 +169,12 @@ def test_a_model_without_a_head(tiny: Path, rivers: Path) -> None:
         evaluate_task(tiny, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
 
 
+def test_a_suggested_command_can_be_typed(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "a b.jsonl").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"pld finetune '.*/a b\.jsonl' --model"):
+        evaluate_task(tiny, TaskSource(str(tmp_path / "a b.jsonl")), device="cpu")
+
+
 def test_a_model_of_another_task(rough: Finetuned, rte: Finetuned, glue: Path) -> None:
     with pytest.raises(CheckpointError, match=r"was fine-tuned for train \(classification of land, water\), not for glue/rte"):
         evaluate_task(rough.out, TaskSource("glue/rte", glue), device="cpu")
@@ -226,6 +232,35 @@ def test_a_model_that_was_fine_tuned_elsewhere(spoilt: Callable[..., Path], roug
         evaluate_task(spoilt(pld_task=None, id2label=None), TaskSource(str(rivers / "validation.jsonl")), device="cpu")
 
 
+def test_a_model_that_was_fine_tuned_elsewhere_reads_long_texts(spoilt: Callable[..., Path], rough: Finetuned, tmp_path: Path) -> None:
+    """As many tokens as it has positions."""
+    is_rotary = load_pretrained(rough.model).settings.position_embedding == "rotary"
+    positions = 512 if is_rotary else 48
+    model = spoilt(pld_task=None, **({"max_position_embeddings": positions} if is_rotary else {}))
+    path = write_rows(tmp_path / "long.jsonl", [{"text": " ".join(["the"] * 200), "label": "land"}])
+    found = evaluate_task(model, TaskSource(str(path)), device="cpu")
+    assert found.splits["long"][1].num_tokens == min(202, positions)
+    assert any("longer than a row and cut" in note for note in found.notes) == (positions == 48)
+
+
+def test_outputs_without_names_are_numbers(spoilt: Callable[..., Path], rough: Finetuned, tmp_path: Path) -> None:
+    model = spoilt(pld_task=None, id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    rows = [{"text": row["text"], "label": int(row["label"] == "water")} for row in river_rows(50, 2)]
+    found = evaluate_task(model, TaskSource(str(write_rows(tmp_path / "a.jsonl", rows))), device="cpu")
+    assert found.splits["a"][1].scores["accuracy"] > 0.3 and {one.label for one in found.splits["a"][1].predictions} <= {0, 1}
+    assert "it does not say what its outputs mean: taken as the numbers that the file has for labels" in found.notes
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the label 2 is not one of the model's labels"):
+        evaluate_task(model, TaskSource(str(write_rows(tmp_path / "a.jsonl", [{"text": "the", "label": 2}]))), device="cpu")
+
+
+def test_several_labels_of_a_model_that_was_fine_tuned_elsewhere(spoilt: Callable[..., Path], tmp_path: Path) -> None:
+    model = spoilt(pld_task=None, problem_type="multi_label_classification")
+    rows = [{"text": "the river", "label": "land|water"}, {"text": "a road", "label": "land"}, {"text": "by", "label": ""}]
+    found = evaluate_task(model, TaskSource(str(write_rows(tmp_path / "a.jsonl", rows))), device="cpu")
+    assert found.task.kind == "multi-label" and set(found.splits["a"][1].scores) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert found.splits["a"][0].labels == [[0, 1], [0], []]
+
+
 def test_a_tagger_that_was_fine_tuned_elsewhere_is_no_classifier(learn: Learn, either: Path, rivers: Path, tmp_path: Path) -> None:
     """Of a rotary model both heads have the same layers."""
     (tmp_path / "rivers.conll").write_text("the O\nriver B-WET\n\na O\nriver B-WET\n\n" * 20)
@@ -278,6 +313,25 @@ def test_outputs_in_another_order_are_taken_by_their_names(rte: Finetuned, glue:
     with pytest.raises(CheckpointError, match="its outputs are yes, no, those of glue/rte are entailment, not_entailment") as caught:
         evaluate_task(elsewhere(rte, tmp_path / "other", "yes", "no"), TaskSource("glue/rte", glue), device="cpu")
     one_line(caught)
+
+
+def test_f1_is_that_of_the_tasks_positive_label_whatever_the_order_of_outputs(learn: Learn, tiny_post: Path, tmp_path: Path) -> None:
+    """Fine-tuned on an own file, labels are in the order of the alphabet; some rows of the task are wrong, so that no F1 is 1."""
+    (tmp_path / "glue" / "QQP").mkdir(parents=True)
+    lines = ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"]
+    for number, row in enumerate(river_rows(80, 5)[::2] + river_rows(20, 6)[1::2]):
+        lines.append(f"{number}\t0\t1\t{row['text']}\tthe road\t{int(row['label'] == 'water' and number % 3 > 0)}")
+    labels = {"water": "duplicate", "land": "not_duplicate"}
+    own = [{"text1": row["text"], "text2": "the road", "label": labels[row["label"]]} for row in river_rows(160, 1)]
+    (tmp_path / "glue" / "QQP" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    done = learn(Experiment(str(write_rows(tmp_path / "own.jsonl", own)), str(tiny_post)), tmp_path / "out")
+    assert done.task.labels == ("duplicate", "not_duplicate")
+    source = TaskSource("glue/qqp", tmp_path / "glue")
+    _, scored = evaluate_task(done.out, source, device="cpu").splits["validation"]
+    predicted = [one.label for one in scored.predictions]
+    right = [int(line[-1]) for line in lines[1:]]
+    f1 = [2 * sum(a == b == one for a, b in zip(predicted, right, strict=True)) / (predicted + right).count(one) for one in (0, 1)]
+    assert scored.scores["f1"] == pytest.approx(f1[1]) and f1[0] > f1[1] > 0
 
 
 def test_labels_that_are_numbers_are_those_of_the_task_whatever_the_order_of_outputs(rte: Finetuned, glue: Path, tmp_path: Path) -> None:

@@ -29,6 +29,15 @@ def test_equal_values_are_one_and_the_last_of_several_texts_counts() -> None:
     assert shown(cells(["epochs=1,2", "epochs=4"]), "epochs") == [(4.0,)]
 
 
+def test_a_grid_that_would_lose_values_is_refused() -> None:
+    for grid, overrides in ((["epochs=1", "epochs=2"], []), (["epochs=1"], ["epochs=2"])):
+        with pytest.raises(UsageError, match=r"epochs: is named twice; write one axis: epochs=1\.0,2"):
+            cells(overrides, grid=grid)
+    assert shown(cells(["batch_size=8,16"], grid=["epochs=1,2"]), "epochs", "batch_size") == [(1.0, 8), (1.0, 16), (2.0, 8), (2.0, 16)]
+    with pytest.raises(UsageError, match="micro_batch_size: is no axis of a grid: it changes no result; name one"):
+        cells(["micro_batch_size=8,16"])
+
+
 def test_seeds() -> None:
     assert shown(cells(["seed=7"], num_seeds=3), "seed") == [(7,), (8,), (9,)]
     assert shown(cells(["seed=3,1,2"]), "seed") == [(3,), (1,), (2,)]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pldcli.engine import objectives
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import (
     CheckpointError,
@@ -20,11 +23,14 @@ from pldcli.errors import (
 )
 from pldcli.evaluation.prediction import score_split
 from pldcli.finetuning import cell as cell_module
+from pldcli.finetuning import experiment as experiment_module
 from pldcli.finetuning import finetune as finetune_module
 from pldcli.finetuning.config import cells
+from pldcli.finetuning.experiment import data_fingerprint
 from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.load import load_pretrained
 from pldcli.tasks.kinds import head_of
+from pldcli.tasks.task import TaskData
 from tests.finetuning.conftest import FAST, river_rows, save_tiny, write_rows
 
 ROUGH = ("epochs=2",)
@@ -352,6 +358,45 @@ def test_a_diverging_cell_does_not_count(learn, river_experiment, tmp_path):
     assert learn(river_experiment(), tmp_path / "out", "epochs=1", "max_grad_norm=0", "learning_rate=3e-3,1e37").done_before == 2
 
 
+def test_steps_that_are_left_out_are_told(learn, river_experiment, tmp_path, monkeypatch):
+    """The tenth, at the end of the first epoch, whose loss is logged."""
+    calls, loss_sums = [], objectives.TaskLoss.loss_sums
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return loss_sums(*arguments) * (float("nan") if len(calls) == 10 else 1)
+
+    monkeypatch.setattr(objectives.TaskLoss, "loss_sums", spoilt)
+    done = learn(river_experiment(), tmp_path / "out", "epochs=2")
+    [(name, cell)] = done.cells.items()
+    assert cell["skipped_steps"] == 1 and cell["history"][0]["train/loss"] is None and cell["history"][1]["train/loss"] > 0
+    assert f"steps left out, since the loss or its gradient was not finite: 1 in {name}" in done.notes
+    json.loads((done.out / "cells" / name / "result.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_windows_share_what_was_asked_for_or_it_is_refused(river_experiment, tmp_path):
+    (tmp_path / "rivers.conll").write_text("the O\nriver B-WET\n\na O\nriver B-WET\n\n" * 20)
+    inputs = RunInputs(river_experiment(task=str(tmp_path / "rivers.conll"), files={}))
+    for words in (["max_seq_len=30", "stride=10"], ["max_seq_len=30"]):
+        inputs.rows(cells(words)[0])
+    with pytest.raises(UsageError, match="stride: windows of 30 tokens cannot share 11; 10 is the most, a third of max_seq_len"):
+        inputs.rows(cells(["max_seq_len=30", "stride=11"])[0])
+
+
+def test_the_fingerprint_of_data_is_that_of_their_text(river_experiment, monkeypatch):
+    """In parts of any size; earlier results are known by it."""
+    data = river_experiment().load_data()
+    whole = hashlib.sha256(repr((str(data.task.kind), data.task.labels)).encode())
+    for examples in data.splits:
+        whole.update(repr((examples.split, examples.inputs, examples.labels)).encode())
+    for size in (1, 7, 1_000):
+        monkeypatch.setattr(experiment_module, "_PRINTED_AT_ONCE", size)
+        assert data_fingerprint(data) == whole.hexdigest()
+    pairs = TaskData(data.task, replace(data.train, inputs=(["a"], ["b'"]), labels=[], indices=[]), {}, {})
+    expected = hashlib.sha256(repr((str(data.task.kind), data.task.labels)).encode() + b"""('train', (['a'], ["b'"]), [])""")
+    assert data_fingerprint(pairs) == expected.hexdigest()
+
+
 def test_all_cells_diverge(learn, river_experiment, tmp_path, pld, rivers, tiny):
     with pytest.raises(DivergedError, match=r"all 2 run\(s\): training diverged; lower learning_rate or raise warmup_fraction"):
         learn(river_experiment(), tmp_path / "out", "epochs=1", "max_grad_norm=0", "learning_rate=1e37", seeds=2)
@@ -412,6 +457,7 @@ def test_an_error_in_one_of_several_processes_is_that_error(learn, river_experim
         ({"model": "nowhere"}, [], CheckpointError, r"nowhere: no such run or model directory"),
         ({"data_dir": "x"}, [], UsageError, r"--data-dir and --train are for tasks that `pld tasks` lists"),
         ({"task": "glue/rte", "label_column": "x"}, [], UsageError, r"are for your own files"),
+        ({"task": "glue/rte", "skip_bad": True, "files": {}}, [], UsageError, r"--skip-bad are for your own files"),
     ],
 )
 def test_one_line_for_what_does_not_fit(learn, river_experiment, tmp_path, changes, overrides, kind, message):
@@ -490,7 +536,8 @@ def test_text_of_which_nothing_is_known_is_refused(learn, river_experiment, tmp_
     if kind == "tags":
         rows = [{"tokens": ["☃", "☂"], "ner_tags": ["O", "B-X"]}] * 20
     elif kind == "spans":
-        rows = [{"question": "☂", "context": "☃ ☂", "answers": {"text": ["☂"], "answer_start": [2]}}] * 20
+        answers = {"text": ["☂"], "answer_start": [2]}
+        rows = [{"question": "☂", "context": "☃ ☂" + " ☃" * number, "answers": answers} for number in range(20)]
     else:
         rows = [words, words | {"label": "water"}] * 10
     train = write_rows(tmp_path / "train.jsonl", rows)

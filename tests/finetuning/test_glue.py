@@ -246,6 +246,11 @@ def test_tasks_that_would_start_from_a_model_that_failed(data: Path, tiny: Path,
     assert type(result.error) is DataError
 
 
+def test_one_file_is_not_that_of_every_task(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"glue/all: --validation would be read for every task; name the tasks' directory with --data-dir"):
+        finetune_glue(Experiment("glue/all", str(tiny), files={"validation": "v.csv"}), cells([]), base=tmp_path / "out")
+
+
 def test_no_task_has_data(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no task of GLUE has training examples here; .*glue/cola"):

@@ -323,11 +323,37 @@ def test_conll_columns(tmp_path):
     assert line == "b.conll: has a single column, so no labels; training needs a label beside every word"
 
 
+CONLLU = "".join(
+    f"# text = Paris{number} sleeps\n1\tParis{number}\tParis\tPROPN\tNNP\t_\t2\tnsubj\t_\t_\n"
+    "2-3\tsleeps\t_\t_\t_\t_\t_\t_\t_\t_\n2\tsleeps\tsleep\tVERB\tVBZ\t_\t0\troot\t_\tSpaceAfter=No\n\n"
+    for number in range(20)
+)
+
+
+def test_words_and_labels_of_files_that_number_their_words(tmp_path):
+    data = load_own(write(tmp_path / "a.conllu", CONLLU))
+    assert data.task.labels == ("PROPN", "VERB") and (data.task.text_columns, data.task.label_column) == (("1",), "3")
+    assert data.train.inputs[0][0] == [f"Paris{data.train.indices[0]}", "sleeps"]
+    assert load_own(tmp_path / "a.conllu", label_column="4").task.labels == ("NNP", "VBZ")
+    numbered = write(tmp_path / "a.tsv", SENTENCES.replace("Paris", "1 Paris").replace("sleeps", "2 sleeps").replace(" ", "\t"))
+    data = load_own(numbered, kind="tags")
+    assert data.task.labels == ("B-LOC", "O") and data.train.inputs[0][0] == [f"Paris{data.train.indices[0]}", "sleeps"]
+    other = load_own(jsonl(tmp_path / "a.jsonl", [{"tokens": ["Paris", "is"], "tags": ["B-LOC", "O"]}] * 20)).task
+    assert load_split(other, write(tmp_path / "b.conll", numbered.read_text())).inputs[0][0] == ["Paris0", "sleeps"]
+    nested = write(tmp_path / "b.iob2", numbered.read_text().replace("B-LOC", "B-LOC\tO").replace("\tO\n\n", "\tO\tO\n\n"))
+    line = line_of(DataError, tmp_path, load_own, nested)
+    assert line.startswith("b.iob2: numbers its words, and it cannot be told which column holds the labels; name it with --label-column")
+    assert load_own(nested, label_column="2").task.labels == ("B-LOC", "O")
+    years = write(tmp_path / "c.conll", "1984 CD B-BOOK\nis VB O\n\n1 CD O\nand CC O\n\n" * 9)
+    assert ["1984", "is"] in load_own(years).train.inputs[0], "a number may be a word"
+
+
 def test_tags_that_follow_from_others_are_known(tmp_path):
     rows = [{"tokens": ["a", "b", "c"], "tags": ["B-X", "I-X", "B-Y"]}] * 20
     task = load_own(jsonl(tmp_path / "a.jsonl", rows)).task
     assert task.labels == ("B-X", "B-Y", "I-X", "I-Y")
     assert load_split(task, write(tmp_path / "b.conll", "a B-Y\nb I-Y\n")).labels == [[1, 3]]
+    assert "M-Y" in load_own(jsonl(tmp_path / "c.jsonl", [{"tokens": list("abcd"), "tags": ["B-X", "M-X", "E-X", "S-Y"]}] * 20)).task.labels
 
 
 def test_lists_of_words_and_tags(tmp_path):
@@ -347,7 +373,8 @@ def test_lists_of_words_and_tags(tmp_path):
 def squad(path, *, answered=12, unanswered=0):
     qas = [{"id": f"q{number}", "question": "Where?", "answers": [{"text": "Rome", "answer_start": 3}]} for number in range(answered)]
     qas += [{"id": f"u{number}", "question": "Who?", "answers": [], "is_impossible": True} for number in range(unanswered)]
-    return write(path, json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "In Rome.", "qas": qas}]}]}))
+    paragraphs = [{"context": f"In Rome. {number}", "qas": [one]} for number, one in enumerate(qas)]
+    return write(path, json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
 
 
 def test_questions_of_a_table_without_ids_count_from_0(tmp_path):
@@ -362,18 +389,46 @@ def test_questions_of_ones_own(tmp_path):
     assert data.task.kind == "spans" and data.task.text_columns == ("question", "context") and not data.task.unanswerable
     assert data.task.metrics == ("exact_match", "squad_f1") and len(data.train) == 11 and len(data.validation["validation"]) == 1
     assert load_own(squad(tmp_path / "b.json", unanswered=2)).task.unanswerable
-    rows = [{"q": "Where?", "c": "In Rome.", "a": {"text": ["Rome"], "answer_start": [3]}}] * 10
+    rows = [{"q": "Where?", "c": f"In Rome. {number}", "a": {"text": ["Rome"], "answer_start": [3]}} for number in range(10)]
     path = jsonl(tmp_path / "a.jsonl", rows)
     other = load_own(path, kind="spans", text_columns=["q", "c"], label_column="a")
-    assert other.train.labels[0] == [(3, "Rome")] and other.train.inputs[1][0] == "In Rome."
+    assert other.train.labels[0] == [(3, "Rome")] and other.train.inputs[1][0].startswith("In Rome.")
     line = line_of(DataError, tmp_path, load_own, squad(tmp_path / "c.json", answered=0, unanswered=0))
     assert line.startswith("c.json: holds no questions")
+
+
+def test_questions_of_a_table_are_told_by_their_answers(tmp_path):
+    for answers in ({"text": ["Rome"], "answer_start": [3]}, [{"text": "Rome", "answer_start": 3}]):
+        rows = [{"question": "Where?", "context": f"In Rome. {number}", "answers": answers} for number in range(20)]
+        data = load_own(jsonl(tmp_path / "a.jsonl", rows))
+        assert data.task.kind == "spans" and data.train.labels[0] == [(3, "Rome")]
+
+
+def test_questions_about_one_text_are_held_out_together(tmp_path):
+    paragraphs = [
+        {"context": f"In Rome. {text}", "qas": [{"question": "Where?", "answers": [{"text": "Rome", "answer_start": 3}]}] * 5}
+        for text in range(20)
+    ]
+    data = load_own(write(tmp_path / "a.json", json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]})))
+    training, held_out = (set(examples.inputs[1]) for examples in (data.train, data.validation["validation"]))
+    assert (len(training), len(held_out), training & held_out) == (18, 2, set())
+    one = write(tmp_path / "b.json", json.dumps({"data": [{"paragraphs": paragraphs[:1]}]}))
+    line = line_of(DataError, tmp_path, load_own, one, validation_fraction=0.5)
+    assert line == "b.json: asks about too few texts to hold one out for validation; name a validation file"
+
+
+@pytest.mark.parametrize("first", [{"version": 3}, {"version": "a"}, {"data": "x"}, {"data": ["a", "b"]}, {"data": 3}])
+def test_lines_that_begin_with_a_key_of_squad_are_rows(tmp_path, first):
+    rows = [{**first, "text": f"{number}", "label": "yes" if number % 2 else "no"} for number in range(20)]
+    path = jsonl(tmp_path / "a.json", rows)
+    assert load_own(path, text_columns=["text"], label_column="label").task.labels == ("no", "yes")
 
 
 def test_a_file_for_a_task_that_is_known(words, tmp_path):
     task = load_own(words).task
     assert load_split(task, csv(tmp_path / "a.csv", ["a,yes"])).labels == [1]
-    assert load_split(task, csv(tmp_path / "a.csv", ["a"], "text"), split="mine").labels is None
+    bare = load_split(task, csv(tmp_path / "a.csv", ["a,yes"], "text,verdict"), split="mine")
+    assert bare.labels is None and bare.notes == (f"{tmp_path}/a.csv: there are no labels in 'label', so nothing is scored",)
     assert load_split(task, csv(tmp_path / "a.csv", ["a", ""], "text"), skip_bad=True).split == "validation"
     assert line_of(DataError, tmp_path, load_split, task, csv(tmp_path / "a.csv", ["a,perhaps"])).startswith("a.csv:2: the label 'perhaps'")
     assert line_of(DataError, tmp_path, load_split, task, csv(tmp_path / "a.csv", ['"",yes'])).startswith("a.csv:2: has an empty 'text'")
@@ -396,7 +451,7 @@ def test_another_file_for_a_model_of_a_named_task(tmp_path):
 def test_labels_are_not_guessed_from_numbers_that_are_none(words, tmp_path):
     task = replace(load_own(words).task, label_column="label")
     line = line_of(DataError, tmp_path, load_split, task, jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 1}]))
-    assert line == "a.jsonl:1: the label 1 does not occur in training; known labels are: no, yes"
+    assert line == "a.jsonl:1: the label 1 is not one of the model's labels; known labels are: no, yes"
 
 
 def test_real_tags(real_data):
@@ -507,7 +562,7 @@ def test_named_classes_that_are_digits(tmp_path):
     stars = csv(tmp_path / "v.csv", [f"text,{star}" for star in range(1, 6)])
     data = load_own(tmp_path / "a.parquet", validation=stars)
     assert data.train.labels == [0, 1, 2, 3, 4] * 4 and data.validation["validation"].labels == [0, 1, 2, 3, 4]
-    known = "does not occur in training; known labels are: 1, 2, 3, 4, 5"
+    known = "is not one of the model's labels; known labels are: 1, 2, 3, 4, 5"
     line = line_of(DataError, tmp_path, load_split, data.task, csv(tmp_path / "v.csv", ["text,0"]))
     assert line == f"v.csv:2: the label '0' {known}"
     numbers = jsonl(tmp_path / "v.jsonl", [{"text": "a", "label": number} for number in range(1, 6)])

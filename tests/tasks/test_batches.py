@@ -29,7 +29,7 @@ def make_features(kind: TaskKind, rows: int = 100, *, seed: int = 0, pairs: bool
     types = np.array([draw.randint(0, 1) * pairs for _ in range(total)], np.int8)
     labels: Any = {
         "classification": lambda: np.array([draw.randint(0, 2) for _ in range(rows)], np.int64),
-        "multi-label": lambda: np.array([[draw.randint(0, 1) for _ in range(3)] for _ in range(rows)], np.float32),
+        "multi-label": lambda: np.array([[draw.randint(0, 1) for _ in range(3)] for _ in range(rows)], bool),
         "regression": lambda: np.array([draw.random() for _ in range(rows)], np.float32),
         "tags": lambda: np.array([draw.choice([-100, 0, 1, 2]) for _ in range(total)], np.int64),
         "spans": lambda: np.array([sorted((draw.randrange(n), draw.randrange(n))) for n in lengths], np.int64),

@@ -149,6 +149,12 @@ def test_rows_are_numbered_and_labelled(tokenizer: Tokenizer, monkeypatch: pytes
     assert Classification().encode(examples(TEXTS), TASK, tokenizer, max_seq_len=20, stride=0).labels is None
 
 
+def test_several_labels_take_a_byte_each(tokenizer: Tokenizer) -> None:
+    task = replace(TASK, kind="multi-label")
+    labels = MultiLabel().encode(examples(["a", "b"], labels=[[0, 2], []]), task, tokenizer, max_seq_len=20, stride=0).labels
+    assert labels is not None and labels.dtype == bool and labels.tolist() == [[True, False, True], [False] * 3]
+
+
 def test_no_examples(tokenizer: Tokenizer) -> None:
     features = Classification().encode(examples([]), TASK, tokenizer, max_seq_len=20, stride=0)
     assert (features.num_rows, len(features.input_ids), features.num_truncated) == (0, 0, 0)
