@@ -135,15 +135,12 @@ def loss_table(found: Results, *, with_speed: bool = True) -> list[tuple[str, ..
     table = [(*heads, *(f"loss after {lasting(seconds)}, its schedule finished" for seconds in shares))]
     for one in found["contestants"]:
         runs = runs_of(found, one)
-        if not runs:
+        ended = runs or [run for run in one["runs"] if run["final_loss"] is not None]
+        if not ended:
             table.append((one["label"], *["not measured"] * (len(table[0]) - 1)))
             continue
-        cells = [
-            one["label"],
-            *(speed(runs) if with_speed else ()),
-            with_range([run["final_loss"] for run in runs]),
-            *(time_to(found, one, goal) for goal in goals(found)),
-        ]
+        at_end = (with_range([run["final_loss"] for run in runs]), *(time_to(found, one, goal) for goal in goals(found))) if runs else ()
+        cells = [one["label"], *(speed(ended) if with_speed else ()), *(at_end or [""] * (1 + len(goals(found))))]
         for seconds in shares:
             losses = [run["final_loss"] for run in runs_of(found, one, seconds / found["budget"])]
             cells.append(with_range(losses) if losses else "")
