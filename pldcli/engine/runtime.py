@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,6 +42,8 @@ __all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
 _PR_SET_PDEATHSIG = 1
 _UNNAMED_JOB = "none"
 """What torchrun calls every job that was given no --rdzv-id."""
+_MOST_NAMED = 3
+"""Of the things that differ between processes."""
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
 _REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
@@ -200,6 +203,33 @@ class Runtime:
     def wait_for_all(self) -> None:
         """Wait until every process has arrived here."""
         self.sum_on_host([0.0])
+
+    def check_agreement(self, facts: Mapping[str, Any]) -> None:
+        """Check that something is the same on all processes, which then have all arrived here.
+
+        Args:
+            facts: What JSON holds, by the name that a user knows it by.
+
+        Raises:
+            UsageError: It is not; on all of them.
+        """
+        if self.world_size == 1:
+            return
+        text = json.dumps(dict(facts)).encode()
+        sizes = [int(size) for size in self.gather_on_host(len(text))]
+        own = torch.frombuffer(bytearray(text.ljust(max(sizes))), dtype=torch.uint8)
+        texts = [torch.empty_like(own) for _ in sizes]
+        dist.all_gather(texts, own)
+        first, *others = (json.loads(bytes(one.numpy())) for one in texts)
+        for rank, other in enumerate(others, 1):
+            if differs := [
+                f"{name} is {other.get(name)}, on process 0 {first.get(name)}"
+                for name in first | other
+                if other.get(name) != first.get(name)
+            ]:
+                more = f", and {len(differs) - _MOST_NAMED} more" if len(differs) > _MOST_NAMED else ""
+                hint = "start all processes with one command, on equal files and machines"
+                raise UsageError(f"{'; '.join(differs[:_MOST_NAMED])}{more}", where=f"process {rank}", hint=hint)
 
     def leave(self, error: BaseException) -> None:
         """Let the other processes know why this one ends, before anything that takes time; once is enough."""

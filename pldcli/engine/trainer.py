@@ -23,7 +23,7 @@ from pldcli.engine.phases import Phase, PhaseTimer
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.validation import count_attended
-from pldcli.errors import CheckpointError, DivergedError, PldError
+from pldcli.errors import CheckpointError, DivergedError, UsageError
 from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.optimizers.adam import Adam
@@ -338,7 +338,7 @@ class Trainer(Generic[BatchesT]):
         was_asked = next(summed) > 0
         # With other gates each process would wait for a reduction that the others never start, or sum gradients of other blocks.
         if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, summed, strict=True)):
-            raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
+            raise UsageError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
         return targets, tokens, attended, was_asked
 
     def agreed_stop(self, stop: StopRequest) -> int:

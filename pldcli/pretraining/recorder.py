@@ -40,7 +40,7 @@ from pldcli.pretraining import card
 from pldcli.pretraining.assembly import whole_model
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
-from pldcli.pretraining.starting_point import newest_checkpoint
+from pldcli.pretraining.starting_point import StartingPoint, newest_checkpoint
 from pldcli.sharding import is_sharded
 from pldcli.system import atomic
 from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
@@ -189,6 +189,7 @@ class RunRecorder:
         if path is None:
             raise error
         saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum
+        self.runtime.check_agreement(StartingPoint(saved).facts)  # and all have read it before one of them writes
         self.trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(path))
         self.trainer.guard.begin_row()
         passed = sum(curriculum.at(step).num_sequences for step in range(saved.position.step, error.last_step + 1))
@@ -205,7 +206,6 @@ class RunRecorder:
             self.log.close()
             self.log = MetricsLog(self.run.path, from_step=self.position.step)
         self.display.say(f"warning: {error}; back to step {self.position.step:,}, passing over {passed:,} sequences")
-        self.runtime.wait_for_all()
         self._save()  # in the checkpoint's place: a run that is restarted before its next one passes over them too, and counts this
         self._finish_saving()
 
