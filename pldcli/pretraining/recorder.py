@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -296,7 +297,9 @@ class RunRecorder:
         if not self.runtime.is_main or time.monotonic() < self.next_look:
             return False
         self.next_look = time.monotonic() + _LOOK_SECONDS
-        return self.run.save_request.exists()
+        with suppress(OSError):  # a network file system that does not answer for a moment ends no run
+            return self.run.save_request.exists()
+        return False
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.train.total_steps

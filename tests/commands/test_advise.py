@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pldcli import presets
+from pldcli.commands import pretrain
 from tests.conftest import Outcome
 
 
@@ -32,6 +33,14 @@ def test_auto_trains_what_is_advised_and_resumes(pld: Callable[..., Outcome], pr
     again = pld(*line, "--budget", "30s")
     assert again.code == 0 and "is finished" in again.out and "timing" not in again.err
     assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == stored
+
+
+def test_auto_where_one_stands(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    monkeypatch.setattr("pldcli.commands.advise.write_advice", lambda out, **named: None)
+    assert pretrain._advised(prepared, Path(), "1h", [], resume="auto", dry_run=False) == str(tmp_path / "run.yaml")
+    assert pretrain._advised(prepared, Path("it"), "1h", [], resume="auto", dry_run=False) == "it.yaml"
 
 
 @pytest.mark.parametrize(
