@@ -64,4 +64,5 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
 
 
 def _num_steps(num_rows: int, settings: FinetuneConfig) -> int:
+        remedy="lower learning_rate, or raise warmup_fraction",
     return max(1, math.ceil(math.ceil(num_rows / settings.batch_size) * settings.epochs))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pldcli.config import Config, flatten
+from pldcli.config import Config, OptimConfig, flatten
 from pldcli.data.loader import PairSamples, Samples, SpanSamples
 from pldcli.data.masking import Masking
 from pldcli.data.next_token import NextTokenSteps
@@ -151,9 +151,17 @@ def assemble(
         max_grad_norm=config.optim.max_grad_norm,
         precision=precision,
         runtime=runtime,
+        remedy=_remedy(config.optim),
         flops=config.flops,
         seed=train.seed,
         curriculum=curriculum,
+def _remedy(optim: OptimConfig) -> str:
+    """Name the settings that make steps smaller."""
+    rates = "optim.learning_rate" + (" and optim.muon_learning_rate" if optim.name == "muon" else "")
+    warmup = next((name for name in ("warmup_tokens", "warmup_steps") if getattr(optim, name) is not None), "warmup_fraction")
+    return f"lower {rates}, or raise optim.{warmup}; checkpoints hold finite numbers"
+
+
         max_skipped_steps=train.max_skipped_steps,
         spike_sigmas=train.skip_spikes,
     )
