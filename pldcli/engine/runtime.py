@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ __all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
 _PR_SET_PDEATHSIG = 1
 _UNNAMED_JOB = "none"
 """What torchrun calls every job that was given no --rdzv-id."""
+_HASH_DIGITS = 8
 _MOST_NAMED = 3
 """Of the things that differ between processes."""
 _KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
@@ -204,18 +206,19 @@ class Runtime:
         """Wait until every process has arrived here."""
         self.sum_on_host([0.0])
 
-    def check_agreement(self, facts: Mapping[str, Any]) -> None:
+    def check_agreement(self, facts: Mapping[str, Any], model: nn.Module | None = None) -> None:
         """Check that something is the same on all processes, which then have all arrived here.
 
         Args:
             facts: What JSON holds, by the name that a user knows it by.
+            model: Its weights are to be the same, too; on the host.
 
         Raises:
             UsageError: It is not; on all of them.
         """
         if self.world_size == 1:
             return
-        text = json.dumps(dict(facts)).encode()
+        text = json.dumps({**facts, **({} if model is None else {"the hash of the initial weights": _hash(model)})}).encode()
         sizes = [int(size) for size in self.gather_on_host(len(text))]
         own = torch.frombuffer(bytearray(text.ljust(max(sizes))), dtype=torch.uint8)
         texts = [torch.empty_like(own) for _ in sizes]
@@ -314,6 +317,13 @@ def _reason(error: BaseException) -> Reason:
     if not isinstance(error, RuntimeError) or not (isinstance(error, dist.DistError) or "gloo" in text):
         return "failed"
     return "timed out" if "timed out" in text or "timeout" in text else "lost"
+
+
+def _hash(model: nn.Module) -> str:
+    weights = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        weights.update(tensor.contiguous().numpy())
+    return weights.hexdigest()[:_HASH_DIGITS]
 
 
 def _keep_freed_memory() -> None:

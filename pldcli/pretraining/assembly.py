@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,23 +70,19 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
         what = "holds one document, so that every second sentence would continue the first"
         raise DataError(what, where=str(prepared.path), hint="prepare it with --document-per line, or use data.layout=spans")
     model = initial_model(config, prepared, source)
-    if runtime.world_size > 1:
-        runtime.check_agreement(_common(config, prepared, runtime, model))  # before anything else that all do together
+    runtime.check_agreement(_common(config, prepared, runtime), model)  # before anything else that all do together
     samples = cut_rows(config, stream, prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     next_tokens = next_token_steps(config, prepared.special)
     return assemble(config, place(model, config, runtime), samples, masking, runtime, next_tokens=next_tokens)
 
 
-def _common(config: Config, prepared: PreparedData, runtime: Runtime, model: StBert) -> dict[str, Any]:
+def _common(config: Config, prepared: PreparedData, runtime: Runtime) -> dict[str, Any]:
     """Collect what all processes must have alike, lest they wait for each other in vain or train different models."""
-    precision, weights = resolve_precision(config.runtime.precision, runtime.device), hashlib.sha256()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.contiguous().numpy())
+    precision = resolve_precision(config.runtime.precision, runtime.device)
     facts = flatten(config) | {
         "runtime.precision": precision.name,
         "the hash of the data": prepared.data_fingerprint[:_HASH_DIGITS],
-        "that of the initial weights": weights.hexdigest()[:_HASH_DIGITS],
     }
     return facts | ({"the format of Muon's matrices": str(precision.matrix_dtype)} if config.optim.name == "muon" else {})
 
@@ -151,20 +146,20 @@ def assemble(
         max_grad_norm=config.optim.max_grad_norm,
         precision=precision,
         runtime=runtime,
-        remedy=_remedy(config.optim),
         flops=config.flops,
         seed=train.seed,
         curriculum=curriculum,
+        max_skipped_steps=train.max_skipped_steps,
+        spike_sigmas=train.skip_spikes,
+        remedy=_remedy(config.optim),
+    )
+
+
 def _remedy(optim: OptimConfig) -> str:
     """Name the settings that make steps smaller."""
     rates = "optim.learning_rate" + (" and optim.muon_learning_rate" if optim.name == "muon" else "")
     warmup = next((name for name in ("warmup_tokens", "warmup_steps") if getattr(optim, name) is not None), "warmup_fraction")
     return f"lower {rates}, or raise optim.{warmup}; checkpoints hold finite numbers"
-
-
-        max_skipped_steps=train.max_skipped_steps,
-        spike_sigmas=train.skip_spikes,
-    )
 
 
 def choose_masking(config: Config, special: SpecialTokens, vocab_size: int, *, data: Path | None) -> Masking:

@@ -20,7 +20,7 @@ from tests.engine.test_runtime import pair
 ELSEWHERE = {
     "setting": "process 1: optim.learning_rate is 0.01, on process 0 0.001; start all processes with one command, on equal files and m",
     "data": "process 1: the hash of the data is other, on process 0 data; start",
-    "weights": r"process 1: that of the initial weights is \w{8}, on process 0 \w{8}; start",
+    "weights": r"process 1: the hash of the initial weights is \w{8}, on process 0 \w{8}; start",
     "precision": "process 1: runtime.precision is fp16, on process 0 fp32; start",
     "matrices": "process 1: the format of Muon's matrices is torch.bfloat16, on process 0 None; start",
     "versions": "process 1: train.new is 1, on process 0 None; start",
