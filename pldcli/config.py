@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -135,11 +136,11 @@ class OptimConfig(Settings):
         if self.warmup_steps is not None and self.warmup_tokens is not None:
             what = f"{self.warmup_tokens} tokens and optim.warmup_steps {self.warmup_steps} are two lengths of one warm-up"
             raise UsageError(what, where="optim.warmup_tokens", hint="set one of them to null")
-        if self.name == "muon" and not self.bias_correction:
         by_fraction = self.warmup_steps is None and self.warmup_tokens is None and self.schedule == "wsd"
         if by_fraction and round(self.warmup_fraction + self.decay_fraction, 9) > 1.0:
             what = f"{self.warmup_fraction:g} of the run is warm-up, which reaches into the decay, the last {self.decay_fraction:g}"
             raise UsageError(what, where="optim.warmup_fraction", hint="shorten the warm-up, or lower optim.decay_fraction")
+        if self.name == "muon" and not self.bias_correction:
             what = "muon's AdamW always corrects the moments"
             raise UsageError(what, where="optim.bias_correction", hint="set it to true, or choose another optim.name")
         return self
@@ -274,7 +275,6 @@ class Config(Settings):
             raise UsageError("objective.kind=prefix needs rows of one text", where="data.packing", hint="use data.packing=stream")
         if self.objective.next_sentence and data.layout != "nsp-pairs":
             raise UsageError("needs sentence pairs", where="objective.next_sentence", hint="add data.layout=nsp-pairs")
-        if self.train.unigram_bias and model.lm_head == "plain":
         return self
 
     def _check_own_shape(self) -> None:
@@ -282,6 +282,7 @@ class Config(Settings):
         if model.has_local_layers and model.local_attention > data.seq_len:
             what = f"a window of {model.local_attention} tokens is wider than the sequences, data.seq_len {data.seq_len}"
             raise UsageError(what, where="model.local_attention", hint=f"use {data.seq_len} or less, or model.global_layers=1")
+        if self.train.unigram_bias and model.lm_head == "plain":
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
         self.check_shape()
 
@@ -296,7 +297,6 @@ class Config(Settings):
         if tokens > positions:
             what = f"{tokens} tokens do not fit model.max_position_embeddings {positions}"
             raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
-
         self.objective.exits_of(model.num_hidden_layers)
         self.pld.check_blocks(model.num_hidden_layers, norm=model.norm, first_attention_norm=model.first_attention_norm)
         for number, stage in enumerate(data.length_stages):
@@ -304,6 +304,7 @@ class Config(Settings):
                 where = f"data.length_stages[{number}].global_rope_theta"
                 raise UsageError("learned positions have no theta", where=where, hint="use model.position_embedding=rotary")
         model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
+
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
         given = "warmup_tokens" if self.optim.warmup_tokens is not None else "warmup_steps"
@@ -356,7 +357,10 @@ class Config(Settings):
         objective = self.objective
         masked = sum(objective.mask_probabilities) / 2
         mask_rate = objective.over_steps(masked=masked, causal=1.0, prefix=0.5)
-        return self.model.flops(self.data.seq_len, mask_rate, span_boundary=objective.span_boundary, num_exits=len(self.exits))
+        found = self.model.flops(self.data.seq_len, mask_rate, span_boundary=objective.span_boundary, num_exits=len(self.exits))
+        reach = self.model.local_attention // 2
+        # A causal window holds `reach` tokens, the query's own among them; with a prefix as many, and in it as many ahead.
+        return replace(found, window=objective.over_steps(masked=2 * reach + 1, causal=reach, prefix=(3 * reach - 1) / 2))
 
     @property
     def exits(self) -> tuple[int, ...]:
