@@ -72,11 +72,14 @@ def collect(
     sums = {}
     for number in range(2, own.count + 1):
         place = place_of(checkpoint, Part(number, own.count, own.token))
-        deadline = time.monotonic() + (patience_seconds or _PATIENCE_SECONDS)
+        patience = patience_seconds or _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
         while not place.is_dir():
-            if cancelled.wait(_LOOK_EVERY_SECONDS) or time.monotonic() > deadline:
-                hint = "with runtime.sharding the run's directory must lie where all machines see it"
-                raise CheckpointError(f"part {number} of {own.count} was not written", where=str(checkpoint), hint=hint)
+            if cancelled.wait(_LOOK_EVERY_SECONDS):
+                raise CheckpointError(f"part {number} of {own.count} was not written: its process ended", where=str(checkpoint))
+            if time.monotonic() > deadline:
+                hint = "the run's directory must lie where all machines see it; where writing takes longer, raise runtime.timeout_seconds"
+                raise CheckpointError(f"part {number} of {own.count} did not come in {patience:g} s", where=str(checkpoint), hint=hint)
         for name, digest in read_sums(place).items():
             (place / name).rename(into / name)
             sums[name] = digest

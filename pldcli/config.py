@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -135,6 +136,10 @@ class OptimConfig(Settings):
         if self.warmup_steps is not None and self.warmup_tokens is not None:
             what = f"{self.warmup_tokens} tokens and optim.warmup_steps {self.warmup_steps} are two lengths of one warm-up"
             raise UsageError(what, where="optim.warmup_tokens", hint="set one of them to null")
+        by_fraction = self.warmup_steps is None and self.warmup_tokens is None and self.schedule == "wsd"
+        if by_fraction and round(self.warmup_fraction + self.decay_fraction, 9) > 1.0:
+            what = f"{self.warmup_fraction:g} of the run is warm-up, which reaches into the decay, the last {self.decay_fraction:g}"
+            raise UsageError(what, where="optim.warmup_fraction", hint="shorten the warm-up, or lower optim.decay_fraction")
         if self.name == "muon" and not self.bias_correction:
             what = "muon's AdamW always corrects the moments"
             raise UsageError(what, where="optim.bias_correction", hint="set it to true, or choose another optim.name")
@@ -160,7 +165,7 @@ class TrainConfig(Settings):
     """Leave out steps whose loss or gradient norm is so many standard deviations above the mean of the last 128; 6 is usual."""
     micro_batch_size: Count | Literal["auto"] = "auto"
     """Most sequences of data.seq_len tokens per forward pass and process; `auto` fits the memory. Lower it when memory runs out."""
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), AS_NUMBER] = 0
     """Seed of the initial weights, data order, masks, gates and dropout."""
     log_every_steps: Count = 10
     """Steps between rows of metrics.jsonl."""
@@ -252,22 +257,13 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_sections_fit(self) -> Self:
-        model, data, pld = self.model, self.data, self.pld
-        if self.train.init_from is None:  # its model decides, and is not read yet
-            self.check_positions()
-        if model.has_local_layers and model.local_attention > data.seq_len and self.train.init_from is None:
-            what = f"a window of {model.local_attention} tokens is wider than the sequences, data.seq_len {data.seq_len}"
-            raise UsageError(what, where="model.local_attention", hint=f"use {data.seq_len} or less, or model.global_layers=1")
-        self.objective.exits_of(model.num_hidden_layers)
-        pld.check_blocks(model.num_hidden_layers, norm=model.norm, first_attention_norm=model.first_attention_norm)
+        data, pld = self.data, self.pld
+        if self.train.init_from is None:  # its model has another shape, which is not read yet
+            self._check_own_shape()
         for key, batch in self._batch_sizes:
             if batch % pld.draws_per_step:
                 what = f"{batch} sequences do not divide into pld.draws_per_step {pld.draws_per_step} gate groups"
                 raise UsageError(what, where=key, hint="make it a multiple")
-        for number, stage in enumerate(data.length_stages):
-            if stage.global_rope_theta is not None and model.position_embedding != "rotary":
-                where = f"data.length_stages[{number}].global_rope_theta"
-                raise UsageError("learned positions have no theta", where=where, hint="use model.position_embedding=rotary")
         if data.packing == "documents" and data.layout != "spans":
             raise UsageError("documents are packed in rows of spans", where="data.packing", hint="use data.layout=spans")
         if "clm" in self.objective.token_losses and data.layout != "spans":
@@ -279,26 +275,40 @@ class Config(Settings):
             raise UsageError("objective.kind=prefix needs rows of one text", where="data.packing", hint="use data.packing=stream")
         if self.objective.next_sentence and data.layout != "nsp-pairs":
             raise UsageError("needs sentence pairs", where="objective.next_sentence", hint="add data.layout=nsp-pairs")
-        if self.train.unigram_bias and model.lm_head == "plain":
-            raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
         if self.objective.sampled_softmax is not None:
             at_once = 1 if self.train.micro_batch_size == "auto" else self.train.micro_batch_size
             if (most := at_once * self.most_targets) >= self.objective.sampled_softmax:
                 what = f"must exceed the targets of a micro-batch, up to {most:,}, not {self.objective.sampled_softmax:,}"
                 raise UsageError(what, where="objective.sampled_softmax", hint="raise it, or lower train.micro_batch_size or data.seq_len")
-        model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
         return self
 
-    def check_positions(self) -> None:
-        """Refuse rows that are longer than the model.
+    def _check_own_shape(self) -> None:
+        model, data = self.model, self.data
+        if model.has_local_layers and model.local_attention > data.seq_len:
+            what = f"a window of {model.local_attention} tokens is wider than the sequences, data.seq_len {data.seq_len}"
+            raise UsageError(what, where="model.local_attention", hint=f"use {data.seq_len} or less, or model.global_layers=1")
+        if self.train.unigram_bias and model.lm_head == "plain":
+            raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
+        self.check_shape()
+
+    def check_shape(self) -> None:
+        """Check that the run fits its model, once that is known.
 
         Raises:
-            UsageError: They are.
+            UsageError: It does not.
         """
-        tokens, positions = self.data.seq_len, self.model.max_position_embeddings
+        model, data = self.model, self.data
+        tokens, positions = data.seq_len, model.max_position_embeddings
         if tokens > positions:
             what = f"{tokens} tokens do not fit model.max_position_embeddings {positions}"
             raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+        self.objective.exits_of(model.num_hidden_layers)
+        self.pld.check_blocks(model.num_hidden_layers, norm=model.norm, first_attention_norm=model.first_attention_norm)
+        for number, stage in enumerate(data.length_stages):
+            if stage.global_rope_theta is not None and model.position_embedding != "rotary":
+                where = f"data.length_stages[{number}].global_rope_theta"
+                raise UsageError("learned positions have no theta", where=where, hint="use model.position_embedding=rotary")
+        model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:
@@ -358,13 +368,16 @@ class Config(Settings):
         objective = self.objective
         masked = sum(objective.mask_probabilities) / 2
         mask_rate = objective.over_steps(masked=masked, causal=1.0, prefix=0.5)
-        return self.model.flops(
+        found = self.model.flops(
             self.data.seq_len,
             mask_rate,
             span_boundary=objective.span_boundary,
             num_exits=len(self.exits),
             num_entries=objective.sampled_softmax,
         )
+        reach = self.model.local_attention // 2
+        # A causal window holds `reach` tokens, the query's own among them; with a prefix as many, and in it as many ahead.
+        return replace(found, window=objective.over_steps(masked=2 * reach + 1, causal=reach, prefix=(3 * reach - 1) / 2))
 
     @property
     def exits(self) -> tuple[int, ...]:

@@ -103,6 +103,10 @@ class Expansion(Schedule):
         """Return the gates of the model that there is after `steps` completed updates: off for blocks that could not run yet."""
         return tuple(map(bool, self._probs[self._stage_at(max(0, steps - 1))]))
 
+    def gates_of_depth(self, depth: int) -> tuple[bool, ...] | None:
+        """Return the gates of the model while it has so many blocks; None where it never has."""
+        return {sum(gates): gates for gates in (tuple(map(bool, probs)) for probs in self._probs)}.get(depth)
+
     def describe(self) -> list[str]:
         """Say in a few phrases what is left out."""
         stages = [f"{self._number(stage.blocks)} until {stage.until:.0%}" for stage in self.stages]

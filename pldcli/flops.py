@@ -32,7 +32,7 @@ class Flops:
     num_blocks: int
     num_local: int = 0
     """Blocks with local attention."""
-    window: int = 0
+    window: float = 0
     """The most tokens that one of those attends to."""
 
     @classmethod
@@ -51,7 +51,7 @@ class Flops:
         num_exits: int = 0,
         num_entries: int | None = None,
         num_local: int = 0,
-        window: int = 0,
+        window: float = 0,
     ) -> Flops:
         """Count for an encoder with a tied masked-LM head, which exits use too, on sequences of `seq_len` tokens that see each other.
 

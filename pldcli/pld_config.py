@@ -36,9 +36,9 @@ class PldConfig(Settings):
     gamma: NonNegative | Literal["auto"] = "auto"
     """Speed of the exponential schedule in 1/steps; `auto` is the paper's 100 / total_steps."""
     depth_rule: DepthRule = "paper"
-    """Keep probability of block i of L: `paper` 1 - i/L (1 - theta), `algorithm1` 1 - (i-1)/L (1 - theta), `uniform` theta."""
+    """Keep probability of block i of L (not `expansion`): `paper` 1 - i/L (1 - theta), `algorithm1` 1 - (i-1)/L (1 - theta), `uniform`."""
     draw: Draw = "bernoulli"
-    """`bernoulli`: every block on its own. `fixed-depth`: same probabilities, but the number kept is the floor or ceiling of its mean."""
+    """`bernoulli`: every block on its own. `fixed-depth`: the number kept is the floor or ceiling of its mean. Not used by `expansion`."""
     draws_per_step: Count = 1
     """Gate groups: equal slices of the global batch, each with its own draw. The released code drew 4 per step."""
     recovery_fraction: Share = 0.0

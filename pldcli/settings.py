@@ -200,7 +200,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = _load(text)
         lines = list(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
     except FileNotFoundError as error:
         raise UsageError("no such file", where=str(path)) from error
@@ -214,6 +214,33 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise UsageError(f"{key} stands there twice", where=f"{path}:{line}", hint="rename one")
         places[key] = f"{path}:{line}"
     return content, places
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without numbers that only its version 1.1 has: 010 stays a text, not 8, and 1:30, not 90; `AS_NUMBER` reads the former as 10."""
+
+
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    try:
+        return int(node.value, base=0)
+    except ValueError:
+        return str(node.value)
+
+
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> float | str:
+    return str(node.value) if ":" in node.value else loader.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _lines(node: yaml.Node | None, parent: str = "") -> Iterator[tuple[str, int]]:
@@ -255,7 +282,7 @@ def parse_value(text: str, key: str) -> Any:
         UsageError: It is none.
     """
     try:
-        return yaml.safe_load(text)
+        return _load(text)
     except (yaml.YAMLError, ValueError) as error:  # the latter of a date that no calendar has
         raise UsageError(f"{text!r} is not a value", where=key) from error
 

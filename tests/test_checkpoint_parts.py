@@ -70,14 +70,14 @@ def test_a_part_that_does_not_come_leaves_nothing(tmp_path: Path) -> None:
     write(tmp_path, held(2))
     cancelled = threading.Event()
     cancelled.set()
-    with pytest.raises(CheckpointError, match=r"part 3 of 3 was not written; with runtime\.sharding the run's directory"):
+    with pytest.raises(CheckpointError, match=r"part 3 of 3 was not written: its process ended$"):
         checkpoint.write(tmp_path, held(1), keep=2, cancelled=cancelled)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_parts, "_PATIENCE_SECONDS", 0.1)
-    with pytest.raises(CheckpointError, match="part 2 of 3 was not written"):
+    with pytest.raises(CheckpointError, match=r"part 2 of 3 did not come in 0\.1 s; .*, raise runtime\.timeout_seconds$"):
         write(tmp_path, held(1))
 
 

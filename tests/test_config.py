@@ -340,6 +340,46 @@ def test_a_warm_up_that_reaches_into_the_decay() -> None:
     tiny_config(*run, "optim.warmup_steps=80")
     with pytest.raises(UsageError, match=r"optim.warmup_steps: 81 steps of warm-up reach into the decay, the last 20 steps"):
         tiny_config(*run, "optim.warmup_steps=81")
+    tiny_config(*run, "optim.warmup_fraction=0.8")
+    with pytest.raises(UsageError, match=r"optim.warmup_fraction: 0.81 of the run is warm-up, which reaches into the decay, the last 0.2;"):
+        tiny_config(*run, "optim.warmup_fraction=0.81")
+    tiny_config(*run, "optim.warmup_fraction=0.81", "optim.warmup_steps=80")
+    tiny_config("optim.warmup_fraction=0.81", "optim.schedule=linear")
+
+
+@pytest.mark.parametrize(
+    ("change", "of_the_source"),
+    [
+        ("objective.exits=[6,11,16]", {"model.num_hidden_layers": 22}),
+        ("pld.keep_first=12", {"model.num_hidden_layers": 22}),
+        ("data.length_stages=[{until: 0.5, seq_len: 16, global_rope_theta: 1e4}]", {"model.position_embedding": "rotary"}),
+        ("objective.kind=causal", {"model.embedding_norm": False, "model.type_vocab_size": 0, "model.lm_head": "plain"}),
+    ],
+)
+def test_what_begins_with_another_model_is_checked_against_that(change: str, of_the_source: dict[str, Any]) -> None:
+    rotary = {"model.type_vocab_size": 0, "model.feed_forward": "geglu", "model.first_attention_norm": False}
+    shape = of_the_source | (rotary if "model.position_embedding" in of_the_source else {})
+    words = ["data.seq_len=32", "train.init_from=somewhere", change]
+    preset = "bert-tiny-preln"
+    with pytest.raises(UsageError):
+        resolve(preset, [word for word in words if not word.startswith("train.init_from")])
+    resolve(preset, words)
+    resolve(preset, words, from_model=shape)
+    with pytest.raises(UsageError):
+        resolve(preset, words, from_model={"model.num_hidden_layers": 4})
+
+
+def test_a_head_without_a_bias_matters_only_to_what_begins_with_it() -> None:
+    words = ["objective.kind=causal", "train.unigram_bias=true"]
+    with pytest.raises(UsageError, match=r"train.unigram_bias: a plain decoder has no bias"):
+        resolve("gpt-small-preln", words)
+    resolve("gpt-small-preln", [*words, "train.init_from=somewhere"])
+
+
+def test_the_largest_seed() -> None:
+    assert tiny_config(f"train.seed={2**63 - 1}").train.seed == 2**63 - 1
+    with pytest.raises(UsageError, match=rf"train.seed: must be less than {2**63}, not {2**63}"):
+        tiny_config(f"train.seed={2**63}")
 
 
 def test_spikes_of_two_kinds_of_steps() -> None:

@@ -49,6 +49,22 @@ KINDS = {
 }
 
 
+def test_what_was_compiled_is_read_back_without_a_compiler(prepared, tmp_path):
+    tokenizer = load_prepared_tokenizer(prepared)
+    settings = tiny_config("model.norm=pre", f"model.vocab_size={tokenizer.vocab_size}").model
+    model = StBert(**dict(settings))
+    (tmp_path / "model").mkdir()
+    save_pretrained(tmp_path / "model", model, settings, tokenizer=tokenizer, seq_len=32)
+
+    def compiler(*_):
+        raise RuntimeError("no C++ compiler here")
+
+    for part in (model.embeddings, *model.blocks):
+        part.compile(backend=compiler)
+    checked = read_back.read_back(tmp_path / "model", model, tokenizer.special)
+    assert checked.failure is None and checked.difference < 1e-4
+
+
 @pytest.fixture
 def save(prepared, tmp_path):
     """Write a model of 5 shaken blocks, for masked words or for a task."""

@@ -92,6 +92,29 @@ def test_every_preset_saves_a_quarter_or_nothing_or_what_its_system_says() -> No
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ([], 129),
+        (["objective.kind=causal"], 64),
+        (["objective.causal_share=0.5"], 96.5),
+        (["objective.kind=prefix", "data.packing=stream"], (129 + 64 + 95.5) / 3),
+    ],
+)
+def test_windows_of_causal_steps_are_half(changes: list[str], window: float) -> None:
+    import torch
+
+    from pldcli.attention import Rows, attention_of
+
+    flops = resolve("modern-base-preln", ["data.seq_len=1024", *changes]).config.flops
+    local, matrices = flops.num_local / flops.num_blocks, flops.matrices
+    assert flops.per_block == pytest.approx(matrices + 12 * 768 * ((1 - local) * 1024 + local * window))
+    for causal, tokens in ((False, 129), (True, 64)):
+        how = attention_of(Rows(num_tokens=200, causal=causal), 64, kernel=False, device=torch.device("cpu"), batch_size=1)
+        assert how.mask is not None
+        assert int(how.mask[0, 0, 100].sum()) == tokens, "as a token in the middle looks"
+
+
 def test_gated_layers_windows_and_a_plain_decoder_are_counted() -> None:
     """Per token and block 6 (4 D^2 + 3 D F) + 12 D x (tokens attended to): T in global blocks, the window in local ones."""
     config = resolve("modern-base-preln", ["data.seq_len=1024"]).config

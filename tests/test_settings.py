@@ -46,6 +46,19 @@ def test_parse_value() -> None:
         parse_value("{", "k")
 
 
+def test_numbers_are_decimal(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text("steps: 0100\nrate: 010.5\nname: '010'\nsize: 0x10\n")
+    values, _ = read_yaml(path)
+    read = validate(Part, values)
+    assert (read.steps, read.rate, read.name, read.size) == (100, 10.5, "010", 16)
+    assert [parse_value(text, "k") for text in ("-5", "1_000", "0", "0b11", "1.5", ".inf")] == [-5, 1000, 0, 3, 1.5, float("inf")]
+    assert validate(Part, parse(["steps=-010", "steps=010"])).steps == 10
+    for key, value in (("steps", "1:30"), ("rate", "1:30.5")):
+        with pytest.raises(UsageError, match=f"^{key}: must be a valid .*, not '{value}'"):
+            validate(Part, parse([f"{key}={value}"]))
+
+
 class Part(Settings):
     """Of a whole."""
 

@@ -155,6 +155,7 @@ def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, 
         )
     from pldcli.commands.advise import write_advice
 
+    place = place.resolve() if place.name in ("", "..") else place
     chosen = place.with_name(f"{place.name}.yaml")
     write_advice(chosen, data=data, budget=budget, overrides=wanted, command=_command_line())
     return str(chosen)

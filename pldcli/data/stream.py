@@ -72,12 +72,13 @@ class TokenStream:
 
     def gather(self, positions: Int64s) -> Int64s:
         """Copy the tokens at these positions; the result has their shape."""
-        tokens = np.empty(positions.shape, np.int64)
-        segments = np.searchsorted(self._starts, positions, side="right") - 1
-        for segment in np.unique(segments):
-            chosen = segments == segment
-            tokens[chosen] = self.segments[segment][0][positions[chosen] - self._starts[segment]]
-        return tokens
+        tokens, flat = np.empty(positions.size, np.int64), positions.ravel()
+        segments = np.searchsorted(self._starts, flat, side="right") - 1
+        by_segment = np.argsort(segments, kind="stable")  # once, not a look at all positions for each of thousands of segments
+        for chosen in np.split(by_segment, np.flatnonzero(np.diff(segments[by_segment])) + 1) if len(tokens) else ():
+            segment = segments[chosen[0]]
+            tokens[chosen] = self.segments[segment][0][flat[chosen] - self._starts[segment]]
+        return tokens.reshape(positions.shape)
 
     def slice(self, start: int, stop: int) -> Int64s:
         """Copy the tokens from `start` to `stop`, clipped to the stream."""

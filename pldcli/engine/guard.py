@@ -42,17 +42,18 @@ class Guard:
         self._overflows = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("is_row", "first_step", "last_step")}
         self._since = {name: torch.zeros((), dtype=torch.int64, device=device) for name in ("steps", "longest", "first_step")}
 
-    def judge(self, step: int, loss: Tensor, grad_norm: Tensor | None) -> Tensor:
+    def judge(self, step: int, loss: Tensor, grad_norm: Tensor, *, may_overflow: bool = False) -> Tensor:
         """Return whether the update of a step is to be left out, a 0-d tensor.
 
         Args:
             step: Its number.
             loss: Of the whole step, the same on all processes; 0-d.
-            grad_norm: Before clipping, likewise; None where a loss scaler looks after gradients.
+            grad_norm: Before clipping, likewise, and unscaled.
+            may_overflow: Under loss scaling gradients overflow by design; the scaler leaves the update out, and lowers the scale.
         """
-        values = {"loss": loss.detach()} | ({} if grad_norm is None else {"grad_norm": grad_norm.detach()})
-        is_finite = torch.stack([value.isfinite() for value in values.values()]).all()
-        is_bad = ~is_finite
+        values = {"loss": loss.detach(), "grad_norm": grad_norm.detach()}
+        is_finite = values["loss"].isfinite() & values["grad_norm"].isfinite()
+        is_bad = ~values["loss"].isfinite() if may_overflow else ~is_finite
         if self.sigmas is not None:
             is_bad = is_bad | self._is_spike(values, is_finite, self.sigmas)
         counts, since = self._counts, self._since
@@ -109,7 +110,7 @@ class Guard:
         for name, value in values.items():
             seen = self._seen[name]
             is_spike = is_spike | (value > seen.mean() + sigmas * seen.std())
-        is_spike = is_spike & (remembered >= _REMEMBERED)
+        is_spike = is_spike & is_finite & (remembered >= _REMEMBERED)
         is_kept = ~is_spike & is_finite
         place = torch.arange(_REMEMBERED, device=remembered.device) == remembered % _REMEMBERED
         for name, value in values.items():

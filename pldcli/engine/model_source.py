@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,16 @@ def latest_run(directory: Path = Path("runs")) -> Path:
     runs = [path.parent for path in directory.glob("*/config.yaml")]
     if not runs:
         raise UsageError(f"no run in {directory}", hint="name a run or a model directory")
-    return max(runs, key=lambda run: max(path.stat().st_mtime for path in run.iterdir()))
+    return max(runs, key=_last_written)
+
+
+def _last_written(run: Path) -> float:
+    """Return when something in a run was written last; links count as such, and what goes away meanwhile not at all."""
+    times = [0.0]
+    for path in run.iterdir():
+        with suppress(FileNotFoundError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
 
 
 def recorded_data(target: Path, *, same: Literal["data", "tokenizer"] = "data") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pldcli.system.output_place import check_output
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
 
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
+_RESUME = re.compile(r""" --resume[ =]('[^']*'|"[^"]*"|[^ '"])+""")
+"""As `shlex.join` writes it."""
 
 
 class RunDirectory:
@@ -196,10 +199,15 @@ def has_saved(run: RunDirectory, step: int, config: Config) -> bool:
 
 def _how_to_resume(run: RunDirectory, config: Config, step: int, again: str) -> str:
     if _last_saved(run):
-        return f"{again} (resumes from the newest checkpoint)"
+        return f"{_without_resume(again)} (resumes from the newest checkpoint)"
     if run.has_model or has_saved(run, step, config):
-        return f"{again}, with --resume never (its checkpoints are gone)"
+        return f"{_without_resume(again)}, with --resume never (its checkpoints are gone)"
     return f"{again} (starts over: it was stopped before its first checkpoint)"
+
+
+def _without_resume(command: str) -> str:
+    """Leave `--resume` out of a command line: never would set the run aside, and a checkpoint set it back."""
+    return _RESUME.sub("", command)
 
 
 def _last_saved(run: RunDirectory) -> int:

@@ -11,12 +11,10 @@ it leaves gradients silently unreduced where the last micro-step drops a block t
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import json
 import os
-import signal
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,15 +32,14 @@ from pldcli.choices import Device, Sharding
 from pldcli.errors import DeviceError, UsageError
 from pldcli.settings import Switch
 from pldcli.sharding import is_sharded, reduces, shard
+from pldcli.system.agreement import check_equal, hash_of
+from pldcli.system.machine import end_with_agent, keep_freed_memory
 from pldcli.system.roll_call import Loss, Reason, RollCall
 
 __all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
 
-_PR_SET_PDEATHSIG = 1
 _UNNAMED_JOB = "none"
 """What torchrun calls every job that was given no --rdzv-id."""
-_KEEP_EVERYTHING = ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0))
-"""glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: never trim the heap, grow it in large pieces, map no single allocation."""
 _REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
 """Read once, by cuBLAS at its first use, and by torch's compiler when it loads: it chooses kernels by no measurement then."""
 
@@ -201,6 +198,25 @@ class Runtime:
         """Wait until every process has arrived here."""
         self.sum_on_host([0.0])
 
+    def check_agreement(self, facts: Mapping[str, Any], model: nn.Module | None = None) -> None:
+        """Check that something is the same on all processes, which then have all arrived here.
+
+        Args:
+            facts: What JSON holds, by the name that a user knows it by.
+            model: Its weights are to be the same, too; on the host.
+
+        Raises:
+            UsageError: It is not; on all of them.
+        """
+        if self.world_size == 1:
+            return
+        text = json.dumps({**facts, **({} if model is None else {"the hash of the initial weights": hash_of(model.state_dict())})}).encode()
+        sizes = [int(size) for size in self.gather_on_host(len(text))]
+        own = torch.frombuffer(bytearray(text.ljust(max(sizes))), dtype=torch.uint8)
+        texts = [torch.empty_like(own) for _ in sizes]
+        dist.all_gather(texts, own)
+        check_equal([json.loads(bytes(one.numpy())) for one in texts])
+
     def leave(self, error: BaseException) -> None:
         """Let the other processes know why this one ends, before anything that takes time; once is enough."""
         if self.roll_call is not None:
@@ -240,11 +256,11 @@ def launch(
         )
     chosen = _device(device, local_rank)
     if chosen.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     if world_size == 1:
         yield Runtime(chosen)
         return
-    _end_with_parent()
+    end_with_agent()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
@@ -284,29 +300,6 @@ def _reason(error: BaseException) -> Reason:
     if not isinstance(error, RuntimeError) or not (isinstance(error, dist.DistError) or "gloo" in text):
         return "failed"
     return "timed out" if "timed out" in text or "timeout" in text else "lost"
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory instead of returning it to the system and faulting it in again in every step.
-
-    Every step frees and allocates the gradient of the embeddings and hundreds of activations; without this, page faults are a good
-    part of the processor time of fine-tuning a small BERT. Only glibc has the call; elsewhere nothing happens.
-
-    Source: mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in _KEEP_EVERYTHING:
-            mallopt(option, value)
-
-
-def _end_with_parent() -> None:
-    """Ask for SIGTERM when torchrun's agent dies: it starts processes in sessions of their own, where nothing else would end them.
-
-    Source: prctl(2), PR_SET_PDEATHSIG; Linux only.
-    """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _device(device: Device, local_rank: int) -> torch.device:

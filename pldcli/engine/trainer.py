@@ -23,7 +23,7 @@ from pldcli.engine.phases import Phase, PhaseTimer
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.validation import count_attended
-from pldcli.errors import CheckpointError, DivergedError, PldError
+from pldcli.errors import CheckpointError, DivergedError, UsageError
 from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.optimizers.adam import Adam
@@ -124,6 +124,7 @@ class Trainer(Generic[BatchesT]):
         curriculum: Lengths of sequences, and bases of rotary positions; None where both stay.
         max_skipped_steps: So many steps in a row, or a tenth of the run if that is less, whose update is left out end the run.
         spike_sigmas: As `Guard`'s.
+        remedy: What to change where the run diverges.
     """
 
     def __init__(
@@ -143,13 +144,14 @@ class Trainer(Generic[BatchesT]):
         curriculum: Curriculum | None = None,
         max_skipped_steps: int = 10,
         spike_sigmas: float | None = None,
+        remedy: str = "",
     ) -> None:
         self.model, self.objective, self.schedule, self.optimizer = model, objective, schedule, optimizer
         self.batches, self.learning_rate, self.max_grad_norm = batches, learning_rate, max_grad_norm
         self.precision, self.runtime, self.flops, self.seed, self.curriculum = precision, runtime, flops, seed, curriculum
         self.guard = Guard(sigmas=spike_sigmas, device=runtime.device)
         self.most_skipped = max(1, min(max_skipped_steps, schedule.total_steps // 10))
-        self._seq_len = 0
+        self._seq_len, self._remedy = 0, remedy
         self.scaler, self.phases = precision.scaler(), PhaseTimer(runtime.device)
         runtime.attach(model, model.units)
 
@@ -205,6 +207,7 @@ class Trainer(Generic[BatchesT]):
             self.phases.begin("other")
             if growth := self.schedule.growth_at(step):
                 grow(self.model, self.optimizer, growth)
+            if growth or self._begins_length(step):
                 self.guard.forget()
             set_learning_rate(self.optimizer, self.learning_rate(step))
             try:
@@ -227,8 +230,11 @@ class Trainer(Generic[BatchesT]):
         self.model.global_rope_theta = stretch.rope_theta
         if self._seq_len and self._seq_len != stretch.seq_len:
             torch.compiler.reset()  # compile for this length alone: beside another one, torch would compile for any
-            self.guard.forget()
         self._seq_len = stretch.seq_len
+
+    def _begins_length(self, step: int) -> bool:
+        """Return whether sequences have another length from this step on."""
+        return self.curriculum is not None and step > 0 and self.curriculum.at(step - 1).seq_len != self.curriculum.at(step).seq_len
 
     def warm_up(self, step: int = 0) -> None:
         """Run every block forward and backward once and discard the gradients, so that compilation is over before the first step.
@@ -292,10 +298,9 @@ class Trainer(Generic[BatchesT]):
         grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         loss_sums = self.runtime.sum(loss_sums.double())
         means = [_mean(total, count) for total, count in zip(loss_sums.unbind(), num_targets, strict=True)]
-        # Under loss scaling gradients overflow by design, and the scaler leaves the update out.
         if self.scaler.is_enabled():
             self.guard.watch_overflow(step, grad_norm)
-        self._update(self.guard.judge(step, torch.stack(means).sum(), None if self.scaler.is_enabled() else grad_norm))
+        self._update(self.guard.judge(step, torch.stack(means).sum(), grad_norm, may_overflow=self.scaler.is_enabled()))
         # None, not zero: a block that no group runs in the next step then has no gradient, and the optimizer leaves it alone.
         self.optimizer.zero_grad(set_to_none=True)
         self.phases.begin("other")
@@ -338,7 +343,7 @@ class Trainer(Generic[BatchesT]):
         was_asked = next(summed) > 0
         # With other gates each process would wait for a reduction that the others never start, or sum gradients of other blocks.
         if any(ours * self.runtime.world_size != everyone for ours, everyone in zip(gates, summed, strict=True)):
-            raise PldError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
+            raise UsageError("gates differ between processes", hint="run the same version of pldcli and Python in all of them")
         return targets, tokens, attended, was_asked
 
     def agreed_stop(self, stop: StopRequest) -> int:
@@ -409,8 +414,7 @@ class Trainer(Generic[BatchesT]):
             return
         steps = f"steps {first} to {last}" if last > first else f"step {first}"
         where = f"{steps} ({self.batches.sequences(first, last + 1)})"
-        hint = "lower optim.learning_rate or raise optim.warmup_fraction; the last checkpoint holds finite numbers"
-        error = DivergedError(f"training diverged: {what}", where=where, hint=hint)
+        error = DivergedError(f"training diverged: {what}", where=where, hint=self._remedy)
         error.last_step = skipped.first_step + skipped.longest - 1 if skipped.longest else step - 1
         raise error
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from pldcli import presets
@@ -154,10 +155,11 @@ def keep_probs_of(target: Path, num_blocks: int) -> KeepProbs:
         except PldError:
             continue  # a configuration of something else
         schedule = config.pld_schedule
+        if isinstance(schedule, Expansion) and (gates := schedule.gates_of_depth(num_blocks)):
+            shares = tuple(compress(schedule.shares_of_run, gates))
+            return KeepProbs(shares, f"the part of the run in which {place} trained each")
         if schedule.num_blocks != num_blocks:
             continue
-        if isinstance(schedule, Expansion):
-            return KeepProbs(schedule.shares_of_run, f"the part of the run in which {place} trained each")
         if isinstance(schedule, Dropping) and not schedule.is_dense:
             rule = f"{schedule.time} schedule, {schedule.depth_rule} rule"
             last = schedule.keep_probs(schedule.total_steps - 1)

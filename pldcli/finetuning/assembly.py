@@ -33,7 +33,11 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
     train, start, task = inputs.rows(settings).train, inputs.start, inputs.data.task
     shape, on_cuda = start.settings, runtime.device.type == "cuda"
     dropout = shape.dropout if settings.dropout == "auto" else settings.dropout
-    model = start.with_head(head_of(task, dropout=dropout), seed=settings.seed, dropout=dropout).to(runtime.device).train()
+    precision = resolve_precision(settings.precision, runtime.device)
+    model = start.with_head(head_of(task, dropout=dropout), seed=settings.seed, dropout=dropout)
+    common = {"precision": precision.name, "the number of training rows": train.num_rows}
+    runtime.check_agreement(settings.model_dump(mode="json") | common, model)
+    model.to(runtime.device).train()
     if runtime.is_on(settings.compile):
         model.compile_parts(dynamic=True)  # rows of each batch have a length of their own
     share = math.ceil(settings.batch_size / runtime.world_size)
@@ -56,10 +60,11 @@ def build_trainer(inputs: RunInputs, settings: FinetuneConfig, runtime: Runtime)
         ),
         learning_rate=lambda step: learning_rate(step, total, settings.optim, warmup_steps=round(settings.warmup_fraction * total)),
         max_grad_norm=settings.max_grad_norm,
-        precision=resolve_precision(settings.precision, runtime.device),
+        precision=precision,
         runtime=runtime,
         flops=shape.flops(round(float(train.lengths.mean())), mask_rate=0.0),
         seed=settings.seed,
+        remedy="lower learning_rate, or raise warmup_fraction",
     )
 
 

@@ -98,8 +98,9 @@ def largest_difference(directory: Path, model: StBert, input_ids_BT: Tensor, att
     training, device = model.training, next(model.parameters()).device
     model.eval().cpu()
     mask_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if attention_mask_BT is None else attention_mask_BT
-    hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT, causal=config["model_type"] in CAUSAL_TYPES)
-    ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD, attention_mask_BT)
+    with torch.compiler.set_stance("force_eager"):  # what was compiled for a GPU would be compiled for the CPU, which needs a C++ compiler
+        hidden_BTD = model(input_ids_BT, attention_mask_BT=attention_mask_BT, causal=config["model_type"] in CAUSAL_TYPES)
+        ours = model.mlm_logits(hidden_BTD) if model.task_head is None else model.task_head(hidden_BTD, attention_mask_BT)
     outputs = theirs(input_ids=input_ids_BT, attention_mask=mask_BT.long())
     model.to(device).train(training)
     both = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "start_logits" in outputs else outputs.logits

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from pldcli.config import Config
+from pldcli.config import Config, OptimConfig, flatten
 from pldcli.data.loader import PairSamples, Samples, SpanSamples
 from pldcli.data.masking import Masking
 from pldcli.data.next_token import NextTokenSteps
@@ -46,6 +47,7 @@ __all__ = [
 
 _CUDA_VOCAB_MULTIPLE = 64
 """Tensor cores are fast on matrices whose sizes are multiples of 64 elements."""
+_HASH_DIGITS = 8
 
 
 def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, source: Pretrained | None = None) -> Trainer[StepBatches]:
@@ -59,7 +61,7 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
 
     Raises:
         DataError: The data was tokenized with another tokenizer than the source's, or is shorter than a sequence.
-        UsageError: The vocabulary, the source's shape or the batch does not fit.
+        UsageError: The vocabulary, the source's shape or the batch does not fit, or processes were told or hold different things.
     """
     check_vocabulary(config, prepared)
     config.share_of_group(runtime.world_size)  # a batch that does not divide is refused before anything large is built
@@ -68,10 +70,21 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
         what = "holds one document, so that every second sentence would continue the first"
         raise DataError(what, where=str(prepared.path), hint="prepare it with --document-per line, or use data.layout=spans")
     model = initial_model(config, prepared, source)
+    runtime.check_agreement(_common(config, prepared, runtime), model)  # before anything else that all do together
     samples = cut_rows(config, stream, prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     next_tokens = next_token_steps(config, prepared.special)
     return assemble(config, place(model, config, runtime), samples, masking, runtime, next_tokens=next_tokens)
+
+
+def _common(config: Config, prepared: PreparedData, runtime: Runtime) -> dict[str, Any]:
+    """Collect what all processes must have alike, lest they wait for each other in vain or train different models."""
+    precision = resolve_precision(config.runtime.precision, runtime.device)
+    facts = flatten(config) | {
+        "runtime.precision": precision.name,
+        "the hash of the data": prepared.data_fingerprint[:_HASH_DIGITS],
+    }
+    return facts | ({"the format of Muon's matrices": str(precision.matrix_dtype)} if config.optim.name == "muon" else {})
 
 
 def assemble(
@@ -101,8 +114,8 @@ def assemble(
     train, curriculum, on_cuda = config.train, config.curriculum, runtime.device.type == "cuda"
     warmup_steps = config.warmup_steps
     held = sum(parameter.numel() for parameter in model.parameters()) // runtime.num_shards
-    fitting = fitting_micro_batch(config, held, runtime.device)
-    _, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
+    fitting = min(runtime.gather_on_host(fitting_micro_batch(config, held, runtime.device)))  # alike, as they are in every forward pass
+    _, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=int(fitting))
     batches = StepBatches(
         samples=samples,
         masking=masking,
@@ -139,7 +152,15 @@ def assemble(
         curriculum=curriculum,
         max_skipped_steps=train.max_skipped_steps,
         spike_sigmas=train.skip_spikes,
+        remedy=_remedy(config.optim),
     )
+
+
+def _remedy(optim: OptimConfig) -> str:
+    """Name the settings that make steps smaller."""
+    rates = "optim.learning_rate" + (" and optim.muon_learning_rate" if optim.name == "muon" else "")
+    warmup = next((name for name in ("warmup_tokens", "warmup_steps") if getattr(optim, name) is not None), "warmup_fraction")
+    return f"lower {rates}, or raise optim.{warmup}; checkpoints hold finite numbers"
 
 
 def choose_masking(config: Config, special: SpecialTokens, vocab_size: int, *, data: Path | None) -> Masking:

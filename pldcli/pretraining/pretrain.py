@@ -125,7 +125,7 @@ def _pretrain(
             stack.enter_context(_claimed(run, resume, display))
         runtime.wait_for_all()
         start = find()
-        runtime.wait_for_all()  # every process has read the directory before one of them writes there
+        runtime.check_agreement(start.facts)  # and every process has read the directory before one of them writes there
         if start.end is not None:
             return PretrainResult(run, start.end, was_finished=True, is_main=runtime.is_main)
         position, stranded_step, saved = start.position, start.stranded_step, start.snapshot

@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ from pldcli.pretraining.assembly import whole_model
 from pldcli.pretraining.checkpoint_writer import CheckpointWriter
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
-from pldcli.pretraining.starting_point import newest_checkpoint
+from pldcli.pretraining.starting_point import StartingPoint, newest_checkpoint
 from pldcli.system import atomic
 from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.system.signals import StopRequest, stop_error
@@ -181,6 +182,7 @@ class RunRecorder:
         if path is None:
             raise error
         saved, curriculum = checkpoint.read(path), self.trainer.batches.curriculum
+        self.runtime.check_agreement(StartingPoint(saved).facts)  # and all have read it before one of them writes
         self.trainer.restore(saved.weights, saved.optimizer, saved.scaler, where=str(path))
         self.trainer.guard.begin_row()
         passed = sum(curriculum.at(step).num_sequences for step in range(saved.position.step, error.last_step + 1))
@@ -197,7 +199,6 @@ class RunRecorder:
             self.log.close()
             self.log = MetricsLog(self.run.path, from_step=self.position.step)
         self.display.say(f"warning: {error}; back to step {self.position.step:,}, passing over {passed:,} sequences")
-        self.runtime.wait_for_all()
         # In the checkpoint's place: a run that is restarted before its next one passes over them too, and counts this.
         self.checkpoints.save(self.position, self.config, self.trainer, anew=True)
         self.checkpoints.finish()
@@ -288,7 +289,9 @@ class RunRecorder:
         if not self.runtime.is_main or time.monotonic() < self.next_look:
             return False
         self.next_look = time.monotonic() + _LOOK_SECONDS
-        return self.run.save_request.exists()
+        with suppress(OSError):  # a network file system that does not answer for a moment ends no run
+            return self.run.save_request.exists()
+        return False
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.train.total_steps

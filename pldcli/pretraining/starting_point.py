@@ -17,8 +17,11 @@ from pldcli.engine.checkpoint import Position, Snapshot, check_same_run
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, has_saved, read_starts
 from pldcli.errors import CheckpointError
+from pldcli.system.seal import read_sums
 
 __all__ = ["StartingPoint", "find_starting_point", "newest_checkpoint", "resume_of_restart"]
+
+_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class StartingPoint:
     def position(self) -> Position:
         """Position from which the run starts or resumes."""
         return self.snapshot.position if self.snapshot else Position()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Describe it for `Runtime.check_agreement`: of a shared directory not all machines see a new file at once."""
+        name = "none, the run is finished" if self.end is not None else "none"
+        if self.snapshot is not None:
+            name = f"{self.snapshot.path.name} ({read_sums(self.snapshot.path)['state.json'][:_HASH_DIGITS]})"
+        return {"the checkpoint to resume from": name}
 
 
 def resume_of_restart(run: RunDirectory, resume: str, *, is_of_this_job: Callable[[str], bool]) -> str:

@@ -137,8 +137,11 @@ def set_aside(path: Path) -> Path:
     """Rename a file or directory to NAME.1, NAME.2, ...; return its new place.
 
     Raises:
-        OutputError: It cannot be renamed.
+        OutputError: It cannot be renamed, or is named by what it is from here, as in `.`, which would still be it.
     """
+    if path.name in ("", ".."):
+        hint = "change to another directory and give its path from there"
+        raise OutputError("cannot be set aside under this name", where=str(path), hint=hint)
     number = 1
     while (place := path.with_name(f"{path.name}.{number}")).exists():
         number += 1

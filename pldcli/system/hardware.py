@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ _PEAK_16_BIT = {
 }
 """Dense 16-bit FLOPs per second, from the makers' data sheets; the first name that matches counts."""
 
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "sentencepiece", "pyarrow")
 
 
@@ -61,7 +64,10 @@ def versions() -> dict[str, Any]:
 
 
 def device_memory_bytes(device: torch.device) -> int:
-    """Return the size of the device's memory, used or not."""
+    """Return the size of the device's memory, used or not; of the host's, what its container may use, shared by the processes of a job."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory, sharing = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.environ.get("LOCAL_WORLD_SIZE", "")
+    with suppress(OSError, ValueError):  # no control group, or no limit
+        memory = min(memory, int(MEMORY_LIMIT.read_text(encoding="ascii")))
+    return memory // (int(sharing) or 1 if sharing.isdecimal() else 1)

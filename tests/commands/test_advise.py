@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pldcli import presets
+from pldcli.commands import pretrain
 from tests.conftest import Outcome
 
 
@@ -41,6 +42,14 @@ def test_a_preset_that_is_there_is_kept(pld: Callable[..., Outcome], tmp_path: P
     assert done.code == 7 and f"{place}: is already there; add --overwrite" in done.err.replace("\n", " ")
     assert pld("advise", "--budget", "1h", "--data", "nowhere", "--out", place, "--overwrite").code == 3
     assert place.read_text(encoding="utf-8") == "mine"
+
+
+def test_auto_where_one_stands(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    monkeypatch.setattr("pldcli.commands.advise.write_advice", lambda out, **named: None)
+    assert pretrain._advised(prepared, Path(), "1h", [], resume="auto", dry_run=False) == str(tmp_path / "run.yaml")
+    assert pretrain._advised(prepared, Path("it"), "1h", [], resume="auto", dry_run=False) == "it.yaml"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,18 @@ def test_time_goes_to_the_phase_that_began_last(clock):
     assert timer.read() == dict.fromkeys(PHASES, 0.0)
 
 
+def test_what_nobody_reads_for_long_does_not_pile_up(clock):
+    timer = PhaseTimer(torch.device("cpu"))
+    for _ in range(5000):
+        timer.begin("forward")
+        clock.now += 0.25
+        timer.begin("data")
+        clock.now += 0.5
+    timer.pause()
+    assert len(timer._marks) <= module._MOST_MARKS + 1
+    assert timer.read() == {"data": 2500.0, "forward": 1250.0, "backward": 0.0, "optimizer": 0.0, "other": 0.0}
+
+
 class Ticks:
     """A clock that goes on by one with each look at it."""
 

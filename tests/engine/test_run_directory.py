@@ -177,6 +177,17 @@ def test_setting_aside(tmp_path):
     assert run.path.is_dir()
 
 
+def test_a_run_in_which_one_stands_is_not_set_aside(tmp_path, monkeypatch, pld, prepared):
+    make(tmp_path / "run", checkpoints=[3])
+    monkeypatch.chdir(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    outcome = pld("pretrain", "--preset", "bert-tiny-pld", *TINY, "--data", prepared, "--out", ".", "--resume", "never")
+    assert outcome.code == 7 and outcome.err == (
+        "error: .: cannot be set aside under this name; change to another directory and give its path from there\n"
+    )
+    assert {path.name for path in set(tmp_path.rglob("*")) - set(before)} <= {".lock"}
+
+
 def test_what_may_be_used(tmp_path):
     RunDirectory(tmp_path / "new").check_usable()
     make(tmp_path / "run").check_usable()
@@ -203,6 +214,20 @@ def test_what_to_do_next_is_the_line_that_was_typed(tmp_path):
     run = make(tmp_path / "a", rows=[{"step": 3, "train/loss": 1.0}], checkpoints=[3])
     run.environment.write_text(json.dumps({"starts": [{"command": "pld first"}, {"command": "pld pretrain --data 'my data'"}]}))
     assert summarise(run).next_action == "pld pretrain --data 'my data' (resumes from the newest checkpoint)"
+
+
+@pytest.mark.parametrize("resume", [["--resume", "never"], ["--resume=never"], ["--resume", "it's/checkpoints/step 3"], []])
+def test_what_to_do_next_keeps_what_is_there(tmp_path, resume):
+    typed = ["pld", "pretrain", *resume, "--data", "my data"]
+    rest = "pld pretrain --data 'my data'"
+    run = make(tmp_path / "a", rows=[{"step": 3, "train/loss": 1.0}], checkpoints=[3])
+    gone = make(tmp_path / "b", rows=[{"step": 6, "train/loss": 1.0}], model=True, card=True)
+    early = make(tmp_path / "c", rows=[{"step": 1, "train/loss": 1.0}])
+    for one in (run, gone, early):
+        one.environment.write_text(json.dumps({"starts": [{"command": shlex.join(typed)}]}))
+    assert summarise(run).next_action == f"{rest} (resumes from the newest checkpoint)"
+    assert summarise(gone).next_action == f"{rest}, with --resume never (its checkpoints are gone)"
+    assert summarise(early).next_action.startswith(shlex.join(typed)), "it has no checkpoint of its own yet"
 
 
 def test_what_to_do_next_where_there_is_no_checkpoint(tmp_path):

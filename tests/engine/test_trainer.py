@@ -10,6 +10,7 @@ from torch.nn import functional
 from pldcli.engine import trainer as module
 from pldcli.engine.checkpoint import Position
 from pldcli.errors import DivergedError
+from pldcli.pretraining.estimate import measure_step_seconds
 from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData, tiny_config, tiny_trainer
 
@@ -395,6 +396,25 @@ def test_divergence_ends_the_run():
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ((), "lower optim.learning_rate, or raise optim.warmup_fraction"),
+        (
+            ("optim.name=muon", "optim.warmup_steps=2"),
+            "lower optim.learning_rate and optim.muon_learning_rate, or raise optim.warmup_steps",
+        ),
+        (("optim.warmup_tokens=512",), "lower optim.learning_rate, or raise optim.warmup_tokens"),
+    ],
+)
+def test_divergence_names_the_settings_in_use(changes, remedy):
+    trainer = tiny_trainer(*changes)
+    forward_backward = trainer.forward_backward
+    trainer.forward_backward = lambda *a: forward_backward(*a) * math.nan
+    with pytest.raises(DivergedError, match=f"; {remedy}; checkpoints"):
+        train(trainer)
+
+
 def test_divergence_is_noticed_where_nobody_looked():
     """One bad step between two observations, after which every number is finite again: in a run of 12 steps that is too many."""
     trainer = tiny_trainer()
@@ -466,6 +486,42 @@ def test_spikes_are_left_out_once_there_is_something_to_compare_with(monkeypatch
     ]
     assert skipped == [20, 30], "the first eight have nothing before them"
     assert train(spoilt(tiny_trainer(*LONG, "optim.learning_rate=1e-6"), factors))[-1].position.skipped_steps == 0
+
+
+def test_under_loss_scaling_a_spike_of_the_gradient_alone_is_left_out(monkeypatch):
+    """But no overflow, which is the scaler's matter, and no spike to come."""
+    monkeypatch.setattr("pldcli.engine.guard._REMEMBERED", 8)
+    trainer = tiny_trainer(*LONG, "train.skip_spikes=6", "optim.learning_rate=1e-6", "runtime.precision=fp16")
+    forward_backward, calls, factors = trainer.forward_backward, itertools.count(), {15: math.inf, 25: 50.0}
+
+    def spoil(*arguments):
+        sums, factor = forward_backward(*arguments), factors.get(next(calls), 1.0)
+        for parameter in trainer.model.parameters():
+            if parameter.grad is not None and factor != 1.0:
+                parameter.grad.mul_(factor)
+        return sums
+
+    trainer.forward_backward = spoil
+    seen = train(trainer)
+    assert [one.position.skipped_steps for one in seen] == [0] * 25 + [1] * 15
+    assert not math.isfinite(seen[15].grad_norm)
+    assert int(trainer.guard.state()["guard/remembered"]) == 38
+
+
+def test_only_another_length_makes_the_guard_forget():
+    """Not what measures or warms up at other lengths, before a run resumes."""
+    stages = "data.length_stages=[{until: 0.5, seq_len: 8}]"
+    changes = (*LONG, stages, "train.skip_spikes=6")
+    trainer = tiny_trainer(*changes)
+    train(trainer, every=15, until=15)
+    before = trainer.guard.state()
+    assert int(before["guard/remembered"]) == 15
+    measure_step_seconds(trainer, tiny_config(*changes))
+    trainer.warm_up(30)
+    trainer.warm_up(15)
+    assert same(trainer.guard.state(), before)
+    train(trainer, position=Position(step=15))
+    assert int(trainer.guard.state()["guard/remembered"]) == 20
 
 
 def test_a_resumed_run_judges_alike(monkeypatch, tmp_path):

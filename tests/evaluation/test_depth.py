@@ -78,6 +78,17 @@ def test_keep_probabilities_come_from_the_run(tmp_path):
     assert found.origin.startswith("mean keep probabilities of ")
 
 
+def test_a_model_that_has_not_grown_yet_has_keep_probabilities_of_its_own_blocks(tmp_path):
+    stages = "pld.depth_stages=[{until: 0.25, blocks: 2}, {until: 0.75, blocks: 3}]"
+    config = tiny_config("pld.schedule=expansion", stages, "model.num_hidden_layers=5", "train.total_steps=12")
+    (tmp_path / "config.yaml").write_text(dump(config))
+    whole = {2: (1.0, 1.0), 3: (1.0, 0.75, 1.0), 5: (1.0, 0.25, 0.75, 0.25, 1.0)}
+    for blocks, shares in whole.items():
+        found = keep_probs_of(tmp_path, blocks)
+        assert found.probs == pytest.approx(shares) and "the part of the run in which" in found.origin
+    assert "not known" in keep_probs_of(tmp_path, 4).origin
+
+
 def test_without_a_run_the_papers_rule_is_taken_and_said(tmp_path):
     unknown = keep_probs_of(tmp_path, 4)
     assert unknown.probs == pytest.approx((0.875, 0.75, 0.625, 0.5)) and "not known" in unknown.origin

@@ -139,6 +139,8 @@ def test_the_latest_run(tmp_path):
     (tmp_path / "no-run").mkdir()
     (tmp_path / "no-run" / "new").write_text("")
     assert latest_run(tmp_path).name == "a"
+    (tmp_path / "c" / "link").symlink_to(tmp_path / "nothing")
+    assert latest_run(tmp_path).name == "c", "the link was made now"
     with pytest.raises(UsageError):
         latest_run(tmp_path / "nowhere")
 

@@ -267,6 +267,20 @@ def test_two_processes_give_the_same_scores(processes, river_experiment, learn, 
     assert all(one["scores"] == pytest.approx(two["scores"], abs=1e-4) for one, two in pairs)
 
 
+def test_processes_that_were_told_different_things_are_refused(processes, rivers, tiny, tmp_path):
+    line = ["finetune", rivers / "train.jsonl", "--model", tiny, "--out", tmp_path / "two", *FAST, *ROUGH, "--device", "cpu"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    both = [
+        processes.pld(*line, f"max_grad_norm={rank + 1}", environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait() for process in both] == [2, 2], both[0].err + both[1].err
+    for process in both:
+        assert "error: process 1: max_grad_norm is 2.0, on process 0 1.0; start all processes with one command" in process.err
+
+
 # Settings
 
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import random
@@ -309,6 +310,19 @@ def test_a_run_stops_when_its_time_is_up(processes, pld, prepared, tmp_path, who
     assert pld(*line, "--stop-after", "10h").code == 0
     assert weights(out) == weights(whole)
     assert "--stop-after: '3' is not a time" in pld(*line, "--stop-after", "3").err
+
+
+def test_a_file_system_that_does_not_answer_asks_for_nothing(pld, prepared, tmp_path, monkeypatch):
+    stat = Path.stat
+
+    def stale(self, **named):
+        if self.name == "SAVE":
+            raise OSError(errno.ESTALE, "Stale file handle", str(self))
+        return stat(self, **named)
+
+    monkeypatch.setattr(Path, "stat", stale)
+    outcome = pld(*arguments(prepared, tmp_path / "run", "train.total_steps=2"))
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_checkpoint_can_be_asked_for(processes, pld, prepared, tmp_path, whole):
