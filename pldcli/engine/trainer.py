@@ -16,7 +16,6 @@ from pldcli.data.loader import Inputs, count_tokens
 from pldcli.data.order import key
 from pldcli.engine import checkpoint
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.growth import grow
 from pldcli.engine.guard import Guard, Skipped
 from pldcli.engine.objectives import Objective
 from pldcli.engine.phases import Phase, PhaseTimer
@@ -28,6 +27,7 @@ from pldcli.flops import Flops
 from pldcli.model import StBert
 from pldcli.optimizers.adam import Adam
 from pldcli.optimizers.build import clip_gradients, set_learning_rate
+from pldcli.optimizers.growth import grow
 from pldcli.pld import Plan, Schedule
 from pldcli.sharding import cut_all
 from pldcli.system.signals import STOP_SIGNALS, StopRequest

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

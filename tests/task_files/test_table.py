@@ -154,7 +154,7 @@ def test_cells_of_any_size(tmp_path):
         ("a.tsv", b"a\tb\0\n", "a.tsv: is binary, not text; known are .csv"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "a.csv: is UTF-16 without its mark; convert the file to UTF-8, for example"),
         ("a", "text", "a: has an ending that is not known; known are .csv"),
-        ("a.parquet.gz", gzip.compress(b"no"), "a.parquet.gz: has an ending that is not known; known are .csv"),
+        ("a.parquet.gz", gzip.compress(b"no", mtime=0), "a.parquet.gz: has an ending that is not known; known are .csv"),
         ("a.xlsx", "x", "a.xlsx: has an ending that is not known; known are .csv, .tsv, .jsonl"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl:2: is not JSON (Expecting value, column 6); one object per line"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "a.jsonl:2: is not a JSON object but a list; an example is an object"),

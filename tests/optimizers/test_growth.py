@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pldcli.engine.checkpoint import Position
-from pldcli.engine.growth import grow
 from pldcli.engine.model_source import open_model
+from pldcli.optimizers.growth import grow
 from pldcli.pld import Growth, Schedule
 from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, Outcome, tiny_trainer
