@@ -323,7 +323,7 @@ def draw(found: Results, path: Path) -> None:
             axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", transform=axes.transAxes)
             return
         ours = iter(OWN)
-        ends = []
+        ends, halves = [], []
         for one, run in lines:
             is_ours = one["kind"] == "pld"
             colour = next(ours, COLOURS[-1]) if is_ours else {"modernbert": "#3d3d3d"}.get(one["name"], UNDER_PEERS)
@@ -335,19 +335,17 @@ def draw(found: Results, path: Path) -> None:
                 curve = half["curve"]
                 axes.plot([s / 60 for s, _ in curve], [loss for _, loss in curve], linestyle=(0, (1.5, 1.5)), color=colour, linewidth=1.3)
                 axes.plot(curve[-1][0] / 60, curve[-1][1], "o", color=colour, markersize=5)
-                name_once(axes, f"a whole run in {half['budget'] / found['budget']:.0%} of the time".replace("%", " %"), curve)
+                halves.append(half)
+        if halves:
+            best = min(halves, key=lambda run: run["final_loss"])
+            text = f"a whole run in {best['budget'] / found['budget']:.0%} of the time".replace("%", " %")
+            where = (best["curve"][-1][0] / 60, best["final_loss"])
+            axes.annotate(text, where, xytext=(5, -21), textcoords="offset points", ha="right", color="#3d3d3d", bbox=PAPER)
         limit(axes, found, [run for _, run in lines])
         label_ends(axes, ends, max(run["curve"][-1][0] for _, run in lines) / 60)
         mark_goal(axes, found, lines)
         axes.set(xlabel="minutes of training, one CPU core" if is_on_cpu(found) else "minutes of training", ylabel="validation loss, nats")
         axes.set_title("Masked-language-model loss after the same time on the same text")
-
-
-def name_once(axes: Any, text: str, curve: Sequence[Sequence[float]]) -> None:
-    """Say below the end of a line what it is, unless another one's says it."""
-    if all(written.get_text() != text for written in axes.texts):
-        where = (curve[-1][0] / 60, curve[-1][1])
-        axes.annotate(text, where, xytext=(5, -21), textcoords="offset points", ha="right", color="#3d3d3d", bbox=PAPER)
 
 
 def is_on_cpu(found: Results) -> bool:

@@ -3,14 +3,15 @@
     python benchmarks/first_hour.py run --plan benchmarks/law.yaml --work hour --core 0
     python benchmarks/law.py --work hour --hold-out 4 --out benchmarks/results/law-cpu
 
-Of runs of one shape and about as many tokens the best one counts. Runs with dropping or growing are no points of the law; each is compared
-with the run without, of equal settings, time and seed.
+Of runs of one shape in one time the best one counts, and of those on about as many tokens; what fewer tokens beat does not. Runs with
+dropping or growing are no points of the law; each is compared with the run without, of equal settings, time and seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,9 @@ from pldcli.system import atomic
 from reporting import command, head, row
 
 DENSE = "-preln"
+CHOICES = 100
+"""Other ways to hold runs out that are tried."""
+WANTED = 0.02
 ALIKE = 1.25
 """Runs of one shape whose tokens differ by less than this factor are candidates of one another."""
 EVIDENCE = Path(record.__file__).with_name("evidence.json")
@@ -73,36 +77,35 @@ def main() -> None:
 
 
 def recorded(results: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> list[Recorded]:
-    """Take the runs without dropping, by the size that their preset extends and what differs from it."""
-    runs = []
-    for result in results:
+    """Take the best run of each shape and time without dropping, by the size that its preset extends and what differs from it."""
+    runs: dict[tuple[Any, ...], Recorded] = {}
+    for result in sorted(results, key=lambda result: result["final_loss"] or math.inf):
         preset, _, _ = result["preset"].partition(DENSE)
         if not result["preset"].endswith(DENSE) or result["final_loss"] is None:
             continue
         overrides = [f"{key}={value}" for key, value in result["settings"].items()]
         config = presets.resolve(result["preset"], overrides, from_data={"model.vocab_size": text["vocab_size"]}).config
         shape = {f"model.{name}": getattr(config.model, name) for name in SHAPE}
-        runs.append(
-            Recorded(
-                size=preset,
-                settings=shape | {key: value for key, value in result["settings"].items() if key not in shape},
-                parameters=body_parameters(config),
-                tokens=result["tokens"],
-                unique_tokens=text["train_tokens"],
-                loss=round(result["final_loss"], 5),
-                unigram_loss=round(text["unigram_loss"], 5),
-                vocab_size=text["vocab_size"],
-            )
+        run = Recorded(
+            size=preset,
+            settings=shape | {key: value for key, value in result["settings"].items() if key not in shape},
+            parameters=body_parameters(config),
+            tokens=result["tokens"],
+            unique_tokens=text["train_tokens"],
+            loss=round(result["final_loss"], 5),
+            unigram_loss=round(text["unigram_loss"], 5),
+            vocab_size=text["vocab_size"],
         )
-    return runs
+        runs.setdefault((*shape.values(), result["budget"]), run)
+    return list(runs.values())
 
 
 def best_of_each(runs: Sequence[Recorded]) -> list[Recorded]:
-    """Keep the best of runs of one shape on about as many tokens."""
+    """Keep the best of runs of one shape on about as many tokens, and none that a run on fewer beats."""
     kept: list[Recorded] = []
     for run in sorted(runs, key=lambda run: run.loss):
         rivals = [one for one in kept if one.shape == run.shape and one.unigram_loss == run.unigram_loss]
-        if not any(1 / ALIKE < one.tokens / run.tokens < ALIKE for one in rivals):
+        if not any(one.tokens / run.tokens < ALIKE for one in rivals):
             kept.append(run)
     return sorted(kept, key=lambda run: (run.parameters, run.tokens))
 
@@ -144,25 +147,33 @@ def report(
 ) -> str:
     """Write down the runs, the law, and how far it was off."""
     whole = fit([run.point for run in runs])
-    lines = [head("blocks x width", "parameters", "tokens", "loss", "share of the unigram baseline", "predicted", "off")]
+    lines = [head("blocks x width", "entries", "parameters", "tokens", "loss", "share of the unigram baseline", "predicted", "off")]
     for run in runs:
         seen = "held out" if run in held_out else ""
         share, predicted = run.point.loss, law.loss(run.point)
         shape = f"{run.shape['model.num_hidden_layers']} x {run.shape['model.hidden_size']}"
-        cells = (f"{run.parameters / 1e6:.2f} M", f"{run.tokens / 1e6:.2f} M", f"{run.loss:.3f}", f"{share:.4f}", f"{predicted:.4f}")
+        cells = (
+            f"{run.vocab_size:,}",
+            f"{run.parameters / 1e6:.2f} M",
+            f"{run.tokens / 1e6:.2f} M",
+            f"{run.loss:.3f}",
+            f"{share:.4f}",
+            f"{predicted:.4f}",
+        )
         lines.append(row(f"{shape} {seen}".strip(), *cells, f"{predicted / share - 1:+.1%}".replace("%", " %")))
     worst = max((abs(law.loss(run.point) / run.point.loss - 1) for run in held_out), default=0.0)
     checked = f", the worst of the {len(held_out)} held out is off by {worst:.1%}" if held_out else ""
+    others = other_choices(runs, len(held_out))
     parts = [
         "# The loss of an encoder, from its parameters and tokens",
         f"![Predicted against measured losses]({picture_name})",
         f"Command: `{command()}`. Text: {text}. {'; '.join(sorted({result['hardware'] for result in results}))}; "
         f"{'; '.join(sorted({result['software'] for result in results}))}.",
-        f"Fitted to {len(runs) - len(held_out)} runs{checked}. Each of the {len(runs)} left out in turn: "
+        f"Fitted to {len(runs) - len(held_out)} runs{checked}{others}. Each of the {len(runs)} left out in turn: "
         f"{leave_one_out([run.point for run in runs]):.1%} (root mean square).".replace("%", " %"),
         "\n".join(lines),
         f"All runs together: loss / unigram = {formula(whole)}, in millions of parameters without what grows with the vocabulary and of "
-        "fresh tokens.",
+        "fresh tokens, and ten thousands of entries of the vocabulary.",
     ]
     if comparisons:
         table = [head("system", "blocks", "tokens of the run without", "loss with less loss without, at equal time")]
@@ -171,8 +182,22 @@ def report(
     return "\n\n".join(parts) + "\n"
 
 
+def other_choices(runs: Sequence[Recorded], num_held_out: int) -> str:
+    """Say how far off the law is where others of the runs are held out."""
+    if not num_held_out:
+        return ""
+    draw, worst = random.Random(1), []
+    for _ in range(CHOICES):
+        hidden = set(draw.sample(range(len(runs)), num_held_out))
+        law = fit([run.point for number, run in enumerate(runs) if number not in hidden])
+        worst.append(max(abs(law.loss(runs[number].point) / runs[number].point.loss - 1) for number in hidden))
+    within = sum(error <= WANTED for error in worst)
+    return f"; of {CHOICES} other choices of as many {within} are within {WANTED:.0%}, and the worst is off by {max(worst):.1%}"
+
+
 def formula(law: Law) -> str:
-    return f"{law.floor:.3f} + {law.a:.3f} / N^{law.alpha:.2f} + {law.b:.3f} / D^{law.beta:.2f}"
+    tokens = f"(D / V^{law.gamma:.1f})" if law.gamma else "D"
+    return f"{law.floor:.3f} + {law.a:.3f} / N^{law.alpha:.2f} + {law.b:.3f} / {tokens}^{law.beta:.2f}"
 
 
 def draw(shown: Sequence[Recorded], held_out: Sequence[Recorded], law: Law, path: Path) -> None:
