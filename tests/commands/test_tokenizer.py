@@ -53,12 +53,6 @@ def test_how_a_tokenizer_fits(pld: Callable[..., Outcome], corpus: Path, tmp_pat
     assert json.loads(pld("tokenizer", "inspect", prepared, "--json").out)["texts"] == []
 
 
-def test_what_a_folder_holds_besides_text_is_said(pld: Callable[..., Outcome], tmp_path: Path, prepared: Path) -> None:
-    (tmp_path / "a.txt").write_text("open the file")
-    (tmp_path / "b.txt").touch()
-    assert json.loads(pld("tokenizer", "inspect", prepared, tmp_path, "--json").out)["notes"] == ["Skipped: 1 x empty file."]
-
-
 def test_refusals(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:
     assert pld("tokenizer", "train", tmp_path / "nothing.txt").code == 3
     assert pld("tokenizer", "inspect", tmp_path / "nothing").code == 3

@@ -28,6 +28,7 @@ from pldcli.sharding import cut, is_sharded, own_parts, reshard, whole
 from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, MadeUpData, tiny_config, tiny_trainer
 from tests.engine.test_runtime import DROPPING
+from tests.forks import BELOW
 
 BATCH = ("train.global_batch_size=16", "train.micro_batch_size=2")
 CASES = {
@@ -340,6 +341,6 @@ def test_a_sharded_run_from_the_command_line(prepared, tmp_path, pld, processes)
 def test_processes_that_stop_together_say_so_once(prepared, tmp_path, processes):
     """Also where one of them is still there when the first has ended, and is then ended by the agent."""
     line = ["pretrain", "--preset", "bert-tiny-pld", "--data", str(prepared), *TINY, "--gpus", 2, "--stop-after", "0.001s"]
-    process = processes.pld(*line, "--out", tmp_path / "run")
+    process = processes.pld(*line, "--out", tmp_path / "run", environment={BELOW: ""})  # which takes longer to begin than it may train
     assert process.wait() == 75, process.err
     assert process.err.count("time is up, nothing to save yet") == 1 and "ended by" not in process.err

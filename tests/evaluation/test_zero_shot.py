@@ -280,14 +280,6 @@ def test_a_long_document_is_one_document(prepared, tmp_path):
     assert tokenizer.special.sep_id not in long, "the mark stands at its end only, although it is read in pieces"
 
 
-def test_what_a_folder_holds_besides_text_is_said(prepared, tmp_path):
-    (tmp_path / "a.txt").write_text("open the file")
-    (tmp_path / "b.txt").touch()
-    (tmp_path / "c.txt").symlink_to(tmp_path / "gone.txt")
-    stream = tokenise([tmp_path], load_prepared_tokenizer(prepared))
-    assert stream.notes == ("Skipped: 1 x empty file, 1 x link to nothing.",)
-
-
 def test_masked_lm_on_text(model_directory, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(TEXTS * 30))
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 30))

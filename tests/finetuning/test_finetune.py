@@ -369,7 +369,7 @@ def test_a_diverging_cell_does_not_count(learn, river_experiment, tmp_path):
     assert note.startswith("diverged: learning_rate=1e+37")
     rows = table(done.out)
     assert (rows[1]["score"], rows[1]["accuracy"]) == ("", "") and "diverged" in rows[1]["error"]
-    assert "| 1e+37 | 1 | diverged |" in (done.out / "results.md").read_text()
+    assert "| 1e+37 | 0 of 1 | diverged |" in (done.out / "results.md").read_text()
     assert learn(river_experiment(), tmp_path / "out", "epochs=1", "max_grad_norm=0", "learning_rate=3e-3,1e37").done_before == 2
 
 

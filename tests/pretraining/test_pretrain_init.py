@@ -192,7 +192,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_another_tokenizer(begin, source, other, tmp_path):
     outcome = begin(source, data=other)
-    assert outcome.code == 3 and outcome.err.count("\n") == 1
+    assert outcome.code == 3 and outcome.err.count("error: ") == 1
     assert f"{other}: was tokenized with another tokenizer than that of {source}" in outcome.err
     assert f"prepare it again with `pld prepare-data --tokenizer {source}`" in outcome.err
     assert not (tmp_path / "run").exists()
@@ -218,7 +218,7 @@ def test_the_advice_for_another_tokenizer_can_be_followed(pld, begin, source, ot
 )
 def test_a_shape_that_does_not_fit(begin, source, tmp_path, more, code, message):
     outcome = begin(source, *more)
-    assert outcome.code == code and message.format(source=source) in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    assert outcome.code == code and message.format(source=source) in outcome.err and outcome.err.count("error: ") == 1, outcome.err
     assert not (tmp_path / "run").exists()
 
 
@@ -247,7 +247,7 @@ def test_another_source_is_another_run(begin, prepared, source, tmp_path, monkey
         assert begin(source, "train.total_steps=3").code == 75
     other = save_source(tmp_path / "other", prepared, load_pretrained(source).settings.norm)
     outcome = begin(other, "train.total_steps=3")
-    assert outcome.code == 4 and "train.init_from" in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    assert outcome.code == 4 and "train.init_from" in outcome.err and outcome.err.count("error: ") == 1, outcome.err
 
 
 def test_a_head_that_begins_at_the_frequencies_is_as_good_as_they_are(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path):
 def test_classes_of_other_names_are_refused_where_the_labels_have_names(tmp_path):
     trained = load_own(classes(tmp_path / "a.parquet", ["neg", "pos"], [0, 1] * 10)).task
     line = line_of(DataError, tmp_path, load_split, trained, classes(tmp_path / "b.parquet", ["bad", "good"], [0, 1]))
-    assert line == "b.parquet: row 1: the label 'bad' does not occur in training; known labels are: neg, pos"
+    assert line == "b.parquet: row 1: the label 'bad' is not one of the model's labels; known labels are: neg, pos"
     numbered = load_own(csv(tmp_path / "a.csv", ["text,0", "text,1"] * 10)).task
     assert load_split(numbered, tmp_path / "b.parquet").labels == [0, 1]
 
