@@ -323,11 +323,13 @@ def _reasons(candidates: Sequence[Candidate], evidence: Evidence, chooser: _Choo
     rates = (
         f"AdamW {optim.learning_rate:g}" if optim.name != "muon" else f"Muon {optim.muon_learning_rate:g}, AdamW {optim.learning_rate:g}"
     )
+    entries = config.objective.sampled_softmax
+    softmax = f"a softmax over {entries:,} entries, " if entries else ""
     unlike = chooser.unlike(best)
     source = "as the nearest run on record" if best.recipe else f"as {best.model.size} has it"
     yield (
         f"recipe: {config.train.global_batch_size} x {config.data.seq_len} tokens a step, {config.objective.mask_probability:.0%} masked, "
-        f"{rates}, {source}{' but for what was asked' if unlike else ''}"
+        f"{softmax}{rates}, {source}{' but for what was asked' if unlike else ''}"
     )
     yield f"text: {quantity(best.tokens)} tokens are {best.tokens / chooser.unique_tokens:.2g} passes over it"
     if best.is_on_record:

@@ -123,6 +123,13 @@ def test_the_recipe_is_that_of_the_nearest_run(prepared: Path, timed: list[Confi
     assert "optim.muon_learning_rate" in next(one for one in long if one.recipe).recipe
 
 
+def test_a_sampled_softmax_of_the_recipe_is_told(prepared: Path, timed: list[Config]) -> None:
+    runs = tuple(replace(one, settings={**one.settings, "objective.sampled_softmax": 100}) for one in EVIDENCE.runs)
+    for evidence, is_told in ((EVIDENCE, False), (replace(EVIDENCE, runs=runs), True)):
+        reasons = advise(open_prepared(prepared), seconds=4.0, evidence=evidence).reasons
+        assert any("30% masked, a softmax over 100 entries, Muon" in reason for reason in reasons) is is_told
+
+
 def test_the_cheapest_model_has_the_recipe_of_the_nearest_run(prepared: Path, timed: list[Config]) -> None:
     """It is timed before anything is known of how many tokens it will read."""
     alone = replace(EVIDENCE, runs=tuple(one for one in EVIDENCE.runs if one.shape == shape(1)) * 2)
