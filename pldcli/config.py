@@ -329,6 +329,11 @@ class Config(Settings):
         return int(share * self.data.seq_len + 1)
 
     @property
+    def softmax_entries(self) -> int:
+        """Count the entries of the vocabulary over which a step predicts a token."""
+        return min(self.objective.sampled_softmax or self.model.vocab_size, self.model.vocab_size)
+
+    @property
     def warmup_steps(self) -> int:
         """Count the steps of warm-up, however it is given."""
         if self.optim.warmup_tokens is not None:
@@ -373,11 +378,11 @@ class Config(Settings):
             mask_rate,
             span_boundary=objective.span_boundary,
             num_exits=len(self.exits),
-            num_entries=objective.sampled_softmax,
+            num_entries=self.softmax_entries,
         )
         reach = self.model.local_attention // 2
         # A causal window holds `reach` tokens, the query's own among them; with a prefix as many, and in it as many ahead.
-        return replace(found, window=objective.over_steps(masked=2 * reach + 1, causal=reach, prefix=(3 * reach - 1) / 2))
+        return replace(found, window=objective.over_steps(masked=found.window, causal=reach, prefix=(3 * reach - 1) / 2))
 
     @property
     def exits(self) -> tuple[int, ...]:

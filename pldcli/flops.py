@@ -58,7 +58,7 @@ class Flops:
         With `num_entries` that head scores only so many of the vocabulary.
         """
         matrices = 4 * hidden_size**2 + (3 if gated else 2) * hidden_size * intermediate_size
-        entries = min(num_entries or vocab_size, vocab_size)
+        entries = vocab_size if num_entries is None else num_entries
         head = (1 + num_exits) * 6.0 * (head_transform * hidden_size**2 + entries * hidden_size) * mask_rate
         head += span_boundary * 6.0 * (4 * hidden_size**2 + vocab_size * hidden_size) * mask_rate
         return cls(6.0 * matrices, 12.0 * hidden_size, seq_len, head, num_blocks, num_local, window)

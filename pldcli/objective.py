@@ -36,7 +36,6 @@ class ObjectiveConfig(Settings):
     """Add the loss after so many blocks, to cut the model there: a list, or `auto` for a quarter, half and three quarters of them."""
     exit_weight: Positive = 1.0
     """What the loss of each exit counts, beside 1 for that of the whole model."""
-
     sampled_softmax: Annotated[Whole, Field(gt=1)] | None = None
     """Predict over so many entries of the vocabulary in training, drawn anew in each micro-batch; must exceed its targets; null: all."""
 

@@ -236,11 +236,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
 
 
 def _load(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 
 def _lines(node: yaml.Node | None, parent: str = "") -> Iterator[tuple[str, int]]:

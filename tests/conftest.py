@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -180,6 +181,18 @@ class Processes:
         """Start a piece of Python."""
         return self._start(["-c", code], environment)
 
+    def together(self, code: str, count: int = 2, *, local: int | None = None) -> list[Process]:
+        """Run a piece of Python in several processes that find each other, until all have ended well.
+
+        Args:
+            code: For each of them.
+            count: How many.
+            local: How many of them are told that they share a machine; None tells them nothing.
+        """
+        started = [self.python(code, environment) for environment in meeting(count, local)]
+        assert [process.wait() for process in started] == [0] * count, "".join(process.err for process in started)
+        return started
+
     def close(self) -> None:
         """End the server."""
         self._forks.close()
@@ -189,6 +202,15 @@ class Processes:
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **self._environment, **(environment or {})}
         with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
             return Process(self._forks.Popen([sys.executable, *words], stdout=out, stderr=err, env=variables), place)
+
+
+def meeting(count: int, local: int | None = None) -> list[dict[str, str]]:
+    """Make the environments of processes that find each other here, by rank; `local` as of `Processes.together`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    shared |= {"LOCAL_WORLD_SIZE": str(local)} if local else {}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank % (local or count))} for rank in range(count)]
 
 
 @pytest.fixture(scope="session")

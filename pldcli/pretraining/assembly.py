@@ -30,6 +30,7 @@ from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
 from pldcli.sharding import gathered, is_sharded
+from pldcli.system.agreement import HASH_DIGITS
 from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
 
 _CUDA_VOCAB_MULTIPLE = 64
 """Tensor cores are fast on matrices whose sizes are multiples of 64 elements."""
-_HASH_DIGITS = 8
 
 
 def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, source: Pretrained | None = None) -> Trainer[StepBatches]:
@@ -82,7 +82,7 @@ def _common(config: Config, prepared: PreparedData, runtime: Runtime) -> dict[st
     precision = resolve_precision(config.runtime.precision, runtime.device)
     facts = flatten(config) | {
         "runtime.precision": precision.name,
-        "the hash of the data": prepared.data_fingerprint[:_HASH_DIGITS],
+        "the hash of the data": prepared.data_fingerprint[:HASH_DIGITS],
     }
     return facts | ({"the format of Muon's matrices": str(precision.matrix_dtype)} if config.optim.name == "muon" else {})
 

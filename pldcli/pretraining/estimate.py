@@ -179,6 +179,5 @@ def _activation_bytes_per_sequence(config: Config) -> int:
     """Estimate what one sequence keeps for the backward pass, in bytes: measured on autocast runs, rounded up."""
     model, length = config.model, config.data.seq_len
     block = length * (40 * model.hidden_size + 8 * model.intermediate_size) + 6 * model.num_attention_heads * length**2
-    entries = min(config.objective.sampled_softmax or model.vocab_size, model.vocab_size)
-    head = config.most_targets * (entries + config.objective.span_boundary * model.vocab_size) * 16
+    head = config.most_targets * (config.softmax_entries + config.objective.span_boundary * model.vocab_size) * 16
     return model.num_hidden_layers * block + head

@@ -17,11 +17,10 @@ from pldcli.engine.checkpoint import Position, Snapshot, check_same_run
 from pldcli.engine.metrics import read_metrics
 from pldcli.engine.run_directory import RunDirectory, has_saved, read_starts
 from pldcli.errors import CheckpointError
+from pldcli.system.agreement import HASH_DIGITS
 from pldcli.system.seal import read_sums
 
 __all__ = ["StartingPoint", "find_starting_point", "newest_checkpoint", "resume_of_restart"]
-
-_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class StartingPoint:
         """Describe it for `Runtime.check_agreement`: of a shared directory not all machines see a new file at once."""
         name = "none, the run is finished" if self.end is not None else "none"
         if self.snapshot is not None:
-            name = f"{self.snapshot.path.name} ({read_sums(self.snapshot.path)['state.json'][:_HASH_DIGITS]})"
+            name = f"{self.snapshot.path.name} ({read_sums(self.snapshot.path)['state.json'][:HASH_DIGITS]})"
         return {"the checkpoint to resume from": name}
 
 

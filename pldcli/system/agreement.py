@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pldcli.errors import UsageError
 
-__all__ = ["check_equal", "hash_of"]
+__all__ = ["HASH_DIGITS", "check_equal", "hash_of"]
 
-_HASH_DIGITS = 8
+HASH_DIGITS = 8
+"""Of a hash, where people read it."""
 _MOST_NAMED = 3
 
 
@@ -21,7 +22,7 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors.values():
         found.update(tensor.contiguous().numpy().data)
-    return found.hexdigest()[:_HASH_DIGITS]
+    return found.hexdigest()[:HASH_DIGITS]
 
 
 def check_equal(everyone: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -54,13 +53,8 @@ def several(processes, tmp_path_factory):
     """What each process saw of its stretch, one stretch after the other."""
     place, before, found = tmp_path_factory.mktemp("elastic"), None, {}
     for name, (count, *_, stop) in STRETCHES.items():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         code = f"from tests.engine.test_elastic import one_of_several; one_of_several({str(place)!r}, {name!r}, {before!r})"
-        started = [processes.python(code, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
-        assert [process.wait() for process in started] == [0] * count, "".join(process.err for process in started)
+        processes.together(code, count, local=count)
         before = str(place / name / f"step-{stop:08d}")
         found[name] = [json.loads((place / f"{name}.{rank}.json").read_text()) for rank in range(count)]
     return found

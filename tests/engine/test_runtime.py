@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,21 +130,15 @@ def asked_by(rank, runtime):
     return [(one.position.step, one.was_asked) for one in seen]
 
 
-def pair(processes, code):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    both = [processes.python(code, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait() for process in both] == [0, 0], both[0].err + both[1].err
-    return both
+def seen_by_two(processes, place, module):
+    """Let a module's `one_of_two` run in two processes; read what each wrote."""
+    processes.together(f"from {module} import one_of_two; one_of_two({str(place)!r})")
+    return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def two(processes, tmp_path_factory):
-    place = tmp_path_factory.mktemp("two")
-    pair(processes, f"from tests.engine.test_runtime import one_of_two; one_of_two({str(place)!r})")
-    return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
+    return seen_by_two(processes, tmp_path_factory.mktemp("two"), __name__)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

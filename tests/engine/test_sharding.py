@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import socket
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -220,13 +219,8 @@ def several(request, alone, processes):
     place = alone[0] / request.param
     place.mkdir()
     (place / "one").symlink_to(alone[0] / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     code = f"from tests.engine.test_sharding import one_of_several; one_of_several({str(place)!r}, {sharding!r})"
-    started = [processes.python(code, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank % local)}) for rank in range(count)]
-    assert [process.wait() for process in started] == [0] * count, "".join(process.err for process in started)
+    processes.together(code, count, local=local)
     return MODES[request.param], place, [json.loads((place / f"{rank}.json").read_text()) for rank in range(count)]
 
 

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from pldcli.finetuning.inputs import RunInputs
 from pldcli.huggingface.load import load_pretrained
 from pldcli.tasks.kinds import head_of
 from pldcli.tasks.task import TaskData
+from tests.conftest import meeting
 from tests.finetuning.conftest import FAST, river_rows, save_tiny, write_rows
 
 ROUGH = ("epochs=2",)
@@ -270,13 +270,7 @@ def test_two_processes_give_the_same_scores(processes, river_experiment, learn, 
 
 def test_processes_that_were_told_different_things_are_refused(processes, rivers, tiny, tmp_path):
     line = ["finetune", rivers / "train.jsonl", "--model", tiny, "--out", tmp_path / "two", *FAST, *ROUGH, "--device", "cpu"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    both = [
-        processes.pld(*line, f"max_grad_norm={rank + 1}", environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
+    both = [processes.pld(*line, f"max_grad_norm={rank + 1}", environment=one) for rank, one in enumerate(meeting(2))]
     assert [process.wait() for process in both] == [2, 2], both[0].err + both[1].err
     for process in both:
         assert "error: process 1: max_grad_norm is 2.0, on process 0 1.0; start all processes with one command" in process.err

@@ -15,7 +15,7 @@ from pldcli.engine.runtime import launch
 from pldcli.errors import PldError
 from pldcli.pretraining import assembly
 from tests.conftest import TINY, MadeUpData, tiny_config
-from tests.engine.test_runtime import pair
+from tests.engine.test_runtime import seen_by_two
 
 ELSEWHERE = {
     "setting": "process 1: optim.learning_rate is 0.01, on process 0 0.001; start all processes with one command, on equal files and m",
@@ -80,9 +80,7 @@ def change(name: str, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def found(processes, tmp_path_factory):
-    place = tmp_path_factory.mktemp("agreement")
-    pair(processes, f"from tests.pretraining.test_agreement import one_of_two; one_of_two({str(place)!r})")
-    return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
+    return seen_by_two(processes, tmp_path_factory.mktemp("agreement"), __name__)
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -110,7 +108,7 @@ def test_processes_resume_from_one_checkpoint(prepared, tmp_path, pld, processes
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     line = [str(word) for word in words]
     import_it = "import os; from tests.pretraining.test_agreement import resume"
-    both = pair(processes, f"{import_it}; resume(int(os.environ['RANK']), {line!r})")
+    both = processes.together(f"{import_it}; resume(int(os.environ['RANK']), {line!r})")
     what = r"the checkpoint to resume from is step-00000008 \(\w{8}\), on process 0 step-00000012 \(\w{8}\); start all"
     for process in both:
         assert re.search(rf"error: process 1: {what}", process.err), process.err
