@@ -81,7 +81,7 @@ def export(
         save_pretrained(place, model, smaller.settings, **how)
     heads = {"nsp_head.classifier.weight": "next-sentence head", "sbo_head.place.weight": "span-boundary head"}
     left_out = tuple(head for weight, head in heads.items() if weight in loaded.weights)
-    checked = read_back(out, model, loaded.tokenizer.special)
+    checked = read_back(out, model, loaded.tokenizer)
     return Exported(source=loaded.where, path=out, gates=gates, reason=reason, left_out=left_out, read_back=checked, notes=loaded.notes)
 
 

@@ -61,8 +61,21 @@ def test_what_was_compiled_is_read_back_without_a_compiler(prepared, tmp_path):
 
     for part in (model.embeddings, *model.blocks):
         part.compile(backend=compiler)
-    checked = read_back.read_back(tmp_path / "model", model, tokenizer.special)
+    checked = read_back.read_back(tmp_path / "model", model, tokenizer)
     assert checked.failure is None and checked.difference < 1e-4
+
+
+def test_the_check_on_the_spot_reads_text(save, prepared):
+    place, model = save("pre")
+    tokenizer = load_prepared_tokenizer(prepared)
+    assert read_back.read_back(place, model, tokenizer).failure is None
+    content = json.loads((place / "tokenizer.json").read_text())
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Lowercase"}, {"type": "Strip", "strip_left": True, "strip_right": True}],
+    }
+    (place / "tokenizer.json").write_text(json.dumps(content))
+    assert 'makes other tokens of "The old river' in read_back.read_back(place, model, tokenizer).failure
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_transformers_loads_a_causal_model_that_says_the_same(export: Export, wo
     with torch.no_grad():
         expected = theirs(input_ids=ids, attention_mask=mask.long()).logits
     torch.testing.assert_close(ours(model, ids, attention_mask_BT=mask)[mask], expected[mask], rtol=0, atol=1e-4)
-    difference = read_back(directory, model, words.special).difference
+    difference = read_back(directory, model, words).difference
     assert difference is not None and difference < 1e-4
     assert (model.mlm_logits(model(ids)) - expected).abs().max() > 0.1, "seeing all of the text would be something else"
 

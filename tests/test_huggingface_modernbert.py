@@ -160,10 +160,10 @@ def test_fill_mask_works_on_the_directory(export: Export) -> None:
 
 def test_the_check_on_the_spot_reads_padding_and_beyond_the_windows(export: Export, words: Tokenizer) -> None:
     directory, model = export()
-    checked = read_back(directory, model, words.special)
+    checked = read_back(directory, model, words)
     assert checked.difference is not None and checked.difference < 1e-5
     rewrite_config(directory, local_attention=2 * WINDOW)
-    failure = read_back(directory, model, words.special).failure
+    failure = read_back(directory, model, words).failure
     assert failure is not None and "differs by" in failure
 
 

@@ -261,7 +261,7 @@ def _finish(
     loaded = load_pretrained(out / "model")
     model, outcome = loaded.with_head(head_of(task), trained=True), ReadBack()
     if runtime.is_main:
-        outcome = read_back(out / "model", model, loaded.tokenizer.special)
+        outcome = read_back(out / "model", model, loaded.tokenizer)
         atomic.write_text(out / "model" / "README.md", task_card(task, inputs.start_name, cells[best], len(cells)))
     if inputs.data.test and not is_predicted(out, best, inputs.data.test):
         for split, lines in predict_tests(inputs, settings, model.to(runtime.device), runtime).items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pldcli.model import StBert
 from pldcli.model_types import CAUSAL_TYPES
-from pldcli.tokenization.tokenizer import SpecialTokens
+from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 
 __all__ = ["ReadBack", "largest_difference", "read_back"]
 
@@ -22,6 +22,13 @@ _TOLERANCE = 1e-3
 _MOST_TOKENS, _WINDOWS = 128, 3
 """Tokens of the rows that are compared: so many, or so many local windows."""
 
+_TEXTS = (
+    "The old river, 1,250 m wide, isn't far:  (see p. 7)!",
+    "Caf\u00e9 na\u00efve \u00dcBUNG \u2013 \u201cquoted\u201d \u20ac5",
+    "\u041c\u043e\u0441\u043a\u0432\u0430, \u0394\u03ad\u03bb\u03c4\u03b1",
+    "\u6771\u4eac\u90fd \uc11c\uc6b8 \u0939\u093f\u0928\u094d\u0926\u0940",
+    "\U0001f600 [MASK] <mask> \ttab",
+)
 _LONGEST_FAILURE = 300
 
 
@@ -43,25 +50,40 @@ class ReadBack:
         return f"read back with transformers, outputs differ by at most {self.difference:.1g}"
 
 
-def read_back(directory: Path, model: StBert, special: SpecialTokens) -> ReadBack:
-    """Compare a written model as transformers reads it with ours, on random ordinary tokens, with padding, beyond the local windows.
+def read_back(directory: Path, model: StBert, tokenizer: Tokenizer) -> ReadBack:
+    """Compare a written model as transformers reads it with ours: what it makes of tokens, and the tokens that it makes of text.
 
     Args:
         directory: Where it was written.
-        model: What was written.
-        special: Tokens that are left out: padding has no position in RoBERTa.
+        model: What was written there.
+        tokenizer: Likewise. The tokens are random ordinary ones, with padding, beyond the local windows: padding has no position in
+            RoBERTa.
     """
     if importlib.util.find_spec("transformers") is None:
         return ReadBack()
     try:
-        difference = largest_difference(directory, model, *_inputs(model, special))
+        difference = largest_difference(directory, model, *_inputs(model, tokenizer.special))
+        text = _read_otherwise(directory, tokenizer)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken or newer transformers can raise anything
         failure = f"transformers cannot read it back: {type(error).__name__}: {error}"
     else:
-        if difference < _TOLERANCE:
+        if difference < _TOLERANCE and text is None:
             return ReadBack(difference)
         failure = f"the exported model differs by {difference:.2g} when transformers reads it back"
+        if text is not None:
+            failure = f"the exported tokenizer makes other tokens of {text!r} when transformers reads it back"
     return ReadBack(failure=textwrap.shorten(failure, _LONGEST_FAILURE, placeholder=" ..."))
+
+
+def _read_otherwise(directory: Path, tokenizer: Tokenizer) -> str | None:
+    """Return a text that a saved tokenizer cuts into other tokens than ours, if there is one."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(directory, split_special_tokens=True)
+    for text in _TEXTS:
+        if theirs(text, add_special_tokens=False)["input_ids"] != tokenizer.encode_document_lines([text]):
+            return text
+    return None
 
 
 def _inputs(model: StBert, special: SpecialTokens) -> tuple[Tensor, Tensor]:

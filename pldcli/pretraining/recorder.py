@@ -372,7 +372,7 @@ class RunRecorder:
         with atomic.directory(self.run.model, overwrite=True) as place:
             causal = self.config.objective.is_causal
             save_pretrained(place, model, self.config.model, tokenizer=tokenizer, seq_len=self.config.data.seq_len, causal=causal)
-        return read_back(self.run.model, model, self.prepared.special)
+        return read_back(self.run.model, model, tokenizer)
 
     def _wall_seconds(self) -> float:
         return time.perf_counter() - self.started
