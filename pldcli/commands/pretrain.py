@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["pretrain"]
 
 _AUTO = "auto"
-_MASKED_MORE, _SMALL_STEPS = 0.3, 16
-"""What small models do well with: the share of tokens that is masked, and sequences of a step."""
 
 
 def pretrain(
@@ -138,7 +137,7 @@ def pretrain(
         raise typer.Exit(run_processes(processes, arguments, kept=kept, max_restarts=max_restarts, say=say))
     result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
     if result.is_main:
-        _show(result, data)
+        _show(result, data, is_causal=config.objective.is_causal)
 
 
 def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, resume: str, dry_run: bool) -> str:
@@ -196,20 +195,7 @@ def _command_line() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
-def _sooner(config: Path) -> str:
-    """Name what lets a small model use context sooner, as far as its run did without."""
-    from pldcli import presets
-
-    used = presets.load(config)
-    changes = [
-        *(["model.attention_init=local"] if used.model.attention_init != "local" else []),
-        *(["objective.mask_probability=0.3"] if used.objective.mask_probability < _MASKED_MORE else []),
-        *(["smaller steps"] if used.train.global_batch_size > _SMALL_STEPS else []),
-    ]
-    return f" (a small model gets there sooner with {', '.join(changes)})" if changes else ""
-
-
-def _show(result: PretrainResult, data: Path) -> None:
+def _show(result: PretrainResult, data: Path, *, is_causal: bool) -> None:
     from pldcli.console.units import duration, quantity
 
     run, position = result.run, result.position
@@ -223,9 +209,10 @@ def _show(result: PretrainResult, data: Path) -> None:
     if (score := result.score) is not None:
         typer.echo(f"validation loss {score.loss:.4f}, perplexity {score.perplexity:.2f}, accuracy {score.accuracy:.3f}")
     if result.has_read_context is False:
+        asked = shlex.join(["pld", "advise", "--data", str(data), "--budget", f"{math.ceil(position.train_seconds / 60)}m"])
         typer.echo(
             f"note: the unigram baseline (token frequencies alone) reaches {result.unigram_loss:.4f}: this model has hardly learned from "
-            f"context yet; train longer{_sooner(run.config)}"
+            f"context yet; train longer{'' if is_causal else f', or ask for the model that learns most in the time: {asked}'}"
         )
     typer.echo(f"model {run.model} ({result.read_back})")
     if (failure := result.read_back.failure) is not None:

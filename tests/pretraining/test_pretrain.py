@@ -230,7 +230,7 @@ def test_what_is_said(pld, prepared, tmp_path):
     assert any(
         re.match(
             r"note: the unigram baseline \(token frequencies alone\) reaches \d\.\d{4}: this model has hardly learned from context yet; "
-            r"train longer \(a small model gets there sooner with objective.mask_probability=0.3\)$",
+            rf"train longer, or ask for the model that learns most in the time: pld advise --data {prepared} --budget 1m$",
             line,
         )
         for line in lines
