@@ -22,6 +22,7 @@ from pldcli.data.prepared import write_manifest
 from pldcli.data.shards import ShardWriter
 from pldcli.data.stream import TokenStream
 from pldcli.presets import resolve
+from pldcli.system.workers import available_cores
 from pldcli.tokenization.tokenizer import SpecialTokens, Tokenizer
 from tests.forks import BELOW, Forks
 
@@ -56,6 +57,12 @@ SLOW_FILES = (
     "tests/test_readme.py",
 )
 """Begun first: of two workers that share files, none is left with a long one at the end."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Use one worker more than there are cores: many a test waits for signals and time limits."""
+    return available_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
