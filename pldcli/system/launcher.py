@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -18,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
 from pldcli.system.error_file import FINAL_CODES, STOP_CODES, read_endings
 from pldcli.system.roll_call import LOST
+from pldcli.system.workers import THREADS, share_of_cores
 
 __all__ = ["run_processes"]
 
@@ -56,7 +59,9 @@ def run_processes(
     job = uuid.uuid4().hex
     previous = signal.signal(signal.SIGUSR1, _as_sigterm)  # the agent does not know it
     code, what, hint = 0, "", _AGAIN if max_restarts is None else f"{_AGAIN}; --max-restarts N does so by itself"
-    with TemporaryDirectory(prefix="pld-", ignore_cleanup_errors=True) as endings:
+    # torchrun's command would set one thread, its agent sets none: every process would compute on all cores.
+    threads = {} if THREADS in os.environ else {THREADS: str(share_of_cores(count))}
+    with TemporaryDirectory(prefix="pld-", ignore_cleanup_errors=True) as endings, _handed_down(threads):
         try:
             for left in range(max_restarts or 0, -1, -1):
                 # Not the agent's own restarts: it would repeat a stop and a wrong setting as well.
@@ -72,6 +77,21 @@ def run_processes(
     if what:
         raise DeviceError(what, hint=hint)
     return code
+
+
+@contextmanager
+def _handed_down(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started meanwhile: the agent hands on its own."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run_once(count: int, arguments: Sequence[str], job: str, endings: Path) -> tuple[int, str]:

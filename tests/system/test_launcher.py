@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
-from pldcli.system import launcher
+from pldcli.system import launcher, workers
 from tests.conftest import wait_for
 from tests.forks import BELOW, RANKED
 
@@ -286,6 +286,22 @@ def test_what_would_fail_alike_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
     assert [arguments for arguments, _ in seen] == [[f"attempt {number}"] for number in range(attempts)]
     assert len({job for _, job in seen}) == 1, "all attempts are one job"
     assert len(said) == attempts - 1
+
+
+@pytest.mark.parametrize(
+    ("count", "cores", "chosen", "threads"), [(2, 7, None, "3"), (8, 2, None, "1"), (2, 7, "5", "5")], ids=["share", "one", "chosen"]
+)
+def test_each_computes_on_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, count: int, cores: int, chosen: str | None, threads: str
+) -> None:
+    seen = []
+    monkeypatch.setattr(workers, "available_cores", lambda: cores)
+    monkeypatch.setattr(launcher, "elastic_launch", lambda *_: lambda *_: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert launcher.run_processes(count, list, kept=str) == 0
+    assert seen == [threads] and os.environ.get("OMP_NUM_THREADS") == chosen
 
 
 def test_what_is_wrong_is_said_once(processes: Any, prepared: Path, tmp_path: Path) -> None:
