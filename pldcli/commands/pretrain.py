@@ -121,7 +121,7 @@ def pretrain(
 
     config.share_of_group(processes)
     if dry_run:
-        estimated = engine.dry_run(config, prepared=prepared, source=source)
+        estimated = engine.dry_run(config, prepared=prepared, source=source, processes=processes)
         if estimated.is_main:
             _show_estimate(estimated)
         return
@@ -237,7 +237,7 @@ def _show_estimate(estimated: Estimate) -> None:
     from pldcli.console.units import duration, quantity
     from pldcli.presets import dump
 
-    groups = estimated.config.pld.draws_per_step
+    groups, alone = estimated.config.pld.draws_per_step, estimated.measured_in < estimated.world_size
     saved = 1.0 - estimated.flops_per_token_scheduled / estimated.flops_per_token_dense
     rows = {
         "parameters": f"{estimated.num_parameters:,}",
@@ -250,7 +250,7 @@ def _show_estimate(estimated: Estimate) -> None:
         "one step": f"{groups} gate group(s) x {estimated.micro_steps} forward(s) x {estimated.micro_batch_size} sequences per process",
         "memory": f"about {estimated.memory_bytes / 1e9:.1f} GB per process",
         "disk": f"about {estimated.disk_bytes / 1e9:.2f} GB, a checkpoint {estimated.checkpoint_bytes / 1e9:.2f} GB",
-        "time": f"about {duration(estimated.seconds)} on this machine, from measured steps",
+        "time": f"about {duration(estimated.seconds)} on this machine, from measured steps{' of one process, alone' if alone else ''}",
     }
     typer.echo(dump(estimated.config))
     for name, value in rows.items():

@@ -36,12 +36,40 @@ from pldcli.system.agreement import check_equal, hash_of
 from pldcli.system.machine import end_with_agent, keep_freed_memory
 from pldcli.system.roll_call import Loss, Reason, RollCall
 
-__all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
+__all__ = ["Processes", "Runtime", "launch", "out_of_memory", "repeatable"]
 
 _UNNAMED_JOB = "none"
 """What torchrun calls every job that was given no --rdzv-id."""
 _REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
 """Read once, by cuBLAS at its first use, and by torch's compiler when it loads: it chooses kernels by no measurement then."""
+
+
+class Processes(NamedTuple):
+    """How many processes do a run together."""
+
+    number: int = 1
+    here: int = 1
+    """On this machine, whose memory they share."""
+    shards: int = 1
+    """Processes that together hold the parameters once; each of them holds a part."""
+
+    @classmethod
+    def of(cls, number: int, here: int, sharding: Sharding) -> Processes:
+        """Choose the shards.
+
+        Args:
+            number: Of all machines.
+            here: On this machine.
+            sharding: Who holds which part of the parameters.
+
+        Raises:
+            UsageError: The processes of a machine are to hold shards, and machines have unequal numbers of them.
+        """
+        shards = {"none": 1, "full": number, "hybrid": here}[sharding]
+        if number % shards:
+            what = f"{number} processes are no multiple of the {shards} of this machine"
+            raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
+        return cls(number, here, shards)
 
 
 class _Reduction(NamedTuple):
@@ -76,6 +104,8 @@ class Runtime:
     """Of the processes by the agent, as far as is known."""
     roll_call: RollCall | None = None
     """To find out which process ended the job."""
+    local_world_size: int = 1
+    """Processes on this machine."""
     _sharded: nn.Module | None = None
     _units: list[list[nn.Parameter]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
@@ -88,6 +118,11 @@ class Runtime:
     def is_main(self) -> bool:
         """Return whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def processes(self) -> Processes:
+        """Return how many there are."""
+        return Processes(self.world_size, self.local_world_size, self.num_shards)
 
     def is_of_this_job(self, job: str) -> bool:
         """Return whether a job is this one, before its processes were started anew."""
@@ -264,13 +299,9 @@ def launch(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
-    local_world_size = _environment("LOCAL_WORLD_SIZE", world_size)
-    num_shards = {"none": 1, "full": world_size, "hybrid": local_world_size}[sharding]
-    if not num_shards or world_size % num_shards:
-        what = f"{world_size} processes are no multiple of the {num_shards} of this machine"
-        raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
+    processes = Processes.of(world_size, _environment("LOCAL_WORLD_SIZE", world_size) or 1, sharding)
     job, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), _environment("TORCHELASTIC_RESTART_COUNT", 0)
-    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards, job, restarts)
+    runtime = Runtime(chosen, rank, world_size, reduce_dtype, processes.shards, job, restarts, local_world_size=processes.here)
     try:
         # The store may be the agent's, which outlives processes that begin anew.
         store = PrefixStore(f"attempt/{restarts}", next(rendezvous("env://", timeout=timeout))[0])
