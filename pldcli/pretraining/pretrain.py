@@ -27,6 +27,7 @@ from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.pretraining.starting_point import StartingPoint, find_starting_point, resume_of_restart
 from pldcli.system import atomic
+from pldcli.system.error_file import note_beginning
 from pldcli.system.signals import StopRequest, stop_requests
 from pldcli.system.workers import THREADS, share_of_cores
 
@@ -144,6 +145,7 @@ def _pretrain(
         assert resumed or source or config.train.init_from is None
         del start, saved  # tensors as large as the model and its optimizer's state
         stop = stack.enter_context(stop_requests(stop_at))
+        note_beginning()
         if runtime.is_main:
             if resume != "auto":
                 checkpoint.remove_later(run.checkpoints, position.step)  # as their metrics go: from here on they are of another course

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.system.error_file import Ending, final_ending, read_endings, write_ending
+from pldcli.system.error_file import Ending, count_lost, final_ending, read_endings, write_ending
 from tests.conftest import ROOT, TINY
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--max-restarts", "1", "-m", "pldcli")
@@ -36,6 +36,26 @@ def test_without_an_agent_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     write_ending("why", exit_code=3)
     assert not list(tmp_path.iterdir()) and final_ending() is None
+
+
+def test_what_had_begun_and_told_nothing_is_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prepared: Path, pld: Any) -> None:
+    """Training and evaluation begin once they have read what they were told."""
+    run, line = tmp_path / "run", ("pretrain", "--preset", "bert-tiny-pld", *TINY, "train.total_steps=1", "--data", prepared)
+    told = (tmp_path / "0" / "error.json", tmp_path / "1" / "error.json")
+    for file, words, code in (
+        (told[0], (*line, "--out", run, "model.vocab_size=100"), 2),
+        (told[0], (*line, "--out", run), 0),
+        (told[1], ("evaluate", run, "--top", "3"), 2),
+        (told[1], ("evaluate", run), 0),
+    ):
+        file.parent.mkdir(exist_ok=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        assert pld(*words).code == code
+        assert file.with_name("begun").exists() == (code == 0)
+        file.unlink(missing_ok=True)
+    assert count_lost(tmp_path) == 2
+    write_ending("stopped", exit_code=75)
+    assert count_lost(tmp_path) == 1
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 6, 7, 75, 130])
