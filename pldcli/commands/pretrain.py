@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ import typer
 
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
+from pldcli.system.command_line import command_line
 from pldcli.system.workers import processes_to_start
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def pretrain(
 
         kept, say = lambda: RunDirectory(place).what_is_saved, partial(typer.echo, err=True)
         raise typer.Exit(run_processes(processes, arguments, kept=kept, max_restarts=max_restarts, say=say))
-    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
+    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=command_line())
     if result.is_main:
         _show(result, data)
 
@@ -157,7 +156,7 @@ def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, 
 
     place = place.resolve() if place.name in ("", "..") else place
     chosen = place.with_name(f"{place.name}.yaml")
-    write_advice(chosen, data=data, budget=budget, overrides=wanted, command=_command_line())
+    write_advice(chosen, data=data, budget=budget, overrides=wanted, command=command_line())
     return str(chosen)
 
 
@@ -186,14 +185,6 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
     for note in source.notes:
         typer.echo(f"note: {note}", err=True)
     return source
-
-
-def _command_line() -> str:
-    """Write down what was typed."""
-    here, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-    several = ["--nnodes", machines] if machines != "1" else []
-    program = ["pld"] if here == machines == "1" else ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli"]
-    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _sooner(config: Path) -> str:

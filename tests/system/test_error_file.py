@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,4 +77,5 @@ def test_torchrun_does_not_undo_a_stop(prepared: Path, tmp_path: Path) -> None:
     done = subprocess.run([*TORCHRUN, *line], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
     assert done.stderr.count(f"error: {out}: time is up, nothing to save yet") > 1, "the next attempt says so, too"
-    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 1
+    [start] = json.loads((out / "environment.json").read_text())["starts"]
+    assert start["command"] == shlex.join(["python", *TORCHRUN[1:], *line]), "torchrun's options too"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -84,9 +85,10 @@ def whole(processes: Any, prepared: Path, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
-def test_one_command_trains_in_two_processes(whole: Path) -> None:
+def test_one_command_trains_in_two_processes(whole: Path, prepared: Path) -> None:
     [start] = json.loads((whole / "environment.json").read_text())["starts"]
-    assert start["processes"] == 2 and start["command"].startswith("torchrun --nproc-per-node 2 -m pldcli pretrain ")
+    assert start["processes"] == 2
+    assert start["command"] == shlex.join(["pld", *line(prepared, whole)]), "what was typed, not what the processes were told"
 
 
 def test_a_process_that_is_killed_ends_all_by_name(processes: Any, prepared: Path, tmp_path: Path) -> None:
