@@ -32,46 +32,18 @@ from torch.utils.hooks import RemovableHandle
 from pldcli.choices import Device, Sharding
 from pldcli.errors import DeviceError, UsageError
 from pldcli.settings import Switch
-from pldcli.sharding import is_sharded, reduces, shard
+from pldcli.sharding import Processes, is_sharded, reduces, shard
 from pldcli.system.agreement import check_equal, hash_of
 from pldcli.system.command_line import COMMAND_LINE
 from pldcli.system.machine import end_with_agent, keep_freed_memory
 from pldcli.system.roll_call import Loss, Reason, RollCall
 
-__all__ = ["Processes", "Runtime", "launch", "out_of_memory", "repeatable"]
+__all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
 
 _UNNAMED_JOB = "none"
 """What torchrun calls every job that was given no --rdzv-id."""
 _REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
 """Read once, by cuBLAS at its first use, and by torch's compiler when it loads: it chooses kernels by no measurement then."""
-
-
-class Processes(NamedTuple):
-    """How many processes do a run together."""
-
-    number: int = 1
-    here: int = 1
-    """On this machine, whose memory they share."""
-    shards: int = 1
-    """Processes that together hold the parameters once; each of them holds a part."""
-
-    @classmethod
-    def of(cls, number: int, here: int, sharding: Sharding) -> Processes:
-        """Choose the shards.
-
-        Args:
-            number: Of all machines.
-            here: On this machine.
-            sharding: Who holds which part of the parameters.
-
-        Raises:
-            UsageError: The processes of a machine are to hold shards, and machines have unequal numbers of them.
-        """
-        shards = {"none": 1, "full": number, "hybrid": here}[sharding]
-        if number % shards:
-            what = f"{number} processes are no multiple of the {shards} of this machine"
-            raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
-        return cls(number, here, shards)
 
 
 class _Reduction(NamedTuple):

@@ -21,7 +21,7 @@ from pldcli.data.words import find_continuations
 from pldcli.engine.model_source import check_tokenizer
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.precision import resolve_precision
-from pldcli.engine.runtime import Processes, Runtime
+from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
 from pldcli.engine.validation import token_shares
 from pldcli.errors import DataError, UsageError
@@ -29,7 +29,7 @@ from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
-from pldcli.sharding import gathered, is_sharded
+from pldcli.sharding import Processes, gathered, is_sharded
 from pldcli.system.agreement import HASH_DIGITS
 from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 
