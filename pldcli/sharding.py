@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from pldcli.choices import Sharding
+from pldcli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Placement
 
 __all__ = [
+    "Processes",
     "cut",
     "cut_all",
     "gathered",
@@ -35,6 +39,34 @@ __all__ = [
     "shard",
     "whole",
 ]
+
+
+class Processes(NamedTuple):
+    """How many processes do a run together."""
+
+    number: int = 1
+    here: int = 1
+    """On this machine, whose memory they share."""
+    shards: int = 1
+    """Processes that together hold the parameters once; each of them holds a part."""
+
+    @classmethod
+    def of(cls, number: int, here: int, sharding: Sharding) -> Processes:
+        """Choose the shards.
+
+        Args:
+            number: Of all machines.
+            here: On this machine.
+            sharding: Who holds which part of the parameters.
+
+        Raises:
+            UsageError: The processes of a machine are to hold shards, and machines have unequal numbers of them.
+        """
+        shards = {"none": 1, "full": number, "hybrid": here}[sharding]
+        if number % shards:
+            what = f"{number} processes are no multiple of the {shards} of this machine"
+            raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
+        return cls(number, here, shards)
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device, *, shards: int, reduce_dtype: torch.dtype | None) -> None:

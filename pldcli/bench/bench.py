@@ -154,7 +154,7 @@ def _measure(given: Config, source: Source, runtime: Runtime, steps: int, tried:
     config = given
     model = place(random_model(config), config, runtime)
     optimizer = build_optimizer(model, config.optim, resolve_precision(config.runtime.precision, runtime.device).matrix_dtype)
-    fitting = fitting_micro_batch(config, config.num_parameters, runtime.device)
+    fitting = fitting_micro_batch(config, config.num_parameters, runtime.device, sharing=runtime.local_world_size)
     _, size = config.forwards_per_group(runtime.world_size, most_sequences=fitting)
     config = _with_micro_batch(config, size, runtime.world_size)
     config = _of_length(config, total)
@@ -246,7 +246,8 @@ def _kept_blocks(trainer: Trainer[StepBatches], steps: Sequence[int]) -> float:
 def _try(config: Config, source: Source, runtime: Runtime) -> MicroBatch:
     """Time a few dense steps with one micro-batch."""
     size, device = config.train.global_batch_size // runtime.world_size, runtime.device
-    if device.type == "cpu" and expected_memory_bytes(config, size) > _MEMORY_SHARE * device_memory_bytes(device):
+    memory = device_memory_bytes(device, sharing=runtime.local_world_size)
+    if device.type == "cpu" and expected_memory_bytes(config, size) > _MEMORY_SHARE * memory:
         return MicroBatch(size, None, 0)  # a CPU that runs out of memory ends the process instead of saying so
     _forget_everything(device)
     _reset_peak_memory(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pldcli.commands.config import Overrides
+from pldcli.system.command_line import command_line
 
 __all__ = ["advise", "write_advice"]
 
@@ -28,7 +28,7 @@ def advise(
 
     check_new(out, overwrite=overwrite)
     wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
-    write_advice(out, data=data, budget=budget, overrides=wanted, command=shlex.join(["pld", *sys.argv[1:]]))
+    write_advice(out, data=data, budget=budget, overrides=wanted, command=command_line())
     typer.echo(f"next: {shlex.join(['pld', 'pretrain', '--preset', str(out), '--data', str(data)])}")
 
 

@@ -15,6 +15,7 @@ import typer
 from pldcli.choices import BlockChoice, Device, PrecisionChoice
 from pldcli.errors import UsageError
 from pldcli.evaluation import tables
+from pldcli.system.error_file import note_beginning
 from pldcli.system.workers import processes_to_start
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def evaluate(
     is_main = os.environ.get("RANK", "0") == "0"
     if model is None and is_main:
         typer.echo(f"evaluating {target}", err=True)
+    note_beginning()
     found = measurement.run(target, given, {"data": data, "precision": precision, "device": device, "allow_bin": allow_bin})
     if not is_main:  # several processes measure together, and one of them says what came out
         return

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import typer
 
 from pldcli.commands.config import Overrides, complete_preset
 from pldcli.errors import UsageError
+from pldcli.system.command_line import command_line
 from pldcli.system.workers import processes_to_start
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def pretrain(
 
     config.share_of_group(processes)
     if dry_run:
-        estimated = engine.dry_run(config, prepared=prepared, source=source)
+        estimated = engine.dry_run(config, prepared=prepared, source=source, processes=processes)
         if estimated.is_main:
             _show_estimate(estimated)
         return
@@ -135,7 +134,7 @@ def pretrain(
 
         kept, say = lambda: RunDirectory(place).what_is_saved, partial(typer.echo, err=True)
         raise typer.Exit(run_processes(processes, arguments, kept=kept, max_restarts=max_restarts, say=say))
-    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=_command_line())
+    result = engine.pretrain(config, prepared=prepared, out=place, source=source, resume=resume, stop_at=stop_at, command=command_line())
     if result.is_main:
         _show(result, data, is_causal=config.objective.is_causal)
 
@@ -156,7 +155,7 @@ def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, 
 
     place = place.resolve() if place.name in ("", "..") else place
     chosen = place.with_name(f"{place.name}.yaml")
-    write_advice(chosen, data=data, budget=budget, overrides=wanted, command=_command_line())
+    write_advice(chosen, data=data, budget=budget, overrides=wanted, command=command_line())
     return str(chosen)
 
 
@@ -185,14 +184,6 @@ def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
     for note in source.notes:
         typer.echo(f"note: {note}", err=True)
     return source
-
-
-def _command_line() -> str:
-    """Write down what was typed."""
-    here, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-    several = ["--nnodes", machines] if machines != "1" else []
-    program = ["pld"] if here == machines == "1" else ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli"]
-    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _show(result: PretrainResult, data: Path, *, is_causal: bool) -> None:
@@ -224,7 +215,7 @@ def _show_estimate(estimated: Estimate) -> None:
     from pldcli.console.units import duration, quantity
     from pldcli.presets import dump
 
-    groups = estimated.config.pld.draws_per_step
+    groups, alone = estimated.config.pld.draws_per_step, estimated.measured_in < estimated.world_size
     saved = 1.0 - estimated.flops_per_token_scheduled / estimated.flops_per_token_dense
     rows = {
         "parameters": f"{estimated.num_parameters:,}",
@@ -237,7 +228,7 @@ def _show_estimate(estimated: Estimate) -> None:
         "one step": f"{groups} gate group(s) x {estimated.micro_steps} forward(s) x {estimated.micro_batch_size} sequences per process",
         "memory": f"about {estimated.memory_bytes / 1e9:.1f} GB per process",
         "disk": f"about {estimated.disk_bytes / 1e9:.2f} GB, a checkpoint {estimated.checkpoint_bytes / 1e9:.2f} GB",
-        "time": f"about {duration(estimated.seconds)} on this machine, from measured steps",
+        "time": f"about {duration(estimated.seconds)} on this machine, from measured steps{' of one process, alone' if alone else ''}",
     }
     typer.echo(dump(estimated.config))
     for name, value in rows.items():

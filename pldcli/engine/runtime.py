@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,15 +25,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.hooks import RemovableHandle
 
 from pldcli.choices import Device, Sharding
 from pldcli.errors import DeviceError, UsageError
 from pldcli.settings import Switch
-from pldcli.sharding import is_sharded, reduces, shard
+from pldcli.sharding import Processes, is_sharded, reduces, shard
 from pldcli.system.agreement import check_equal, hash_of
+from pldcli.system.command_line import COMMAND_LINE
 from pldcli.system.machine import end_with_agent, keep_freed_memory
 from pldcli.system.roll_call import Loss, Reason, RollCall
 
@@ -71,11 +73,13 @@ class Runtime:
     num_shards: int = 1
     """Processes that together hold the parameters once; each of them holds a part."""
     job: str = ""
-    """What its agent calls this job, however often it starts the processes anew; empty where there is none."""
+    """Name of this call of torchrun, however often its agent starts the processes anew; empty where there is none."""
     restarts: int = 0
     """Of the processes by the agent, as far as is known."""
     roll_call: RollCall | None = None
     """To find out which process ended the job."""
+    local_world_size: int = 1
+    """Processes on this machine."""
     _sharded: nn.Module | None = None
     _units: list[list[nn.Parameter]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
@@ -88,6 +92,11 @@ class Runtime:
     def is_main(self) -> bool:
         """Return whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def processes(self) -> Processes:
+        """Return how many there are."""
+        return Processes(self.world_size, self.local_world_size, self.num_shards)
 
     def is_of_this_job(self, job: str) -> bool:
         """Return whether a job is this one, before its processes were started anew."""
@@ -264,16 +273,14 @@ def launch(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
-    local_world_size = _environment("LOCAL_WORLD_SIZE", world_size)
-    num_shards = {"none": 1, "full": world_size, "hybrid": local_world_size}[sharding]
-    if not num_shards or world_size % num_shards:
-        what = f"{world_size} processes are no multiple of the {num_shards} of this machine"
-        raise UsageError(what, where="runtime.sharding=hybrid", hint="start as many on each machine")
-    job, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), _environment("TORCHELASTIC_RESTART_COUNT", 0)
-    runtime = Runtime(chosen, rank, world_size, reduce_dtype, num_shards, job, restarts)
+    processes = Processes.of(world_size, _environment("LOCAL_WORLD_SIZE", world_size) or 1, sharding)
+    restarts = _environment("TORCHELASTIC_RESTART_COUNT", 0)
+    runtime = Runtime(chosen, rank, world_size, reduce_dtype, processes.shards, restarts=restarts, local_world_size=processes.here)
     try:
         # The store may be the agent's, which outlives processes that begin anew.
-        store = PrefixStore(f"attempt/{restarts}", next(rendezvous("env://", timeout=timeout))[0])
+        whole, _, _ = next(rendezvous("env://", timeout=timeout))
+        runtime.job = _name_of_job(whole)
+        store = PrefixStore(f"attempt/{restarts}", whole)
         runtime.roll_call = RollCall(PrefixStore("roll", store), rank, world_size, timeout_seconds)
         runtime.roll_call.arrive()
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
@@ -292,6 +299,19 @@ def launch(
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _name_of_job(store: Store) -> str:
+    """Name this call of torchrun or of the launcher, alike in all processes and attempts; empty where there is no agent.
+
+    Args:
+        store: Of all processes; of the agent, if it shares its own.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if COMMAND_LINE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return name  # the launcher's is of one call; of others nothing more is known
+    # A user's --rdzv-id may be that of every call. The store is as old as the agent: the first process to come names the call there.
+    return bytes(store.compare_set("job", "", f"{name} {uuid.uuid4().hex}")).decode()
 
 
 def _reason(error: BaseException) -> Reason:

@@ -33,6 +33,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.pretrained import Pretrained
 from pldcli.system import atomic
+from pldcli.system.error_file import note_beginning
 from pldcli.system.signals import StopRequest, stop_error, stop_requests
 from pldcli.system.workers import available_cores
 from pldcli.tasks.kinds import head_of
@@ -187,6 +188,7 @@ def _run(
         stop_requests() as stop,
         Progress(_describe(0, len(todo), ""), total=sum(totals.values()), unit="steps", quiet=not runtime.is_main, console=console) as bar,
     ):
+        note_beginning()
 
         def report(name: str, step: int, total: int, what: str) -> None:
             steps[name], totals[name] = step, total

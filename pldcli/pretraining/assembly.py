@@ -29,7 +29,7 @@ from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
-from pldcli.sharding import gathered, is_sharded
+from pldcli.sharding import Processes, gathered, is_sharded
 from pldcli.system.agreement import HASH_DIGITS
 from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer
 
@@ -50,7 +50,9 @@ _CUDA_VOCAB_MULTIPLE = 64
 """Tensor cores are fast on matrices whose sizes are multiples of 64 elements."""
 
 
-def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, source: Pretrained | None = None) -> Trainer[StepBatches]:
+def build_trainer(
+    config: Config, prepared: PreparedData, runtime: Runtime, *, source: Pretrained | None = None, processes: Processes | None = None
+) -> Trainer[StepBatches]:
     """Assemble a run at its first step.
 
     Args:
@@ -58,13 +60,14 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
         prepared: What it is trained on.
         runtime: Device and processes.
         source: The model of `train.init_from`; None to begin with random weights, or where those of a checkpoint will be loaded.
+        processes: As in `assemble`.
 
     Raises:
         DataError: The data was tokenized with another tokenizer than the source's, or is shorter than a sequence.
         UsageError: The vocabulary, the source's shape or the batch does not fit, or processes were told or hold different things.
     """
     check_vocabulary(config, prepared)
-    config.share_of_group(runtime.world_size)  # a batch that does not divide is refused before anything large is built
+    config.share_of_group((processes or runtime.processes).number)  # a batch that does not divide is refused before anything large is built
     stream = prepared.stream("train")
     if config.data.layout == "nsp-pairs" and len(stream.document_ends) < 2:
         what = "holds one document, so that every second sentence would continue the first"
@@ -74,7 +77,7 @@ def build_trainer(config: Config, prepared: PreparedData, runtime: Runtime, *, s
     samples = cut_rows(config, stream, prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     next_tokens = next_token_steps(config, prepared.special)
-    return assemble(config, place(model, config, runtime), samples, masking, runtime, next_tokens=next_tokens)
+    return assemble(config, place(model, config, runtime), samples, masking, runtime, next_tokens=next_tokens, processes=processes)
 
 
 def _common(config: Config, prepared: PreparedData, runtime: Runtime) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def assemble(
     *,
     next_tokens: NextTokenSteps | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    processes: Processes | None = None,
 ) -> Trainer[StepBatches]:
     """Put a trainer together.
 
@@ -107,15 +111,17 @@ def assemble(
         runtime: Device and processes.
         next_tokens: The steps that have other targets, as `next_token_steps` finds them.
         optimizer: Of the model; a fresh one by default.
+        processes: Have the batches of the first of so many, to estimate what each of them does; by default there are those of `runtime`.
 
     Raises:
         UsageError: The batch does not divide.
     """
     train, curriculum, on_cuda = config.train, config.curriculum, runtime.device.type == "cuda"
-    warmup_steps = config.warmup_steps
-    held = sum(parameter.numel() for parameter in model.parameters()) // runtime.num_shards
-    fitting = min(runtime.gather_on_host(fitting_micro_batch(config, held, runtime.device)))  # alike, as they are in every forward pass
-    _, micro_batch_size = config.forwards_per_group(runtime.world_size, most_sequences=int(fitting))
+    warmup_steps, processes = config.warmup_steps, processes or runtime.processes
+    held = sum(parameter.numel() for parameter in model.parameters()) // processes.shards
+    fitting = fitting_micro_batch(config, held, runtime.device, sharing=processes.here)
+    fitting = int(min(runtime.gather_on_host(fitting)))  # alike, as they are in every forward pass
+    _, micro_batch_size = config.forwards_per_group(processes.number, most_sequences=fitting)
     batches = StepBatches(
         samples=samples,
         masking=masking,
@@ -123,7 +129,7 @@ def assemble(
         num_groups=config.pld.draws_per_step,
         micro_batch_size=micro_batch_size,
         rank=runtime.rank,
-        world_size=runtime.world_size,
+        world_size=processes.number,
         pin_memory=on_cuda,
         next_tokens=next_tokens,
     )

@@ -54,13 +54,15 @@ class Estimate:
     disk_bytes: int
     """Of the whole run directory, roughly."""
     seconds: float
-    """For the whole run on this machine, from measured steps."""
+    """For the whole run on devices like the one here, from steps measured on it."""
     device: str
     precision: str
     micro_batch_size: int
     micro_steps: int
     """Forward passes per gate group and process, where the batch has its whole size."""
     world_size: int
+    measured_in: int
+    """Processes that were measured: one stands for all where they are not there."""
     is_main: bool
     """Whether this process prints."""
 
@@ -76,8 +78,14 @@ class Estimate:
         return found
 
 
-def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
-    """Estimate what a run will take; a few steps are measured, and the model is left as it was."""
+def estimate(config: Config, trainer: Trainer[StepBatches], *, shards: int | None = None) -> Estimate:
+    """Estimate what a run will take; a few steps are measured, and the model is left as it was.
+
+    Args:
+        config: The resolved configuration.
+        trainer: At the run's first step, with the batches of one of its processes.
+        shards: Processes that will hold the parameters together; by default those that do.
+    """
     batches, curriculum = trainer.batches, trainer.batches.curriculum
     flops = config.run_flops(batches.attended_tokens)
     num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -94,7 +102,7 @@ def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
         num_sequences=sum(number for number, _ in sequences.values()),
         packing_efficiency=num_tokens / curriculum.num_tokens,
         epochs=sum(number / samples.num_sequences for number, samples in sequences.values()),
-        memory_bytes=expected_memory_bytes(config, batches.micro_batch_size, shards=trainer.runtime.num_shards),
+        memory_bytes=expected_memory_bytes(config, batches.micro_batch_size, shards=shards or trainer.runtime.num_shards),
         checkpoint_bytes=checkpoint_bytes,
         disk_bytes=checkpoint_bytes * (config.checkpoint.keep + 1 + kept_for_good) + 4 * num_parameters,
         seconds=measure_step_seconds(trainer, config) * config.train.total_steps,
@@ -102,7 +110,8 @@ def estimate(config: Config, trainer: Trainer[StepBatches]) -> Estimate:
         precision=trainer.precision.name,
         micro_batch_size=batches.micro_batch_size,
         micro_steps=batches.micro_steps,
-        world_size=trainer.runtime.world_size,
+        world_size=batches.world_size,
+        measured_in=trainer.runtime.world_size,
         is_main=trainer.runtime.is_main,
     )
 
@@ -112,10 +121,10 @@ def expected_memory_bytes(config: Config, micro_batch_size: int, *, shards: int 
     return _TRAINING_STATE_BYTES * config.num_parameters // shards + micro_batch_size * _activation_bytes_per_sequence(config)
 
 
-def fitting_micro_batch(config: Config, num_parameters: int, device: torch.device) -> int:
-    """Estimate how many sequences fit into one forward pass."""
+def fitting_micro_batch(config: Config, num_parameters: int, device: torch.device, *, sharing: int = 1) -> int:
+    """Estimate how many sequences fit into one forward pass, where so many processes share the host's memory."""
     # A function of the machine and the configuration alone, not of the memory that happens to be free: equal runs stay equal.
-    left = _MEMORY_SHARE * device_memory_bytes(device) - _TRAINING_STATE_BYTES * num_parameters
+    left = _MEMORY_SHARE * device_memory_bytes(device, sharing=sharing) - _TRAINING_STATE_BYTES * num_parameters
     most_tokens = _CUDA_TOKENS_PER_FORWARD if device.type == "cuda" else _CPU_TOKENS_PER_FORWARD
     by_memory = int(left / _activation_bytes_per_sequence(config))
     by_entries = (config.objective.sampled_softmax - 1) // config.most_targets if config.objective.sampled_softmax else by_memory
@@ -136,7 +145,7 @@ def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float
         dense, per_block = times[stretch.seq_len]
         dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_between(stretch.first_step, stretch.stop))
         total += stretch.steps * stretch.num_sequences * (dense - per_block * dropped)
-    return total / (curriculum.total_steps * trainer.runtime.world_size)
+    return total / (curriculum.total_steps * trainer.batches.world_size)
 
 
 def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -> tuple[float, float]:

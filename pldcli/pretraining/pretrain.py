@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -25,8 +26,11 @@ from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.pretraining.starting_point import StartingPoint, find_starting_point, resume_of_restart
+from pldcli.sharding import Processes
 from pldcli.system import atomic
+from pldcli.system.error_file import note_beginning
 from pldcli.system.signals import StopRequest, stop_requests
+from pldcli.system.workers import THREADS, share_of_cores
 
 __all__ = ["dry_run", "pretrain"]
 
@@ -74,16 +78,24 @@ def pretrain(
         )
 
 
-def dry_run(config: Config, *, prepared: PreparedData, source: Pretrained | None = None) -> Estimate:
+def dry_run(config: Config, *, prepared: PreparedData, source: Pretrained | None = None, processes: int = 1) -> Estimate:
     """Estimate what a run would take, from a few measured steps; nothing is written.
+
+    Args:
+        config: The resolved configuration.
+        prepared: What it would be trained on.
+        source: The model of `train.init_from`.
+        processes: How many would be started; this one stands for each of them, and holds the whole model. Under torchrun 1: all are there.
 
     Raises:
         PldError: As `pretrain`, for what shows before the first step.
     """
     with _launch(config) as runtime:
-        trainer = build_trainer(config, replace(prepared, share=(runtime.rank, runtime.world_size)), runtime, source=source)
-        with _out_of_memory(trainer):
-            estimated = estimate(config, trainer)
+        planned = runtime.processes if processes == 1 else Processes.of(processes, processes, config.runtime.sharding)
+        share = runtime.rank, runtime.world_size
+        trainer = build_trainer(config, replace(prepared, share=share), runtime, source=source, processes=planned)
+        with _out_of_memory(trainer), _threads_of_one(processes):
+            estimated = estimate(config, trainer, shards=planned.shards)
         del trainer  # before the process group
         return estimated
 
@@ -134,6 +146,7 @@ def _pretrain(
         assert resumed or source or config.train.init_from is None
         del start, saved  # tensors as large as the model and its optimizer's state
         stop = stack.enter_context(stop_requests(stop_at))
+        note_beginning()
         if runtime.is_main:
             if resume != "auto":
                 checkpoint.remove_later(run.checkpoints, position.step)  # as their metrics go: from here on they are of another course
@@ -152,6 +165,18 @@ def _pretrain(
             with display:
                 _train(recorder, stop, most_rollbacks=_MOST_ROLLBACKS if config.train.on_divergence == "rollback" else 0)
         return recorder.finish(command)
+
+
+@contextmanager
+def _threads_of_one(processes: int) -> Iterator[None]:
+    """Compute on the threads that one of so many processes will have, which the launcher starts."""
+    before = torch.get_num_threads()
+    if processes > 1 and THREADS not in os.environ:
+        torch.set_num_threads(share_of_cores(processes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How a process that torchrun's agent started has ended: written to the file that the agent names, read by it and by the next attempt."""
+"""How far a process that torchrun's agent started came: its end is in the file that the agent names, for it and for the next attempt."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ from typing import Any, NamedTuple
 from pldcli.errors import CheckpointError, DataError, DivergedError, OutputError, PreemptedError, StoppedError, UsageError
 from pldcli.system.json_text import from_json
 
-__all__ = ["ERROR_FILE", "FINAL_CODES", "STOP_CODES", "Ending", "final_ending", "read_endings", "write_ending"]
+__all__ = [
+    "ERROR_FILE",
+    "FINAL_CODES",
+    "STOP_CODES",
+    "Ending",
+    "count_lost",
+    "final_ending",
+    "note_beginning",
+    "read_endings",
+    "write_ending",
+]
 
 STOP_CODES = frozenset({PreemptedError.exit_code, StoppedError.exit_code})
 FINAL_CODES = STOP_CODES | {error.exit_code for error in (UsageError, DataError, CheckpointError, DivergedError, OutputError)}
 """Exit codes that are no failure of a process, or that the next attempt would end with, too."""
+_BEGUN = "begun"
 ERROR_FILE, _ATTEMPT = "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -25,6 +36,22 @@ class Ending(NamedTuple):
 
     message: str
     exit_code: int
+
+
+def note_beginning() -> None:
+    """Note beside the agent's file that this process works from now on: if it ends without telling how, work is lost."""
+    if place := os.environ.get(ERROR_FILE):
+        with suppress(OSError):
+            Path(place).with_name(_BEGUN).touch()
+
+
+def count_lost(directory: Path) -> int:
+    """Count the processes of an attempt that had begun to work and told nothing of their end.
+
+    Args:
+        directory: Where each has a directory of its own.
+    """
+    return sum(not begun.with_name("error.json").exists() for begun in directory.glob(f"*/{_BEGUN}"))
 
 
 def write_ending(message: str, **more: Any) -> None:

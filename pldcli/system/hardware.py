@@ -63,11 +63,16 @@ def versions() -> dict[str, Any]:
     }
 
 
-def device_memory_bytes(device: torch.device) -> int:
-    """Return the size of the device's memory, used or not; of the host's, what its container may use, shared by the processes of a job."""
+def device_memory_bytes(device: torch.device, *, sharing: int = 1) -> int:
+    """Return the size of the device's memory, used or not; of the host's, a process's part of what its container may use.
+
+    Args:
+        device: The device.
+        sharing: Processes on this machine that share the host's.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    memory, sharing = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.environ.get("LOCAL_WORLD_SIZE", "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no control group, or no limit
         memory = min(memory, int(MEMORY_LIMIT.read_text(encoding="ascii")))
-    return memory // (int(sharing) or 1 if sharing.isdecimal() else 1)
+    return memory // sharing

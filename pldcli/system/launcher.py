@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -16,8 +18,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
-from pldcli.system.error_file import FINAL_CODES, STOP_CODES, read_endings
+from pldcli.system.command_line import COMMAND_LINE, command_line
+from pldcli.system.error_file import FINAL_CODES, STOP_CODES, count_lost, read_endings
 from pldcli.system.roll_call import LOST
+from pldcli.system.workers import THREADS, share_of_cores
 
 __all__ = ["run_processes"]
 
@@ -49,14 +53,19 @@ def run_processes(
         The exit code of the process that failed by itself, after it has said why; 0 where none did.
 
     Raises:
-        DeviceError: One was killed, or ended by a signal before it had saved.
-        PreemptedError, StoppedError: A signal arrived here; the processes have said what is saved.
+        DeviceError: One was killed, or ended after a signal without having saved.
+        PreemptedError, StoppedError: A signal arrived here; the processes have said what is saved, or had not begun.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say what is wrong themselves
     job = uuid.uuid4().hex
-    previous = signal.signal(signal.SIGUSR1, _as_sigterm)  # the agent does not know it
+    # The agent does not know SIGUSR1, and answers SIGTERM only once it has started the processes.
+    answers = {signal.SIGUSR1: _as_sigterm, signal.SIGTERM: _stop}
+    previous = {number: signal.signal(number, answer) for number, answer in answers.items()}
     code, what, hint = 0, "", _AGAIN if max_restarts is None else f"{_AGAIN}; --max-restarts N does so by itself"
-    with TemporaryDirectory(prefix="pld-", ignore_cleanup_errors=True) as endings:
+    # torchrun's command would set one thread, its agent sets none: every process would compute on all cores.
+    threads = {} if THREADS in os.environ else {THREADS: str(share_of_cores(count))}
+    variables = {COMMAND_LINE: command_line(), **threads}
+    with TemporaryDirectory(prefix="pld-", ignore_cleanup_errors=True) as endings, _handed_down(variables):
         try:
             for left in range(max_restarts or 0, -1, -1):
                 # Not the agent's own restarts: it would repeat a stop and a wrong setting as well.
@@ -68,10 +77,26 @@ def run_processes(
         except SignalException as stop:
             code, what, hint = _after_signal(stop.sigval, count, Path(endings, str(left)), kept), "", ""
         finally:
-            signal.signal(signal.SIGUSR1, previous)
+            for number, answer in previous.items():
+                signal.signal(number, answer)
     if what:
         raise DeviceError(what, hint=hint)
     return code
+
+
+@contextmanager
+def _handed_down(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started meanwhile: the agent hands on its own."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run_once(count: int, arguments: Sequence[str], job: str, endings: Path) -> tuple[int, str]:
@@ -97,10 +122,12 @@ def _after_signal(number: signal.Signals, count: int, endings: Path, kept: Calla
     """Return the exit code of processes that a signal ended: 0 where they had finished, or that of one that failed after it.
 
     Raises:
-        PreemptedError, StoppedError: All have saved. The latter also where they had not begun to work, as Ctrl-C asks for no more.
-        DeviceError: They have not.
+        PreemptedError, StoppedError: Nothing is lost: all have saved or had not begun to work. The latter also otherwise, as Ctrl-C asks
+            for no more.
+        DeviceError: Work is lost.
     """
-    codes = [ending.exit_code for place in endings.glob("*/attempt_0") for ending in read_endings(place)]
+    places = list(endings.glob("*/attempt_0"))
+    codes = [ending.exit_code for place in places for ending in read_endings(place)]
     if failed := [code for code in codes if code and code not in STOP_CODES]:
         return failed[0]
     if len(codes) == count and not any(codes):
@@ -108,6 +135,8 @@ def _after_signal(number: signal.Signals, count: int, endings: Path, kept: Calla
     kind: type[PldError] = StoppedError if number == signal.SIGINT else PreemptedError
     if len(codes) == count:
         raise kind(f"all {count} processes have ended after {number.name}")
+    if not sum(map(count_lost, places)):
+        raise kind(f"{count - len(codes)} of {count} processes were still starting when {number.name} arrived", hint=_AGAIN)
     kind = StoppedError if number == signal.SIGINT else DeviceError
     raise kind(f"{count - len(codes)} of {count} processes ended after {number.name} without having saved, {kept()}", hint=_AGAIN)
 
@@ -131,6 +160,10 @@ def _loss(failure: ProcessFailure) -> dict[str, bool]:
     """Return what a process wrote down of its loss of the others; nothing where it failed by itself."""
     told = failure.error_file_data.get(LOST, {})
     return told if isinstance(told, dict) else {}
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SignalException("before the processes were there", sigval=signal.Signals(number))
 
 
 def _as_sigterm(number: int, frame: FrameType | None) -> None:

@@ -21,6 +21,7 @@ from pldcli import errors
 from pldcli.errors import PldError
 
 __all__ = [
+    "THREADS",
     "answering",
     "answers_of",
     "as_error",
@@ -31,17 +32,26 @@ __all__ = [
     "end_with_parent",
     "own_stdout",
     "processes_to_start",
+    "share_of_cores",
     "start_command",
     "start_worker",
     "tell",
     "visible_gpus",
 ]
 
+THREADS = "OMP_NUM_THREADS"
+"""Variable of the environment: on how many threads numeric libraries compute."""
+
 
 def available_cores() -> int:
     """Count the cores that this process may use, by its affinity and by its container's limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, math.ceil(container_cores() or cores)))
+
+
+def share_of_cores(count: int) -> int:
+    """Return how many of the cores that this process may use each of so many processes gets; at least one."""
+    return max(1, available_cores() // count)
 
 
 def container_cores() -> float | None:
@@ -104,7 +114,7 @@ def _start(
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "TOKENIZERS_PARALLELISM": "false",
-        **({} if threads is None else {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}),
+        **({} if threads is None else {THREADS: str(threads), "OPENBLAS_NUM_THREADS": str(threads)}),
         **(environment or {}),
     }
     command = [sys.executable, "-c", code, *arguments]

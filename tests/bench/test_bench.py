@@ -105,7 +105,7 @@ def test_memory_that_runs_out(monkeypatch):
     with module.launch("cpu") as runtime:
         source = module.Source(config, None)
         with monkeypatch.context() as patched:
-            patched.setattr(module, "device_memory_bytes", lambda device: 1000)
+            patched.setattr(module, "device_memory_bytes", lambda device, sharing: 1000)
             assert module._try(config, source, runtime).tokens_per_second is None
 
         def full(*arguments):

@@ -85,8 +85,14 @@ def test_what_is_short_for_a_setting(pld, calls):
 def test_dry_run(pld, calls):
     pld("pretrain", "--dry-run", "model.vocab_size=1000", "--data", "elsewhere")
     [(name, (config,), given)] = calls
-    assert (name, given) == ("dry_run", {"prepared": Path("elsewhere"), "source": None})
+    assert (name, given) == ("dry_run", {"prepared": Path("elsewhere"), "source": None, "processes": 1})
     assert config.model.vocab_size == 1000, "what is typed counts"
+
+
+def test_a_dry_run_of_several_processes_starts_none(pld, calls):
+    pld("pretrain", "--dry-run", "--gpus", "8")
+    [(name, _, given)] = calls
+    assert (name, given["processes"]) == ("dry_run", 8)
 
 
 def test_a_preset_file_names_the_run(pld, calls):

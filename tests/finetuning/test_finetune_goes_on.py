@@ -58,6 +58,14 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seeds
 
 
+def test_a_process_that_is_killed_now_loses_work(learn, river_experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    stop_at(monkeypatch, 1, signal.SIGTERM)
+    with pytest.raises(PreemptedError):
+        learn(river_experiment(), tmp_path / "out", "epochs=1", seeds=1)
+    assert (tmp_path / "begun").exists()
+
+
 # Grids, seeds, going on
 
 

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from pldcli.data.prepared import open_prepared
 from pldcli.pretraining import estimate as module
 from pldcli.pretraining.estimate import estimate, fitting_micro_batch, measure_step_seconds
+from pldcli.pretraining.pretrain import dry_run
+from pldcli.system import workers
 from tests.conftest import made_up_stream, tiny_config, tiny_trainer
 
 CPU = torch.device("cpu")
@@ -84,8 +87,29 @@ def test_measured_time_is_weighed_by_the_schedule(monkeypatch):
     config = tiny_config("pld.schedule=constant", "pld.theta_bar=0.4")
     assert measure_step_seconds(trainer, config) == pytest.approx(1 + 2 * 1.8)
     assert measure_step_seconds(trainer, tiny_config("pld.theta_bar=1", "train.global_batch_size=32")) == pytest.approx(4 * 7)
-    trainer.runtime = replace(trainer.runtime, world_size=2)
+    trainer.batches = replace(trainer.batches, world_size=2)
     assert measure_step_seconds(trainer, config) == pytest.approx((1 + 2 * 1.8) / 2)
+
+
+def test_one_process_stands_for_those_that_would_be_started(prepared, monkeypatch):
+    threads = []
+    monkeypatch.setattr(module, "measure_step_seconds", lambda *_: threads.append(torch.get_num_threads()) or 1.0)
+    monkeypatch.setattr(module, "device_memory_bytes", lambda device, sharing: (1 << 30) // sharing)
+    monkeypatch.setattr(workers, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    data = open_prepared(prepared)
+
+    def found(processes, sharding):
+        config = tiny_config("model.vocab_size=512", "train.global_batch_size=256", f"runtime.sharding={sharding}")
+        return dry_run(config, prepared=data, processes=processes)
+
+    one, four, full, hybrid = found(1, "none"), found(4, "none"), found(4, "full"), found(4, "hybrid")
+    assert [it.world_size for it in (one, four, full, hybrid)] == [1, 4, 4, 4]
+    assert [it.micro_batch_size * it.micro_steps for it in (one, four, full, hybrid)] == [256, 64, 64, 64]
+    assert four.memory_bytes - full.memory_bytes == 12 * one.num_parameters and full.memory_bytes == hybrid.memory_bytes
+    assert threads == [1, 2, 2, 2] and torch.get_num_threads() == 1
+    monkeypatch.setattr(module, "device_memory_bytes", lambda device, sharing: (16 << 20) // sharing)
+    assert found(4, "none").micro_batch_size < four.micro_batch_size, "they share the host's memory"
 
 
 def test_what_a_user_wants_to_know():
@@ -104,8 +128,9 @@ def test_how_many_sequences_fit(monkeypatch):
     assert fitting_micro_batch(tiny_config("data.seq_len=512"), 10**5, CPU) == 8
     assert fitting_micro_batch(tiny_config("objective.sampled_softmax=51"), 10**5, CPU) == 10  # up to 5 targets each
     memory = 10**6 * 16 + 40 * 10**6
-    monkeypatch.setattr(module, "device_memory_bytes", lambda device: memory)
+    monkeypatch.setattr(module, "device_memory_bytes", lambda device, sharing: memory // sharing)
     few = fitting_micro_batch(tiny_config(), 10**6, CPU)
     assert 1 <= few < 128
     assert fitting_micro_batch(tiny_config("model.num_hidden_layers=6"), 10**6, CPU) < few
+    assert fitting_micro_batch(tiny_config(), 10**5, CPU, sharing=2) < fitting_micro_batch(tiny_config(), 10**5, CPU)
     assert fitting_micro_batch(tiny_config(), 10**9, CPU) == 1, "never none"

@@ -639,6 +639,14 @@ def test_a_dry_run_writes_nothing(pld, prepared, tmp_path, monkeypatch):
     assert "warning" not in outcome.out
 
 
+def test_a_dry_run_of_several_processes_says_what_each_does(pld, prepared, tmp_path):
+    outcome = pld(*arguments(prepared, tmp_path / "run", "train.global_batch_size=32", "--dry-run", "--gpus", "4"))
+    for text in ("4 process(es)", "2 gate group(s) x 1 forward(s) x 4 sequences per process", "from measured steps of one process, alone"):
+        assert text in outcome.out, text
+    outcome = pld(*arguments(prepared, tmp_path / "run", "--dry-run", "--gpus", "3"))
+    assert outcome.code == 2 and "8 sequences do not divide over 2 gate groups x 3 processes" in outcome.err
+
+
 @pytest.mark.parametrize("how", [("--dry-run",), ()])
 def test_warnings(pld, prepared, tmp_path, monkeypatch, how):
     monkeypatch.setattr(estimate, "measure_step_seconds", lambda *_: 30.0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,36 @@ def test_a_job_that_is_restarted_resumes_what_it_began(
     assert resumes() == (["auto", "auto", path] if is_restart else ["auto", "never", path]), "where it began is still to be read"
     Path(path).mkdir(parents=True)
     assert resumes() == (["auto"] * 3 if is_restart else ["auto", "never", path])
+
+
+KILLED_ONCE = """
+import os, signal
+if os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    from pldcli.engine.trainer import Trainer
+    step, calls = Trainer._step, iter(range(100))
+    def killed(self, *arguments, **named):
+        if next(calls) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments, **named)
+    Trainer._step = killed
+"""
+
+
+def test_a_new_call_of_torchrun_under_the_same_name_is_no_restart(processes: Any, prepared: Path, tmp_path: Path) -> None:
+    """In each call a process is killed behind the checkpoint of step 5, and all begin anew."""
+    out, place = tmp_path / "runs" / "run", tmp_path / "code"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(KILLED_ONCE)
+    path = {"PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
+    meeting = ["--rdzv-id", "one", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    line = arguments(prepared, out, "--resume", "never", "checkpoint.every_steps=5", "eval.every_steps=12")
+    words = ["--nproc-per-node", "2", *meeting, "--max-restarts", "1", "-m", "pldcli", *map(str, line)]
+    for names in ({"run"}, {"run", "run.1"}):
+        process = processes.python(f"from torch.distributed.run import main; main({words})", environment=path)
+        assert process.wait() == 0, process.err
+        starts = json.loads((out / "environment.json").read_text())["starts"]
+        assert len(starts) == 2 and len({start["job"] for start in starts}) == 1, "the second start is a restart of the first"
+        assert {path.name for path in out.parent.iterdir()} == names
 
 
 def test_all_processes_decide_the_same(processes: Any, prepared: Path, slimmed: Path, tmp_path: Path, stopped: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.system.error_file import Ending, final_ending, read_endings, write_ending
+from pldcli.system.error_file import Ending, count_lost, final_ending, read_endings, write_ending
 from tests.conftest import ROOT, TINY
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--max-restarts", "1", "-m", "pldcli")
@@ -38,6 +39,26 @@ def test_without_an_agent_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tm
     assert not list(tmp_path.iterdir()) and final_ending() is None
 
 
+def test_what_had_begun_and_told_nothing_is_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prepared: Path, pld: Any) -> None:
+    """Training and evaluation begin once they have read what they were told."""
+    run, line = tmp_path / "run", ("pretrain", "--preset", "bert-tiny-pld", *TINY, "train.total_steps=1", "--data", prepared)
+    told = (tmp_path / "0" / "error.json", tmp_path / "1" / "error.json")
+    for file, words, code in (
+        (told[0], (*line, "--out", run, "model.vocab_size=100"), 2),
+        (told[0], (*line, "--out", run), 0),
+        (told[1], ("evaluate", run, "--top", "3"), 2),
+        (told[1], ("evaluate", run), 0),
+    ):
+        file.parent.mkdir(exist_ok=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        assert pld(*words).code == code
+        assert file.with_name("begun").exists() == (code == 0)
+        file.unlink(missing_ok=True)
+    assert count_lost(tmp_path) == 2
+    write_ending("stopped", exit_code=75)
+    assert count_lost(tmp_path) == 1
+
+
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 6, 7, 75, 130])
 def test_what_no_restart_can_mend_ends_the_next_attempt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> None:
     told(tmp_path / "attempt_0" / "0" / "error.json", message="lost", lost={"hung": False})
@@ -56,4 +77,5 @@ def test_torchrun_does_not_undo_a_stop(prepared: Path, tmp_path: Path) -> None:
     done = subprocess.run([*TORCHRUN, *line], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
     assert done.stderr.count(f"error: {out}: time is up, nothing to save yet") > 1, "the next attempt says so, too"
-    assert len(json.loads((out / "environment.json").read_text())["starts"]) == 1
+    [start] = json.loads((out / "environment.json").read_text())["starts"]
+    assert start["command"] == shlex.join(["python", *TORCHRUN[1:], *line]), "torchrun's options too"

@@ -30,12 +30,9 @@ def test_this_machine_has_memory():
 
 
 def test_the_memory_of_a_container_is_shared_by_the_processes_of_a_job(tmp_path, monkeypatch):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(hardware, "MEMORY_LIMIT", tmp_path / "memory.max")
     whole = device_memory_bytes(CPU)
     for text, memory in (("max\n", whole), (f"{10**16}\n", whole), ("4096000\n", 4096000)):
         (tmp_path / "memory.max").write_text(text)
         assert device_memory_bytes(CPU) == memory
-    for processes, memory in (("4", 1024000), ("0", 4096000), ("many", 4096000)):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert device_memory_bytes(CPU) == memory
+    assert device_memory_bytes(CPU, sharing=4) == 1024000

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -15,8 +16,10 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from pldcli.engine.checkpoint import list_checkpoints, verify
+from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
-from pldcli.system import launcher
+from pldcli.system import launcher, workers
+from pldcli.system.error_file import note_beginning
 from tests.conftest import wait_for
 from tests.forks import BELOW, RANKED
 
@@ -82,9 +85,10 @@ def whole(processes: Any, prepared: Path, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
-def test_one_command_trains_in_two_processes(whole: Path) -> None:
+def test_one_command_trains_in_two_processes(whole: Path, prepared: Path) -> None:
     [start] = json.loads((whole / "environment.json").read_text())["starts"]
-    assert start["processes"] == 2 and start["command"].startswith("torchrun --nproc-per-node 2 -m pldcli pretrain ")
+    assert start["processes"] == 2
+    assert start["command"] == shlex.join(["pld", *line(prepared, whole)]), "what was typed, not what the processes were told"
 
 
 def test_a_process_that_is_killed_ends_all_by_name(processes: Any, prepared: Path, tmp_path: Path) -> None:
@@ -175,12 +179,20 @@ def test_the_cause_is_what_failed_by_itself(codes: tuple[int | str, ...], code: 
     assert found == code and (said.startswith(what) if what else not said)
 
 
+STARTING = -1
+
+
 def ended(place: Path, *codes: int | None) -> Path:
-    """Write what processes told of their end; of one that was killed None."""
+    """Write what processes told of their end; of one that was killed None, or STARTING where it had not begun to work."""
     for rank, code in enumerate(codes):
-        (place / "job_x" / "attempt_0" / str(rank)).mkdir(parents=True)
-        if code is not None:
-            (place / "job_x" / "attempt_0" / str(rank) / "error.json").write_text(json.dumps({"message": "why", "exit_code": code}))
+        told = place / "job_x" / "attempt_0" / str(rank) / "error.json"
+        told.parent.mkdir(parents=True)
+        if code != STARTING:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
+                note_beginning()
+        if code not in (None, STARTING):
+            told.write_text(json.dumps({"message": "why", "exit_code": code}))
     return place
 
 
@@ -191,10 +203,14 @@ def ended(place: Path, *codes: int | None) -> Path:
         (signal.SIGINT, (130, 130), StoppedError, "all 2 processes have ended after SIGINT"),
         (signal.SIGTERM, (75, None), DeviceError, "1 of 2 processes ended after SIGTERM without having saved, kept; run the same"),
         (signal.SIGTERM, (None, None), DeviceError, "2 of 2 processes ended after SIGTERM without having saved, kept"),
+        (signal.SIGTERM, (STARTING, STARTING), PreemptedError, "2 of 2 processes were still starting when SIGTERM arrived; run the same"),
+        (signal.SIGTERM, (75, STARTING), PreemptedError, "1 of 2 processes were still starting when SIGTERM arrived"),
+        (signal.SIGTERM, (None, STARTING), DeviceError, "2 of 2 processes ended after SIGTERM without having saved, kept"),
+        (signal.SIGINT, (STARTING, STARTING), StoppedError, "2 of 2 processes were still starting when SIGINT arrived"),
         (signal.SIGINT, (None, 130), StoppedError, "1 of 2 processes ended after SIGINT without having saved, kept"),
     ],
 )
-def test_a_signal_is_a_stop_where_all_have_saved(
+def test_a_signal_is_a_stop_where_nothing_is_lost(
     tmp_path: Path, number: signal.Signals, codes: tuple[int | None, ...], kind: type[PldError], what: str
 ) -> None:
     with pytest.raises(PldError) as caught:
@@ -218,15 +234,33 @@ def test_a_signal_saves_in_all(processes: Any, prepared: Path, tmp_path: Path) -
     assert not any(map(alive, below.values())) and has_saved(out)
 
 
-@pytest.mark.parametrize("has_begun", [False, True])
-def test_a_signal_before_they_can_save_is_no_stop(processes: Any, prepared: Path, tmp_path: Path, whole: Path, has_begun: bool) -> None:
-    out = whole if has_begun else tmp_path / "run"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_they_start_is_a_stop(processes: Any, prepared: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
     process = processes.pld(*line(prepared, out))
     wait_for(lambda: len(ranks(process.number)) == 2)
-    process.kill(signal.SIGTERM)
-    assert process.wait() == 5, process.err
-    there = f"the last checkpoint is {out / 'checkpoints' / 'step-00000150'}" if has_begun else f"{out} has no checkpoint"
-    assert f"error: 2 of 2 processes ended after SIGTERM without having saved, {there}; run the same command again" in process.err
+    process.kill(number)
+    assert process.wait() == (130 if number == signal.SIGINT else 75), process.err
+    assert number == signal.SIGINT or "processes were still starting when SIGTERM arrived; run the same command again" in process.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_agent_answers_is_a_stop(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
+    monkeypatch.setattr(launcher, "_run_once", lambda *_: signal.raise_signal(number))
+    with pytest.raises(PreemptedError, match="2 of 2 processes were still starting when SIGTERM arrived"):
+        launcher.run_processes(2, list, kept=str)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_where_work_is_lost_the_last_checkpoint_is_named(tmp_path: Path, whole: Path, has_checkpoint: bool) -> None:
+    run = RunDirectory(whole if has_checkpoint else tmp_path / "run")
+    there = f"the last checkpoint is {run.checkpoints / 'step-00000150'}" if has_checkpoint else f"{run.path} has no checkpoint"
+    with pytest.raises(
+        DeviceError, match=f"2 of 2 processes ended after SIGTERM without having saved, {there}; run the same command again"
+    ):
+        launcher._after_signal(signal.SIGTERM, 2, ended(tmp_path, None, None), lambda: run.what_is_saved)
 
 
 def test_without_their_parent_they_save_and_end(processes: Any, prepared: Path, tmp_path: Path) -> None:
@@ -286,6 +320,22 @@ def test_what_would_fail_alike_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
     assert [arguments for arguments, _ in seen] == [[f"attempt {number}"] for number in range(attempts)]
     assert len({job for _, job in seen}) == 1, "all attempts are one job"
     assert len(said) == attempts - 1
+
+
+@pytest.mark.parametrize(
+    ("count", "cores", "chosen", "threads"), [(2, 7, None, "3"), (8, 2, None, "1"), (2, 7, "5", "5")], ids=["share", "one", "chosen"]
+)
+def test_each_computes_on_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, count: int, cores: int, chosen: str | None, threads: str
+) -> None:
+    seen = []
+    monkeypatch.setattr(workers, "available_cores", lambda: cores)
+    monkeypatch.setattr(launcher, "elastic_launch", lambda *_: lambda *_: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert launcher.run_processes(count, list, kept=str) == 0
+    assert seen == [threads] and os.environ.get("OMP_NUM_THREADS") == chosen
 
 
 def test_what_is_wrong_is_said_once(processes: Any, prepared: Path, tmp_path: Path) -> None:
