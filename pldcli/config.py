@@ -268,9 +268,9 @@ class Config(Settings):
             raise UsageError("documents are packed in rows of spans", where="data.packing", hint="use data.layout=spans")
         if "clm" in self.objective.token_losses and data.layout != "spans":
             raise UsageError("sentence pairs are for masked LM alone", where="data.layout", hint="use data.layout=spans")
-        if self.train.skip_spikes is not None and self.objective.causal_share:
+        if self.train.skip_spikes is not None and len(self.objective.token_losses) > 1:
             what = "steps with two kinds of targets have losses of two sizes, of which the rarer would be taken for spikes"
-            raise UsageError(what, where="train.skip_spikes", hint="leave it out, or objective.causal_share")
+            raise UsageError(what, where="train.skip_spikes", hint="leave it out, or train with one kind of steps")
         if self.objective.kind == "prefix" and data.packing == "documents":
             raise UsageError("objective.kind=prefix needs rows of one text", where="data.packing", hint="use data.packing=stream")
         if self.objective.next_sentence and data.layout != "nsp-pairs":

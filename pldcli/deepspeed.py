@@ -120,8 +120,8 @@ def _read_dropping(file: _File) -> None:
     for key in file.values:  # a slip here would change the method
         if key.startswith(f"{block}.") and key not in (known := [f"{block}.{name}" for name in names]):
             raise file.error(key, "unknown key", nearest(key, known))
+    file.put("pld.schedule", "exponential", f"{block}.enabled")  # an expansion would leave blocks out, whatever theta is
     if file.take(f"{block}.enabled", False, bool):
-        file.put("pld.schedule", "exponential", f"{block}.enabled")
         file.rename(block)
     else:
         file.put("pld.theta_bar", 1.0, f"{block}.enabled")
@@ -147,7 +147,7 @@ def _read_optimizer(file: _File) -> None:
 
 
 def _read_schedule(file: _File, start: Config) -> None:
-    kind = file.values.get("scheduler.type")
+    kind = convert(str, file.values.get("scheduler.type", ""), f"{file.path}: scheduler.type")
     if kind not in _SCHEDULES:
         return
     file.put("optim.schedule", _SCHEDULES[file.take("scheduler.type")], "scheduler.type")
@@ -170,6 +170,8 @@ def _read_batch(file: _File, start: Config) -> None:
     draws, whole = file.take("gradient_accumulation_steps"), file.take("train_batch_size", kind=int)
     if draws is None and whole and ("train.micro_batch_size" not in file.settings or whole % start.pld.draws_per_step):
         draws = 1
+    if whole is None and (draws is not None or "train.micro_batch_size" in file.settings):
+        file.unread.append("the sequences of a step, which DeepSpeed counts by GPUs without a train_batch_size (the base's here)")
     file.put("pld.draws_per_step", draws, "gradient_accumulation_steps")
 
 

@@ -64,9 +64,11 @@ class Piece:
     shown: str
     """What stands there."""
     target: str = ""
-    """What is to be predicted there, if anything."""
+    """What is to be predicted there, if anything; of a causal model nothing, as it is what stands behind."""
     segment: int = 0
     """Documents of a packed sequence count from 1; tokens of others see each other only where this is equal."""
+    predicts: bool = False
+    """Whether a target belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def show(found: Inspection) -> None:
         sections.append(Section("frequent pieces", ("piece", "times", "of all tokens"), share, notes=(note,)))
     print_sections(console, sections)
     for number, sample in enumerate(found.samples):
-        console.print(f"[bold cyan]sequence {number}[/] ({len(sample)} tokens, {sum(bool(piece.target) for piece in sample)} to predict)")
+        console.print(f"[bold cyan]sequence {number}[/] ({len(sample)} tokens, {sum(piece.predicts for piece in sample)} to predict)")
         console.print(_written(sample))
         console.print()
 
@@ -236,9 +238,9 @@ def _pieces(batch: Batch, row: int, written: Callable[[int], str]) -> Sequence[P
     targets = {place: target for place, target in zip(positions, target_ids, strict=True) if target != NO_TARGET}
     segments_T = (batch.segments if batch.segments is not None else batch.input_ids * 0)[row].tolist()
     kept_T = batch.attention_mask[row].tolist() if batch.attention_mask is not None else [True] * width
-    # A causal model predicts at each position the token behind it: shown there, not where it is predicted.
-    return [
-        Piece(written(token), "" if batch.causal or row * width + place not in targets else written(targets[row * width + place]), segment)
-        for place, (token, segment, kept) in enumerate(zip(batch.input_ids[row].tolist(), segments_T, kept_T, strict=True))
-        if kept
-    ]
+    found = []
+    for place, (token, segment, kept) in enumerate(zip(batch.input_ids[row].tolist(), segments_T, kept_T, strict=True)):
+        target = targets.get(row * width + place)
+        if kept:
+            found.append(Piece(written(token), "" if batch.causal or target is None else written(target), segment, target is not None))
+    return found

@@ -21,8 +21,9 @@ import yaml
 from pldcli.config import Config
 from pldcli.errors import UsageError
 from pldcli.settings import Layer, located, merge, parse, read_yaml
+from pldcli.system.output_place import check_new
 
-__all__ = ["Part", "Resolved", "build", "dump", "header", "load", "names", "parts", "resolve", "schema", "system"]
+__all__ = ["Part", "Resolved", "build", "check_new_preset", "dump", "header", "load", "names", "parts", "resolve", "schema", "system"]
 
 _REMOVED = {"pld.scaling_error": False, "pld.scale_residual": True}
 """Keys that earlier versions had, and their defaults: run directories of that time hold them."""
@@ -212,6 +213,18 @@ def _find(preset: str) -> Part:
     close = difflib.get_close_matches(preset, names(), n=1, cutoff=0.6)
     hint = f"did you mean {close[0]}?" if close else "`pld config list` shows them"
     raise UsageError(f"unknown preset {preset!r}", hint=hint)
+
+
+def check_new_preset(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place for a preset by which --preset could not name it, or that is taken.
+
+    Raises:
+        UsageError: Its ending is not that of presets.
+        OutputError: Something is there and `overwrite` is off.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError("must end in .yaml, as presets do", where=f"--out {path}")
+    check_new(path, overwrite=overwrite)
 
 
 def _layer(origin: str, content: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Layer:

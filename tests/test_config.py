@@ -382,9 +382,10 @@ def test_the_largest_seed() -> None:
         tiny_config(f"train.seed={2**63}")
 
 
-def test_spikes_of_two_kinds_of_steps() -> None:
+@pytest.mark.parametrize("kinds", ["objective.causal_share=0.1", "objective.kind=prefix"])
+def test_spikes_of_two_kinds_of_steps(kinds: str) -> None:
     with pytest.raises(UsageError, match=r"train.skip_spikes: steps with two kinds of targets have losses of two sizes"):
-        tiny_config("train.skip_spikes=6", "objective.causal_share=0.1")
+        tiny_config("train.skip_spikes=6", kinds)
 
 
 @pytest.mark.parametrize("text", ["2024-06-31", "a: b: c"])

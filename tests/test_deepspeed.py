@@ -55,6 +55,7 @@ def test_the_bert_example(tmp_path: Path) -> None:
 
 TRUST_RATIO = "DeepSpeed's bounds of LAMB's trust ratio"
 LOGARITHM = "warm-up with the logarithm of the step (linear here)"
+BY_GPUS = "the sequences of a step, which DeepSpeed counts by GPUs without a train_batch_size (the base's here)"
 ADAM = {"optim.eps": 1e-8, "optim.weight_decay": 0.0}
 LAMB = {"lr": "2e-3", "betas": [0.8, 0.99], "eps": 1e-7, "weight_decay": 0.1, "max_grad_norm": 0.5, "max_coeff": 0.3}
 LAMB_HERE = {"optim.name": "lamb", "optim.beta1": 0.8, "optim.beta2": 0.99, "optim.eps": 1e-7, "optim.weight_decay": 0.1}
@@ -107,6 +108,8 @@ AUTO = {
             {},
             ["scheduler.type", "scheduler.params.cycle_min_lr"],
         ),
+        ({"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 1}, {"train.micro_batch_size": 8}, [BY_GPUS]),
+        ({"train_micro_batch_size_per_gpu": 8, "train_batch_size": 64}, {"train.micro_batch_size": 8}, []),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, {"runtime.precision": "bf16"}, []),
         ({"bfloat16": {"enabled": True}}, {"runtime.precision": "bf16"}, []),
         ({"fp16": {"enabled": False}}, {"runtime.precision": "fp32"}, []),
@@ -122,6 +125,8 @@ def test_what_is_imported(content: dict[str, Any], changed: dict[str, Any], not_
 def test_disabled_drops_nothing(section: dict[str, Any], tmp_path: Path) -> None:
     changed, not_imported = imported({"progressive_layer_drop": section, "gradient_clipping": 1.0}, tmp_path)
     assert changed == {"pld.theta_bar": 1.0}
+    expanding, _ = imported({"progressive_layer_drop": section, "gradient_clipping": 1.0}, tmp_path, "bert-base-expansion")
+    assert expanding["pld.schedule"] == "exponential" and "pld.theta_bar" not in expanding, "which is 1 there"
     assert not_imported == [f"progressive_layer_drop.{key}" for key in ("theta", "gamma") if key in section]
 
 
@@ -178,6 +183,7 @@ def test_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"optimizer": {"type": "Adam", "params": {"lr": "fast"}}}, "optimizer.params.lr: must be a valid number, not 'fast'"),
         ({"optimizer": {"type": "Adam", "params": {"betas": 0.9}}}, "optimizer.params.betas: must be two numbers, not 0.9"),
         ({"optimizer": {"type": "Adam", "params": {"betas": [0.9, 2]}}}, "optimizer.params.betas: must be less than 1, not 2"),
+        ({"scheduler": {"type": ["WarmupLR"]}}, "scheduler.type: must be a valid string, not ['WarmupLR']"),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "fp16: is enabled, and bf16 too; choose one"),
         ({"train_batch_size": 0}, "train_batch_size: must be at least 1, not 0"),
         ({"train_batch_size": "many"}, "train_batch_size: must be a valid integer, not 'many'"),

@@ -21,7 +21,10 @@ from pldcli.data.prepared import PreparedData
 from pldcli.engine.validation import fixed_batches, unigram_baseline
 from pldcli.settings import parse
 
-__all__ = ["Advice", "Candidate", "advise"]
+__all__ = ["FIRST_WORDS", "Advice", "Candidate", "advise"]
+
+FIRST_WORDS = "# Chosen by:"
+"""Of a preset that was chosen here."""
 
 _DENSE = "preln"
 """The system that drops nothing."""
@@ -121,8 +124,7 @@ class Advice:
         """
         best = self.candidates[0]
         total_steps = best.config.train.total_steps
-        comment = (
-            f"Chosen by: {command}",
+        comment = (  # after the first line
             f"Expected: validation loss {self.written_loss(best)} after {duration(total_steps * best.step_seconds)} of training.",
             *(f"{reason[0].upper()}{reason[1:]}." for reason in self.reasons),
         )
@@ -133,7 +135,7 @@ class Advice:
         for key, value in flat.items():
             section, _, name = key.partition(".")
             sections.setdefault(section, {})[name] = value
-        return "".join(f"# {line}\n" for line in comment) + yaml.safe_dump(sections, sort_keys=False)
+        return f"{FIRST_WORDS} {command}\n" + "".join(f"# {line}\n" for line in comment) + yaml.safe_dump(sections, sort_keys=False)
 
 
 def advise(

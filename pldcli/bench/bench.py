@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import statistics
 import sys
@@ -111,9 +112,10 @@ def bench(
 
 
 def find_micro_batch(config: Config, source: Source, runtime: Runtime, report: Report) -> Iterator[MicroBatch]:
-    """Try 1, 2, 4, ... sequences per forward pass until memory ends, or twice as many are hardly faster twice."""
+    """Try 1, 2, 4, ... sequences per forward pass until memory or a sampled softmax ends, or twice as many are hardly faster twice."""
     best, misses, sequences = 0.0, 0, 1
-    while misses < 2:
+    entries = config.objective.sampled_softmax or math.inf
+    while misses < 2 and sequences * config.most_targets < entries:
         one_group = _dense(config).replace(pld={"draws_per_step": 1})
         trial = _try(_with_micro_batch(one_group, sequences, runtime.world_size), source, runtime)
         speed = trial.tokens_per_second

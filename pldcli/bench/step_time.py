@@ -6,14 +6,16 @@ The arithmetic of equal time and of `--budget`; the steps are measured by `budge
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pldcli.config import Config, PldConfig
 from pldcli.errors import UsageError
 from pldcli.pld import Schedule
+from pldcli.settings import parse
 
-__all__ = ["StepTime", "always_dropped", "half_dropped", "parse_seconds"]
+__all__ = ["StepTime", "always_dropped", "budget_seconds", "half_dropped", "parse_seconds"]
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = r"(\d+(?:\.\d+)?)\s*(min|[smhd])"
@@ -64,6 +66,17 @@ def parse_seconds(text: str, where: str) -> float:
     if not seconds or re.sub(_PART, "", text).strip():
         raise UsageError(f"{text!r} is not a time", where=where, hint="write 24h, 90m or 1h30m")
     return seconds
+
+
+def budget_seconds(text: str, overrides: Sequence[str]) -> float:
+    """Read a --budget, in seconds, beside `KEY=VALUE` that leave it to find the number of steps.
+
+    Raises:
+        UsageError: It is no time, or the number of steps is set, too.
+    """
+    if "train.total_steps" in parse(overrides):
+        raise UsageError("is what --budget finds", where="train.total_steps", hint="leave one of them out")
+    return parse_seconds(text, "--budget")
 
 
 def half_dropped(config: Config) -> Config:

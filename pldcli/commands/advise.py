@@ -24,9 +24,9 @@ def advise(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; short for runtime.device=...", show_default=False)] = None,
 ) -> None:
     """Choose size, recipe and what to drop for a budget, from runs on record and steps timed here; write a preset."""
-    from pldcli.system.output_place import check_new
+    from pldcli.presets import check_new_preset
 
-    check_new(out, overwrite=overwrite)
+    check_new_preset(out, overwrite=overwrite)
     wanted = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
     write_advice(out, data=data, budget=budget, overrides=wanted, command=command_line())
     typer.echo(f"next: {shlex.join(['pld', 'pretrain', '--preset', str(out), '--data', str(data)])}")
@@ -44,12 +44,12 @@ def write_advice(out: Path, *, data: Path, budget: str, overrides: Sequence[str]
     """
     from pldcli.advice.advise import advise as choose
     from pldcli.advice.tables import candidates_table
-    from pldcli.bench.step_time import parse_seconds
+    from pldcli.bench.step_time import budget_seconds
     from pldcli.console.screen import print_sections, screen
     from pldcli.data.prepared import open_prepared
     from pldcli.system import atomic
 
-    seconds = parse_seconds(budget, "--budget")
+    seconds = budget_seconds(budget, overrides)
     advice = choose(open_prepared(data), seconds=seconds, overrides=overrides, report=lambda line: typer.echo(line, err=True))
     print_sections(screen(), [candidates_table(advice)])
     atomic.write_text(out, advice.preset(command))

@@ -25,15 +25,19 @@ def list_(run: Run) -> None:
 
     rows, damaged = [], []
     for path in _checkpoints(run):
-        step, tokens, saved = path.name.removeprefix("step-").lstrip("0"), "", _saved(path)
+        step, tokens = path.name.removeprefix("step-").lstrip("0"), ""
         try:
+            saved, size = _saved(path), sum(file.stat().st_size for file in path.iterdir() if file.is_file())
             position = checkpoint.position(path)
             step, tokens = f"{position.step:,}", quantity(position.tokens)
             checkpoint.verify(path)
+        except FileNotFoundError:  # a run that is training has removed it
+            continue
         except CheckpointError as error:
+            if not path.is_dir():
+                continue
             damaged.append(_damage(path, error))
             saved += ", damaged"
-        size = sum(file.stat().st_size for file in path.iterdir())
         rows.append([str(path), step, tokens, f"{size / 1e6:,.1f}", saved])
     headings = ["checkpoint", "step", "tokens", "MB", "saved"]
     screen().print(table(headings, rows, right=headings[1:4], fold=["checkpoint"]))
@@ -55,6 +59,8 @@ def verify(
             checkpoint.verify(path)
             typer.echo(f"{path}: sound")
         except CheckpointError as error:
+            if not path.is_dir():  # a run that is training has removed it
+                continue
             damaged.append(path)
             typer.echo(_damage(path, error))
     if damaged:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from pldcli.errors import UsageError
-
 if TYPE_CHECKING:
     from pldcli.presets import Resolved
 
@@ -100,13 +98,11 @@ def import_deepspeed(
     Read are progressive_layer_drop, the optimizer, gradient clipping, batch sizes, fp16 and bf16, and warm-up schedules.
     """
     from pldcli import deepspeed
+    from pldcli.presets import check_new_preset
     from pldcli.system import atomic
-    from pldcli.system.output_place import check_new
 
-    if out is not None and out.suffix not in (".yaml", ".yml"):
-        raise UsageError("must end in .yaml, as presets do", where=f"--out {out}")
     if out is not None:
-        check_new(out, overwrite=overwrite)
+        check_new_preset(out, overwrite=overwrite)
     text, not_imported = deepspeed.import_deepspeed(file, base=base)
     if out is None:
         typer.echo(text, nl=False)

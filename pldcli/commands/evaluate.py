@@ -157,7 +157,9 @@ def evaluate(
 
             _, inputs = _files(given)
             weights = sorted(Path(found.source).glob("*.safetensors"))
-            about = {"inputs": list(map(str, inputs)), "fingerprints": {"data": paths_sha256(inputs), "model": paths_sha256(weights)}}
+            hashed = {"data": inputs, "model": weights}
+            prints = {name: paths_sha256(places) for name, places in hashed.items() if places}
+            about = {"inputs": list(map(str, inputs)), "fingerprints": prints}
             atomic.write_text(save, json.dumps({"model": str(target), **about, **values}) + "\n")
     finally:  # a file that cannot be written must not take away what was measured
         if as_json:

@@ -114,16 +114,20 @@ def finetune(
         result = glue.GlueResult([single.finetune(experiment, settings, out=place, **how)])
     if not result.tasks[0].is_main:
         return
-    missing = None if submission is None else submit(result.tasks, experiment, submission)
-    if as_json:
-        typer.echo(json.dumps(_as_json(result, missing)))
-    else:
-        for done in result.tasks:
-            _show(done, several=len(result.tasks) > 1)
-        _show_all(result)
-        if missing is not None:
-            still = f"; the server still needs {', '.join(missing)}" if missing else ", complete"
-            typer.echo(f"submission {submission}{still}")
+    missing = None
+    try:
+        if submission is not None:
+            missing = submit(result.tasks, experiment, submission, device=device)
+    finally:  # a zip that cannot be written must not take away what was measured
+        if as_json:
+            typer.echo(json.dumps(_as_json(result, missing)))
+        else:
+            for done in result.tasks:
+                _show(done, several=len(result.tasks) > 1)
+            _show_all(result)
+    if missing is not None and not as_json:
+        still = f"; the server still needs {', '.join(missing)}" if missing else ", complete"
+        typer.echo(f"submission {submission}{still}")
     if result.error is not None:
         raise result.error
 

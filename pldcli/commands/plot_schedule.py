@@ -47,6 +47,8 @@ def plot_schedule(
         check_picture_path(out)
     if points is not None and points < 2:
         raise UsageError(f"must be at least 2 (the first and the last step), not {points}", where="--points")
+    if points is not None and output == "picture":
+        raise UsageError("--points does nothing without --format table, json or csv", hint="leave it out")
     schedules = [_named(name, overrides or []) for name in preset or ["bert-base-pld"]]
     if output == "picture":
         _print_picture(schedules)

@@ -126,7 +126,9 @@ def prepare_data(
             rich_help_panel=_LEFT_OUT,
         ),
     ] = None,
-    overlap_words: Annotated[int, typer.Option(min=1, help="For --decontaminate.", rich_help_panel=_LEFT_OUT)] = 13,
+    overlap_words: Annotated[
+        int | None, typer.Option(min=1, help="For --decontaminate.", show_default="13", rich_help_panel=_LEFT_OUT)
+    ] = None,
     keep_rejects: Annotated[
         bool,
         typer.Option(
@@ -163,15 +165,18 @@ def prepare_data(
     from pldcli.preparation.prepare import Preparation
     from pldcli.tokenization.training import TokenizerTraining
 
+    if overlap_words is not None and not decontaminate:
+        raise UsageError("--overlap-words does nothing without --decontaminate", hint="leave it out")
     if emit is not None:
-        typer.echo(_job_file(emit, share, out, overwrite=overwrite), nl=False)
+        typer.echo(_job_file(emit, share, out, overwrite=overwrite, merge=merge), nl=False)
         return
+    number, count = (0, 1) if share is None else _share(share)
     filters = Filters(
         min_words=min_words,
         max_words=max_words,
         scripts=tuple(script or ()),
         against=tuple(decontaminate or ()),
-        overlap_words=overlap_words,
+        overlap_words=overlap_words or Filters.overlap_words,
     )
     with spooled(out, overwrite=overwrite, keep=share is not None, stream=stream) as spool:
         preparation = Preparation(
@@ -205,7 +210,6 @@ def prepare_data(
             merge=merge,
         )
         if share is not None:
-            number, count = _share(share)
             typer.echo(f"share {share}: {preparation.run_share(number, count)}")
             return
         prepared = preparation.run()
@@ -222,16 +226,17 @@ def _weighted(text: str) -> tuple[Path, float]:
     raise UsageError(f"{text!r} is not PATH=WEIGHT", where="--source", hint="for example --source wiki.jsonl=2")
 
 
-def _job_file(kind: JobFile, share: str | None, out: Path, *, overwrite: bool) -> str:
+def _job_file(kind: JobFile, share: str | None, out: Path, *, overwrite: bool, merge: bool) -> str:
     """Write the job file for the command line as it was typed, but for what asks for the file."""
     from pldcli.preparation.job_files import kubernetes, slurm
 
     if share is None or not share.isdecimal() or int(share) < 1:
         raise UsageError("needs the number of shares", where="--emit", hint="for example --share 16")
+    if merge:
+        raise UsageError("cannot go with --merge: the last job puts the shares together", where="--emit", hint="leave it out")
     if overwrite:
-        raise UsageError(
-            "cannot go with --overwrite: jobs tell by what is there that all is done", where="--emit", hint="choose another --out"
-        )
+        what = "cannot go with --overwrite: jobs tell by what is there that all is done"
+        raise UsageError(what, where="--emit", hint="choose another --out")
     typed, words = iter(sys.argv[1:]), ["pld"]
     for word in typed:
         name, equals, _ = word.partition("=")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pldcli.commands.config import Overrides, complete_preset
-from pldcli.errors import UsageError
+from pldcli.errors import OutputError, UsageError
 from pldcli.system.command_line import command_line
 from pldcli.system.workers import processes_to_start
 
@@ -77,7 +77,7 @@ def pretrain(
     Several machines: torchrun --nnodes 2 --nproc-per-node 8 ... -m pldcli pretrain ...
     """
     from pldcli import presets
-    from pldcli.bench.step_time import parse_seconds
+    from pldcli.bench.step_time import budget_seconds, parse_seconds
 
     stop_at = None if stop_after is None else time.monotonic() + parse_seconds(stop_after, "--stop-after")
     processes = processes_to_start(gpus)
@@ -90,12 +90,13 @@ def pretrain(
         *([f"train.on_divergence={on_divergence}"] if on_divergence else []),
         *([f"train.init_from={json.dumps(init_from, ensure_ascii=False)}"] if init_from else []),
     ]
+    seconds = 0.0 if budget is None else budget_seconds(budget, wanted)
     place = out or Path("runs") / Path(preset).stem
     if preset == _AUTO:
         preset, budget = _advised(data, place, budget, wanted, resume=resume, dry_run=dry_run), None
     first = presets.resolve(preset, wanted).config  # what is wrong without the data shows before it is read
-    if budget is not None:
-        seconds = parse_seconds(budget, "--budget")
+    if allow_bin and first.train.init_from is None:
+        raise UsageError("--allow-bin does nothing without --init-from", hint="leave it out")
     from pldcli.data.prepared import open_prepared
     from pldcli.engine.run_directory import RunDirectory
 
@@ -151,10 +152,13 @@ def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, 
         raise UsageError(
             what, where=f"--preset {_AUTO}", hint="try `pld advise --budget 2h`" if dry_run else "add --budget 2h, for example"
         )
+    from pldcli.advice.advise import FIRST_WORDS
     from pldcli.commands.advise import write_advice
 
     place = place.resolve() if place.name in ("", "..") else place
     chosen = place.with_name(f"{place.name}.yaml")
+    if chosen.exists() and not chosen.read_text(encoding="utf-8", errors="replace").startswith(FIRST_WORDS):
+        raise OutputError("is there, and `pld advise` did not write it", where=str(chosen), hint="choose another --out, or move the file")
     write_advice(chosen, data=data, budget=budget, overrides=wanted, command=command_line())
     return str(chosen)
 

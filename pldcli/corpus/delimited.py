@@ -7,6 +7,7 @@ quotation mark that nothing closes, and must not swallow the lines below it.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -30,7 +31,8 @@ def delimiter_of(heading: str, suffix: str) -> str:
     """Find the delimiter: by the file's ending, or in a `.csv` without commas by its heading."""
     if suffix != ".csv":
         return "\t"
-    return next((mark for mark in (",", ";", "\t") if mark in heading), ",")
+    plain = re.sub('"[^"]*"', "", heading)  # what stands in quotes parts nothing
+    return next((mark for mark in (",", ";", "\t") if mark in plain), ",")
 
 
 def plain_rows(lines: Iterable[str], delimiter: str) -> Iterator[Row]:

@@ -49,7 +49,7 @@ class FinetuneConfig(Settings):
     """Which weights the result has: the best evaluation's, or the last."""
     patience: Count | Off = "off"
     """Stop after so many evaluations in a row without a better score."""
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), AS_NUMBER] = 0
     """Seed of the head's initial weights, the order of examples and dropout."""
     micro_batch_size: Count | Literal["auto"] = "auto"
     """Most examples per forward pass and process; `auto` is the whole batch. Lower it when memory runs out."""
@@ -91,7 +91,7 @@ def cells(overrides: Sequence[str], *, grid: Sequence[str] = (), num_seeds: int 
     for combination in itertools.product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
         first = FinetuneConfig(**chosen)
-        found += [FinetuneConfig(**(chosen | {"seed": first.seed + offset})) for offset in range(num_seeds)]
+        found += [validate(FinetuneConfig, chosen | {"seed": first.seed + offset}) for offset in range(num_seeds)]
     return found
 
 

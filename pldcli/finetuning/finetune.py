@@ -252,7 +252,7 @@ def _outcome(name: str, result: dict[str, Any]) -> str:
 
 
 def _kept(finished: int, num_cells: int) -> str:
-    return f"{finished} of {num_cells} run(s) finished, what was under way is saved"
+    return f"{finished} of {num_cells} run(s) finished, the checkpoints of the others are kept"
 
 
 def _finish(

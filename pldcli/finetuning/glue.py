@@ -85,6 +85,8 @@ def finetune_glue(
                 done[name] = finetune(one, settings, out=base / task_name(name), start=start, **how)
             elif MNLI in failed:
                 failed[name] = type(failed[MNLI])(f"would start from the model of {MNLI}, which failed", where=name)
+            elif MNLI not in done and not (base / task_name(MNLI) / "model").is_dir():
+                skipped.append(f"{name}: would start from the model of {MNLI}, whose files are not here")
             else:
                 done[name] = finetune(one.after_mnli(base), settings, out=base / f"{task_name(name)}-from-mnli", **how)
         except MissingDataError as error:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pldcli.choices import TaskKind
-from pldcli.errors import DataError, UsageError
+from pldcli.choices import Device, TaskKind
+from pldcli.errors import DataError, MissingDataError, UsageError
 from pldcli.evaluation.prediction import as_json_lines
 from pldcli.evaluation.task import TaskSource, evaluate_task
 from pldcli.finetuning.experiment import Experiment
@@ -52,8 +52,8 @@ def check_submission(task: str, processes: int = 1) -> None:
         )
 
 
-def submit(tasks: Sequence[Finetuned], experiment: Experiment, path: Path) -> list[str]:
-    """Write the zip for the GLUE server from the predictions of each task's best model; AX is predicted by MNLI's.
+def submit(tasks: Sequence[Finetuned], experiment: Experiment, path: Path, *, device: Device = "auto") -> list[str]:
+    """Write the zip for the GLUE server from the predictions of each task's best model; AX is predicted by MNLI's, on `device`.
 
     Returns:
         What the server still needs.
@@ -68,7 +68,7 @@ def submit(tasks: Sequence[Finetuned], experiment: Experiment, path: Path) -> li
             if predicted.is_file():
                 files[name] = [_pair(from_json(line)) for line in predicted.read_text(encoding="utf-8").splitlines()]
         if done.task.name == MNLI:
-            files |= _predict_ax(done, experiment)
+            files |= _predict_ax(done, experiment, device)
     if not files:
         names = ", ".join(done.task.name for done in tasks)
         raise UsageError("no test split was predicted", where=f"--submission for {names}", hint="the task's files need a test split")
@@ -127,11 +127,11 @@ def _rows(name: str, task: Task, predictions: Sequence[tuple[Label, Any]]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _predict_ax(mnli: Finetuned, experiment: Experiment) -> dict[str, list[tuple[Any, Any]]]:
+def _predict_ax(mnli: Finetuned, experiment: Experiment, device: Device) -> dict[str, list[tuple[Any, Any]]]:
     """Predict the diagnostic set where it is at hand."""
     try:
-        found = evaluate_task(mnli.model, TaskSource(AX, Path(experiment.data_dir) if experiment.data_dir else None))
-    except DataError:
+        found = evaluate_task(mnli.model, TaskSource(AX, Path(experiment.data_dir) if experiment.data_dir else None), device=device)
+    except MissingDataError:
         return {}
     [(split, (examples, scored))] = found.splits.items()
     return {find_task(AX).server_files[split]: [_pair(line) for line in as_json_lines(scored.predictions, examples)]}

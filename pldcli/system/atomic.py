@@ -248,6 +248,8 @@ def _put(temporary: Path, path: Path) -> None:
 
 
 def _sibling(path: Path, kind: str = "") -> Path:
+    if path.name in ("", ".."):
+        raise OutputError("has no name of its own", where=str(path), hint="give a path that ends in a name")
     return path.with_name(f".{_stem(path.name)}.tmp-{kind}{_machine()}-{os.getpid()}")
 
 

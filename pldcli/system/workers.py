@@ -181,8 +181,9 @@ def answers_of(worker: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def describe_error(error: PldError) -> dict[str, str]:
-    """Name the parts of an error, for the other side of a pipe."""
-    return {"error": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+    """Name the parts of an error, for the other side of a pipe; a kind of another module as the one it is derived from."""
+    kind = next(one.__name__ for one in type(error).__mro__ if one.__module__ == errors.__name__)
+    return {"error": kind, "what": error.what, "where": error.where, "hint": error.hint}
 
 
 def as_error(answer: Mapping[str, Any]) -> PldError:

@@ -36,7 +36,7 @@ def read_columns(path: Path, kind: Format | None, keep: Collection[str] | None) 
         duplicated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
         if duplicated:
             raise DataError(f"has two columns {duplicated[0]!r}", where=str(path), hint="give each its own name")
-        columns = {name: table.column(name).to_pylist() for name in table.column_names if keep is None or name in keep}
+        columns = {name: _plain_numbers(table.column(name)).to_pylist() for name in table.column_names if keep is None or name in keep}
         names = _names_of_classes(table.schema.metadata)
     except (pa.ArrowException, OSError, *DAMAGE) as error:
         what = f".{kind} file" if kind else "data set of `datasets`"
@@ -53,6 +53,13 @@ def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
             found[column] = tuple(map(str, inner["names"]))
     return found
+
+
+def _plain_numbers(column: Any) -> Any:
+    """Turn the decimal numbers of databases into numbers as Python counts with."""
+    import pyarrow as pa
+
+    return column.cast(pa.float64() if column.type.scale > 0 else pa.int64()) if pa.types.is_decimal(column.type) else column
 
 
 def _parquet(path: Path) -> Any:

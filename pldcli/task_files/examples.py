@@ -72,7 +72,7 @@ def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, em
     notes = list(table.notes)
     bad: dict[int, DataError] | None = {} if empty == "skip" else None
     for name, column in zip(task.text_columns, inputs, strict=True):
-        _drop(keep, _rows_without_text(table, task, name, column, bad), table, f"an empty {name!r}", empty, notes)
+        _drop(keep, _rows_without_text(table, task, name, column, empty, bad), table, f"an empty {name!r}", empty, notes)
     if values is not None:
         _drop_without_label(keep, values, table, task, labels, empty, notes)
     rows = [row for row in np.flatnonzero(keep).tolist() if not bad or row not in bad]
@@ -270,13 +270,17 @@ def _drop(keep: Any, rows: Sequence[int], table: Table, what: str, rule: EmptyRu
         notes.append(f"{table.path}: left out {len(rows):,} rows that have {what} (the first is {unit} {place})")
 
 
-def _rows_without_text(table: Table, task: Task, name: str, column: list[Any], bad: dict[int, DataError] | None) -> list[int]:
-    """List the rows without text; what is something else is an error, or collected in `bad`."""
+def _rows_without_text(
+    table: Table, task: Task, name: str, column: list[Any], rule: EmptyRule, bad: dict[int, DataError] | None
+) -> list[int]:
+    """List the rows without text; what is something else, or is missing where empty text is kept, is an error, or collected in `bad`."""
     wanted = list if task.kind == TaskKind.TAGS else str
     empty = []
     for row, value in enumerate(column):
         what = hint = ""
-        if value is None:
+        if value is None and rule == "keep":
+            what, hint = f"has no {name!r}", "fill it"
+        elif value is None:
             empty.append(row)
         elif type(value) is not wanted:
             what = f"{name!r} is not {'a list of words' if wanted is list else 'text'} but {_short(value)}"
@@ -299,18 +303,14 @@ def _labels(table: Table, task: Task, values: list[Any], rows: list[int], bad: d
     if task.kind == TaskKind.REGRESSION:
         return _each(rows, lambda row: _target(table, values[row], row), bad)
     ids = label_ids(task)
-
-    def label_id(value: Any, row: int) -> int:
-        return _label_id(table, task, ids, value, row)
-
     if task.kind == TaskKind.MULTI_LABEL:
-        return _each(rows, lambda row: sorted({label_id(part, row) for part in label_parts(values[row], task.separator)}), bad)
+        return _each(rows, lambda row: _several(table, task, ids, values[row], row), bad)
     if task.kind == TaskKind.TAGS:
         return _each(rows, lambda row: _tags(table, task, ids, values[row], row), bad)
     try:
         return [ids[values[row]] for row in rows]
     except (KeyError, TypeError):
-        return _each(rows, lambda row: label_id(values[row], row), bad)
+        return _each(rows, lambda row: _label_id(table, task, ids, values[row], row), bad)
 
 
 def _each(rows: list[int], read: Callable[[int], Any], bad: dict[int, DataError] | None) -> list[Any]:
@@ -354,6 +354,15 @@ def _label_id(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row:
     counted = "; as numbers they count from 0" if isinstance(value, int) and str(value) in ids else ""
     whose = f"is not one of {task.name}" if task.hub else "does not occur in training" if task.train else "is not one of the model's labels"
     raise DataError(f"the label {_short(value)} {whose}", where=table.where(row), hint=f"known labels are: {known}{counted}")
+
+
+def _several(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> list[int]:
+    parts = label_parts(value, task.separator)
+    found = {_label_id(table, task, ids, part, row) for part in parts}
+    if len(found) < len(parts) and all(target_of(part) is not None for part in parts):
+        hint = "list the labels that an example has, not a 0 or 1 for each label there is"
+        raise DataError("names the number of a label twice", where=table.where(row), hint=hint)
+    return sorted(found)
 
 
 def _tags(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> list[int]:

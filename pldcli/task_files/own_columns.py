@@ -182,9 +182,9 @@ def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> lis
         other = by_name.setdefault(str(one), one)
         if type(other) is not type(one):
             raise DataError(f"the label {str(one)!r} stands both in quotes and without", where=where, hint="write it one way")
-    whole = all(isinstance(one, int) for one in spelled)
-    ordered = sorted(spelled) if whole else sorted(spelled, key=str)
-    contiguous = whole and ordered == list(range(len(ordered)))
+    whole = all(_is_whole(str(one).removesuffix(".0")) for one in spelled)  # 18.0: as pandas writes whole numbers with gaps
+    ordered = sorted(spelled, key=float if whole else str)
+    contiguous = whole and list(map(float, ordered)) == list(range(len(ordered)))
     if len(ordered) > _MANY and not sure and (2 * len(ordered) > len(values) or (whole and not contiguous)):
         noun = "whole numbers" if whole else "labels"
         what = f"column {task.label_column!r} has {len(ordered):,} different {noun} in {len(values):,} rows"
@@ -197,8 +197,11 @@ def _tags(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
 
     found = _with_named_classes(table, task)
     if found is None:
-        tags = {tag for row in values if isinstance(row, list) for tag in row}
-        found = task.with_labels(sorted(tags) if all(isinstance(tag, int) for tag in tags) else sorted(_completed(tags), key=str))
+        if not any(isinstance(value, list) for value in values):
+            hint = "JSON lines, Parquet and CoNLL files can hold a label for each word; --kind multi-label is for labels of a text"
+            raise DataError(f"column {task.label_column!r} holds no lists, which tags of words are", where=str(table.path), hint=hint)
+        tags = _distinct(table, task, [tag for row in values if isinstance(row, list) for tag in row], sure=True)
+        found = task.with_labels(tags if all(isinstance(tag, int) for tag in tags) else sorted(_completed(set(tags)), key=str))
     if len(found.labels) < 2:
         raise DataError("has fewer than two different labels of words", where=str(table.path), hint="name another --label-column")
     return replace(found, metrics=default_metrics(found.labels)), _listed(found.labels)

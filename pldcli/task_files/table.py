@@ -134,6 +134,8 @@ def _read_delimited(
         first = next(rows, None)
         if first is None:
             raise DataError("is empty", where=str(path), hint="name a file with examples in it")
+        if not quoted and any("\r" in cell for cell in first[1]):
+            raise DataError("its lines end in carriage returns alone", where=str(path), hint="write line feeds, as Linux and Windows do")
         headless = columns is not None and len(set(columns) & {cell.strip() for cell in first[1]}) < 2
         headings = tuple(columns) if columns is not None and headless else _headings(first, path)
         pending = [first] if headless else []

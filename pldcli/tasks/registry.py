@@ -179,6 +179,8 @@ def find_task(name: str) -> Task:
     lower = name.strip().lower()
     if lower in TASKS:
         return TASKS[lower]
+    if lower == ALL:
+        raise UsageError("stands for every task of GLUE, and only `pld finetune` takes it", where=ALL, hint="name one of them")
     by_short = {one.rpartition("/")[2]: one for one in TASKS}
     short = difflib.get_close_matches(lower.rpartition("/")[2].replace("-", ""), by_short, n=1, cutoff=0.6)
     hint = f"did you mean {by_short[short[0]]!r}? " if short else ""

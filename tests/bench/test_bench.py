@@ -93,6 +93,15 @@ def test_micro_batches_double_until_memory_ends_or_they_are_no_faster(monkeypatc
     assert found.micro_batch_size == best and found.sequences_per_step == 2 * best
 
 
+def test_micro_batches_end_where_a_sampled_softmax_has_too_few_entries(monkeypatch):
+    monkeypatch.setattr(module, "_try", lambda config, *_: module.MicroBatch(size := config.train.micro_batch_size, 10.0 * size, 7))
+    config = tiny_config(*SMALL)
+    config = config.replace(objective={"sampled_softmax": 4 * config.most_targets})
+    with module.launch("cpu") as runtime:
+        found = module.find_micro_batch(config, module.Source(config, None), runtime, lambda line: None)
+        assert [trial.sequences for trial in found] == [1, 2]
+
+
 def test_a_size_is_really_tried():
     config = module._with_micro_batch(module._dense(tiny_config(*SMALL)), 4, 1)
     with module.launch("cpu") as runtime:

@@ -52,11 +52,25 @@ def test_auto_where_one_stands(prepared: Path, tmp_path: Path, monkeypatch: pyte
     assert pretrain._advised(prepared, Path("it"), "1h", [], resume="auto", dry_run=False) == "it.yaml"
 
 
+def test_auto_leaves_a_file_alone_that_advice_did_not_write(pld: Callable[..., Outcome], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: [bert-tiny-pld]\n", encoding="utf-8")
+    done = pld("pretrain", "--preset", "auto", "--budget", "1h", "--data", "nowhere", "--out", tmp_path / "mine")
+    assert done.code == 7 and f"{mine}: is there, and `pld advise` did not write it" in done.err.replace("\n", " ")
+    mine.write_text("# Chosen by: pld advise\n", encoding="utf-8")
+    done = pld("pretrain", "--preset", "auto", "--budget", "1h", "--data", "nowhere", "--out", tmp_path / "mine")
+    assert done.code == 3 and "nowhere" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (("advise", "--budget", "soon"), 2, "--budget: 'soon' is not a time"),
         (("advise", "--budget", "1h", "--data", "nowhere"), 3, "nowhere: no such directory of prepared data"),
+        (("advise", "--budget", "1h", "--out", "auto"), 2, "--out auto: must end in .yaml, as presets do"),
+        (("advise", "--budget", "1h", "train.total_steps=9"), 2, "train.total_steps: is what --budget finds; leave one of them out"),
+        (("pretrain", "--preset", "auto", "--budget", "1h", "train.total_steps=9"), 2, "train.total_steps: is what --budget finds"),
+        (("pretrain", "--budget", "1h", "train.total_steps=9"), 2, "train.total_steps: is what --budget finds"),
         (("pretrain", "--preset", "auto"), 2, "--preset auto: needs a --budget of time"),
         (("pretrain", "--preset", "auto", "--budget", "1h", "--dry-run"), 2, "--preset auto: --dry-run says nothing about it"),
     ],

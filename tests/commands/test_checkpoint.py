@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pldcli.engine import checkpoint
 from pldcli.engine.run_directory import RunDirectory
 from tests.conftest import Outcome
 
@@ -23,8 +25,6 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -73,6 +73,26 @@ def test_verify_names_each(pld: Callable[..., Outcome], copy: Path) -> None:
     assert "1 of 4 checkpoints damaged" in done.err
     assert pld("checkpoint", "verify", weights.parent).code == 4
     assert pld("checkpoint", "verify", copy / "checkpoints" / "step-00000008").code == 0
+
+
+def test_what_a_run_removes_meanwhile_is_not_damaged(pld: Callable[..., Outcome], copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes while its weights are read, and before its size is taken."""
+    four, _, _, eight = sorted((copy / "checkpoints").iterdir())
+    verify = checkpoint.verify
+
+    def slow(path: Path) -> None:
+        if path == four:
+            shutil.rmtree(four)
+        verify(path)
+        shutil.rmtree(eight, ignore_errors=True)
+
+    monkeypatch.setattr(checkpoint, "verify", slow)
+    done = pld("checkpoint", "list", copy)
+    assert done.code == 0 and "damaged" not in done.out and [line.split()[1] for line in done.out.splitlines()[1:]] == ["6", "7"]
+    four.mkdir()
+    monkeypatch.setattr(checkpoint, "list_checkpoints", lambda folder: sorted(folder.iterdir()))
+    done = pld("checkpoint", "verify", copy)
+    assert done.code == 0 and done.out.count(": sound\n") == 2 and "damaged" not in done.out
 
 
 def test_prune(pld: Callable[..., Outcome], copy: Path) -> None:

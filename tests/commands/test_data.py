@@ -51,6 +51,12 @@ def test_what_is_in_prepared_data(data: Path, pld: Callable[..., Outcome], tmp_p
     assert (tmp_path / "data.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_causal_model_predicts_every_next_token(data: Path, pld: Callable[..., Outcome]) -> None:
+    done = pld("data", "inspect", data, "--preset", "gpt-small-preln", "data.seq_len=16")
+    counts = [int(count) for count in re.findall(r"sequence \d \(16 tokens, (\d+) to predict\)", done.out)]
+    assert len(counts) == 2 and min(counts) > 12 and "→" not in done.out
+
+
 def test_lines_that_most_documents_share(tmp_path: Path, pld: Callable[..., Outcome]) -> None:
     foot = "Sign up for our newsletter, and never miss a thing."
     (tmp_path / "a.txt").write_text("\n\n".join(f"History.\none two three {number}\n{foot}" for number in range(60)))

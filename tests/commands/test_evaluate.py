@@ -102,8 +102,10 @@ def test_json_of_everything(pld, calls, tmp_path):
     assert pairs == {**half, "mean_accuracy": 0.5, "num_ties": 1, "groups": {"UID": {"[a]": {"accuracy": 0.5, "num_pairs": 2}}}}
     saved = tmp_path / "deep" / "pairs.json"
     assert pld("evaluate", "r", "--minimal-pairs", "a", "--save", saved).code == 0
-    prints = {"data": paths_sha256([Path("a")]), "model": paths_sha256([])}
+    prints = {"data": paths_sha256([Path("a")])}
     assert json.loads(saved.read_text()) == {"model": "r", "inputs": ["a"], "fingerprints": prints} | values("--minimal-pairs", "a")
+    assert pld("evaluate", "r", "--save", saved).code == 0
+    assert json.loads(saved.read_text())["fingerprints"] == {}, "of nothing there is none"
     candidate = {"token_id": 7, "token": "[UNK]", "probability": 0.75, "text": "the [UNK] is"}
     assert values("--fill", "the [MASK] is") == {"text": "the [MASK] is", "masks": [[candidate]]}
     picture = tmp_path / "d.png"

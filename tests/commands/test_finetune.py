@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pldcli.engine import model_source
+from pldcli.errors import OutputError
 from pldcli.finetuning import finetune as single
 from pldcli.finetuning import glue, submission
 from pldcli.finetuning.config import FinetuneConfig
@@ -51,8 +52,8 @@ def calls(monkeypatch, tmp_path):
 
         return record
 
-    def submit(*args):
-        found["submit"].append(args)
+    def submit(*args, device):
+        found["submit"].append((*args, device))
         return found["missing"]
 
     monkeypatch.setattr(single, "finetune", recorder("finetune"))
@@ -188,8 +189,19 @@ def test_the_submission(pld, calls):
         in pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip").out
     )
     calls["missing"] = []
-    assert calls["submit"] == [([calls["result"]], Experiment("glue/mrpc", "m"), Path("s.zip"))]
+    assert calls["submit"] == [([calls["result"]], Experiment("glue/mrpc", "m"), Path("s.zip"), "auto")]
     assert "submission s.zip, complete\n" in pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip").out
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_submission_that_cannot_be_written_takes_no_results_away(pld, calls, monkeypatch, form):
+    def full(*args, device):
+        raise OutputError("the disk is full", where="s.zip")
+
+    monkeypatch.setattr(submission, "submit", full)
+    outcome = pld("finetune", "glue/mrpc", "--model", "m", "--submission", "s.zip", *form)
+    assert outcome.code == 7 and "finetuned/m/mrpc/model" in outcome.out and "s.zip: the disk is full" in outcome.err
+    assert "submission" not in outcome.out
 
 
 def test_json(pld, calls):

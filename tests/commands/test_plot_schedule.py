@@ -148,6 +148,7 @@ def test_numbers_stay_alone_on_stdout_beside_a_picture(kind: str, pld: Run, fold
         (["--out", "folder.png"], 7, "folder.png: cannot be written (is a directory); choose another place with --out"),
         (["--points", "1"], 2, "--points: must be at least 2 (the first and the last step), not 1"),
         (["--points", "-3", "--format", "json"], 2, "--points: must be at least 2 (the first and the last step), not -3"),
+        (["--points", "3"], 2, "--points does nothing without --format table, json or csv; leave it out"),
         (["--preset", "bert"], 2, "unknown preset 'bert'; `pld config list` shows them"),
         (["pld.theta_bar=0"], 2, "pld.theta_bar: must be greater than 0, not 0"),
         (["pld.thta_bar=0.5"], 2, "pld.thta_bar: unknown key; did you mean pld.theta_bar?"),

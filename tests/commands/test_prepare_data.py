@@ -117,6 +117,16 @@ def test_no_text_at_all():
     assert isinstance(result.exception, UsageError) and "names no text to train on" in str(result.exception)
 
 
+def test_a_share_is_read_before_anything_is_fetched(tmp_path):
+    result = run("http://nowhere.invalid/a.txt", "--out", tmp_path / "out", "--share", "half")
+    assert isinstance(result.exception, UsageError) and "--share: 'half' is not I/N" in str(result.exception)
+
+
+def test_overlap_words_without_anything_to_compare_with():
+    result = run("a.txt", "--overlap-words", "5")
+    assert "--overlap-words does nothing without --decontaminate" in str(result.exception)
+
+
 @pytest.mark.parametrize("arguments", [("a.txt", "--vocab-size", "5"), ("a.txt", "--processes", "0"), ("a.txt", "--document-per", "page")])
 def test_usage_errors(arguments):
     assert run(*arguments).exit_code == 2

@@ -109,6 +109,7 @@ def test_a_preset_file_names_the_run(pld, calls):
         (["--device", "tpu"], 2, "runtime.device"),
         (["--on-divergence", "ignore"], 2, "train.on_divergence"),
         (["--data", "nowhere"], 3, "nowhere"),
+        (["--allow-bin"], 2, "--allow-bin does nothing without --init-from; leave it out"),
         (["--resme", "auto"], 2, "--resme"),
         (["train.total_steps"], 2, "train.total_steps"),
     ],

@@ -43,6 +43,8 @@ def test_seeds() -> None:
     assert shown(cells(["seed=3,1,2"]), "seed") == [(3,), (1,), (2,)]
     with pytest.raises(UsageError, match="seed: a list of seeds and --seeds exclude each other; leave one of them out"):
         cells(["seed=1,2"], num_seeds=2)
+    with pytest.raises(UsageError, match=f"seed: must be less than {2**63}"):
+        cells([f"seed={2**63 - 1}"], num_seeds=2)
     assert len(cells(["seed=1,1"], num_seeds=2)) == 2, "one seed, however often"
 
 
@@ -87,6 +89,7 @@ def test_values(text: str, key: str, value: object) -> None:
         ("batch_size=16,0", "batch_size: must be at least 1, not 0"),
         ("epochs=0", "epochs: must be greater than 0, not 0"),
         ("seed=-1", "seed: must be at least 0, not -1"),
+        ("seed=1e30", f"seed: must be less than {2**63}"),
         ("stride=-1", "stride: must be at least 0, not -1"),
         ("dropout=1", "dropout: must be less than 1 or 'auto', not 1"),
         ("dropout=some", "dropout: must be a valid number or 'auto', not 'some'"),

@@ -7,12 +7,14 @@ import random
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pldcli.errors import DataError, DivergedError, UsageError
+from pldcli.errors import DataError, DeviceError, DivergedError, UsageError
 from pldcli.finetuning import cell as cell_module
 from pldcli.finetuning.config import cells
 from pldcli.finetuning.experiment import Experiment
@@ -150,7 +152,9 @@ def test_again_does_nothing(everything: tuple[GlueResult, Path], data: Path, tin
     assert [done.done_before for done in again.tasks] == [1] * 9 and again.average == result.average
 
 
-def test_the_zip_for_the_server(everything: tuple[GlueResult, Path], data: Path, tiny: Path, tmp_path: Path) -> None:
+def test_the_zip_for_the_server(
+    everything: tuple[GlueResult, Path], data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result, _ = everything
     experiment = Experiment("glue/all", str(tiny), data_dir=str(data))
     missing = submit(result.tasks, experiment, tmp_path / "glue.zip")
@@ -175,6 +179,14 @@ def test_the_zip_for_the_server(everything: tuple[GlueResult, Path], data: Path,
         predicted = [json.loads(line)["label"] for line in (done["glue/qqp"].out / "predictions-test.jsonl").read_text().splitlines()]
         assert archive.read("QQP.tsv").decode().split()[3::2] == [str(label) for label in predicted]
     assert "QQP.tsv (6 of 390,965 rows)" in missing and len(missing) == 11, "the made-up test sets are short, which is said"
+    shutil.copytree(data / "AX", tmp_path / "broken" / "AX")
+    broken = replace(experiment, data_dir=str(tmp_path / "broken"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError):
+        submit(result.tasks, broken, tmp_path / "glue.zip", device="cuda")
+    (tmp_path / "broken" / "AX" / "AX.tsv").write_text("index\tsentence1\n0\t1\n")
+    with pytest.raises(DataError, match="has no column 'hypothesis'"):
+        submit(result.tasks, broken, tmp_path / "glue.zip")
 
 
 def test_tasks_without_data_are_left_out_with_a_word(data: Path, tiny: Path, tmp_path: Path) -> None:
@@ -244,6 +256,14 @@ def test_tasks_that_would_start_from_a_model_that_failed(data: Path, tiny: Path,
     assert list(result.failed) == ["glue/mrpc", "glue/stsb", "glue/mnli", "glue/rte"]
     assert "glue/rte: would start from the model of glue/mnli, which failed" in str(result.error)
     assert type(result.error) is DataError
+
+
+def test_tasks_that_would_start_from_a_model_whose_files_are_not_here(data: Path, tiny: Path, tmp_path: Path) -> None:
+    for folder in ("RTE", "WNLI"):
+        shutil.copytree(data / folder, tmp_path / "some" / folder)
+    result = call(tmp_path / "some", tiny, tmp_path / "out", from_mnli=True)
+    assert [done.task.name for done in result.tasks] == ["glue/wnli"] and result.error is None
+    assert "glue/rte: would start from the model of glue/mnli, whose files are not here" in result.skipped
 
 
 def test_one_file_is_not_that_of_every_task(tiny: Path, tmp_path: Path) -> None:

@@ -143,10 +143,10 @@ def test_job_files_do_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not (tmp_path / ".data.parts").exists()
 
 
-@pytest.mark.parametrize("more", [[], ["--share", "0/2"], ["--share", "2", "--overwrite"]])
+@pytest.mark.parametrize("more", [[], ["--share", "0/2"], ["--share", "2", "--overwrite"], ["--share", "2", "--merge"]])
 def test_job_files_that_cannot_be(pld, more: list[str]) -> None:
     outcome = pld("prepare-data", "corpus.txt", "--emit", "slurm", *more)
-    message = "cannot go with --overwrite" if "--overwrite" in more else "needs the number of shares; for example --share 16"
+    message = f"cannot go with {more[-1]}: " if len(more) > 2 else "needs the number of shares; for example --share 16"
     assert outcome.code == 2 and f"error: --emit: {message}" in outcome.err
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,14 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(tmp_path):
         (temporary / "new").write_text("")
     assert names(tmp_path / "d") == ["new"]
     assert names(tmp_path) == ["d"]
+
+
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_a_place_without_a_name_of_its_own(path):
+    with pytest.raises(OutputError, match="has no name of its own; give a path that ends in a name"):
+        atomic.write_text(Path(path), "x")
+    with pytest.raises(OutputError, match="has no name of its own"), atomic.directory(Path(path), overwrite=True):
+        pytest.fail("must not begin")
 
 
 def start(code, *arguments):

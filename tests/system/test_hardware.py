@@ -9,7 +9,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 def test_peaks_of_known_gpus(monkeypatch):
     names = {
         "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A10": 125e12,
-        "NVIDIA A10G": 125e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA L40": None, "NVIDIA RTX A1000": None,
+        "NVIDIA A10G": 70e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA L40": None, "NVIDIA RTX A1000": None,
         "NVIDIA L4": 121e12, "NVIDIA L40S": 362e12, "Tesla V100-SXM2-16GB": 125e12, "Tesla T4": 65e12, "Voodoo 2": None,
     }  # fmt: skip
     for name, peak in names.items():

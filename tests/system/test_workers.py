@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pldcli import __version__
+from pldcli.corpus.decoding import EncodingError
 from pldcli.errors import DataError, PldError, UsageError
 from pldcli.system.workers import as_error, close_pipe, describe_error, end_with_parent, start_command
 
@@ -40,3 +41,7 @@ def test_a_command_line_of_its_own(tmp_path: Path, arguments: list[str], code: i
 def test_errors_pass_through_a_pipe(error: PldError) -> None:
     again = as_error(describe_error(error))
     assert type(again) is type(error) and str(again) == str(error)
+
+
+def test_an_error_of_another_module_passes_as_its_kind_in_the_table() -> None:
+    assert type(as_error(describe_error(EncodingError("is not UTF-8")))) is DataError

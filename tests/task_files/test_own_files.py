@@ -233,6 +233,10 @@ def test_many_different_labels(tmp_path):
     assert load_own(path, kind="regression").task.kind == "regression"
     assert len(load_own(path, kind="classification").task.labels) == 30
     assert len(load_own(csv(tmp_path / "b.csv", [f"t,{number % 30}" for number in range(200)])).task.labels) == 30
+    path = csv(tmp_path / "d.csv", [f"t,{number * 3 % 90}.0" for number in range(200)])
+    assert "has 30 different whole numbers in 200 rows" in line_of(DataError, tmp_path, load_own, path)
+    numbered = [{"text": "t", "label": float(number % 30)} for number in range(200)]
+    assert load_own(jsonl(tmp_path / "e.jsonl", numbered)).task.written == tuple(range(30))
     free = csv(tmp_path / "c.csv", [f"t,word{number}" for number in range(30)])
     assert "has 30 different labels in 30 rows; say --kind" in line_of(DataError, tmp_path, load_own, free)
 
@@ -514,6 +518,14 @@ def test_several_labels_that_are_none(tmp_path, labels, message):
     assert line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows)).startswith(message)
 
 
+@pytest.mark.parametrize("marks", [[0, 1, 0, 1], [0.0, 1.0, 1.0], "[0, 1, 0]", "1|0|0", [True, False, True]])
+def test_a_mark_for_each_label_is_no_list_of_labels(tmp_path, marks):
+    rows = [{"text": f"text {number}", "label": marks} for number in range(20)]
+    line = line_of(DataError, tmp_path, load_own, jsonl(tmp_path / "a.jsonl", rows), kind="multi-label")
+    hint = "list the labels that an example has, not a 0 or 1 for each label there is"
+    assert line == f"a.jsonl:1: names the number of a label twice; {hint}"
+
+
 def test_one_of_several_labels_that_training_does_not_have(tmp_path):
     train = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": []}])
     other = jsonl(tmp_path / "b.jsonl", [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["y", "z"]}])
@@ -580,6 +592,21 @@ def test_tags_that_are_none(tmp_path, tag, shown):
     assert line_of(DataError, tmp_path, load_own, path) == expected
     assert line_of(DataError, tmp_path, load_own, good, validation=path) == expected
     assert len(load_own(path, validation=good, skip_bad=True).train) == 19
+
+
+def test_tags_need_lists_of_labels_spelled_one_way(tmp_path):
+    line = line_of(DataError, tmp_path, load_own, csv(tmp_path / "a.csv", ["a b c,O B-X O"] * 20), kind="tags")
+    assert line.startswith("a.csv: column 'label' holds no lists, which tags of words are; JSON lines, Parquet and CoNLL files can")
+    path = jsonl(tmp_path / "a.jsonl", [{"tokens": ["a", "b"], "tags": [1, "1"]}] * 20)
+    assert line_of(DataError, tmp_path, load_own, path) == "a.jsonl: the label '1' stands both in quotes and without; write it one way"
+
+
+@pytest.mark.parametrize(("scale", "label", "labels"), [(0, 1, ("0", "1")), (2, 0.5, ())])
+def test_decimal_numbers_of_databases(tmp_path, scale, label, labels):
+    column = pa.array([0, label] * 20).cast(pa.decimal128(30, scale))
+    pq.write_table(pa.table({"text": ["t"] * 40, "label": column}), tmp_path / "a.parquet")
+    data = load_own(tmp_path / "a.parquet")
+    assert data.task.labels == labels and set(data.train.labels) == {0, label}
 
 
 def test_rows_that_are_unusable_in_other_ways_can_be_left_out(tmp_path):

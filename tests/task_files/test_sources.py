@@ -30,6 +30,14 @@ def error_of(task, root, **settings):
     return str(caught.value).replace(f"{root}/", "")
 
 
+def test_a_text_that_is_missing_is_no_empty_text(tmp_path):
+    path = tmp_path / "RTE" / "train.jsonl"
+    path.parent.mkdir()
+    rows = [{"sentence1": "a", "sentence2": "", "label": "entailment"}, {"sentence1": "c", "label": "not_entailment"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert error_of("glue/rte", tmp_path) == "RTE/train.jsonl:2: has no 'sentence2'; fill it"
+
+
 def test_cola_has_no_heading(tmp_path):
     write(tmp_path, CoLA__train="gj04\t1\t\tOne.\ngj04\t0\t*\tTwo.\n", CoLA__test="index\tsentence\n0\tA.\n1\tB.\n")
     data = load("glue/cola", tmp_path)

@@ -44,6 +44,15 @@ def test_csv_with_semicolons_or_tabs(tmp_path):
         assert table.columns == {"text": [f"a{mark} b"], "label": ["1"]}
 
 
+def test_a_comma_in_a_quoted_heading_parts_nothing(tmp_path):
+    table = read_table(write(tmp_path / "a.csv", '"review, full";"label"\n"a, b";"1"\n'))
+    assert table.columns == {"review, full": ["a, b"], "label": ["1"]}
+
+
+def test_lines_that_end_in_carriage_returns_alone(tmp_path):
+    assert error_of(write(tmp_path / "a.tsv", "text\tlabel\ra\t1\rb\t0\r")).startswith("a.tsv: its lines end in carriage returns alone")
+
+
 def test_headings_lose_their_spaces_and_byte_order_mark(tmp_path):
     assert list(read_table(write(tmp_path / "a.csv", "\ufefftext, label\na,1\n")).columns) == ["text", "label"]
 

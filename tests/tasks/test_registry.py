@@ -45,5 +45,7 @@ def test_a_name_that_is_almost_right(name, close):
 
 
 def test_a_name_that_is_nothing():
+    with pytest.raises(UsageError, match=r"^glue/all: stands for every task of GLUE, and only `pld finetune` takes it; name one of them$"):
+        find_task("GLUE/all")
     with pytest.raises(UsageError, match=r"^there is no task 'xyzzy'; `pld tasks` lists all; a task of your own is named by its file$"):
         find_task("xyzzy")
