@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from measuring import json_from_process, packaged_model, say, synchronize
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.inputs import RunInputs
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software, spread
 

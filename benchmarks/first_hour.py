@@ -273,7 +273,7 @@ def train_ours(job: Job, data: Path, place: Path, *, clock: str) -> dict[str, An
     from pldcli import presets
     from pldcli.bench.budget import calibrate
     from pldcli.data.prepared import open_prepared
-    from pldcli.engine.metrics import read_metrics
+    from pldcli.runs.metrics import read_metrics
 
     assert job.preset is not None
     changes = [f"data.seq_len={job.seq_len}", f"train.seed={job.seed}", *(f"{name}={value}" for name, value in job.settings.items())]

@@ -42,10 +42,10 @@ from pldcli import presets
 from pldcli.bench.bench import Source, bench
 from pldcli.config import Config
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.model import StBert
 from pldcli.pretraining.assembly import assemble, place
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, row, software
 

@@ -24,10 +24,10 @@ from measuring import json_from_process, output_of_process, prepared_documentati
 from pldcli import presets
 from pldcli.bench.bench import Source
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.checkpoint import Position, list_checkpoints, optimizer_tensors
 from pldcli.engine.runtime import Runtime
 from pldcli.model import StBert
 from pldcli.pretraining.assembly import assemble, place
+from pldcli.runs.checkpoint import Position, list_checkpoints, optimizer_tensors
 from pldcli.sharding import own_parts
 from pldcli.system.signals import StopRequest
 from reporting import head, row

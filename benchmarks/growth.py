@@ -29,11 +29,11 @@ from measuring import documentation, json_from_process, say, sized_text
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData, open_prepared
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.plots.canvas import check_picture_path
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.assembly import build_trainer
+from pldcli.runs.checkpoint import Position
 from pldcli.system import atomic
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest

@@ -76,7 +76,7 @@ def steps_in_turn(
     Returns:
         Of each trainer the seconds, and the blocks kept, of every step that counts.
     """
-    from pldcli.engine.checkpoint import Position
+    from pldcli.runs.checkpoint import Position
     from pldcli.system.signals import StopRequest
 
     runs = {name: trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()) for name, trainer in trainers.items()}

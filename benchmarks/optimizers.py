@@ -27,10 +27,10 @@ from measuring import say
 from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData, open_prepared
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
 from pldcli.engine.validation import fixed_batches, score_lm
 from pldcli.pretraining.assembly import build_trainer
+from pldcli.runs.checkpoint import Position
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
 from reporting import command, hardware, head, publish, row, software

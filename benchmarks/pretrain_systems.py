@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from measuring import synchronize, this_device
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.objectives import MaskedLm, encode
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch
@@ -27,6 +26,7 @@ from pldcli.engine.trainer import Trainer
 from pldcli.huggingface.load import load_pretrained
 from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from pretrain_cases import CLS, NUM_BATCHES, SEP, Case, Labelled, gated_width, labelled_batches, masked_batch, modern_weights
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measuring import documentation, output_of_process, prepared_documentation, rotated, say
-from pldcli.engine.metrics import read_metrics
+from pldcli.runs.metrics import read_metrics
 from pldcli.system.workers import available_cores
 from reporting import command, hardware, head, publish, row, software, spread
 

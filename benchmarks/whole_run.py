@@ -20,7 +20,7 @@ from pathlib import Path
 from measuring import output_of_process, prepared_documentation, rotated, say
 from pldcli import presets
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.metrics import read_metrics
+from pldcli.runs.metrics import read_metrics
 from reporting import command, hardware, head, publish, row, software, spread
 
 SYSTEMS = ("preln", "pld")

@@ -17,8 +17,6 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.corpus.docstrings import docstring_corpus
 from pldcli.data.prepared import PreparedData, open_prepared
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.metrics import read_metrics, reads_context
 from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_baseline
 from pldcli.errors import PreemptedError, StoppedError
 from pldcli.evaluation.fill_mask import fill_mask
@@ -27,6 +25,8 @@ from pldcli.plots.curves import Curve, plot_curves
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.recorder import PretrainResult
 from pldcli.pretraining.twins import train_in_turn
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.metrics import read_metrics, reads_context
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new
 from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.choices import BlockChoice
-from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.errors import CheckpointError
 from pldcli.evaluation.depth import Gates, choose_depths
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
+from pldcli.runs.model_source import open_model, remembered_task
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new, check_output
 from pldcli.tasks.kinds import head_of

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.pretraining.assembly import build_trainer
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.benchmark_scripts import load, number, rows_of
 

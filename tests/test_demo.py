@@ -14,10 +14,10 @@ from pldcli import demo as engine
 from pldcli import presets
 from pldcli.data.prepared import open_prepared
 from pldcli.demo import demo
-from pldcli.engine.metrics import read_metrics
 from pldcli.errors import OutputError, StoppedError
 from pldcli.pretraining.pretrain import pretrain
 from pldcli.pretraining.twins import shortened, train_in_turn
+from pldcli.runs.metrics import read_metrics
 from pldcli.system import atomic
 from tests.conftest import Processes, wait_for
 

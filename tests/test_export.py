@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 
-from pldcli.engine.model_source import open_model
 from pldcli.errors import CheckpointError, OutputError, UsageError
 from pldcli.evaluation.depth import choose_depths
 from pldcli.export import export
@@ -12,6 +11,7 @@ from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.presets import dump
+from pldcli.runs.model_source import open_model
 from pldcli.tasks.task import Task
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 from tests.conftest import tiny_config

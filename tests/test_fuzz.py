@@ -37,15 +37,15 @@ from pldcli.corpus.reader import Reader
 from pldcli.corpus.sources import find_sources
 from pldcli.data.prepared import verify_prepared
 from pldcli.deepspeed import import_deepspeed
-from pldcli.engine import checkpoint
-from pldcli.engine.metrics import read_metrics
-from pldcli.engine.run_directory import RunDirectory, summarise
 from pldcli.errors import PldError
 from pldcli.evaluation.zero_shot import read_pairs
 from pldcli.finetuning import checkpoint as finetuning
 from pldcli.finetuning.checkpoint import Course
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.huggingface.load import load_pretrained
+from pldcli.runs import checkpoint
+from pldcli.runs.metrics import read_metrics
+from pldcli.runs.run_directory import RunDirectory, summarise
 from pldcli.study.calibration import ShapeTime, Timings, read_timings, write_plan
 from pldcli.study.read_spec import read_spec
 from pldcli.system.seal import sealed
@@ -56,8 +56,8 @@ from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenize
 from tests.conftest import tiny_config, tiny_trainer
 from tests.corpus import test_wikipedia as wikipedia
 from tests.finetuning.conftest import save_tiny, words_tokenizer
+from tests.runs.test_checkpoint_parts import held
 from tests.task_files.test_table import PACKINGS
-from tests.test_checkpoint_parts import held
 
 __all__ = ["words_tokenizer"]
 

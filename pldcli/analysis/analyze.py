@@ -14,15 +14,15 @@ from pldcli.config import Config
 from pldcli.console.progress import Progress
 from pldcli.data.loader import Batch
 from pldcli.data.prepared import PreparedData, open_prepared
-from pldcli.engine import checkpoint
-from pldcli.engine.model_source import check_tokenizer, open_model, recorded_data
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
 from pldcli.engine.validation import fixed_batches
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.model import StBert
 from pldcli.pld import Dropping, Plan
 from pldcli.pretraining.assembly import initial_model
+from pldcli.runs import checkpoint
+from pldcli.runs.model_source import check_tokenizer, open_model, recorded_data
+from pldcli.runs.run_directory import RunDirectory
 
 __all__ = ["Settings", "analyze", "plans"]
 

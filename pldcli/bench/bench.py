@@ -25,7 +25,6 @@ from pldcli.data.next_token import NextTokenSteps
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.phases import PHASES
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime, launch, out_of_memory
@@ -42,6 +41,7 @@ from pldcli.pretraining.assembly import (
     random_model,
 )
 from pldcli.pretraining.estimate import expected_memory_bytes, fitting_micro_batch
+from pldcli.runs.checkpoint import Position
 from pldcli.system.hardware import device_memory_bytes, hardware_name, peak_flops_per_second
 from pldcli.system.machine import memory_counters
 from pldcli.system.signals import StopRequest

@@ -20,8 +20,8 @@ def list_(run: Run) -> None:
     """List the checkpoints of a run: step, tokens, size, and when each was saved; every byte is read, and damaged ones are marked."""
     from pldcli.console.screen import screen, table
     from pldcli.console.units import quantity
-    from pldcli.engine import checkpoint
     from pldcli.errors import CheckpointError
+    from pldcli.runs import checkpoint
 
     rows, damaged = [], []
     for path in _checkpoints(run):
@@ -49,8 +49,8 @@ def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or one checkpoint.", show_default=False)],
 ) -> None:
     """Read every byte of a run's checkpoints and compare it with the checksums that were taken when they were saved."""
-    from pldcli.engine import checkpoint
     from pldcli.errors import CheckpointError
+    from pldcli.runs import checkpoint
 
     paths = [run] if (run / "state.json").is_file() else _checkpoints(run)
     damaged = []
@@ -79,8 +79,8 @@ def prune(
     ] = None,
 ) -> None:
     """Remove checkpoints that are damaged, and older ones; a run that is training is left alone."""
-    from pldcli.engine import checkpoint
-    from pldcli.engine.run_directory import RunDirectory
+    from pldcli.runs import checkpoint
+    from pldcli.runs.run_directory import RunDirectory
 
     there = _checkpoints(run)
     with RunDirectory(run).lock():
@@ -106,9 +106,9 @@ def _checkpoints(run: Path) -> list[Path]:
     Raises:
         CheckpointError: There are none.
     """
-    from pldcli.engine.checkpoint import list_checkpoints
-    from pldcli.engine.run_directory import RunDirectory
     from pldcli.errors import CheckpointError
+    from pldcli.runs.checkpoint import list_checkpoints
+    from pldcli.runs.run_directory import RunDirectory
 
     found = list_checkpoints(RunDirectory(run).checkpoints)
     if not found:

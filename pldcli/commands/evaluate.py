@@ -122,8 +122,8 @@ def evaluate(
         "--gpus": gpus,
     }
     measurement = _chosen({name for name, value in given.items() if value is not None and value is not False and value != []})
-    from pldcli.engine.model_source import latest_run
     from pldcli.plots.canvas import check_picture_path
+    from pldcli.runs.model_source import latest_run
     from pldcli.system.json_text import finite
 
     given["--out"] = out or _PICTURE

@@ -72,11 +72,11 @@ def finetune(
         raise UsageError("--jobs and --gpus exclude each other", hint="--jobs 2 does two runs at once, --gpus 2 each run in two processes")
     from rich.console import Console
 
-    from pldcli.engine.model_source import latest_run, short_name
     from pldcli.finetuning import finetune as single
     from pldcli.finetuning import glue
     from pldcli.finetuning.experiment import Experiment
     from pldcli.finetuning.submission import check_submission, submit
+    from pldcli.runs.model_source import latest_run, short_name
     from pldcli.tasks.registry import ALL, task_name
 
     if submission is not None:

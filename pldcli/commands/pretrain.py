@@ -98,7 +98,7 @@ def pretrain(
     if allow_bin and first.train.init_from is None:
         raise UsageError("--allow-bin does nothing without --init-from", hint="leave it out")
     from pldcli.data.prepared import open_prepared
-    from pldcli.engine.run_directory import RunDirectory
+    from pldcli.runs.run_directory import RunDirectory
 
     prepared = open_prepared(data)
     earlier = None
@@ -142,7 +142,7 @@ def pretrain(
 
 def _advised(data: Path, place: Path, budget: str | None, wanted: list[str], *, resume: str, dry_run: bool) -> str:
     """Let `pld advise` choose, and write its preset beside the run; a run that is there keeps its configuration."""
-    from pldcli.engine.run_directory import RunDirectory
+    from pldcli.runs.run_directory import RunDirectory
 
     stored = RunDirectory(place).config
     if resume != "never" and stored.is_file():
@@ -180,7 +180,7 @@ def _within(config: Config, seconds: float, prepared: PreparedData, stored: Conf
 
 def _open_source(init_from: str, allow_bin: bool) -> Pretrained:
     """Read the model that a run begins with."""
-    from pldcli.engine.model_source import open_model
+    from pldcli.runs.model_source import open_model
 
     source = open_model(Path(init_from), allow_bin=allow_bin)
     if source.without_masked_lm:

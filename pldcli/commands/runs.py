@@ -21,7 +21,7 @@ def runs(
 
     from pldcli.console.screen import screen, table
     from pldcli.console.units import duration
-    from pldcli.engine.run_directory import list_runs
+    from pldcli.runs.run_directory import list_runs
 
     found = list_runs(directory)
     if as_json:

@@ -14,8 +14,8 @@ from pldcli import presets
 from pldcli.comparison.runs import SPENT, Run
 from pldcli.config import flatten
 from pldcli.console.section import csv_text
-from pldcli.engine.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.errors import DataError, PldError
+from pldcli.runs.metrics import VALIDATION_LOSSES, validation_key
 from pldcli.system.input_files import open_content
 from pldcli.system.json_text import from_json
 

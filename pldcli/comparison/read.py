@@ -12,9 +12,9 @@ from pldcli.comparison.metrics_table import read_table
 from pldcli.comparison.runs import Run
 from pldcli.comparison.scores import find_results, read_scores
 from pldcli.config import Config
-from pldcli.engine.metrics import read_metrics
-from pldcli.engine.run_directory import RunDirectory, read_starts, run_state
 from pldcli.errors import CheckpointError, UsageError
+from pldcli.runs.metrics import read_metrics
+from pldcli.runs.run_directory import RunDirectory, read_starts, run_state
 from pldcli.system.short_names import shortest_names
 
 __all__ = ["name_runs", "read_config", "read_run", "read_runs"]

@@ -14,9 +14,9 @@ from itertools import takewhile
 from typing import Any
 
 from pldcli.config import Config, flatten
-from pldcli.engine.metrics import validation_key
 from pldcli.errors import DataError
 from pldcli.run_flops import RunFlops
+from pldcli.runs.metrics import validation_key
 
 __all__ = ["AXES", "SPENT", "Measurement", "Run", "System", "group_runs", "unit_of_losses"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, describe_dropping, flatten
-from pldcli.engine.metrics import CONTEXT_MARGIN, reads_context
+from pldcli.runs.metrics import CONTEXT_MARGIN, reads_context
 
 __all__ = ["check_runs", "differences", "find_controls", "incomparable", "unlike_seconds"]
 

@@ -1,1 +1,1 @@
-"""The one engine: runtime, precision, optimizers, objectives, trainer, checkpoints, metrics."""
+"""The one engine: runtime, precision, objectives, trainer, validation."""

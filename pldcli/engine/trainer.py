@@ -14,8 +14,6 @@ from torch import Tensor
 from pldcli.curriculum import Curriculum
 from pldcli.data.loader import Inputs, count_tokens
 from pldcli.data.order import key
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.guard import Guard, Skipped
 from pldcli.engine.objectives import Objective
 from pldcli.engine.phases import Phase, PhaseTimer
@@ -29,6 +27,8 @@ from pldcli.optimizers.adam import Adam
 from pldcli.optimizers.build import clip_gradients, set_learning_rate
 from pldcli.optimizers.growth import grow
 from pldcli.pld import Plan, Schedule
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
 from pldcli.sharding import cut_all
 from pldcli.system.signals import STOP_SIGNALS, StopRequest
 

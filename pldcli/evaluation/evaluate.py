@@ -15,7 +15,6 @@ from pldcli.data.loader import Batch, count_tokens
 from pldcli.data.prepared import PreparedData, open_prepared
 from pldcli.data.stream import TokenStream
 from pldcli.data.text_stream import tokenise
-from pldcli.engine.model_source import check_tokenizer, recorded_data
 from pldcli.engine.validation import LmScore, fixed_batches, score_lm, stream_batches, unigram_baseline
 from pldcli.errors import UsageError
 from pldcli.evaluation.depth import DepthReport, Gates, Measure, choose_depths, measure_depths, parse_depths
@@ -24,6 +23,7 @@ from pldcli.evaluation.fill_mask import fill_mask as fill_in
 from pldcli.evaluation.pseudo_likelihood import scored_rows
 from pldcli.evaluation.subject import Opening, Subject, open_subject
 from pldcli.evaluation.zero_shot import judge_pairs, read_pairs, score_texts
+from pldcli.runs.model_source import check_tokenizer, recorded_data
 
 __all__ = ["Evaluated", "Material", "evaluate", "evaluate_depths", "fill_mask"]
 

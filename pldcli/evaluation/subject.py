@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pldcli.choices import Device, PrecisionChoice
 from pldcli.data.loader import Batch
-from pldcli.engine.model_source import open_model
 from pldcli.engine.objectives import encode, masked_logits
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
+from pldcli.runs.model_source import open_model
 
 __all__ = ["Opening", "Subject", "open_subject"]
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from pldcli.choices import BlockChoice, TaskKind
 from pldcli.console.progress import Progress
-from pldcli.engine.model_source import open_model, remembered_task
 from pldcli.engine.precision import Precision, resolve_precision
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import CheckpointError, DataError, UsageError
@@ -24,6 +23,7 @@ from pldcli.evaluation.prediction import ScoredSplit, as_json_lines, json_lines,
 from pldcli.evaluation.subject import Opening
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
+from pldcli.runs.model_source import open_model, remembered_task
 from pldcli.system import atomic
 from pldcli.task_files.own_files import load_split
 from pldcli.task_files.sources import load_task

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import CheckpointError
 from pldcli.evaluation.prediction import ScoredSplit
 from pldcli.finetuning.config import FinetuneConfig
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
 from pldcli.system.json_text import from_json
 from pldcli.tasks.batches import TaskBatches
 

@@ -9,9 +9,9 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 
 from pldcli.choices import TaskKind
-from pldcli.engine.model_source import open_model
 from pldcli.errors import CheckpointError, MissingDataError, UsageError
 from pldcli.pretrained import Pretrained
+from pldcli.runs.model_source import open_model
 from pldcli.task_files.own_files import load_own
 from pldcli.task_files.sources import load_task
 from pldcli.tasks.registry import AX, MNLI, find_task, is_known_task, task_name

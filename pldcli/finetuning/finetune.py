@@ -16,7 +16,6 @@ from rich.console import Console
 from pldcli.choices import Device
 from pldcli.console.progress import Progress
 from pldcli.console.units import duration
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.errors import DivergedError, PreemptedError, StoppedError
 from pldcli.evaluation.prediction import json_lines
@@ -32,6 +31,7 @@ from pldcli.finetuning.workers import Job, run_jobs
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.pretrained import Pretrained
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import atomic
 from pldcli.system.error_file import note_beginning
 from pldcli.system.signals import StopRequest, stop_error, stop_requests

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.choices import TaskKind
-from pldcli.engine.model_source import short_name
 from pldcli.errors import DataError, UsageError
 from pldcli.finetuning.config import FinetuneConfig, changed
 from pldcli.finetuning.experiment import Experiment, data_fingerprint, model_fingerprint
 from pldcli.finetuning.target_scale import TargetScale
 from pldcli.pretrained import Pretrained
+from pldcli.runs.model_source import short_name
 from pldcli.tasks.kinds import KINDS, usual_row_tokens
 from pldcli.tasks.reading import Unknown, notes_on_special_tokens, reading_words
 from pldcli.tasks.tags import notes_on_labels

@@ -11,8 +11,8 @@ from typing import Any
 from pldcli.choices import TaskKind
 from pldcli.console.section import csv_text, markdown_text
 from pldcli.console.units import MISSING, duration
-from pldcli.engine.model_source import short_name
 from pldcli.finetuning.plots import plot_spread
+from pldcli.runs.model_source import short_name
 from pldcli.system import atomic
 from pldcli.tasks.metrics import Summary, shown, summary
 from pldcli.tasks.task import Task

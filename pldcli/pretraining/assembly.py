@@ -18,7 +18,6 @@ from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
 from pldcli.data.stream import TokenStream
 from pldcli.data.words import find_continuations
-from pldcli.engine.model_source import check_tokenizer
 from pldcli.engine.objectives import MaskedLm
 from pldcli.engine.precision import resolve_precision
 from pldcli.engine.runtime import Runtime
@@ -29,6 +28,7 @@ from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, learning_rate
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.estimate import fitting_micro_batch
+from pldcli.runs.model_source import check_tokenizer
 from pldcli.sharding import Processes, gathered, is_sharded
 from pldcli.system.agreement import HASH_DIGITS
 from pldcli.tokenization.tokenizer import SpecialTokens, load_prepared_tokenizer

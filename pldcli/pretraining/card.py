@@ -12,11 +12,11 @@ from pldcli.config import Config, ModelConfig, describe_dropping
 from pldcli.console.section import markdown_text
 from pldcli.console.units import duration, quantity
 from pldcli.data.prepared import PreparedData, unknown_shares
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.metrics import read_metrics, validation_key
-from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.model_types import model_type_of
 from pldcli.plots.curves import Curve, plot_curves
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.metrics import read_metrics, validation_key
+from pldcli.runs.run_directory import RunDirectory, read_starts
 from pldcli.system import atomic
 
 __all__ = ["write"]

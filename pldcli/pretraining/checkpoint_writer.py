@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pldcli.checkpoint_parts import Part
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.trainer import Trainer
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.checkpoint_parts import Part
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.sharding import is_sharded
 from pldcli.system import atomic
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pldcli.console.units import duration, quantity
-from pldcli.engine.metrics import validation_key
+from pldcli.runs.metrics import validation_key
 
 __all__ = ["RunDisplay"]
 

@@ -15,8 +15,6 @@ from pldcli import presets
 from pldcli.config import Config
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
-from pldcli.engine import checkpoint
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch, out_of_memory, repeatable
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import DivergedError
@@ -26,6 +24,8 @@ from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate, estimate
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
 from pldcli.pretraining.starting_point import StartingPoint, find_starting_point, resume_of_restart
+from pldcli.runs import checkpoint
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.sharding import Processes
 from pldcli.system import atomic
 from pldcli.system.error_file import note_beginning

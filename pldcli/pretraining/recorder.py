@@ -22,11 +22,7 @@ from pldcli.console.units import duration
 from pldcli.data.loader import Batch
 from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.metrics import MetricsLog, read_metrics, reads_context, validation_key
 from pldcli.engine.phases import PHASES
-from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.engine.trainer import Observation, Trainer
 from pldcli.engine.validation import LmScore, fixed_batches, score_lm, unigram_baseline
 from pldcli.errors import DivergedError
@@ -39,6 +35,10 @@ from pldcli.pretraining.checkpoint_writer import CheckpointWriter
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.estimate import Estimate
 from pldcli.pretraining.starting_point import StartingPoint, newest_checkpoint
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.metrics import MetricsLog, read_metrics, reads_context, validation_key
+from pldcli.runs.run_directory import RunDirectory, read_starts
 from pldcli.system import atomic
 from pldcli.system.hardware import hardware_name, peak_flops_per_second, versions
 from pldcli.system.signals import StopRequest, stop_error

@@ -12,11 +12,11 @@ from typing import Any
 
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position, Snapshot, check_same_run
-from pldcli.engine.metrics import read_metrics
-from pldcli.engine.run_directory import RunDirectory, has_saved, read_starts
 from pldcli.errors import CheckpointError
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position, Snapshot, check_same_run
+from pldcli.runs.metrics import read_metrics
+from pldcli.runs.run_directory import RunDirectory, has_saved, read_starts
 from pldcli.system.agreement import HASH_DIGITS
 from pldcli.system.seal import read_sums
 

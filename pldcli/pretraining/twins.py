@@ -15,14 +15,14 @@ from pldcli.config import Config
 from pldcli.console.progress import Progress
 from pldcli.console.units import duration
 from pldcli.data.prepared import PreparedData
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.trainer import Observation
 from pldcli.errors import PldError
 from pldcli.pretraining.assembly import assemble, build_trainer
 from pldcli.pretraining.display import RunDisplay
 from pldcli.pretraining.recorder import PretrainResult, RunRecorder
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest, stop_requests
 

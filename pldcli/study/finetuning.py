@@ -11,11 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from pldcli.comparison.scores import MINIMAL_PAIRS, best_group
-from pldcli.engine.model_source import open_model
 from pldcli.errors import DivergedError, PldError
 from pldcli.finetuning import config as finetune_config
 from pldcli.finetuning.experiment import Experiment, data_fingerprint, model_fingerprint
 from pldcli.finetuning.finetune import cell_name
+from pldcli.runs.model_source import open_model
 from pldcli.study.jobs import Job, Outcome, State
 from pldcli.study.plan import PlannedRun
 from pldcli.study.spec import Spec

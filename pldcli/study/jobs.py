@@ -12,8 +12,8 @@ from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import PreemptedError, StoppedError, UsageError
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
 from pldcli.system.workers import available_cores, close_pipe, start_command, visible_gpus

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from pldcli.engine.metrics import read_metrics, validation_key
-from pldcli.engine.run_directory import RunDirectory, summarise
 from pldcli.errors import DivergedError
+from pldcli.runs.metrics import read_metrics, validation_key
+from pldcli.runs.run_directory import RunDirectory, summarise
 from pldcli.study.jobs import Job, Outcome, State, last_step
 from pldcli.study.plan import PlannedRun
 from pldcli.system import atomic

@@ -14,8 +14,8 @@ from typing import Any
 
 from pldcli import presets
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DataError, PldError, UsageError
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.study.calibration import calibrate, read_timings, write_plan
 from pldcli.study.directory import Study
 from pldcli.study.display import StudyDisplay

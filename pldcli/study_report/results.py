@@ -11,8 +11,8 @@ from pathlib import Path
 from pldcli.comparison.comparison import Comparison, Contrast, compare_systems
 from pldcli.comparison.read import read_run
 from pldcli.comparison.runs import Run, System
-from pldcli.engine.metrics import read_metrics, validation_key
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.runs.metrics import read_metrics, validation_key
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.study.directory import Study
 from pldcli.study.finetuning import PlannedScoring
 from pldcli.study.halving import RungResult

@@ -9,7 +9,7 @@ from typing import Any
 
 from pldcli.bench.step_time import StepTime
 from pldcli.comparison.runs import Run
-from pldcli.engine.metrics import validation_key
+from pldcli.runs.metrics import validation_key
 
 __all__ = ["calibrated"]
 

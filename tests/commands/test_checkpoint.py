@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.engine import checkpoint
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.runs import checkpoint
+from pldcli.runs.run_directory import RunDirectory
 from tests.conftest import Outcome
 
 LINE = ("pretrain", "--preset", "bert-tiny-pld", "model.hidden_size=16", "model.num_hidden_layers=2", "model.intermediate_size=32")

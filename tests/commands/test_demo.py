@@ -9,8 +9,8 @@ import pytest
 
 from pldcli import demo as engine
 from pldcli.demo import Demo, DemoRun, FilledMask
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.validation import LmScore
+from pldcli.runs.checkpoint import Position
 
 DENSE = DemoRun(
     "modern-tiny-preln",

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from pldcli.engine import model_source
 from pldcli.engine.validation import LmScore
 from pldcli.evaluation import evaluate as engine
 from pldcli.evaluation import tables
@@ -15,6 +14,7 @@ from pldcli.evaluation.depth import DepthReport, DepthScore
 from pldcli.evaluation.evaluate import Evaluated
 from pldcli.evaluation.fill_mask import Candidate
 from pldcli.evaluation.zero_shot import GroupScore, MinimalPairs, PairScore, PseudoPerplexity, TextScore
+from pldcli.runs import model_source
 from pldcli.system.seal import paths_sha256
 
 MATERIALS = {

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.engine import model_source
 from pldcli.errors import OutputError
 from pldcli.finetuning import finetune as single
 from pldcli.finetuning import glue, submission
@@ -14,6 +13,7 @@ from pldcli.finetuning.finetune import Finetuned
 from pldcli.finetuning.glue import GlueResult
 from pldcli.finetuning.results import group_cells
 from pldcli.huggingface.read_back import ReadBack
+from pldcli.runs import model_source
 from pldcli.tasks.registry import find_task, glue_tasks
 
 CELL = {

@@ -136,7 +136,7 @@ def test_the_card_of_several_processes_names_torchrun(pld, calls, monkeypatch):
 
 
 def test_the_model_to_begin_with_is_read_once_and_handed_on(pld, calls, prepared, tmp_path, monkeypatch):
-    from pldcli.engine import model_source
+    from pldcli.runs import model_source
 
     source, opened = save_source(tmp_path / "source", prepared, "pre"), []
     monkeypatch.setattr(model_source, "open_model", lambda *a, inner=model_source.open_model, **n: opened.append(a) or inner(*a, **n))

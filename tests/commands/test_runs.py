@@ -1,7 +1,7 @@
 import json
 
-from pldcli.engine.run_directory import RunDirectory
-from tests.engine.test_run_directory import make
+from pldcli.runs.run_directory import RunDirectory
+from tests.runs.test_run_directory import make
 
 
 def test_no_runs(pld, tmp_path, monkeypatch):

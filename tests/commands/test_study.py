@@ -13,7 +13,7 @@ import yaml
 from pldcli import presets
 from pldcli.bench.step_time import StepTime
 from pldcli.comparison.metrics_table import read_table
-from pldcli.engine.run_directory import RunDirectory, read_starts
+from pldcli.runs.run_directory import RunDirectory, read_starts
 from pldcli.study import jobs as study_commands
 from pldcli.study.calibration import ShapeTime, Timings, write_plan
 from pldcli.study.jobs import last_step

@@ -12,8 +12,8 @@ import pytest
 
 from pldcli import presets
 from pldcli.comparison.read import read_runs
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import CheckpointError, DataError, UsageError
+from pldcli.runs.run_directory import RunDirectory
 from tests.comparison.test_runs import START
 from tests.conftest import tiny_config
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from pldcli.data.loader import NO_TARGET, SpanSamples, to_batch
 from pldcli.data.next_token import NextTokens
 from pldcli.data.packing import PackedSamples
-from pldcli.engine.checkpoint import Position, optimizer_tensors
 from pldcli.engine.objectives import encode
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
 from pldcli.engine.validation import count_attended, fixed_batches, score_lm, unigram_baseline
 from pldcli.model import StBert
 from pldcli.pld import Plan
+from pldcli.runs.checkpoint import Position, optimizer_tensors
 from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData, made_up_stream, tiny_config, tiny_trainer
 

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from pldcli.engine.checkpoint import Position, optimizer_tensors
 from pldcli.engine.runtime import launch, repeatable
 from pldcli.model import StBert
+from pldcli.runs.checkpoint import Position, optimizer_tensors
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_config, tiny_trainer
 from tests.test_model import packed, random_input

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.checkpoint_parts import Part
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import launch
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.checkpoint_parts import Part
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 from tests.engine.test_sharding import BATCH, CASES, hold, restored

@@ -14,7 +14,6 @@ from pldcli.choices import TaskKind
 from pldcli.config import ModelConfig
 from pldcli.data.loader import NO_TARGET, Batch
 from pldcli.engine import objectives
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.objectives import MaskedLm, TaskLoss, encode, masked_logits
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import Runtime
@@ -24,6 +23,7 @@ from pldcli.heads import draw_entries
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert, TaskHead
 from pldcli.pld import Dropping
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from pldcli.tasks.batches import TaskBatch
 from pldcli.tasks.task import Task

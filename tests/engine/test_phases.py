@@ -5,8 +5,8 @@ import torch
 
 from pldcli.engine import phases as module
 from pldcli.engine import trainer as trainer_module
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.phases import PHASES, PhaseTimer
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 

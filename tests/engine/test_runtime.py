@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch, repeatable
 from pldcli.errors import DeviceError, UsageError
 from pldcli.pld import Schedule
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import ROOT, TINY, tiny_trainer
 

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pldcli.checkpoint_parts import Part, load_whole
 from pldcli.config import RUN_CONTROL
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime, launch
 from pldcli.engine.validation import score_lm, stream_batches
 from pldcli.errors import UsageError
 from pldcli.pretraining.assembly import whole_model
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.checkpoint_parts import Part, load_whole
 from pldcli.sharding import cut, is_sharded, own_parts, reshard, whole
 from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, MadeUpData, tiny_config, tiny_trainer

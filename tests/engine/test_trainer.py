@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from pldcli.engine import trainer as module
-from pldcli.engine.checkpoint import Position
 from pldcli.errors import DivergedError
 from pldcli.pretraining.estimate import measure_step_seconds
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData, tiny_config, tiny_trainer
 

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from pldcli import cli
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.checkpoint import list_checkpoints
-from pldcli.engine.model_source import latest_run
 from pldcli.engine.validation import fixed_batches
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.evaluation.evaluate import evaluate
 from pldcli.huggingface.load import load_pretrained
 from pldcli.preparation.prepare import prepare
+from pldcli.runs.checkpoint import list_checkpoints
+from pldcli.runs.model_source import latest_run
 from tests.conftest import TINY, MadeUpData, wait_for
 from tests.system.test_launcher import ranks
 
@@ -159,7 +159,7 @@ def test_the_masks_are_those_of_every_other_day():
 
 def test_the_data_is_the_runs_own_unless_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from pldcli.engine.model_source import recorded_data
+    from pldcli.runs.model_source import recorded_data
 
     run = tmp_path / "runs" / "a"
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pldcli.data.prepared import verify_prepared
-from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.errors import PldError
+from pldcli.runs.checkpoint import list_checkpoints, verify
 from tests.faults.ground import Ground, Tally, disk_of_its_own
 
 __all__ = ["cut", "disk_full", "extra", "flip", "flipped", "missing", "zeroed"]

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from pldcli.corpus.docstrings import docstring_corpus
-from pldcli.engine.checkpoint import list_checkpoints, verify
 from pldcli.preparation.prepare import prepare
+from pldcli.runs.checkpoint import list_checkpoints, verify
 from pldcli.system.hardware import hardware_name, versions
 from tests.conftest import TINY, Process, Processes
 from tests.forks import Forks

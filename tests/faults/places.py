@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.runs.run_directory import RunDirectory
 from tests.faults.ground import Ground, Tally, disk_of_its_own
 
 __all__ = ["clock_set_back", "read_only", "vanished"]

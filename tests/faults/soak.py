@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pldcli.engine.checkpoint import list_checkpoints
+from pldcli.runs.checkpoint import list_checkpoints
 from tests.conftest import Process
 from tests.faults.damage import flip
 from tests.faults.ground import Ground, digest, software

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime
 from pldcli.finetuning.assembly import build_trainer
 from pldcli.finetuning.config import FinetuneConfig
 from pldcli.finetuning.experiment import Experiment
 from pldcli.finetuning.inputs import RunInputs
 from pldcli.optimizers.build import learning_rate
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.finetuning.conftest import river_rows, write_rows
 

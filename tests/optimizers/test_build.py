@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pldcli.config import OptimConfig
-from pldcli.engine import checkpoint
 from pldcli.optimizers.adam import Adam
 from pldcli.optimizers.build import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from pldcli.runs import checkpoint
 from tests.conftest import tiny_trainer
 
 PEAK = 1e-3

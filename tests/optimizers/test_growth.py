@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.model_source import open_model
 from pldcli.optimizers.growth import grow
 from pldcli.pld import Growth, Schedule
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.model_source import open_model
 from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, Outcome, tiny_trainer
 

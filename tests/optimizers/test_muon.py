@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from pldcli.config import OptimConfig
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
 from pldcli.model import StBert
 from pldcli.optimizers.build import build_optimizer, set_learning_rate
 from pldcli.optimizers.muon import Muon, orthogonalize
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 

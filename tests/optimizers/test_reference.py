@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pldcli.engine.checkpoint import Position
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pldcli.cli import run
-from pldcli.engine import checkpoint
 from pldcli.engine.precision import Precision
 from pldcli.engine.runtime import launch
 from pldcli.errors import PldError
 from pldcli.pretraining import assembly
+from pldcli.runs import checkpoint
 from tests.conftest import TINY, MadeUpData, tiny_config
 from tests.engine.test_runtime import seen_by_two
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import list_checkpoints, verify
-from pldcli.engine.metrics import read_metrics
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import list_checkpoints, verify
+from pldcli.runs.metrics import read_metrics
 from tests.conftest import TINY, Outcome
 
 RUN = (*TINY, "train.log_every_steps=1", "checkpoint.every_steps=3", "checkpoint.keep=9", "eval.every_steps=12")

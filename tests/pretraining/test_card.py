@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from pldcli.engine.checkpoint import Position
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.pretraining import card as model_card
+from pldcli.runs.checkpoint import Position
+from pldcli.runs.run_directory import RunDirectory
 from tests.conftest import MadeUpData, tiny_config
 
 TRAINING = {

@@ -50,8 +50,8 @@ def test_packed_documents_are_counted_by_what_they_attend_to():
 
 
 def test_checkpoints_are_as_large_as_said(tmp_path):
-    from pldcli.engine import checkpoint
-    from pldcli.engine.checkpoint import Position
+    from pldcli.runs import checkpoint
+    from pldcli.runs.checkpoint import Position
     from pldcli.system.signals import StopRequest
 
     trainer = tiny_trainer("pld.theta_bar=1", "train.total_steps=1")

@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pldcli import cli, presets
-from pldcli.engine.checkpoint import list_checkpoints, read, verify
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import OutputError
 from pldcli.model import StBert
@@ -25,6 +23,8 @@ from pldcli.pld import Schedule
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining import estimate, recorder
 from pldcli.pretraining.recorder import RunRecorder
+from pldcli.runs.checkpoint import list_checkpoints, read, verify
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import locks
 from tests.conftest import TINY, wait_for
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pldcli.engine.metrics import read_metrics
+from pldcli.runs.metrics import read_metrics
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 from tests.conftest import TINY
 

@@ -1,8 +1,8 @@
 """Runs with losses at exits: they resume exactly, say the losses, and can be cut there."""
 
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.validation import score_lm, stream_batches
 from pldcli.presets import resolve
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData, tiny_trainer
 from tests.pretraining.test_pretrain import arguments, rows, run_stopped_once, weights

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from pldcli import presets
 from pldcli.config import ModelConfig
 from pldcli.data.prepared import open_prepared
-from pldcli.engine.checkpoint import list_checkpoints
-from pldcli.engine.metrics import read_metrics
 from pldcli.engine.validation import fixed_batches, token_shares
 from pldcli.huggingface.load import load_pretrained
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.preparation.prepare import prepare
+from pldcli.runs.checkpoint import list_checkpoints
+from pldcli.runs.metrics import read_metrics
 from pldcli.tokenization.tokenizer import load_prepared_tokenizer
 from tests.conftest import TINY, Outcome
 from tests.pretraining.test_pretrain import stop_in_step

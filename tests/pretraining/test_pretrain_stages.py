@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from pldcli.engine.checkpoint import list_checkpoints
-from pldcli.engine.model_source import open_model
 from pldcli.evaluation.subject import open_subject
+from pldcli.runs.checkpoint import list_checkpoints
+from pldcli.runs.model_source import open_model
 from tests.pretraining.test_pretrain import arguments, rows, run_stopped_once, stop_in_step, weights
 
 STAGES = (

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine.metrics import read_metrics
-from pldcli.engine.run_directory import read_starts
 from pldcli.huggingface import read_back
 from pldcli.huggingface.load import load_pretrained
 from pldcli.pretraining.recorder import find_straggler, record_start
+from pldcli.runs.metrics import read_metrics
+from pldcli.runs.run_directory import read_starts
 from tests.conftest import TINY, MadeUpData, tiny_trainer
 
 Run = Callable[..., Any]

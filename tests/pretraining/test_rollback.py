@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pldcli.data.step_batches import StepBatches
-from pldcli.engine.checkpoint import list_checkpoints, read
-from pldcli.engine.metrics import read_metrics
 from pldcli.engine.trainer import Trainer
 from pldcli.errors import DivergedError, PldError
 from pldcli.pretraining.recorder import RunRecorder
+from pldcli.runs.checkpoint import list_checkpoints, read
+from pldcli.runs.metrics import read_metrics
 from pldcli.system.signals import StopRequest
 from tests.conftest import TINY, Outcome
 

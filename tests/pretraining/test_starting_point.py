@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from pldcli import cli
-from pldcli.engine.checkpoint import list_checkpoints
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.engine.runtime import Runtime
 from pldcli.preparation.prepare import prepare
 from pldcli.pretraining.starting_point import resume_of_restart
+from pldcli.runs.checkpoint import list_checkpoints
+from pldcli.runs.run_directory import RunDirectory
 from tests.conftest import TINY, Outcome, wait_for
 from tests.pretraining.test_pretrain import SLOW, arguments, everything_below, rows, steps, stop_in_step, weights
 from tests.pretraining.test_pretrain_init import save_source

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.study import jobs as module
 from pldcli.study.jobs import Outcome, Slot, State, last_step, run_jobs
 from pldcli.study.plan import PlannedRun

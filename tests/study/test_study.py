@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pldcli import presets
 from pldcli.bench.step_time import StepTime
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DataError, OutputError, PldError, PreemptedError, StoppedError, UsageError
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.study import calibration
 from pldcli.study import study as module
 from pldcli.study.calibration import ShapeTime

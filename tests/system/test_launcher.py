@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from pldcli.engine.checkpoint import list_checkpoints, verify
-from pldcli.engine.run_directory import RunDirectory
 from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
+from pldcli.runs.checkpoint import list_checkpoints, verify
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import launcher, workers
 from pldcli.system.error_file import note_beginning
 from tests.conftest import wait_for
@@ -125,7 +125,7 @@ def test_a_process_that_hangs_is_named_and_ended(processes: Any, prepared: Path,
 FULL_DISK = """
 import os
 if os.environ.get("RANK") == "1":
-    import pldcli.engine.checkpoint as module
+    import pldcli.runs.checkpoint as module
     write = module.write_sealed
     def full(path, *arguments, **named):
         if "step-00000020" in path.name:

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 
 from pldcli import presets
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import (
+from pldcli.errors import CheckpointError, OutputError
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import (
     Position,
     check_same_run,
     list_checkpoints,
@@ -22,7 +23,6 @@ from pldcli.engine.checkpoint import (
     restore_optimizer,
     verify,
 )
-from pldcli.errors import CheckpointError, OutputError
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_config, tiny_trainer

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pldcli import checkpoint_parts
-from pldcli.checkpoint_parts import Part, load_whole, place_of
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Held, Position
 from pldcli.errors import CheckpointError
+from pldcli.runs import checkpoint, checkpoint_parts
+from pldcli.runs.checkpoint import Held, Position
+from pldcli.runs.checkpoint_parts import Part, load_whole, place_of
 from tests.conftest import tiny_config
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pldcli import presets
 from pldcli.config import Config
-from pldcli.engine.metrics import VALIDATION_LOSSES, read_metrics
 from pldcli.errors import OutputError, PldError
+from pldcli.runs.metrics import VALIDATION_LOSSES, read_metrics
 from pldcli.system import atomic, locks
 from pldcli.system.json_text import from_json
 from pldcli.system.output_place import check_output

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pldcli import presets
-from pldcli.checkpoint_parts import Part, collect, load_whole, needed_files, place_of, remove_parts
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.errors import CheckpointError, PldError
+from pldcli.runs.checkpoint_parts import Part, collect, load_whole, needed_files, place_of, remove_parts
 from pldcli.sharding import cut, is_sharded, own_part
 from pldcli.system import atomic
 from pldcli.system.json_text import from_json

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.engine.model_source import open_model, recorded_data
 from pldcli.errors import CheckpointError, DataError
 from pldcli.preparation.prepare import prepare
+from pldcli.runs.model_source import open_model, recorded_data
 from tests.conftest import TINY, Outcome
 
 Pld = Callable[..., Outcome]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pldcli.engine import checkpoint
-from pldcli.engine.checkpoint import Position
 from pldcli.engine.runtime import Runtime
 from pldcli.pretraining.assembly import build_trainer
+from pldcli.runs import checkpoint
+from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
 from tests.conftest import MadeUpData
 

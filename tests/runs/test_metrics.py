@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pldcli.engine.metrics import MetricsLog, read_metrics
 from pldcli.errors import OutputError
+from pldcli.runs.metrics import MetricsLog, read_metrics
 from pldcli.system import atomic
 
 

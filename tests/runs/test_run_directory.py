@@ -11,8 +11,8 @@ import time
 import pytest
 
 from pldcli import presets
-from pldcli.engine.run_directory import RunDirectory, list_runs, summarise
 from pldcli.errors import OutputError
+from pldcli.runs.run_directory import RunDirectory, list_runs, summarise
 from pldcli.system.machine import boot_id
 from tests.conftest import TINY, tiny_config, wait_for
 
@@ -118,7 +118,7 @@ def test_the_lock_of_another_process(tmp_path, processes):
     code = f"""
 import time
 from pathlib import Path
-from pldcli.engine.run_directory import RunDirectory
+from pldcli.runs.run_directory import RunDirectory
 with RunDirectory(Path({str(tmp_path)!r})).lock():
     time.sleep(60)
 """

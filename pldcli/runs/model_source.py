@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pldcli.data.prepared import PreparedData, data_fingerprint, read_manifest, verify_tokenizer
-from pldcli.engine import checkpoint
-from pldcli.engine.run_directory import RunDirectory, read_starts
 from pldcli.errors import CheckpointError, DataError, UsageError
 from pldcli.huggingface.load import load_pretrained
 from pldcli.pretrained import Pretrained
+from pldcli.runs import checkpoint
+from pldcli.runs.run_directory import RunDirectory, read_starts
 from pldcli.tasks.task import Task
 from pldcli.tokenization.tokenizer import Tokenizer, load_prepared_tokenizer
 
