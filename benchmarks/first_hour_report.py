@@ -39,7 +39,7 @@ OFF_BUDGET = 0.05
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
 """Behind words among curves."""
 SPEED_COLUMNS = ("parameters", "ms a step", "tokens/s")
-UNDER_PEERS, OWN = "#8a8a8a", ("#c03a6b", "#2a8a57", "#1f6fb4", "#8a4fb0", "#b8930b")
+UNDER_PEERS, OWN = "#8a8a8a", ("#c03a6b", "#2a8a57", "#1f6fb4", "#8a4fb0", "#b8930b", "#12868a")
 
 
 # What was found
