@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pldcli.corpus.addresses import Address
 from pldcli.corpus.decoding import EncodingError, Utf8Decoder, encoding_of_mark
-from pldcli.corpus.delimited import delimiter_of
+from pldcli.corpus.delimited import delimiter_of, large_cells
 from pldcli.corpus.reader import UNSPACED, WORD
 from pldcli.corpus.sources import find_sources
 from pldcli.errors import DataError, UsageError
@@ -241,8 +241,9 @@ def _texts(path: Path, kind: Format) -> Iterator[str]:
             for line in text.split("\n"):
                 yield from _strings(_json_or_text(line))
     elif kind == "csv":
-        csv.field_size_limit(len(text) + 1)
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.partition("\n")[0], ".csv")):
+        with large_cells():  # never across a yield: a corpus that is being read has its own limit
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.partition("\n")[0], ".csv")))
+        for row in rows:
             yield from row
     elif kind == "tsv":
         for line in text.split("\n"):
