@@ -104,6 +104,22 @@ def test_a_sample_does_not_depend_on_the_order_and_keeps_its_limit():
     assert 5_000 < sum(map(len, sample(documents, 10))) <= 20_000
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_sample_of_one_document_keeps_its_limit_while_it_is_read(keep):
+    text = "".join(f"{number} {'word ' * (number % 7)}" for number in range(30_000))
+    sampler, whole, expected = Sampler(20_000), Sampler(10**9), Sampler(20_000)
+    for start in range(0, len(text), 40_000):
+        sampler.add(text[start : start + 40_000], last=False)
+        assert sum(map(len, sampler._of_document.held.values())) <= 20_000
+    sampler.add("", last=True, keep=keep)
+    whole.add(text, last=True)
+    expected.merge(whole.parts if keep else ())
+    assert (sampler.threshold, sampler.parts) == (expected.threshold, expected.parts)
+    for _ in range(100):
+        sampler.add("a" * 40_000, last=False)
+    assert len(sampler._of_document.held) <= 1
+
+
 def test_sampled_text_is_never_too_long_for_sentencepiece():
     sampler = Sampler(10**9)
     text = " ".join(f"é東🤖{number}" for number in range(3000)) + "x" * 900
