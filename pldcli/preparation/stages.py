@@ -137,13 +137,19 @@ class Stages:
             settings += [dict(self.reading), _jsonable(self.filters), self.compared, self.signs]
             settings += [self.sample_bytes, self.first_threshold, [one.source < self.num_train_sources for one in slices]]
         if task.stage == "encode":
-            settings += [self.tokenizer, self.keep_rejects, list(self.causes), file_sha256(self.fates_of(task.number))]
+            settings += [self.tokenizer, self.keep_rejects, list(self.causes), self._sha256_of_fates(task.number)]
         parts = [[*self._identity(one.source), one.span] for one in slices]
         return f"{task.stage}-{hashlib.sha256(json.dumps([settings, parts]).encode()).hexdigest()[:32]}"
 
     def fates_of(self, number: int) -> Path:
         """Return the file that says what becomes of each document of a unit."""
         return self.place / f"{self.key(Task('scan', number))}.fates"
+
+    def _sha256_of_fates(self, number: int) -> str:
+        try:
+            return file_sha256(self.fates_of(number))
+        except FileNotFoundError as error:  # they are named after the files as these were
+            raise self._changed(Task("encode", number)) from error
 
     def is_done(self, task: Task) -> bool:
         """Return whether its result is there."""
@@ -177,9 +183,12 @@ class Stages:
         try:
             content: dict[str, Any] = from_json((self.place / f"{self.key(task)}.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            number = task.number if task.stage == "hash" else self.units[task.number].slices[-1].source
-            raise _changed(self.sources[number]) from error
+            raise self._changed(task) from error
         return content
+
+    def _changed(self, task: Task) -> DataError:
+        number = task.number if task.stage == "hash" else self.units[task.number].slices[-1].source
+        return _changed(self.sources[number])
 
     def scanned(self, number: int) -> Scanned:
         """Read what reading a unit came to."""
@@ -245,6 +254,7 @@ class Stages:
 
     def _scan(self, task: Task, report: Report) -> None:
         """Hash, judge and sign every document of a unit, and keep a sample."""
+        key = self.key(task)  # of the files as they are before they are read: one that changes meanwhile is another's
         sampler = Sampler(self.sample_bytes, self.first_threshold)
         skipped, causes = Counter[str](), dict[str, int]()
         hashes, unwanted, signatures = array("Q"), array("H"), bytearray()
@@ -277,7 +287,6 @@ class Stages:
             "causes": list(causes),
             "without_a_run": self._judge.without_a_run if self._judge else [],
         }
-        key = self.key(task)
         raw = np.array(hashes, _HASH).tobytes() + np.array(unwanted, _CAUSE).tobytes()
         atomic.write_bytes(self.place / f"{key}.bin", raw)
         if self.signs:

@@ -354,6 +354,29 @@ def test_a_corpus_that_changes_meanwhile(tmp_path, monkeypatch, keeps_its_time):
     assert names(tmp_path) == ["out.txt"]
 
 
+@pytest.mark.parametrize("stage", ["scan", "encode"])
+def test_a_file_that_changes_while_a_unit_is_done_is_said_and_then_done_again(tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    for number, path in enumerate(files):
+        path.write_text("\n\n".join(made_up_documents(100)[number * 30 : number * 30 + 30]))
+    do = stages.Stages.do
+
+    def changing(self, task, report):
+        def change(num_bytes):
+            if task == stages.Task(stage, 0):
+                files[1 if stage == "encode" else 0].write_text("\n\n".join(made_up_documents(30)))
+            report(num_bytes)
+
+        do(self, task, change)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Stages, "do", changing)
+        with pytest.raises(DataError, match="changed while it was being read; run the same command again"):
+            prepare(files, tmp_path / "out", vocab_size=200, quiet=True, processes=1)
+    assert prepare(files, tmp_path / "out", vocab_size=200, quiet=True, processes=1).manifest["counts"]["train"]["documents"] > 50
+
+
 @pytest.mark.parametrize("content", ["\n \n\t\n", "\x01"])
 def test_a_corpus_without_text(tmp_path, content):
     with pytest.raises(DataError, match=r"out.txt: holds no documents|too little text"):
