@@ -354,12 +354,12 @@ def _unix_ends(text: str) -> str:
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:
-    """Part blocks into lines with their ends, and put together a line that comes in parts, as far as a record may be long."""
+    """Part blocks into lines with their ends, and put together a line that comes in parts, up to the first character that is too many."""
     begun = ""
     for block in blocks:
         *whole, rest = (begun + block).split("\n")
         yield from (f"{line}\n" for line in whole)
-        begun = rest if len(rest) <= MAX_RECORD_BYTES else rest[:MAX_RECORD_BYTES]
+        begun = rest[: MAX_RECORD_BYTES + 1]
     if begun:
         yield begun
 

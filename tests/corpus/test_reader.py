@@ -415,6 +415,25 @@ def test_a_quote_that_is_never_closed(tmp_path, monkeypatch):
         documents(path)
 
 
+@pytest.mark.parametrize("size", [20, 1000])
+@pytest.mark.parametrize("cells", [("x" * 67, "y" * 67), ("x" * 67, '"' + "y" * 67 + '"'), ("x", "y" * 300), ("x", '"' + "y" * 300 + '"')])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_rows_too_long_are_skipped_and_counted_and_never_cut(tmp_path, monkeypatch, name, cells, size):
+    monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
+    mark = "\t" if name == "a.tsv" else ","
+    lines = [mark.join(row) for row in (("note", "text"), ("1", '"one"'), cells, ("2", '"two"'), ("3", "three"))]
+    for rows, expected in ((lines, ["one", "two", "three"]), (lines[:3], ["one"])):
+        reader = reader_of(write(tmp_path / name, "\n".join(rows)))
+        assert [text for text, _ in reader.pieces()] == expected
+        assert reader.skipped == {corpus.LONG_RECORD: 1}
+    path = write(tmp_path / name, "\n".join([*lines, mark.join("abc")]))
+    with pytest.raises(DataError, match=rf"{name}:6: has 3 columns"):
+        documents(path)
+    with pytest.raises(DataError, match="has no column 'text'"):
+        documents(write(tmp_path / name, f"text{mark}{'x' * 200}\n"))
+
+
 def test_a_cell_longer_than_a_chunk(tmp_path):
     long = "word " * 500_000
     path = write(tmp_path / "a.csv", f'text\nshort\n"{long}"\nlast\n')
