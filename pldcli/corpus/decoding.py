@@ -213,9 +213,7 @@ class Utf8Decoder:
                 where = f"{self._path}:{line}:{column}"
                 what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {line}, column {column})"
                 raise DataError(what, where=where, hint="mend it, or leave out --strict to replace such bytes") from error
-            text, used = codecs.utf_8_decode(data, "replace", final)
-            num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
-            num_bad = used - (len(text.encode()) - 3 * num_replacements)
+            text, used, num_bad = _with_replacements(data, final=final)
             self.replaced_bytes, self._bad_bytes = self.replaced_bytes + num_bad, self._bad_bytes + num_bad
             self._sample = (self._sample + data)[:_SAMPLE_BYTES]
             if self._num_bytes >= _JUDGED_BYTES:
@@ -224,6 +222,16 @@ class Utf8Decoder:
         if self._strict:
             self._place.advance(text)
         return text
+
+    def replaced(self, text: bytes) -> str:
+        """Decode a text of a file that is not UTF-8 itself; bad bytes are replaced and counted."""
+        whole, _, num_bad = _with_replacements(text, final=True)
+        self.replaced_bytes += num_bad
+        return whole
+
+    def skip_line(self) -> None:
+        """Count a line that is not decoded, for errors."""
+        self._place = _Place(self._place.line + 1)
 
     def judge(self) -> None:
         """Refuse what has been read so far if it cannot be UTF-8.
@@ -252,12 +260,20 @@ class Utf8Decoder:
     def without_surrogates(self, text: str) -> str:
         """Replace the halves of surrogate pairs that JSON escapes can hold."""
         try:
-            text.encode()
+            for start in range(0, len(text), CHUNK_BYTES):  # of a text in wide characters, all at once takes as much memory again
+                text[start : start + CHUNK_BYTES].encode()
         except UnicodeEncodeError:
             clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             self.replaced_bytes += 2 * sum(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
             return clean
         return text
+
+
+def _with_replacements(data: bytes, *, final: bool) -> tuple[str, int, int]:
+    """Decode what is not UTF-8 throughout; return how many bytes were taken, and how many of them replaced, too."""
+    text, used = codecs.utf_8_decode(data, "replace", final)
+    num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+    return text, used, used - (len(text.encode()) - 3 * num_replacements)
 
 
 class Transcoded(io.RawIOBase):

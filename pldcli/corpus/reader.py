@@ -21,7 +21,7 @@ from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import CHUNK_BYTES, HEAD_BYTES, EncodingError, Transcoded, Utf8Decoder, check_text, encoding_of_mark
 from pldcli.corpus.hashed_file import HashedFile
 from pldcli.corpus.sources import Source
-from pldcli.corpus.tables import NoTextError, columnar_texts, csv_texts
+from pldcli.corpus.tables import NoTextError, UndecodedText, columnar_texts, csv_texts
 from pldcli.corpus.wikipedia import article_texts
 from pldcli.errors import DataError, json_type
 from pldcli.system.input_files import COLUMNAR, input_errors, unpacked
@@ -205,9 +205,11 @@ class Reader:
             if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
                 del line
                 skip_line(file)
+                self._decoder.skip_line()
                 self.skipped[LONG_RECORD] += 1
                 continue
             record = self._decoder.decode(line, final=True)
+            del line  # it may be large, and the record four times as large
             if record.isspace() or not record:
                 continue
             try:
@@ -251,6 +253,10 @@ class Reader:
     def _cell(self, value: Any) -> str:
         if isinstance(value, NoTextError):
             raise value
+        if isinstance(value, UndecodedText):
+            if self._strict:
+                raise NoTextError("text that is not UTF-8", "holds text that is not UTF-8", hint="mend it, or leave out --strict")
+            return self._decoder.replaced(value)
         if not isinstance(value, str):
             field, what = self._text_field, "nothing" if value is None else json_type(value)
             raise NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", hint="mend it")

@@ -14,7 +14,7 @@ from pldcli.corpus.delimited import delimiter_of, is_quoted
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, record_batches
 
-__all__ = ["NoTextError", "columnar_texts", "csv_texts", "row_group_starts"]
+__all__ = ["NoTextError", "UndecodedText", "columnar_texts", "csv_texts", "row_group_starts"]
 
 _ROWS = 64
 """Of a columnar file, read at a time: each may be a book."""
@@ -33,6 +33,10 @@ class NoTextError(DataError):
     def at(self, where: str) -> DataError:
         """Say where it is, for the user."""
         return DataError(self.what, where=where, hint=self.hint)
+
+
+class UndecodedText(bytes):
+    """A text that is not UTF-8."""
 
 
 class _LongLineError(csv.Error):
@@ -155,11 +159,18 @@ def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[
     try:
         for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
             for number, value in enumerate(batch.column(0), start + 1):
-                yield f"{path}, row {number}", value.as_py()
+                yield f"{path}, row {number}", _value_of(value)
     except (pa.ArrowException, OSError, *DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, not of what the file holds
         raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
+
+
+def _value_of(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:  # not every writer looks
+        return UndecodedText(getattr(scalar, "value", scalar).as_buffer())
 
 
 def row_group_starts(path: Location) -> list[int]:

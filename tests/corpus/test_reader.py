@@ -5,6 +5,7 @@ import hashlib
 import json
 import lzma
 import os
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -327,6 +328,19 @@ def test_records_too_long_are_skipped_and_counted(tmp_path, monkeypatch):
     reader = reader_of(write(tmp_path / "a.jsonl", "\n".join(lines)))
     assert [text for text, _ in reader.pieces()] == ["one", "two"]
     assert sum(reader.skipped.values()) == 1
+    with pytest.raises(DataError, match=r"a.jsonl:4:11: byte 0xff is not UTF-8"):
+        documents(write(tmp_path / "a.jsonl", "\n".join(lines).encode() + b'\n{"text": "\xff"}'), strict=True)
+
+
+def test_a_record_in_wide_characters_is_held_twice_and_no_more(tmp_path):
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "word " * 1_000_000 + "🤖"}, ensure_ascii=False))
+    list(reader_of(path).pieces())
+    tracemalloc.start()
+    try:
+        list(reader_of(path).pieces())
+        assert tracemalloc.get_traced_memory()[1] < 8 * path.stat().st_size + 16e6, "two strings of four bytes a letter"
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_hash_is_that_of_the_whole_file(tmp_path):
@@ -393,6 +407,20 @@ def test_rows_without_a_text(tmp_path, name):
         documents(path)
     reader = reader_of(path, skip_bad=True)
     assert len([text for text, _ in reader.pieces()]) == 2 and reader.skipped == {"'text' that is nothing": 1}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_of_a_parquet_file_that_is_not_utf8_is_replaced_and_counted(tmp_path, kind):
+    is_dictionary = pa.types.is_dictionary(kind)
+    of_text = pa.string() if is_dictionary else kind
+    raw = pa.array([b"one", b"caf\xe9", b"two"], pa.large_binary() if of_text == pa.large_string() else pa.binary())
+    texts = pa.Array.from_buffers(of_text, 3, raw.buffers())
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts) if is_dictionary else texts
+    pyarrow.parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    reader = reader_of(tmp_path / "a.parquet")
+    assert [text for text, _ in reader.pieces()] == ["one", "caf\ufffd", "two"] and reader.replaced_bytes == 1
+    with pytest.raises(DataError, match=r"a.parquet, row 2: holds text that is not UTF-8"):
+        documents(tmp_path / "a.parquet", strict=True)
 
 
 def test_a_numeric_column_is_no_text(tmp_path):
