@@ -64,8 +64,9 @@ def check_encoding(name: str) -> str:
     """
     try:
         "".encode(name)
+        codecs.getincrementaldecoder(name)("replace").decode(codecs.BOM_UTF16_LE, True)  # those of domain names replace nothing
         return codecs.lookup(name).name
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         hint = "for example utf-8, utf-16, latin-1, cp1252, cp1251, shift_jis or gb18030"
         raise UsageError(f"no text encoding is called {name!r}", where="--encoding", hint=hint) from error
 

@@ -246,7 +246,9 @@ def test_what_a_text_looks_like(text, encoding, guess):
 
 def test_only_encodings_of_text_have_a_name():
     assert (decoding.check_encoding("Latin-1"), decoding.check_encoding("UTF8")) == ("iso8859-1", "utf-8")
-    for name in ("martian", "base64", "rot13"):
+    for name in ("utf-16", "utf-16-be", "utf-32", "utf-7", "gb18030", "shift_jis", "iso2022_jp", "cp037"):
+        assert decoding.check_encoding(name)
+    for name in ("martian", "base64", "rot13", "undefined", "idna", "punycode"):
         with pytest.raises(UsageError, match=f"--encoding: no text encoding is called '{name}'"):
             decoding.check_encoding(name)
 
