@@ -17,7 +17,7 @@ import secrets
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -297,13 +297,15 @@ class Stages:
         """Write the shards of a unit."""
         key, tokenizer, fates = self.key(task), self._tokenizer, np.fromfile(self.fates_of(task.number), _CAUSE)
         special, counts = tokenizer.special, {"train": Counter[str](), "validation": Counter[str]()}
-        repeated = RepeatedLines()
+        repeated, rejected = RepeatedLines(), atomic.sibling(self.place / f"{key}.rejected")
         kept = iter(fates[fates < LEFT_OUT].tolist())
         fate, open_tokens = None, 0
         with ExitStack() as stack:
             sizes = {"vocab_size": tokenizer.vocab_size, "end_id": special.sep_id}
             writers = {name: stack.enter_context(ShardWriter(self.place, f"{key}.{name}", **sizes)) for name in counts}
-            rejects = stack.enter_context((self.place / f"{key}.rejected").open("w", encoding="utf-8")) if self.keep_rejects else None
+            # A name of a file need not be Unicode; the escapes of what is not are those of JSON.
+            rejects = rejected.open("w", encoding="utf-8", errors="backslashreplace") if self.keep_rejects else None
+            stack.enter_context(rejects or nullcontext())
             for (text, last), ids in tokenizer.encode_pieces(self._kept_pieces(task, fates.tolist(), rejects, report)):
                 fate = next(kept) if fate is None else fate
                 split = "validation" if fate == VALIDATION else "train"
@@ -321,6 +323,8 @@ class Stages:
                         counts["train"]["unknown"] -= counts["validation"]["unknown"]
                     writers[split].end_document()
                     fate, open_tokens = None, 0
+        if rejects:
+            rejected.replace(self.place / f"{key}.rejected")
         for name, writer in writers.items():
             counts[name].update(documents=writer.num_documents, tokens=writer.num_tokens)
         content = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import signal
 from collections import Counter
@@ -129,6 +130,15 @@ def test_what_was_left_out_is_sealed_too(tmp_path: Path, pld: Callable[..., Outc
     (tmp_path / "out" / "rejected.jsonl").write_text("{}\n")
     outcome = pld("data", "verify", tmp_path / "out")
     assert outcome.code == 3 and f"{tmp_path / 'out' / 'rejected.jsonl'}: " in outcome.err
+
+
+def test_a_file_whose_name_is_no_unicode_may_be_left_out_of(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "corpus", made_up_documents(20))
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt"))
+    path.write_text("two words")
+    prepared = prepare([folder], tmp_path / "out", filters=Filters(min_words=3), keep_rejects=True, **QUIET)
+    [rejected] = map(json.loads, (prepared.path / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
+    assert rejected == {"source": str(path), "cause": "document under 3 words", "text": "two words"}
 
 
 def test_weights_change_nothing_that_is_said_of_the_text(tmp_path: Path, pld: Callable[..., Outcome]) -> None:
