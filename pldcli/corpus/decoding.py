@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +40,6 @@ HEAD_BYTES = 1 << 13
 
 MANY_BAD_BYTES, MANY_BAD_SHARE = 100, 0.01
 """So many bytes, and so large a share, that are not UTF-8 are no accident."""
-_JUDGED_BYTES = 1 << 20
-"""From here on it is judged while reading; what is smaller, at its end."""
 _SAMPLE_BYTES = 1 << 16
 """Of the text around bad bytes, from which the encoding is guessed."""
 
@@ -170,11 +169,14 @@ class Utf8Decoder:
         path: For errors.
         strict: Make any bad byte an error that says where it is.
         lenient: Take any number of them; else so many that the text must be in another encoding are an error.
+        num_bytes: Of the file, where they are known: it is judged while reading, as soon as so many of them are bad.
         lines_before: Counts the lines of the file in front of what is decoded, for errors.
     """
 
-    def __init__(self, path: Location, *, strict: bool, lenient: bool, lines_before: Callable[[], int] = lambda: 0) -> None:
-        self._lines_before = lines_before
+    def __init__(
+        self, path: Location, *, strict: bool, lenient: bool, num_bytes: float = math.inf, lines_before: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._lines_before, self._too_many = lines_before, MANY_BAD_SHARE * num_bytes
         self.replaced_bytes = 0
         self._num_bytes = self._bad_bytes = 0
         self._lenient = lenient
@@ -217,7 +219,7 @@ class Utf8Decoder:
             text, used, num_bad = _with_replacements(data, final=final)
             self.replaced_bytes, self._bad_bytes = self.replaced_bytes + num_bad, self._bad_bytes + num_bad
             self._sample = (self._sample + data)[:_SAMPLE_BYTES]
-            if self._num_bytes >= _JUDGED_BYTES:
+            if self._bad_bytes >= self._too_many:
                 self.judge()
         self._pending = data[used:]
         if self._strict:

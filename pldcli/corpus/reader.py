@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -80,7 +81,10 @@ class Reader:
         self._document_per = document_per
         self._text_field = text_field
         self._raw = HashedFile(None if span is None else span[1] - span[0])
-        self._decoder = Utf8Decoder(source.path, strict=strict, lenient=encoding is not None, lines_before=lambda: self._lines_before)
+        num_bytes = math.inf if source.compression else source.num_bytes
+        told: Any = {"strict": strict, "lenient": encoding is not None, "num_bytes": num_bytes}
+        self._decoder = Utf8Decoder(source.path, **told, lines_before=lambda: self._lines_before)
+        self._is_slice = span is not None
         self._transcoded: Transcoded | None = None
         self._strict, self._skip_bad = strict, skip_bad
 
@@ -154,7 +158,8 @@ class Reader:
                 read = {"json": self._json_pieces, "text": self._text_pieces, "wiki": self._wiki_pieces}
                 pieces = read.get(self.source.format, self._csv_pieces)
                 yield from self._trimmed(pieces(file))
-                self._decoder.judge()
+                if not self._is_slice:  # a slice says nothing of the file
+                    self._decoder.judge()
 
     def _trimmed(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Drop NUL characters, the white space around each document, and documents that hold nothing else."""

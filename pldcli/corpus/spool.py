@@ -75,12 +75,9 @@ class Spool:
         self.held.enter_context(_held_until_gone(self.stdin))
         self._stdin_is_read = True
         with atomic.output_errors(self.stdin):
-            first = sys.stdin.buffer.read(_CHUNK_BYTES)
-            file = self.stdin / ("standard-input.jsonl" if first.lstrip()[:1] == b"{" else "standard-input.txt")
+            file = self.stdin / "standard-input.txt"  # JSON lines are told by what they hold
             with file.open("wb") as written:
-                while first:
-                    written.write(first)
-                    first = sys.stdin.buffer.read(_CHUNK_BYTES)
+                shutil.copyfileobj(sys.stdin.buffer, written, _CHUNK_BYTES)
         return file
 
     def _fetch(self, address: str) -> list[Path]:

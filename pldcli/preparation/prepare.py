@@ -27,8 +27,9 @@ from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import LARGEST_WEIGHT, open_prepared, verify_tokenizer, write_manifest
 from pldcli.errors import DataError, UsageError
+from pldcli.preparation.encodings import check_encodings
 from pldcli.preparation.fates import Fates
-from pldcli.preparation.notes import check_encodings, check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap
+from pldcli.preparation.notes import check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap
 from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
 from pldcli.preparation.units import cut, unit_bytes
 from pldcli.preparation.work import SignalError, Work, sample, skipped
@@ -185,7 +186,7 @@ class Preparation:
                 return "encoded, as all are; run the command without --share, to put them together"
 
     def _decide(self, work: Work, scans: list[Scanned]) -> Fates:
-        check_encodings(work.stages, scans)
+        check_encodings(work.stages.sources, work.stages.units, scans)
         return work.decide(scans, keep_duplicates=self.keep_duplicates, near_duplicates=self.near_duplicates)
 
     @cached_property

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pldcli import __version__
 from pldcli.corpus.addresses import Address, Location
-from pldcli.corpus.decoding import CHUNK_BYTES
+from pldcli.corpus.decoding import CHUNK_BYTES, MANY_BAD_SHARE
 from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Piece, Reader, count_words
 from pldcli.corpus.repeats import RepeatedLines
@@ -37,6 +37,7 @@ from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
 from pldcli.errors import DataError
+from pldcli.preparation.encodings import check_throughout
 from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
 from pldcli.preparation.units import Slice, Unit
 from pldcli.system import atomic
@@ -274,6 +275,8 @@ class Stages:
                     unwanted.append(causes.setdefault(cause, len(causes) + 1) if cause else 0)
                     documents, document = documents + 1, hashlib.blake2b(digest_size=8)
                 tell(reader.raw_bytes)
+            if one.span and reader.replaced_share >= MANY_BAD_SHARE:
+                check_throughout(self.sources[one.source])
             found = {"documents": documents, "bytes": reader.raw_bytes, "sha256": reader.sha256, "encoding": reader.encoding}
             slices.append(found | {"replaced": reader.replaced_bytes, "replaced_share": reader.replaced_share})
             skipped.update(reader.skipped)

@@ -210,10 +210,16 @@ def test_a_file_in_another_encoding_is_refused_with_what_it_looks_like(tmp_path,
         DataError, match=r"a.txt: is not UTF-8: 1\d\.\d% of its bytes .*; it looks like cp1252 or cp1257; say .*--encoding cp1252"
     ):
         documents(path, document_per=per)
-    monkeypatch.setattr(decoding, "_JUDGED_BYTES", 1000)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 1000)
+    write(tmp_path / "c.txt", FRENCH.encode("latin-1") * 4 + b"sound\n" * 200)
     reader = reader_of(path, document_per=per)
     with pytest.raises(DataError, match="is not UTF-8"):
         list(reader.pieces())
+    assert reader.raw_bytes < path.stat().st_size, "that is sure before its end"
+    bad = sum(not letter.isascii() for letter in FRENCH)
+    accident = write(tmp_path / "c.txt", (FRENCH * 20).encode("latin-1") + b"sound\n" * 400 * 20)
+    assert reader_of(accident, document_per=per).source.num_bytes > 100 * 20 * bad
+    assert documents(accident, document_per=per), "a hundredth of the file, not of what was read of it"
     lenient = reader_of(path, document_per=per, encoding="utf-8")
     accents = 200 * sum(not letter.isascii() for letter in FRENCH)
     assert sum(piece.count("\ufffd") for piece, _ in lenient.pieces()) == lenient.replaced_bytes == accents

@@ -46,6 +46,8 @@ def test_json_lines_are_told_from_text(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     counts = open_prepared(tmp_path / "pipe").manifest["counts"]
     assert counts["train"]["documents"] + counts["validation"]["documents"] == len(TEXTS)
+    done = prepare(tmp_path / "text", "-", given=b"{braces} are text\n\n" + "\n\n".join(TEXTS).encode())
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize(

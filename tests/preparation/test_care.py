@@ -43,6 +43,33 @@ def test_many_small_files_in_another_encoding_are_refused(tmp_path: Path) -> Non
     assert any(note.startswith("232 bytes do not belong to the encoding of their files") for note in prepared.notes)
 
 
+@pytest.mark.parametrize("where", ["begin", "end", "all"])
+def test_a_large_file_is_judged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A unit in which many bytes are bad says nothing of the others; where all are like it, that is said at once."""
+    monkeypatch.setattr(units, "_LEAST_BYTES", 100_000)
+    sound, bad = f"{POEM}\n".encode() * 50, (POEM * 3).encode("latin-1") + b"\n"
+    text = {"begin": bad * 10 + sound * 1000, "end": sound * 1000 + bad * 10, "all": bad * 10_000}[where]
+    (tmp_path / "text.txt").write_bytes(text)
+    scanned: list[stages.Task] = []
+    do = stages.Stages.do
+    monkeypatch.setattr(stages.Stages, "do", lambda self, task, report: (scanned.append(task), do(self, task, report)))
+    told = {"processes": 1, "keep_duplicates": True, **QUIET}
+    if where != "all":
+        assert prepare([tmp_path / "text.txt"], tmp_path / "out", **told).manifest["replaced_bytes"] == 10 * 3 * 8
+        return
+    with pytest.raises(DataError, match=r"text.txt: is not UTF-8: 12.4% of its bytes .* it looks like cp125"):
+        prepare([tmp_path / "text.txt"], tmp_path / "out", **told)
+    assert [task.stage for task in scanned] == ["hash", "scan"]
+
+
+def test_a_file_of_which_a_part_is_in_another_encoding_is_refused_when_all_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "_LEAST_BYTES", 10_000)
+    text = f"{POEM}\n".encode() * 4000 + f"{POEM}\n".encode("latin-1") * 480
+    (tmp_path / "text.txt").write_bytes(text)
+    with pytest.raises(DataError, match=r"text.txt: is not UTF-8; it looks like cp125.*; say what it is with .*--encoding cp125"):
+        prepare([tmp_path / "text.txt"], tmp_path / "out", processes=1, **QUIET)
+
+
 def test_evaluation_text_that_changed_is_compared_with_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
     documents = made_up_documents(200)
