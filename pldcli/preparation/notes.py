@@ -92,6 +92,9 @@ def check_something_is_known(counts: Counts, tokenizer: Tokenizer) -> None:
         DataError: There is such a split.
     """
     for split, count in counts.items():
+        if count["tokens"] == count["documents"]:
+            hint = "name other text"
+            raise DataError("nothing is left of it when the tokenizer has normalised it", where=f"{split} text", hint=hint)
         if count["unknown"] >= count["tokens"] - count["documents"]:
             what = "every token is unknown to the tokenizer, so that nothing could be masked"
             if (longest := getattr(tokenizer.fast.model, "max_input_chars_per_word", None)) is not None:

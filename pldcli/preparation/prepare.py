@@ -134,6 +134,8 @@ class Preparation:
                 assert scans is not None
                 fates = self._decide(work, scans)
                 tokenizer, notes = self._tokenizer(work, scans)
+                if self.filters.overlap_words != Filters.overlap_words and not self.filters.against:
+                    notes = [*notes, "--overlap-words has no effect without --decontaminate."]
                 notes = [*notes, *notes_on_overlap(scans, fates), *notes_on_comparison(scans, self.filters.overlap_words)]
                 encoded = work.encode(scans, fates)
                 assert encoded is not None
@@ -259,7 +261,7 @@ class Preparation:
         existing, texts = self._existing, sample(scans, work.stages.sample_bytes)
         if existing is not None:
             work.use_tokenizer([existing.json_text, (existing.sentencepiece or b"").hex()], lambda: existing)
-            return existing, lost_distinctions(characters(texts), existing.normalize)
+            return existing, [*_notes_on_settings(self.training, existing), *lost_distinctions(characters(texts), existing.normalize)]
 
         def train() -> Tokenizer:
             with Progress(f"Training the tokenizer ({self.training.model_type})", total=None, quiet=self.quiet):
@@ -306,6 +308,15 @@ def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str
     if len(left) < len(sources):
         skipped[_FOR_VALIDATION] += len(sources) - len(left)
     return left
+
+
+def _notes_on_settings(training: TokenizerTraining, existing: Tokenizer) -> list[str]:
+    """Say what was asked of a tokenizer that is there already."""
+    usual = TokenizerTraining()
+    asked = [one.name for one in fields(training) if getattr(training, one.name) != getattr(usual, one.name)]
+    has_effect = {"cased": existing.normaliser.startswith("bert-"), "vocab_size": training.vocab_size == existing.vocab_size}
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in asked if not has_effect.get(name))
+    return [f"Without effect, since --tokenizer is used as it is: {options}."] if options else []
 
 
 def _notes_on_weights(out: Path) -> list[str]:

@@ -112,6 +112,25 @@ def test_training_text_that_validation_has_too_is_said(tmp_path: Path) -> None:
     assert any(note.startswith("3 training documents stand in the validation text, too") for note in prepared.notes)
 
 
+def test_settings_without_an_effect_are_said(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "corpus", made_up_documents(20))
+    first = prepare([folder], tmp_path / "first", **QUIET)
+    told = {"tokenizer": first.path, "quiet": True}
+    asked = {"vocab_size": 300, "model_type": "wordpiece", "cased": True, "filters": Filters(overlap_words=5)}
+    notes = prepare([folder], tmp_path / "second", **asked, **told).notes
+    training = "Without effect, since --tokenizer is used as it is: --vocab-size, --model-type, --cased."
+    assert {training, "--overlap-words has no effect without --decontaminate."} <= set(notes)
+    notes = prepare([folder], tmp_path / "third", vocab_size=first.manifest["tokenizer"]["vocab_size"], **told).notes
+    assert not any("effect" in note for note in (*notes, *first.notes))
+
+
+def test_text_of_which_the_tokenizer_leaves_nothing_is_not_called_unknown(tmp_path: Path) -> None:
+    (tmp_path / "spaces.txt").write_text("\u200b\u200b\n")
+    folder = corpus(tmp_path / "corpus", made_up_documents(20))
+    with pytest.raises(DataError, match="validation text: nothing is left of it when the tokenizer has normalised it"):
+        prepare([folder], tmp_path / "out", validation=[tmp_path / "spaces.txt"], **QUIET)
+
+
 def test_near_duplicates_of_nothing(tmp_path: Path) -> None:
     pytest.importorskip("rensa")
     (tmp_path / "blank.txt").write_text(" \n\n \n")
