@@ -84,9 +84,8 @@ class Reader:
         num_bytes = math.inf if source.compression else source.num_bytes
         told: Any = {"strict": strict, "lenient": encoding is not None, "num_bytes": num_bytes}
         self._decoder = Utf8Decoder(source.path, **told, lines_before=lambda: self._lines_before)
-        self._is_slice = span is not None
         self._transcoded: Transcoded | None = None
-        self._strict, self._skip_bad = strict, skip_bad
+        self._strict, self._skip_bad, self._is_slice = strict, skip_bad, span is not None
 
     @property
     def raw_bytes(self) -> int:
@@ -128,7 +127,7 @@ class Reader:
             # Of a file in another encoding, what was read is no better than the rest.
             if self._strict or not self._skip_bad or isinstance(error, EncodingError):
                 raise
-            self.skipped[f"file that {error.what.partition(':')[0]}"] += 1
+            self.skipped[f"file that {re.split(':| [(]', error.what)[0]}"] += 1
             if is_open:
                 yield "", True
 

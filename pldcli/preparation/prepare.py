@@ -19,14 +19,14 @@ from typing import Any, NoReturn
 
 from pldcli.choices import DocumentPer, Engine
 from pldcli.console.progress import Progress
-from pldcli.corpus.addresses import Location
+from pldcli.corpus.addresses import Location, address_of
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters, fingerprint_of_files
 from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import LARGEST_WEIGHT, open_prepared, verify_tokenizer, write_manifest
-from pldcli.errors import DataError, UsageError
+from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.preparation.encodings import check_encodings
 from pldcli.preparation.fates import Fates
 from pldcli.preparation.notes import check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap
@@ -191,6 +191,11 @@ class Preparation:
         check_encodings(work.stages.sources, work.stages.units, scans)
         return work.decide(scans, keep_duplicates=self.keep_duplicates, near_duplicates=self.near_duplicates)
 
+    def check(self) -> None:
+        """Refuse what cannot be prepared, as far as that shows without reading text."""
+        self._check()
+        _ = self._existing
+
     @cached_property
     def _existing(self) -> Tokenizer | None:
         return _load(self.tokenizer, cased=self.training.cased) if self.tokenizer else None
@@ -201,6 +206,10 @@ class Preparation:
             raise UsageError("must be at least 1", where="--processes")
         if self.engine == "ray":
             require("ray", extra="ray", where="--engine ray")
+        if address_of(self.out):
+            raise OutputError("is an address, not a folder", where=str(self.out), hint="write to a folder, and copy it there")
+        if self.encoding:
+            check_encoding(self.encoding)
         check_filters(self.filters)
         if self.near_duplicates is not None:
             if not 0 < self.near_duplicates <= 1:

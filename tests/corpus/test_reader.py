@@ -168,6 +168,11 @@ def test_binary_and_utf16_files(tmp_path):
         documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16-be")))
 
 
+def test_a_file_with_a_mark_that_is_read_as_utf8_is_told_by_it(tmp_path):
+    with pytest.raises(DataError, match=r"a.txt: is UTF-16, as its mark says; leave out --encoding"):
+        documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16")), encoding="utf-8")
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     source = find_sources([write(tmp_path / "a.txt", "x")])[0][0]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pldcli.corpus.quality import Filters
-from pldcli.errors import DataError, PreemptedError
+from pldcli.errors import DataError, OutputError, PreemptedError
 from pldcli.preparation import stages, units
 from pldcli.preparation.prepare import prepare
 from tests.conftest import Outcome
@@ -122,6 +122,13 @@ def test_settings_without_an_effect_are_said(tmp_path: Path) -> None:
     assert {training, "--overlap-words has no effect without --decontaminate."} <= set(notes)
     notes = prepare([folder], tmp_path / "third", vocab_size=first.manifest["tokenizer"]["vocab_size"], **told).notes
     assert not any("effect" in note for note in (*notes, *first.notes))
+
+
+def test_an_address_to_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("corpus"), ["text"])
+    with pytest.raises(OutputError, match="is an address, not a folder"):
+        prepare([Path("corpus")], Path("s3://bucket/data"), **QUIET)
 
 
 def test_text_of_which_the_tokenizer_leaves_nothing_is_not_called_unknown(tmp_path: Path) -> None:
