@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,11 +182,10 @@ def prepare_data(
     )
     with spooled(out, overwrite=overwrite, keep=share is not None, stream=stream) as spool:
         preparation = Preparation(
-            spool.local(inputs or []),
+            inputs or [],
             out,
-            weighted=[(path, weight) for given, weight in map(_weighted, source or ()) for path in spool.local([given])],
-            validation=spool.local(validation or []),
-            names=spool.names,
+            weighted=list(map(_weighted, source or ())),
+            validation=validation or [],
             document_per=document_per,
             text_field=text_field,
             tokenizer=tokenizer,
@@ -208,6 +209,14 @@ def prepare_data(
             keep_rejects=keep_rejects,
             overwrite=overwrite,
             merge=merge,
+        )
+        preparation.check()  # before standard input is read, which cannot be read again
+        preparation = replace(
+            preparation,
+            inputs=spool.local(preparation.inputs),
+            weighted=[(path, weight) for given, weight in preparation.weighted for path in spool.local([given])],
+            validation=spool.local(preparation.validation),
+            names=spool.names,
         )
         if share is not None:
             typer.echo(f"share {share}: {preparation.run_share(number, count)}")
@@ -283,7 +292,7 @@ def _show(prepared: Prepared) -> None:
     console.print(table)
     for note in prepared.notes:
         console.print(f"Note: {note}")
-    console.print(f"Next: pld pretrain --preset {_preset_for(train['tokens'])} --data {prepared.path}")
+    console.print(f"Next: pld pretrain --preset {_preset_for(train['tokens'])} --data {shlex.quote(str(prepared.path))}")
 
 
 def _preset_for(num_tokens: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +40,6 @@ HEAD_BYTES = 1 << 13
 
 MANY_BAD_BYTES, MANY_BAD_SHARE = 100, 0.01
 """So many bytes, and so large a share, that are not UTF-8 are no accident."""
-_JUDGED_BYTES = 1 << 20
-"""From here on it is judged while reading; what is smaller, at its end."""
 _SAMPLE_BYTES = 1 << 16
 """Of the text around bad bytes, from which the encoding is guessed."""
 
@@ -64,8 +63,9 @@ def check_encoding(name: str) -> str:
     """
     try:
         "".encode(name)
+        codecs.getincrementaldecoder(name)("replace").decode(codecs.BOM_UTF16_LE, True)  # those of domain names replace nothing
         return codecs.lookup(name).name
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         hint = "for example utf-8, utf-16, latin-1, cp1252, cp1251, shift_jis or gb18030"
         raise UsageError(f"no text encoding is called {name!r}", where="--encoding", hint=hint) from error
 
@@ -83,6 +83,8 @@ def check_text(head: bytes, path: Location, *, hint: str, option: str = "") -> N
     """
     if b"\0" not in head:
         return
+    if marked := encoding_of_mark(head):
+        raise DataError(f"is {marked.upper()}, as its mark says", where=str(path), hint=f"leave out {option}" if option else hint)
     if found := _utf16_without_mark(head):
         convert = f"add {option} {found} to `pld prepare-data`, or convert it" if option else _how_to_convert(path, found)
         raise DataError("is UTF-16 without its mark", where=str(path), hint=convert)
@@ -169,11 +171,14 @@ class Utf8Decoder:
         path: For errors.
         strict: Make any bad byte an error that says where it is.
         lenient: Take any number of them; else so many that the text must be in another encoding are an error.
+        num_bytes: Of the file, where they are known: it is judged while reading, as soon as so many of them are bad.
         lines_before: Counts the lines of the file in front of what is decoded, for errors.
     """
 
-    def __init__(self, path: Location, *, strict: bool, lenient: bool, lines_before: Callable[[], int] = lambda: 0) -> None:
-        self._lines_before = lines_before
+    def __init__(
+        self, path: Location, *, strict: bool, lenient: bool, num_bytes: float = math.inf, lines_before: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._lines_before, self._too_many = lines_before, MANY_BAD_SHARE * num_bytes
         self.replaced_bytes = 0
         self._num_bytes = self._bad_bytes = 0
         self._lenient = lenient
@@ -213,17 +218,25 @@ class Utf8Decoder:
                 where = f"{self._path}:{line}:{column}"
                 what = f"byte 0x{data[error.start]:02x} is not UTF-8 (line {line}, column {column})"
                 raise DataError(what, where=where, hint="mend it, or leave out --strict to replace such bytes") from error
-            text, used = codecs.utf_8_decode(data, "replace", final)
-            num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
-            num_bad = used - (len(text.encode()) - 3 * num_replacements)
+            text, used, num_bad = _with_replacements(data, final=final)
             self.replaced_bytes, self._bad_bytes = self.replaced_bytes + num_bad, self._bad_bytes + num_bad
             self._sample = (self._sample + data)[:_SAMPLE_BYTES]
-            if self._num_bytes >= _JUDGED_BYTES:
+            if self._bad_bytes >= self._too_many:
                 self.judge()
         self._pending = data[used:]
         if self._strict:
             self._place.advance(text)
         return text
+
+    def replaced(self, text: bytes) -> str:
+        """Decode a text of a file that is not UTF-8 itself; bad bytes are replaced and counted."""
+        whole, _, num_bad = _with_replacements(text, final=True)
+        self.replaced_bytes += num_bad
+        return whole
+
+    def skip_line(self) -> None:
+        """Count a line that is not decoded, for errors."""
+        self._place = _Place(self._place.line + 1)
 
     def judge(self) -> None:
         """Refuse what has been read so far if it cannot be UTF-8.
@@ -252,12 +265,20 @@ class Utf8Decoder:
     def without_surrogates(self, text: str) -> str:
         """Replace the halves of surrogate pairs that JSON escapes can hold."""
         try:
-            text.encode()
+            for start in range(0, len(text), CHUNK_BYTES):  # of a text in wide characters, all at once takes as much memory again
+                text[start : start + CHUNK_BYTES].encode()
         except UnicodeEncodeError:
             clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             self.replaced_bytes += 2 * sum(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
             return clean
         return text
+
+
+def _with_replacements(data: bytes, *, final: bool) -> tuple[str, int, int]:
+    """Decode what is not UTF-8 throughout; return how many bytes were taken, and how many of them replaced, too."""
+    text, used = codecs.utf_8_decode(data, "replace", final)
+    num_replacements = text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+    return text, used, used - (len(text.encode()) - 3 * num_replacements)
 
 
 class Transcoded(io.RawIOBase):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pldcli.errors import DataError
 
-__all__ = ["Joined", "Row", "delimiter_of", "is_quoted", "misplaced_quote", "plain_rows", "quoted_rows"]
+__all__ = ["Joined", "Row", "delimiter_of", "is_quoted", "large_cells", "misplaced_quote", "plain_rows", "quoted_rows"]
 
 Row = tuple[int, list[str]]
 """The line that a row begins on, from 1, and its cells."""
@@ -58,7 +58,7 @@ def quoted_rows(lines: Iterable[str], delimiter: str, path: Path, joined: list[J
     reader = csv.reader(chain(lines, [_END]), delimiter=delimiter)
     start = 1
     try:
-        with _large_cells():
+        with large_cells():
             for cells in reader:
                 if cells == [_END]:
                     return
@@ -97,7 +97,7 @@ def misplaced_quote(lines: Iterable[str], delimiter: str) -> int | None:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     start = 1
     try:
-        with _large_cells():
+        with large_cells():
             for _ in reader:
                 start = reader.line_num + 1
     except csv.Error as error:
@@ -110,7 +110,7 @@ def _judge_quoted(lines: list[str], delimiter: str) -> tuple[int, int]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     num_bad = num_rows = line = width = 0
     try:
-        with _large_cells():
+        with large_cells():
             for cells in reader:
                 width = width or len(cells)
                 num_rows += bool(cells)
@@ -123,7 +123,7 @@ def _judge_quoted(lines: list[str], delimiter: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _large_cells() -> Iterator[None]:
+def large_cells() -> Iterator[None]:
     """Let cells be of any size while a file is read; the limit belongs to the whole process."""
     before = csv.field_size_limit(_LARGEST_CELL)
     try:

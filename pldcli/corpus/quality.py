@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from pldcli.corpus.addresses import Address
 from pldcli.corpus.decoding import EncodingError, Utf8Decoder, encoding_of_mark
-from pldcli.corpus.delimited import delimiter_of
+from pldcli.corpus.delimited import delimiter_of, large_cells
 from pldcli.corpus.reader import UNSPACED, WORD
 from pldcli.corpus.sources import find_sources
 from pldcli.errors import DataError, UsageError
@@ -239,10 +240,14 @@ def _texts(path: Path, kind: Format) -> Iterator[str]:
             yield from _strings(from_json(text))
         except ValueError:  # JSON lines, or none
             for line in text.split("\n"):
-                yield from _strings(_json_or_text(line))
+                value: Any = line
+                with suppress(ValueError):
+                    value = from_json(line)
+                yield from _strings(value)
     elif kind == "csv":
-        csv.field_size_limit(len(text) + 1)
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.partition("\n")[0], ".csv")):
+        with large_cells():  # never across a yield: a corpus that is being read has its own limit
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text.partition("\n")[0], ".csv")))
+        for row in rows:
             yield from row
     elif kind == "tsv":
         for line in text.split("\n"):
@@ -251,13 +256,6 @@ def _texts(path: Path, kind: Format) -> Iterator[str]:
         for paragraph in _PARAGRAPH_END.split(text):
             lines = paragraph.split("\n")
             yield from [paragraph] if max(map(len, lines)) <= _WRAPPED_CHARACTERS else lines
-
-
-def _json_or_text(line: str) -> Any:
-    try:
-        return from_json(line)
-    except ValueError:
-        return line
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -21,7 +22,7 @@ from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import CHUNK_BYTES, HEAD_BYTES, EncodingError, Transcoded, Utf8Decoder, check_text, encoding_of_mark
 from pldcli.corpus.hashed_file import HashedFile
 from pldcli.corpus.sources import Source
-from pldcli.corpus.tables import NoTextError, columnar_texts, csv_texts
+from pldcli.corpus.tables import NoTextError, UndecodedText, columnar_texts, csv_texts
 from pldcli.corpus.wikipedia import article_texts
 from pldcli.errors import DataError, json_type
 from pldcli.system.input_files import COLUMNAR, input_errors, unpacked
@@ -80,9 +81,11 @@ class Reader:
         self._document_per = document_per
         self._text_field = text_field
         self._raw = HashedFile(None if span is None else span[1] - span[0])
-        self._decoder = Utf8Decoder(source.path, strict=strict, lenient=encoding is not None, lines_before=lambda: self._lines_before)
+        num_bytes = math.inf if source.compression else source.num_bytes
+        told: Any = {"strict": strict, "lenient": encoding is not None, "num_bytes": num_bytes}
+        self._decoder = Utf8Decoder(source.path, **told, lines_before=lambda: self._lines_before)
         self._transcoded: Transcoded | None = None
-        self._strict, self._skip_bad = strict, skip_bad
+        self._strict, self._skip_bad, self._is_slice = strict, skip_bad, span is not None
 
     @property
     def raw_bytes(self) -> int:
@@ -124,7 +127,7 @@ class Reader:
             # Of a file in another encoding, what was read is no better than the rest.
             if self._strict or not self._skip_bad or isinstance(error, EncodingError):
                 raise
-            self.skipped[f"file that {error.what.partition(':')[0]}"] += 1
+            self.skipped[f"file that {re.split(':| [(]', error.what)[0]}"] += 1
             if is_open:
                 yield "", True
 
@@ -154,7 +157,8 @@ class Reader:
                 read = {"json": self._json_pieces, "text": self._text_pieces, "wiki": self._wiki_pieces}
                 pieces = read.get(self.source.format, self._csv_pieces)
                 yield from self._trimmed(pieces(file))
-                self._decoder.judge()
+                if not self._is_slice:  # a slice says nothing of the file
+                    self._decoder.judge()
 
     def _trimmed(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Drop NUL characters, the white space around each document, and documents that hold nothing else."""
@@ -205,9 +209,11 @@ class Reader:
             if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
                 del line
                 skip_line(file)
+                self._decoder.skip_line()
                 self.skipped[LONG_RECORD] += 1
                 continue
             record = self._decoder.decode(line, final=True)
+            del line  # it may be large, and the record four times as large
             if record.isspace() or not record:
                 continue
             try:
@@ -251,6 +257,10 @@ class Reader:
     def _cell(self, value: Any) -> str:
         if isinstance(value, NoTextError):
             raise value
+        if isinstance(value, UndecodedText):
+            if self._strict:
+                raise NoTextError("text that is not UTF-8", "holds text that is not UTF-8", hint="mend it, or leave out --strict")
+            return self._decoder.replaced(value)
         if not isinstance(value, str):
             field, what = self._text_field, "nothing" if value is None else json_type(value)
             raise NoTextError(f"{field!r} that is {what}", f"column {field!r} holds {what}, not a text", hint="mend it")
@@ -354,12 +364,12 @@ def _unix_ends(text: str) -> str:
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:
-    """Part blocks into lines with their ends, and put together a line that comes in parts, as far as a record may be long."""
+    """Part blocks into lines with their ends, and put together a line that comes in parts, up to the first character that is too many."""
     begun = ""
     for block in blocks:
         *whole, rest = (begun + block).split("\n")
         yield from (f"{line}\n" for line in whole)
-        begun = rest if len(rest) <= MAX_RECORD_BYTES else rest[:MAX_RECORD_BYTES]
+        begun = rest[: MAX_RECORD_BYTES + 1]
     if begun:
         yield begun
 

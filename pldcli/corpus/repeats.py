@@ -7,6 +7,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 __all__ = ["RepeatedLines", "most_repeated"]
 
 _LONGEST_LINE = 200
@@ -32,6 +34,12 @@ class RepeatedLines:
     def add(self, lines: Iterable[str], *, last: bool) -> None:
         """Read the next lines of a document; `last` ends it."""
         self._of_document.update(line[:_LONGEST_LINE] for line in map(str.strip, lines) if line)
+        if len(self._of_document) > 4 * _MOST_HELD:
+            # Those that would stay below, and no others: were more held, the counts would be the same.
+            hashes_L = np.array([zlib.crc32(line.encode()) for line in self._of_document], np.uint32)
+            highest = np.partition(hashes_L, _MOST_HELD)[_MOST_HELD]
+            is_low_L = (hashes_L <= highest).tolist()
+            self._of_document = {line for line, low in zip(self._of_document, is_low_L, strict=True) if low or line in self._counts}
         if last:
             self._counts.update(self._of_document)
             self._of_document = set()

@@ -25,6 +25,30 @@ def first_threshold(num_bytes: int, limit_bytes: int) -> int:
     return threshold
 
 
+class _Parts:
+    """The parts with the lowest hashes, each once, as many as a limit allows."""
+
+    def __init__(self, limit_bytes: int, threshold: int) -> None:
+        self.threshold = threshold
+        self.held: dict[int, str] = {}
+        self._limit_bytes = limit_bytes
+        self._num_bytes = 0
+
+    def add(self, digest: int, text: str) -> None:
+        if digest < self.threshold and digest not in self.held:
+            self.held[digest] = text
+            self._num_bytes += len(text.encode())
+            while self._num_bytes > self._limit_bytes:
+                self.cut(self.threshold // 2)
+
+    def cut(self, threshold: int) -> None:
+        """Leave out parts with hashes from `threshold` on, too."""
+        if threshold < self.threshold:
+            self.threshold = threshold
+            self.held = {digest: text for digest, text in self.held.items() if digest < threshold}
+            self._num_bytes = sum(len(text.encode()) for text in self.held.values())
+
+
 class Sampler:
     """A sample that does not depend on the order of the documents, nor on who read which: the parts with the lowest hashes, each once.
 
@@ -34,13 +58,15 @@ class Sampler:
     """
 
     def __init__(self, limit_bytes: int, threshold: int = _HASHES) -> None:
-        self.threshold = threshold
-        """Parts with hashes from here on are left out."""
         self._limit_bytes = limit_bytes
-        self._kept: dict[int, str] = {}
-        self._kept_bytes = 0
-        self._of_document: list[tuple[int, str]] = []
+        self._kept = _Parts(limit_bytes, threshold)
+        self._of_document = _Parts(limit_bytes, threshold)
         self._rest = ""
+
+    @property
+    def threshold(self) -> int:
+        """Return the hash from which on parts are left out."""
+        return self._kept.threshold
 
     def add(self, text: str, *, last: bool, keep: bool = True) -> None:
         """Offer the next piece of a document.
@@ -58,28 +84,24 @@ class Sampler:
             window, _ = next(cut_at_whitespace(window, size)) if len(text) - start > size else (window, True)
             start += len(window)
             digest = int.from_bytes(hashlib.blake2b(window.encode(), digest_size=8).digest(), "big")
-            if digest < self.threshold:
-                self._of_document.append((digest, window.replace("\n", " ")))
+            if digest < self._of_document.threshold:
+                self._of_document.add(digest, window.replace("\n", " "))
         self._rest = "" if last else text[start:]
         if last:
-            self.merge(self._of_document if keep else ())
-            self._of_document = []
+            if keep:
+                self._kept.cut(self._of_document.threshold)
+                self.merge(self._of_document.held.items())
+            self._of_document = _Parts(self._limit_bytes, self.threshold)
 
     def merge(self, parts: Iterable[tuple[int, str]]) -> None:
         """Take in parts with their hashes."""
         for digest, text in parts:
-            if digest < self.threshold and digest not in self._kept:
-                self._kept[digest] = text
-                self._kept_bytes += len(text.encode())
-        while self._kept_bytes > self._limit_bytes:
-            self.threshold //= 2
-            self._kept = {digest: text for digest, text in self._kept.items() if digest < self.threshold}
-            self._kept_bytes = sum(len(text.encode()) for text in self._kept.values())
+            self._kept.add(digest, text)
 
     @property
     def parts(self) -> list[tuple[int, str]]:
         """List what was kept with its hashes, in an order that depends on nothing but the texts."""
-        return sorted(self._kept.items())
+        return sorted(self._kept.held.items())
 
     def sample(self) -> list[str]:
         """List what was kept."""

@@ -24,6 +24,7 @@ FOLDER_TWICE = "folder linked twice"
 FILE_TWICE = "file named twice"
 IRREGULAR_FILE = "not a regular file"
 LINK_TO_NOTHING = "link to nothing"
+_PREPARED = {"manifest.json", "tokenizer.json"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def find_sources(inputs: Sequence[Path], *, exclude: Path | None = None) -> tupl
     Args:
         inputs: Files, directories and patterns of them, also at addresses; a directory is walked in sorted order with the folders that it
             links to, its hidden files left out.
-        exclude: A directory that is not walked into.
+        exclude: A directory that is not read; neither are those of prepared data.
 
     Returns:
         Every file once, and what was left out, by reason.
@@ -85,14 +86,17 @@ def notes_on_skipped(skipped: Counter[str]) -> list[str]:
 
 def _listed(inputs: Sequence[Path], exclude: Path | None, skipped: Counter[str]) -> Iterator[tuple[Location, bool]]:
     """List files, and whether each was named itself."""
+    left_out = {exclude.resolve()} if exclude else set[Path]()
     for given in inputs:
         if address := address_of(given):
             there = files_at(address)
             yield from ((path, len(there) == 1) for path in there)
             continue
         for path in _matched(given):
+            if path != given and not left_out.isdisjoint(((place := path.resolve()), *place.parents)):
+                continue
             if path.is_dir():
-                yield from ((inner, False) for inner in _walk(path, exclude, skipped))
+                yield from ((inner, False) for inner in _walk(path, left_out, skipped))
             else:
                 yield path, path == given
 
@@ -107,12 +111,13 @@ def _matched(given: Path) -> list[Path]:
     return list(map(Path, found))
 
 
-def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Iterator[Path]:
+def _walk(directory: Path, left_out: set[Path], skipped: Counter[str]) -> Iterator[Path]:
+    """List the files of a directory; folders of prepared data are left out, and join those that are."""
+
     def fail(error: OSError) -> None:
         with input_errors(error.filename):
             raise error
 
-    excluded = exclude.resolve() if exclude else None
     walked = {directory.resolve()}
     for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
         there, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
@@ -120,9 +125,14 @@ def _walk(directory: Path, exclude: Path | None, skipped: Counter[str]) -> Itera
             place = Path(folder, name).resolve()
             if place in walked:  # linked to from two places, or from within itself
                 skipped[FOLDER_TWICE] += 1
-            elif place != excluded:
+            elif place not in left_out:
                 walked.add(place)
                 folders.append(name)
+        if _PREPARED.issubset(names):
+            skipped["folder of prepared data"] += 1
+            left_out.add(Path(folder).resolve())
+            folders.clear()
+            continue
         if set(names) >= SAVED_DATASET:
             names = _files_of_dataset(Path(folder), names)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "dataset_dict.json")

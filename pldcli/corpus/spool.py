@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Address, Location, address_of, files_at
 from pldcli.errors import DataError, OutputError, UsageError
 from pldcli.system import atomic, locks
 from pldcli.system.output_place import check_new
+from pldcli.system.signals import first_signal, stop_error
 
 __all__ = ["Spool", "spooled"]
 
@@ -74,13 +76,10 @@ class Spool:
             raise UsageError(what, where="-", hint="pipe text into the command, or name files")
         self.held.enter_context(_held_until_gone(self.stdin))
         self._stdin_is_read = True
-        with atomic.output_errors(self.stdin):
-            first = sys.stdin.buffer.read(_CHUNK_BYTES)
-            file = self.stdin / ("standard-input.jsonl" if first.lstrip()[:1] == b"{" else "standard-input.txt")
+        with first_signal(_stop), atomic.output_errors(self.stdin):
+            file = self.stdin / "standard-input.txt"  # JSON lines are told by what they hold
             with file.open("wb") as written:
-                while first:
-                    written.write(first)
-                    first = sys.stdin.buffer.read(_CHUNK_BYTES)
+                shutil.copyfileobj(sys.stdin.buffer, written, _CHUNK_BYTES)
         return file
 
     def _fetch(self, address: str) -> list[Path]:
@@ -129,14 +128,7 @@ class Spool:
 
 @contextmanager
 def spooled(out: Path, *, overwrite: bool, keep: bool = False, stream: bool = False) -> Iterator[Spool]:
-    """Yield what makes local files.
-
-    Args:
-        out: As `Spool`'s.
-        overwrite: As `Spool`'s.
-        keep: Keep what was fetched when the block ends well, for others that share the work.
-        stream: As `Spool`'s.
-    """
+    """Yield a `Spool`; `keep` keeps what was fetched when the block ends well, for others that share the work."""
     spool = Spool(out, overwrite=overwrite, is_shared=keep, stream=stream)
     try:
         with spool.held:
@@ -146,6 +138,10 @@ def spooled(out: Path, *, overwrite: bool, keep: bool = False, stream: bool = Fa
     finally:
         if not any(spool.fetched.glob("*/*")) and not locks.is_held(spool.fetched):
             shutil.rmtree(spool.fetched, ignore_errors=True)  # nothing was fetched
+
+
+def _stop(number: int) -> NoReturn:
+    raise stop_error(number, "standard input was being read, and nothing is left behind")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pldcli.corpus.delimited import delimiter_of, is_quoted
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, record_batches
 
-__all__ = ["NoTextError", "columnar_texts", "csv_texts", "row_group_starts"]
+__all__ = ["NoTextError", "UndecodedText", "columnar_texts", "csv_texts", "row_group_starts"]
 
 _ROWS = 64
 """Of a columnar file, read at a time: each may be a book."""
@@ -35,11 +35,19 @@ class NoTextError(DataError):
         return DataError(self.what, where=where, hint=self.hint)
 
 
+class UndecodedText(bytes):
+    """A text that is not UTF-8."""
+
+
+class _LongLineError(csv.Error):
+    """A line of a table may have been cut."""
+
+
 def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool, most_characters: int) -> Iterator[tuple[str, Any]]:
-    """Yield the cells of a column, each with its place; in place of what is no cell, an error.
+    """Yield the cells of a column, each with its place; in place of what is no cell, an error, or a line that is too long.
 
     Args:
-        lines: Of the file, the first one the columns' names.
+        lines: Of the file, the first one the columns' names; those that have more characters than a cell may be cut behind these.
         path: For places.
         field: The column.
         is_tsv: Tabs part the cells, and a quote may be a character like any other.
@@ -55,10 +63,10 @@ def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool,
     _, first = next(rows, (1, []))
     if isinstance(first, NoTextError):
         raise first.at(str(path))
-    names = [name.strip() for name in first]
+    names = [name.strip() for name in first] if isinstance(first, list) else []
     place = _place(names, field, path)
     for line, row in rows:
-        if isinstance(row, NoTextError):
+        if not isinstance(row, list):
             yield f"{path}:{line}", row
         elif any(row[len(names) :]):
             what = f"has {len(row)} columns, the heading has {len(names)}"
@@ -68,24 +76,34 @@ def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool,
             yield f"{path}:{line}", row[place] if place < len(row) else None
 
 
-def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: int) -> Iterator[tuple[int, list[str] | NoTextError]]:
+def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: int) -> Iterator[tuple[int, list[str] | NoTextError | str]]:
     """Read rows, each with the line that it begins on. Of a TSV file the first cell in quotes tells whether quotes are quotes."""
     before, lines = 0, chain([heading], lines)
     if delimiter == "\t":
         held: list[str] = []
         for before, line in enumerate(_until_quote(lines, held), 1):
-            yield before, _plain_cells(line)
+            yield before, _plain_cells(line, most_characters)
         held += _some(lines)
-        if not is_quoted([heading, *held] if before else held, delimiter):
+        telling = [line for line in ([heading, *held] if before else held) if len(line) <= most_characters]
+        if not is_quoted(telling, delimiter):
             for number, line in enumerate(chain(held, lines), before + 1):
-                yield number, _plain_cells(line)
+                yield number, _plain_cells(line, most_characters)
             return
         lines = chain(held, lines)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+
+    def whole(line: str) -> str:
+        if len(line) > most_characters:
+            raise _LongLineError(line)
+        return line
+
+    reader = csv.reader(map(whole, lines), delimiter=delimiter, strict=True)
     while True:
         start = before + reader.line_num + 1
         try:
             row = next(reader, None)
+        except _LongLineError as error:
+            yield start, str(error)
+            before += 1
         except csv.Error as error:
             if "expected after" in str(error):
                 what, hint = "a quote that opens here closes in the middle of a cell", "write a quote within a cell in quotes twice"
@@ -98,7 +116,9 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
             yield start, row
 
 
-def _plain_cells(line: str) -> list[str]:
+def _plain_cells(line: str, most_characters: int) -> list[str] | str:
+    if len(line) > most_characters:
+        return line
     text = line.rstrip("\n")
     return text.split("\t") if text else []
 
@@ -139,11 +159,18 @@ def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[
     try:
         for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
             for number, value in enumerate(batch.column(0), start + 1):
-                yield f"{path}, row {number}", value.as_py()
+                yield f"{path}, row {number}", _value_of(value)
     except (pa.ArrowException, OSError, *DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, not of what the file holds
         raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
+
+
+def _value_of(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:  # not every writer looks
+        return UndecodedText(getattr(scalar, "value", scalar).as_buffer())
 
 
 def row_group_starts(path: Location) -> list[int]:

@@ -26,8 +26,8 @@ _USUAL_NAMES = ("file", "image", "category")
 """What these namespaces are called in every wiki, beside its own names for them."""
 _HIDDEN_TAGS = ("ref", "table", "gallery", "math", "chem", "timeline", "score", "graph", "imagemap", "templatedata")
 _SPACES = re.compile(r"[^\S\n]+")
-_SWITCH = re.compile(r"__[^\W\d_]+__")
-"""As in __NOTOC__."""
+_SWITCH = re.compile(r"__[^\W\d_a-z]+__")
+"""As in __NOTOC__, and not as in __init__."""
 _VARIANTS = re.compile(r"-\{(?:([^{}|]*)\|)?([^{}]*)\}-")
 """Words of a language with several scripts, perhaps with flags before them: -{zh-hans:A; zh-hant:B}-."""
 _UNSEEN_FLAGS = ("H", "T", "-")
@@ -105,7 +105,7 @@ def _plain(wikitext: str, hidden: set[str]) -> str:
 
 def _first_variant(found: re.Match[str]) -> str:
     flags, words = found[1] or "", found[2]
-    return "" if flags.strip() in _UNSEEN_FLAGS else words.partition(";")[0].rpartition(":")[2].strip()
+    return "" if flags.strip() in _UNSEEN_FLAGS else re.split(r"(?:^|=>)\s*[a-z-]+\s*:(?!//)", words.partition(";")[0])[-1].strip()
 
 
 def _namespace(title: str) -> str:

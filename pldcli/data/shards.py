@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pldcli.data.stream import PREPARE_AGAIN, Segment, check_ends
 from pldcli.errors import DataError
+from pldcli.system import atomic
 from pldcli.system.arrow import DAMAGE
 from pldcli.system.seal import file_sha256
 
@@ -29,7 +30,7 @@ _ROW_TOKENS = 1 << 24
 
 
 class ShardWriter:
-    """Writes one split of a prepared directory; as a context manager it closes itself.
+    """Writes one split of a prepared directory; as a context manager it closes itself. A shard takes its name when it is complete.
 
     Args:
         directory: Where the shards go.
@@ -77,6 +78,7 @@ class ShardWriter:
             self.close()
         elif self._file is not None:
             self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
 
     def add(self, ids: npt.NDArray[np.unsignedinteger[Any]]) -> None:
         """Append ids to the document that is open."""
@@ -124,6 +126,10 @@ class ShardWriter:
     def _open_tokens(self) -> int:
         return len(self._values) // self._dtype.itemsize - self._offsets[-1]
 
+    @property
+    def _shard(self) -> Path:
+        return self._directory / f"{self._split}-{len(self.shards):05}.arrow"
+
     def _write_batch(self) -> None:
         import pyarrow as pa
 
@@ -131,7 +137,7 @@ class ShardWriter:
             return
         kind = pa.large_list(pa.from_numpy_dtype(self._dtype))
         if self._writer is None:
-            self._file = (self._directory / f"{self._split}-{len(self.shards):05}.arrow").open("wb")
+            self._file = atomic.sibling(self._shard).open("wb")
             self._writer = pa.ipc.new_file(self._file, pa.schema([(_COLUMN, kind)]))
         values = pa.Array.from_buffers(kind.value_type, self._offsets[-1], [None, pa.py_buffer(self._values)])
         edges = pa.Array.from_buffers(pa.int64(), len(self._offsets), [None, pa.py_buffer(np.array(self._offsets, np.int64))])
@@ -150,7 +156,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())  # before the file that names it, which is flushed too
         self._file.close()
-        path = Path(self._file.name)
+        path = Path(self._file.name).replace(self._shard)
         documents, tokens = self._shard_start
         self.shards[path.name] = {
             "bytes": path.stat().st_size,

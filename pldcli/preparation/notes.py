@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pldcli.corpus.addresses import Address
-from pldcli.corpus.decoding import MANY_BAD_BYTES, MANY_BAD_SHARE, looks_like
+from pldcli.corpus.decoding import MANY_BAD_BYTES
 from pldcli.data.prepared import unknown_shares
 from pldcli.errors import DataError
 from pldcli.preparation.fates import TRAIN, VALIDATION, Fates
-from pldcli.preparation.stages import Scanned, Stages
+from pldcli.preparation.stages import Scanned
 from pldcli.tokenization.special_tokens import NOTED_UNKNOWN_SHARE
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["check_encodings", "check_something_is_known", "notes_on_comparison", "notes_on_data", "notes_on_overlap"]
+__all__ = ["check_something_is_known", "notes_on_comparison", "notes_on_data", "notes_on_overlap"]
 
 Counts = dict[str, dict[str, int]]
 
@@ -27,7 +26,6 @@ _SOUND_VALIDATION_TOKENS = 10_000
 _LARGE_VALIDATION_SHARE, _FEWEST_TOKENS = 0.2, 1000
 _MUCH_UPPER_CASE = 0.1
 _NOTED_LINE_SHARE, _LONGER_THAN_A_HEADING, _SHOWN_CHARACTERS = 0.05, 25, 60
-_GUESSED_FROM_FILES, _GUESSED_FROM_BYTES = 20, 1 << 14
 _CASED_HINT = "if it is a cased vocabulary, keep case (--cased, with a vocab.txt)"
 
 
@@ -87,34 +85,6 @@ def notes_on_comparison(scans: Sequence[Scanned], overlap_words: int) -> list[st
     return [f"{path} {what}: --overlap-words takes fewer." for path in scans[0].without_a_run]
 
 
-def check_encodings(stages: Stages, scans: Sequence[Scanned]) -> None:
-    """Refuse small files that are not UTF-8, each of which alone could be an accident.
-
-    Raises:
-        DataError: There are many; the first one is named.
-    """
-    parts = [
-        (stages.sources[one.source].path, part)
-        for unit, scan in zip(stages.units, scans, strict=True)
-        for one, part in zip(unit.slices, scan.slices, strict=True)
-    ]
-    bad = [(path, part) for path, part in parts if part["replaced_share"] >= MANY_BAD_SHARE]
-    if sum(part["replaced"] for _, part in bad) < MANY_BAD_BYTES:
-        return
-    sample = b""
-    for path, _ in bad[:_GUESSED_FROM_FILES]:
-        if not isinstance(path, Address):
-            with path.open("rb") as file:
-                sample += file.read(_GUESSED_FROM_BYTES)
-    found = looks_like(sample)
-    guess = f"; they look like {found[0]}" if found else ""
-    files = "another file is not" if len(bad) == 2 else f"{len(bad) - 1:,} more files are not"
-    hint = (
-        f"say what they are with `pld prepare-data --encoding {found[0] if found else 'NAME'}`, or convert them; --encoding utf-8 replaces"
-    )
-    raise DataError(f"is not UTF-8, and {files}{guess}", where=str(bad[0][0]), hint=hint)
-
-
 def check_something_is_known(counts: Counts, tokenizer: Tokenizer) -> None:
     """Refuse a split without a token that masked-LM training could ask for: unknown and special tokens are never targets.
 
@@ -122,6 +92,9 @@ def check_something_is_known(counts: Counts, tokenizer: Tokenizer) -> None:
         DataError: There is such a split.
     """
     for split, count in counts.items():
+        if count["tokens"] == count["documents"]:
+            hint = "name other text"
+            raise DataError("nothing is left of it when the tokenizer has normalised it", where=f"{split} text", hint=hint)
         if count["unknown"] >= count["tokens"] - count["documents"]:
             what = "every token is unknown to the tokenizer, so that nothing could be masked"
             if (longest := getattr(tokenizer.fast.model, "max_input_chars_per_word", None)) is not None:

@@ -19,16 +19,17 @@ from typing import Any, NoReturn
 
 from pldcli.choices import DocumentPer, Engine
 from pldcli.console.progress import Progress
-from pldcli.corpus.addresses import Location
+from pldcli.corpus.addresses import Location, address_of
 from pldcli.corpus.decoding import check_encoding
 from pldcli.corpus.quality import Filters, check_filters, fingerprint_of_files
 from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import LARGEST_WEIGHT, open_prepared, verify_tokenizer, write_manifest
-from pldcli.errors import DataError, UsageError
+from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.preparation.encodings import check_encodings
 from pldcli.preparation.fates import Fates
-from pldcli.preparation.notes import check_encodings, check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap
+from pldcli.preparation.notes import check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap
 from pldcli.preparation.stages import COUNTED, Encoded, Scanned, Stages
 from pldcli.preparation.units import cut, unit_bytes
 from pldcli.preparation.work import SignalError, Work, sample, skipped
@@ -185,8 +186,13 @@ class Preparation:
                 return "encoded, as all are; run the command without --share, to put them together"
 
     def _decide(self, work: Work, scans: list[Scanned]) -> Fates:
-        check_encodings(work.stages, scans)
+        check_encodings(work.stages.sources, work.stages.units, scans)
         return work.decide(scans, keep_duplicates=self.keep_duplicates, near_duplicates=self.near_duplicates)
+
+    def check(self) -> None:
+        """Refuse what cannot be prepared, as far as that shows without reading text."""
+        self._check()
+        _ = self._existing
 
     @cached_property
     def _existing(self) -> Tokenizer | None:
@@ -198,6 +204,10 @@ class Preparation:
             raise UsageError("must be at least 1", where="--processes")
         if self.engine == "ray":
             require("ray", extra="ray", where="--engine ray")
+        if address_of(self.out):
+            raise OutputError("is an address, not a folder", where=str(self.out), hint="write to a folder, and copy it there")
+        if self.encoding:
+            check_encoding(self.encoding)
         check_filters(self.filters)
         if self.near_duplicates is not None:
             if not 0 < self.near_duplicates <= 1:
@@ -258,7 +268,7 @@ class Preparation:
         existing, texts = self._existing, sample(scans, work.stages.sample_bytes)
         if existing is not None:
             work.use_tokenizer([existing.json_text, (existing.sentencepiece or b"").hex()], lambda: existing)
-            return existing, lost_distinctions(characters(texts), existing.normalize)
+            return existing, [*_notes_on_settings(self.training, existing), *lost_distinctions(characters(texts), existing.normalize)]
 
         def train() -> Tokenizer:
             with Progress(f"Training the tokenizer ({self.training.model_type})", total=None, quiet=self.quiet):
@@ -305,6 +315,15 @@ def _without(sources: list[Source], held_out: list[Source], skipped: Counter[str
     if len(left) < len(sources):
         skipped[_FOR_VALIDATION] += len(sources) - len(left)
     return left
+
+
+def _notes_on_settings(training: TokenizerTraining, existing: Tokenizer) -> list[str]:
+    """Say what was asked of a tokenizer that is there already."""
+    usual = TokenizerTraining()
+    asked = [one.name for one in fields(training) if getattr(training, one.name) != getattr(usual, one.name)]
+    has_effect = {"cased": existing.normaliser.startswith("bert-"), "vocab_size": training.vocab_size == existing.vocab_size}
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in asked if not has_effect.get(name))
+    return [f"Without effect, since --tokenizer is used as it is: {options}."] if options else []
 
 
 def _notes_on_weights(out: Path) -> list[str]:

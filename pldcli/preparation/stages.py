@@ -17,7 +17,7 @@ import secrets
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pldcli import __version__
 from pldcli.corpus.addresses import Address, Location
-from pldcli.corpus.decoding import CHUNK_BYTES
+from pldcli.corpus.decoding import CHUNK_BYTES, MANY_BAD_SHARE
 from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Piece, Reader, count_words
 from pldcli.corpus.repeats import RepeatedLines
@@ -37,6 +37,7 @@ from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
 from pldcli.errors import DataError
+from pldcli.preparation.encodings import check_throughout
 from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
 from pldcli.preparation.units import Slice, Unit
 from pldcli.system import atomic
@@ -137,13 +138,19 @@ class Stages:
             settings += [dict(self.reading), _jsonable(self.filters), self.compared, self.signs]
             settings += [self.sample_bytes, self.first_threshold, [one.source < self.num_train_sources for one in slices]]
         if task.stage == "encode":
-            settings += [self.tokenizer, self.keep_rejects, list(self.causes), file_sha256(self.fates_of(task.number))]
+            settings += [self.tokenizer, self.keep_rejects, list(self.causes), self._sha256_of_fates(task.number)]
         parts = [[*self._identity(one.source), one.span] for one in slices]
         return f"{task.stage}-{hashlib.sha256(json.dumps([settings, parts]).encode()).hexdigest()[:32]}"
 
     def fates_of(self, number: int) -> Path:
         """Return the file that says what becomes of each document of a unit."""
         return self.place / f"{self.key(Task('scan', number))}.fates"
+
+    def _sha256_of_fates(self, number: int) -> str:
+        try:
+            return file_sha256(self.fates_of(number))
+        except FileNotFoundError as error:  # they are named after the files as these were
+            raise self._changed(Task("encode", number)) from error
 
     def is_done(self, task: Task) -> bool:
         """Return whether its result is there."""
@@ -177,9 +184,12 @@ class Stages:
         try:
             content: dict[str, Any] = from_json((self.place / f"{self.key(task)}.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            number = task.number if task.stage == "hash" else self.units[task.number].slices[-1].source
-            raise _changed(self.sources[number]) from error
+            raise self._changed(task) from error
         return content
+
+    def _changed(self, task: Task) -> DataError:
+        number = task.number if task.stage == "hash" else self.units[task.number].slices[-1].source
+        return _changed(self.sources[number])
 
     def scanned(self, number: int) -> Scanned:
         """Read what reading a unit came to."""
@@ -245,6 +255,7 @@ class Stages:
 
     def _scan(self, task: Task, report: Report) -> None:
         """Hash, judge and sign every document of a unit, and keep a sample."""
+        key = self.key(task)  # of the files as they are before they are read: one that changes meanwhile is another's
         sampler = Sampler(self.sample_bytes, self.first_threshold)
         skipped, causes = Counter[str](), dict[str, int]()
         hashes, unwanted, signatures = array("Q"), array("H"), bytearray()
@@ -264,6 +275,8 @@ class Stages:
                     unwanted.append(causes.setdefault(cause, len(causes) + 1) if cause else 0)
                     documents, document = documents + 1, hashlib.blake2b(digest_size=8)
                 tell(reader.raw_bytes)
+            if one.span and reader.replaced_share >= MANY_BAD_SHARE:
+                check_throughout(self.sources[one.source])
             found = {"documents": documents, "bytes": reader.raw_bytes, "sha256": reader.sha256, "encoding": reader.encoding}
             slices.append(found | {"replaced": reader.replaced_bytes, "replaced_share": reader.replaced_share})
             skipped.update(reader.skipped)
@@ -277,7 +290,6 @@ class Stages:
             "causes": list(causes),
             "without_a_run": self._judge.without_a_run if self._judge else [],
         }
-        key = self.key(task)
         raw = np.array(hashes, _HASH).tobytes() + np.array(unwanted, _CAUSE).tobytes()
         atomic.write_bytes(self.place / f"{key}.bin", raw)
         if self.signs:
@@ -288,13 +300,15 @@ class Stages:
         """Write the shards of a unit."""
         key, tokenizer, fates = self.key(task), self._tokenizer, np.fromfile(self.fates_of(task.number), _CAUSE)
         special, counts = tokenizer.special, {"train": Counter[str](), "validation": Counter[str]()}
-        repeated = RepeatedLines()
+        repeated, rejected = RepeatedLines(), atomic.sibling(self.place / f"{key}.rejected")
         kept = iter(fates[fates < LEFT_OUT].tolist())
         fate, open_tokens = None, 0
         with ExitStack() as stack:
             sizes = {"vocab_size": tokenizer.vocab_size, "end_id": special.sep_id}
             writers = {name: stack.enter_context(ShardWriter(self.place, f"{key}.{name}", **sizes)) for name in counts}
-            rejects = stack.enter_context((self.place / f"{key}.rejected").open("w", encoding="utf-8")) if self.keep_rejects else None
+            # A name of a file need not be Unicode; the escapes of what is not are those of JSON.
+            rejects = rejected.open("w", encoding="utf-8", errors="backslashreplace") if self.keep_rejects else None
+            stack.enter_context(rejects or nullcontext())
             for (text, last), ids in tokenizer.encode_pieces(self._kept_pieces(task, fates.tolist(), rejects, report)):
                 fate = next(kept) if fate is None else fate
                 split = "validation" if fate == VALIDATION else "train"
@@ -312,6 +326,8 @@ class Stages:
                         counts["train"]["unknown"] -= counts["validation"]["unknown"]
                     writers[split].end_document()
                     fate, open_tokens = None, 0
+        if rejects:
+            rejected.replace(self.place / f"{key}.rejected")
         for name, writer in writers.items():
             counts[name].update(documents=writer.num_documents, tokens=writer.num_tokens)
         content = {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pldcli import __version__
 from pldcli.console.progress import Progress
 from pldcli.corpus.sampling import Sampler
 from pldcli.corpus.similarity import near_earlier_ones
@@ -138,7 +139,7 @@ class Work:
         Returns:
             Its directory.
         """
-        place = self.stages.place / f"tokenizer-{hashlib.sha256(json.dumps(list(made_of)).encode()).hexdigest()[:32]}"
+        place = self.stages.place / f"tokenizer-{hashlib.sha256(json.dumps([__version__, *made_of]).encode()).hexdigest()[:32]}"
         if not place.is_dir():
             self._save(make(), place)
         self.stages = replace(self.stages, tokenizer=place.name)

@@ -32,6 +32,7 @@ __all__ = [
     "remove_leftovers",
     "remove_leftovers_in",
     "set_aside",
+    "sibling",
     "sync_directory",
     "write_bytes",
     "write_text",
@@ -78,7 +79,7 @@ def write_bytes(path: Path, content: bytes, *, is_private: bool = False) -> None
     Raises:
         OutputError: The disk is full, or the place is not writable.
     """
-    temporary = _sibling(path)
+    temporary = sibling(path)
     with output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: `path` exists and `overwrite` is off, the disk is full, or the place is not writable.
     """
-    temporary = _sibling(path)
+    temporary = sibling(path)
     try:
         with output_errors(path):
             remove_leftovers(path)  # first: it may put back what was at `path`
@@ -152,7 +153,7 @@ def set_aside(path: Path) -> Path:
 
 def remove(path: Path) -> None:
     """Delete a directory so that its name never stands for a part of it; nothing happens where that cannot be done."""
-    temporary = _sibling(path)
+    temporary = sibling(path)
     with suppress(OSError):
         path.rename(temporary)
         _remove(temporary)
@@ -235,7 +236,7 @@ def _clear(path: Path, leftovers: list[_Leftover]) -> None:
 
 def _put(temporary: Path, path: Path) -> None:
     """Rename a complete directory, in the place of what is there; what is there comes back when that fails."""
-    old = _sibling(path, "old-")
+    old = sibling(path, "old-")
     try:
         if path.exists():
             path.rename(old)
@@ -247,7 +248,12 @@ def _put(temporary: Path, path: Path) -> None:
         _remove(old)
 
 
-def _sibling(path: Path, kind: str = "") -> Path:
+def sibling(path: Path, kind: str = "") -> Path:
+    """Name the temporary beside `path` that this process writes.
+
+    Raises:
+        OutputError: `path` has no name of its own.
+    """
     if path.name in ("", ".."):
         raise OutputError("has no name of its own", where=str(path), hint="give a path that ends in a name")
     return path.with_name(f".{_stem(path.name)}.tmp-{kind}{_machine()}-{os.getpid()}")

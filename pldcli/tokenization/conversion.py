@@ -54,11 +54,12 @@ def has_plain_spaces(json_text: str) -> bool:
     return bool(first == {"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
 
 
-def to_tokenizer(model: bytes, *, plain_spaces: bool = False) -> Any:
+def to_tokenizer(model: bytes, where: str, *, plain_spaces: bool = False) -> Any:
     """Build the `tokenizers.Tokenizer` that equals a serialised SentencePiece model, without special tokens and post-processor.
 
     Args:
         model: Its bytes.
+        where: Its file, for errors.
         plain_spaces: Let `with_plain_spaces` go first. Of the rules of SentencePiece only those of `nmt` make spaces of line ends.
 
     Raises:
@@ -70,7 +71,8 @@ def to_tokenizer(model: bytes, *, plain_spaces: bool = False) -> Any:
     trainer = _message(model, _TRAINER)
     kind = trainer.get(_MODEL_TYPE, _UNIGRAM)
     if kind not in (_UNIGRAM, _BPE) or trainer.get(_SUFFIX_SPACES):
-        raise DataError("the SentencePiece model is neither BPE nor unigram with spaces in front", hint="use a bpe or unigram model")
+        what = "the SentencePiece model is neither BPE nor unigram with spaces in front"
+        raise DataError(what, where=where, hint="use a bpe or unigram model")
     tokenizer = Tokenizer(_bpe(processor) if kind == _BPE else _unigram(processor))
     tokenizer.normalizer = _normaliser(_message(model, _NORMALISER), plain_spaces=plain_spaces)
     tokenizer.decoder = decoders.Sequence(

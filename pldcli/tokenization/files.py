@@ -118,7 +118,13 @@ def read_file(path: Path, *, cased: bool = False) -> FoundTokenizer:
 def read_prepared(directory: Path) -> FoundTokenizer:
     """Read what `Tokenizer.save` wrote: `tokenizer.json` as it stands, with the SentencePiece model beside it."""
     found, model = read_file(directory / JSON), directory / SENTENCEPIECE
-    return replace(found, sentencepiece=_read_bytes(model)) if model.is_file() else found
+    if not model.is_file():
+        return found
+    content = _read_bytes(model)
+    with library_errors("is not a SentencePiece model", where=str(model)):
+        conversion.load(content).id_to_piece(0)  # none of an empty file
+        conversion.normaliser_name(content)
+    return replace(found, sentencepiece=content)
 
 
 def parse_sentencepiece(model: bytes, *, where: str, plain_spaces: bool = False) -> FoundTokenizer:
@@ -128,7 +134,7 @@ def parse_sentencepiece(model: bytes, *, where: str, plain_spaces: bool = False)
         DataError: It is no such model.
     """
     with library_errors("is not a SentencePiece model", where=where):
-        return FoundTokenizer(fast=conversion.to_tokenizer(model, plain_spaces=plain_spaces), where=where, sentencepiece=model)
+        return FoundTokenizer(fast=conversion.to_tokenizer(model, where, plain_spaces=plain_spaces), where=where, sentencepiece=model)
 
 
 def parse_tokenizer(text: str, *, where: str) -> FoundTokenizer:

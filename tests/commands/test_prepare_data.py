@@ -33,7 +33,7 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
     given = {"document_per": "line", "text_field": "body", "tokenizer": Path("t.json"), "training": TokenizerTraining(30528, "unigram")}
     rest = {"validation": [], "processes": None, "strict": False, "overwrite": False}
     rest |= {"encoding": None, "skip_bad": False, "filters": Filters(), "keep_duplicates": False, "keep_rejects": False, "weighted": []}
-    rest |= {"engine": "local", "near_duplicates": None, "names": {}, "merge": False}
+    rest |= {"engine": "local", "near_duplicates": None, "merge": False}
     assert calls[0][1] == given | rest
     words = ("--cased", "--vocab-size", "100", "--processes", "3", "--strict", "--overwrite", "--merge", "--encoding", "cp1252")
     words += ("--skip-bad",)
@@ -73,7 +73,7 @@ def test_the_arguments_that_reach_prepare(monkeypatch):
         "processes": 3, "strict": True, "overwrite": True, "encoding": "cp1252", "skip_bad": True,
         "filters": Filters(min_words=2, max_words=9, scripts=("LATIN", "GREEK"), against=(Path("e"),), overlap_words=5),
         "keep_duplicates": True, "keep_rejects": True, "weighted": [(Path("a=b"), 0.5)], "engine": "ray",
-        "near_duplicates": 0.9, "names": {}, "merge": True,
+        "near_duplicates": 0.9, "merge": True,
     }  # fmt: skip
 
 

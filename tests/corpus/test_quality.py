@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import random
@@ -176,6 +177,16 @@ def test_an_evaluation_file_in_another_encoding_or_that_cannot_be_read_is_named(
     monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(DataError, match=r"western.txt: cannot be read \(permission denied\)"):
         Judge(Filters(against=(tmp_path,)))
+
+
+def test_a_table_to_compare_with_leaves_the_limit_of_cells_to_the_corpus_that_is_being_read(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("text\nshort\n")
+    before = csv.field_size_limit(1 << 27)
+    try:
+        Judge(Filters(against=(tmp_path,)))
+        assert csv.field_size_limit() == 1 << 27
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_files_that_nothing_can_overlap_with_are_listed(evaluation: Path) -> None:

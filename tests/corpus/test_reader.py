@@ -5,6 +5,7 @@ import hashlib
 import json
 import lzma
 import os
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -167,6 +168,11 @@ def test_binary_and_utf16_files(tmp_path):
         documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16-be")))
 
 
+def test_a_file_with_a_mark_that_is_read_as_utf8_is_told_by_it(tmp_path):
+    with pytest.raises(DataError, match=r"a.txt: is UTF-16, as its mark says; leave out --encoding"):
+        documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16")), encoding="utf-8")
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     source = find_sources([write(tmp_path / "a.txt", "x")])[0][0]
 
@@ -209,10 +215,16 @@ def test_a_file_in_another_encoding_is_refused_with_what_it_looks_like(tmp_path,
         DataError, match=r"a.txt: is not UTF-8: 1\d\.\d% of its bytes .*; it looks like cp1252 or cp1257; say .*--encoding cp1252"
     ):
         documents(path, document_per=per)
-    monkeypatch.setattr(decoding, "_JUDGED_BYTES", 1000)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", 1000)
+    write(tmp_path / "c.txt", FRENCH.encode("latin-1") * 4 + b"sound\n" * 200)
     reader = reader_of(path, document_per=per)
     with pytest.raises(DataError, match="is not UTF-8"):
         list(reader.pieces())
+    assert reader.raw_bytes < path.stat().st_size, "that is sure before its end"
+    bad = sum(not letter.isascii() for letter in FRENCH)
+    accident = write(tmp_path / "c.txt", (FRENCH * 20).encode("latin-1") + b"sound\n" * 400 * 20)
+    assert reader_of(accident, document_per=per).source.num_bytes > 100 * 20 * bad
+    assert documents(accident, document_per=per), "a hundredth of the file, not of what was read of it"
     lenient = reader_of(path, document_per=per, encoding="utf-8")
     accents = 200 * sum(not letter.isascii() for letter in FRENCH)
     assert sum(piece.count("\ufffd") for piece, _ in lenient.pieces()) == lenient.replaced_bytes == accents
@@ -245,7 +257,9 @@ def test_what_a_text_looks_like(text, encoding, guess):
 
 def test_only_encodings_of_text_have_a_name():
     assert (decoding.check_encoding("Latin-1"), decoding.check_encoding("UTF8")) == ("iso8859-1", "utf-8")
-    for name in ("martian", "base64", "rot13"):
+    for name in ("utf-16", "utf-16-be", "utf-32", "utf-7", "gb18030", "shift_jis", "iso2022_jp", "cp037"):
+        assert decoding.check_encoding(name)
+    for name in ("martian", "base64", "rot13", "undefined", "idna", "punycode"):
         with pytest.raises(UsageError, match=f"--encoding: no text encoding is called '{name}'"):
             decoding.check_encoding(name)
 
@@ -327,6 +341,19 @@ def test_records_too_long_are_skipped_and_counted(tmp_path, monkeypatch):
     reader = reader_of(write(tmp_path / "a.jsonl", "\n".join(lines)))
     assert [text for text, _ in reader.pieces()] == ["one", "two"]
     assert sum(reader.skipped.values()) == 1
+    with pytest.raises(DataError, match=r"a.jsonl:4:11: byte 0xff is not UTF-8"):
+        documents(write(tmp_path / "a.jsonl", "\n".join(lines).encode() + b'\n{"text": "\xff"}'), strict=True)
+
+
+def test_a_record_in_wide_characters_is_held_twice_and_no_more(tmp_path):
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "word " * 1_000_000 + "🤖"}, ensure_ascii=False))
+    list(reader_of(path).pieces())
+    tracemalloc.start()
+    try:
+        list(reader_of(path).pieces())
+        assert tracemalloc.get_traced_memory()[1] < 8 * path.stat().st_size + 16e6, "two strings of four bytes a letter"
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_hash_is_that_of_the_whole_file(tmp_path):
@@ -395,6 +422,20 @@ def test_rows_without_a_text(tmp_path, name):
     assert len([text for text, _ in reader.pieces()]) == 2 and reader.skipped == {"'text' that is nothing": 1}
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_of_a_parquet_file_that_is_not_utf8_is_replaced_and_counted(tmp_path, kind):
+    is_dictionary = pa.types.is_dictionary(kind)
+    of_text = pa.string() if is_dictionary else kind
+    raw = pa.array([b"one", b"caf\xe9", b"two"], pa.large_binary() if of_text == pa.large_string() else pa.binary())
+    texts = pa.Array.from_buffers(of_text, 3, raw.buffers())
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts) if is_dictionary else texts
+    pyarrow.parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    reader = reader_of(tmp_path / "a.parquet")
+    assert [text for text, _ in reader.pieces()] == ["one", "caf\ufffd", "two"] and reader.replaced_bytes == 1
+    with pytest.raises(DataError, match=r"a.parquet, row 2: holds text that is not UTF-8"):
+        documents(tmp_path / "a.parquet", strict=True)
+
+
 def test_a_numeric_column_is_no_text(tmp_path):
     with pytest.raises(DataError, match=r"row 1: column 'id' holds a number, not a text"):
         documents(write_table(tmp_path / "a.parquet"), text_field="id")
@@ -413,6 +454,25 @@ def test_a_quote_that_is_never_closed(tmp_path, monkeypatch):
     path = write(tmp_path / "a.csv", 'text\n"one\n' + "two\n" * 5_000)
     with pytest.raises(DataError, match=r"a.csv:\d+: is not CSV .*is a quote never closed"):
         documents(path)
+
+
+@pytest.mark.parametrize("size", [20, 1000])
+@pytest.mark.parametrize("cells", [("x" * 67, "y" * 67), ("x" * 67, '"' + "y" * 67 + '"'), ("x", "y" * 300), ("x", '"' + "y" * 300 + '"')])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_rows_too_long_are_skipped_and_counted_and_never_cut(tmp_path, monkeypatch, name, cells, size):
+    monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", size)
+    mark = "\t" if name == "a.tsv" else ","
+    lines = [mark.join(row) for row in (("note", "text"), ("1", '"one"'), cells, ("2", '"two"'), ("3", "three"))]
+    for rows, expected in ((lines, ["one", "two", "three"]), (lines[:3], ["one"])):
+        reader = reader_of(write(tmp_path / name, "\n".join(rows)))
+        assert [text for text, _ in reader.pieces()] == expected
+        assert reader.skipped == {corpus.LONG_RECORD: 1}
+    path = write(tmp_path / name, "\n".join([*lines, mark.join("abc")]))
+    with pytest.raises(DataError, match=rf"{name}:6: has 3 columns"):
+        documents(path)
+    with pytest.raises(DataError, match="has no column 'text'"):
+        documents(write(tmp_path / name, f"text{mark}{'x' * 200}\n"))
 
 
 def test_a_cell_longer_than_a_chunk(tmp_path):

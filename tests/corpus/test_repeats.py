@@ -71,6 +71,20 @@ def test_memory_is_bounded_and_frequent_lines_survive(monkeypatch: pytest.Monkey
     assert all(count <= exact[line] for line, count in found.items())
 
 
+@pytest.mark.parametrize("size", [1, 30, 2000])
+def test_memory_is_bounded_within_a_document_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    documents = [*pages(60), [f"line {number}" for number in range(2000)] + ["All rights reserved."], *pages(20)]
+    monkeypatch.setattr(repeats, "_MOST_HELD", 100)
+    expected = counted(documents)
+    lines, most_held = RepeatedLines(), 0
+    for document in documents:
+        for start in range(0, len(document), size):
+            lines.add(document[start : start + size], last=start + size >= len(document))
+            most_held = max(most_held, len(lines._of_document))
+    assert most_held <= 400
+    assert lines.most == expected and expected["All rights reserved."] == 81
+
+
 def test_equal_counts_leave_the_same_lines_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that stands once in each part is found, as long as its hash is low: it is not dropped in one part and kept in another."""
     monkeypatch.setattr(repeats, "_MOST_KEPT", 10)

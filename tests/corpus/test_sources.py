@@ -85,6 +85,16 @@ def test_an_empty_file_among_many_is_counted(tmp_path: Path) -> None:
         find_sources([tmp_path / "_SUCCESS"])
 
 
+@pytest.mark.parametrize("pattern", ["", "*", "**"])
+def test_an_earlier_result_within_the_corpus_is_no_text(tmp_path: Path, pattern: str) -> None:
+    for name in ("texts/a.txt", "data/tokenizer.json", "out/train.arrow", "data/manifest.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text\n")
+    sources, skipped = find_sources([tmp_path / pattern], exclude=tmp_path / "out")
+    assert [source.path.name for source in sources] == ["a.txt"]
+    assert skipped["folder of prepared data"] == 1
+
+
 def test_what_datasets_kept_beside_a_dataset_is_no_text(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"text": "one"}, {"text": "two"}]).save_to_disk(tmp_path / "saved")
     saved = datasets.load_from_disk(tmp_path / "saved")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def prepare(place: Path, *words: str, given: bytes = b"") -> subprocess.Complete
     return subprocess.run(line, input=given, capture_output=True, check=False)
 
 
+@contextmanager
+def started(place: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the command, its standard input open."""
+    line = [sys.executable, "-m", "pldcli", "prepare-data", *words, "--out", str(place)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_standard_input_is_a_corpus_like_a_file(tmp_path: Path) -> None:
     text = "\n\n".join(TEXTS).encode()
     (tmp_path / "a.txt").write_bytes(text)
@@ -46,6 +58,8 @@ def test_json_lines_are_told_from_text(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     counts = open_prepared(tmp_path / "pipe").manifest["counts"]
     assert counts["train"]["documents"] + counts["validation"]["documents"] == len(TEXTS)
+    done = prepare(tmp_path / "text", "-", given=b"{braces} are text\n\n" + "\n\n".join(TEXTS).encode())
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize(
@@ -55,6 +69,31 @@ def test_json_lines_are_told_from_text(tmp_path: Path) -> None:
 def test_refusals_leave_nothing(tmp_path: Path, words: tuple[str, ...], message: bytes) -> None:
     done = prepare(tmp_path / "pipe", *words)
     assert done.returncode in (2, 3) and message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--encoding", "martian"), b"no text encoding is called 'martian'"),
+        (("--tokenizer", "none.json"), b"none.json"),
+        (("--min-words", "5", "--max-words", "4"), b"leaves no document"),
+    ],
+)
+def test_settings_are_refused_before_standard_input_is_read(tmp_path: Path, words: tuple[str, ...], message: bytes) -> None:
+    with started(tmp_path / "pipe", "-", *words) as process:
+        assert process.wait(60) in (2, 3), "though its end never came"
+        assert process.stderr is not None and message in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_standard_input_is_read_leaves_nothing(tmp_path: Path) -> None:
+    with started(tmp_path / "pipe", "-") as process:
+        while not list(tmp_path.glob(".pipe.stdin/*.txt")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 75
     assert list(tmp_path.iterdir()) == []
 
 

@@ -154,3 +154,12 @@ def test_switches_variants_of_scripts_and_files_by_names_that_the_dump_does_not_
     path = tmp_path / "a.xml"
     path.write_text(dump(page(text)), encoding="utf-8")
     assert read(path)[0] == ["Before and 计算机, kept."]
+    text = "The method __init__ is run, -{http://x.org/a;b}- and -{H|foo}--{foo=>zh-hans:计算机}-. __无目录__"
+    path.write_text(dump(page(text)), encoding="utf-8")
+    assert read(path)[0] == ["The method __init__ is run, http://x.org/a and 计算机."]
+
+
+def test_what_is_left_out_of_a_dump_that_is_cut_is_named_in_words(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(ALL[:-200], encoding="utf-8")
+    reader = Reader(find_sources([tmp_path / "a.xml"])[0][0], skip_bad=True)
+    assert list(reader.readable_pieces()) and reader.skipped["file that is truncated or damaged"] == 1

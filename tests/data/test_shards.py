@@ -70,6 +70,25 @@ def test_take_back_leaves_the_first_token(tmp_path):
     assert writer.take_back(2).tolist() == []
 
 
+def test_a_shard_takes_its_name_when_it_is_complete(tmp_path):
+    """Of two processes that make the same one, after a restart for example, neither cuts short what the other has made."""
+
+    def write(*, fails=False):
+        with ShardWriter(tmp_path, "train", vocab_size=10, end_id=END, batch_bytes=1) as writer:
+            writer.add(np.array([5, 6, 7]))
+            writer.end_document()
+            held = {path.name: path.read_bytes() for path in tmp_path.glob("*.arrow")}
+            assert not fails, "a failure"
+        return held, {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    with pytest.raises(AssertionError, match="a failure"):
+        write(fails=True)
+    assert not list(tmp_path.iterdir())
+    before, made = write()
+    assert before == {} and list(made) == ["train-00000.arrow"]
+    assert write() == (made, made)
+
+
 def test_pandas_is_not_imported(prepared, tmp_path):
     """pyarrow would, to see whether a list or an array is one of its own, and that takes longer than opening."""
     code = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import signal
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pldcli.corpus.quality import Filters
-from pldcli.errors import DataError, PreemptedError
+from pldcli.errors import DataError, OutputError, PreemptedError
 from pldcli.preparation import stages, units
 from pldcli.preparation.prepare import prepare
 from tests.conftest import Outcome
@@ -40,6 +41,33 @@ def test_many_small_files_in_another_encoding_are_refused(tmp_path: Path) -> Non
     assert prepared.manifest["replaced_bytes"] == 0
     prepared = prepare([folder], tmp_path / "out", encoding="utf-8", overwrite=True, **QUIET)
     assert any(note.startswith("232 bytes do not belong to the encoding of their files") for note in prepared.notes)
+
+
+@pytest.mark.parametrize("where", ["begin", "end", "all"])
+def test_a_large_file_is_judged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A unit in which many bytes are bad says nothing of the others; where all are like it, that is said at once."""
+    monkeypatch.setattr(units, "_LEAST_BYTES", 100_000)
+    sound, bad = f"{POEM}\n".encode() * 50, (POEM * 3).encode("latin-1") + b"\n"
+    text = {"begin": bad * 10 + sound * 1000, "end": sound * 1000 + bad * 10, "all": bad * 10_000}[where]
+    (tmp_path / "text.txt").write_bytes(text)
+    scanned: list[stages.Task] = []
+    do = stages.Stages.do
+    monkeypatch.setattr(stages.Stages, "do", lambda self, task, report: (scanned.append(task), do(self, task, report)))
+    told = {"processes": 1, "keep_duplicates": True, **QUIET}
+    if where != "all":
+        assert prepare([tmp_path / "text.txt"], tmp_path / "out", **told).manifest["replaced_bytes"] == 10 * 3 * 8
+        return
+    with pytest.raises(DataError, match=r"text.txt: is not UTF-8: 12.4% of its bytes .* it looks like cp125"):
+        prepare([tmp_path / "text.txt"], tmp_path / "out", **told)
+    assert [task.stage for task in scanned] == ["hash", "scan"]
+
+
+def test_a_file_of_which_a_part_is_in_another_encoding_is_refused_when_all_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "_LEAST_BYTES", 10_000)
+    text = f"{POEM}\n".encode() * 4000 + f"{POEM}\n".encode("latin-1") * 480
+    (tmp_path / "text.txt").write_bytes(text)
+    with pytest.raises(DataError, match=r"text.txt: is not UTF-8; it looks like cp125.*; say what it is with .*--encoding cp125"):
+        prepare([tmp_path / "text.txt"], tmp_path / "out", processes=1, **QUIET)
 
 
 def test_evaluation_text_that_changed_is_compared_with_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +110,32 @@ def test_training_text_that_validation_has_too_is_said(tmp_path: Path) -> None:
     (tmp_path / "valid.txt").write_text("\n\n".join([*documents[:3], "and a text of its own"]))
     prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", validation=[tmp_path / "valid.txt"], **QUIET)
     assert any(note.startswith("3 training documents stand in the validation text, too") for note in prepared.notes)
+
+
+def test_settings_without_an_effect_are_said(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "corpus", made_up_documents(20))
+    first = prepare([folder], tmp_path / "first", **QUIET)
+    told = {"tokenizer": first.path, "quiet": True}
+    asked = {"vocab_size": 300, "model_type": "wordpiece", "cased": True}
+    notes = prepare([folder], tmp_path / "second", **asked, **told).notes
+    training = "Without effect, since --tokenizer is used as it is: --vocab-size, --model-type, --cased."
+    assert training in notes
+    notes = prepare([folder], tmp_path / "third", vocab_size=first.manifest["tokenizer"]["vocab_size"], **told).notes
+    assert not any("effect" in note for note in (*notes, *first.notes))
+
+
+def test_an_address_to_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("corpus"), ["text"])
+    with pytest.raises(OutputError, match="is an address, not a folder"):
+        prepare([Path("corpus")], Path("s3://bucket/data"), **QUIET)
+
+
+def test_text_of_which_the_tokenizer_leaves_nothing_is_not_called_unknown(tmp_path: Path) -> None:
+    (tmp_path / "spaces.txt").write_text("\u200b\u200b\n")
+    folder = corpus(tmp_path / "corpus", made_up_documents(20))
+    with pytest.raises(DataError, match="validation text: nothing is left of it when the tokenizer has normalised it"):
+        prepare([folder], tmp_path / "out", validation=[tmp_path / "spaces.txt"], **QUIET)
 
 
 def test_near_duplicates_of_nothing(tmp_path: Path) -> None:
@@ -129,6 +183,15 @@ def test_what_was_left_out_is_sealed_too(tmp_path: Path, pld: Callable[..., Outc
     (tmp_path / "out" / "rejected.jsonl").write_text("{}\n")
     outcome = pld("data", "verify", tmp_path / "out")
     assert outcome.code == 3 and f"{tmp_path / 'out' / 'rejected.jsonl'}: " in outcome.err
+
+
+def test_a_file_whose_name_is_no_unicode_may_be_left_out_of(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "corpus", made_up_documents(20))
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt"))
+    path.write_text("two words")
+    prepared = prepare([folder], tmp_path / "out", filters=Filters(min_words=3), keep_rejects=True, **QUIET)
+    [rejected] = map(json.loads, (prepared.path / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
+    assert rejected == {"source": str(path), "cause": "document under 3 words", "text": "two words"}
 
 
 def test_weights_change_nothing_that_is_said_of_the_text(tmp_path: Path, pld: Callable[..., Outcome]) -> None:

@@ -104,6 +104,22 @@ def test_a_sample_does_not_depend_on_the_order_and_keeps_its_limit():
     assert 5_000 < sum(map(len, sample(documents, 10))) <= 20_000
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_sample_of_one_document_keeps_its_limit_while_it_is_read(keep):
+    text = "".join(f"{number} {'word ' * (number % 7)}" for number in range(30_000))
+    sampler, whole, expected = Sampler(20_000), Sampler(10**9), Sampler(20_000)
+    for start in range(0, len(text), 40_000):
+        sampler.add(text[start : start + 40_000], last=False)
+        assert sum(map(len, sampler._of_document.held.values())) <= 20_000
+    sampler.add("", last=True, keep=keep)
+    whole.add(text, last=True)
+    expected.merge(whole.parts if keep else ())
+    assert (sampler.threshold, sampler.parts) == (expected.threshold, expected.parts)
+    for _ in range(100):
+        sampler.add("a" * 40_000, last=False)
+    assert len(sampler._of_document.held) <= 1
+
+
 def test_sampled_text_is_never_too_long_for_sentencepiece():
     sampler = Sampler(10**9)
     text = " ".join(f"é東🤖{number}" for number in range(3000)) + "x" * 900
@@ -336,6 +352,29 @@ def test_a_corpus_that_changes_meanwhile(tmp_path, monkeypatch, keeps_its_time):
     with pytest.raises(DataError, match="changed while it was being read"):
         run(tmp_path, made_up_documents(3))
     assert names(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.parametrize("stage", ["scan", "encode"])
+def test_a_file_that_changes_while_a_unit_is_done_is_said_and_then_done_again(tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(units, "_LEAST_BYTES", 5000)
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    for number, path in enumerate(files):
+        path.write_text("\n\n".join(made_up_documents(100)[number * 30 : number * 30 + 30]))
+    do = stages.Stages.do
+
+    def changing(self, task, report):
+        def change(num_bytes):
+            if task == stages.Task(stage, 0):
+                files[1 if stage == "encode" else 0].write_text("\n\n".join(made_up_documents(30)))
+            report(num_bytes)
+
+        do(self, task, change)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Stages, "do", changing)
+        with pytest.raises(DataError, match="changed while it was being read; run the same command again"):
+            prepare(files, tmp_path / "out", vocab_size=200, quiet=True, processes=1)
+    assert prepare(files, tmp_path / "out", vocab_size=200, quiet=True, processes=1).manifest["counts"]["train"]["documents"] > 50
 
 
 @pytest.mark.parametrize("content", ["\n \n\t\n", "\x01"])

@@ -1,15 +1,18 @@
 """Directories of many kinds, each read here and by `AutoTokenizer` of transformers."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pldcli.errors import DataError
-from pldcli.tokenization.tokenizer import load_tokenizer
+from pldcli.tokenization.tokenizer import load_prepared_tokenizer, load_tokenizer
+from pldcli.tokenization.training import TokenizerTraining
 
 SCRIPTS = """The quick brown fox, no. 42; don't stop! <ent> x_y user@example.org
 Größe, Straße, möchte: Ärger über Öl. SCHÖN
@@ -286,6 +289,26 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
     put(tmp_path, "vocab.json", {})
     with pytest.raises(DataError, match=r"has no tokenizer\.json and no vocab\.txt"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text", b"half"])
+def test_a_damaged_sentencepiece_model_beside_our_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
+    texts = ["the quick brown fox jumps over a lazy dog", "while seven other animals look on"] * 20
+    TokenizerTraining(vocab_size=60).run(texts).save(tmp_path)
+    whole = (tmp_path / "sentencepiece.model").read_bytes()
+    (tmp_path / "sentencepiece.model").write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    with pytest.raises(DataError, match=r"sentencepiece.model: is not a SentencePiece model"):
+        load_prepared_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_model_of_another_kind_is_named(tmp_path: Path) -> None:
+    texts, model = ["the quick brown fox", "jumps over a lazy dog"], io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type="char", vocab_size=20, hard_vocab_limit=False, minloglevel=2
+    )
+    (tmp_path / "char.model").write_bytes(model.getvalue())
+    with pytest.raises(DataError, match=r"char.model: the SentencePiece model is neither BPE nor unigram"):
+        load_tokenizer(tmp_path / "char.model")
 
 
 def test_an_id_far_above_the_others_is_refused_before_the_library_counts_up_to_it(tmp_path: Path) -> None:
