@@ -34,7 +34,7 @@ def texts(path: Path) -> list[str]:
     ("name", "content"),
     [
         ("part-00000", LINES),
-        ("part-00000.gz", gzip.compress(LINES)),
+        ("part-00000.gz", gzip.compress(LINES, mtime=0)),
         ("lines.txt", b"\xef\xbb\xbf \n" + LINES),
         ("RC_2019-01.zst", pa.compress(LINES, "zstd", asbytes=True)),
         ("RC_2019-01.bz2", bz2.compress(LINES)),
