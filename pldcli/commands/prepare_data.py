@@ -162,8 +162,8 @@ def prepare_data(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is there.")] = False,
 ) -> None:
     """Turn raw text into token ids, with a tokenizer trained on it."""
-    from pldcli.corpus.quality import Filters
     from pldcli.corpus.spool import spooled
+    from pldcli.filtering.quality import Filters
     from pldcli.preparation.prepare import Preparation
     from pldcli.tokenization.training import TokenizerTraining
 

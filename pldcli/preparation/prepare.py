@@ -21,12 +21,12 @@ from pldcli.choices import DocumentPer, Engine
 from pldcli.console.progress import Progress
 from pldcli.corpus.addresses import Location, address_of
 from pldcli.corpus.decoding import check_encoding
-from pldcli.corpus.quality import Filters, check_filters, fingerprint_of_files
-from pldcli.corpus.repeats import most_repeated
 from pldcli.corpus.sampling import SAMPLE_BYTES, first_threshold
 from pldcli.corpus.sources import FILE_TWICE, Source, find_sources
 from pldcli.data.prepared import LARGEST_WEIGHT, open_prepared, verify_tokenizer, write_manifest
 from pldcli.errors import DataError, OutputError, UsageError
+from pldcli.filtering.quality import Filters, check_filters, fingerprint_of_files
+from pldcli.filtering.repeats import most_repeated
 from pldcli.preparation.encodings import check_encodings
 from pldcli.preparation.fates import Fates
 from pldcli.preparation.notes import check_something_is_known, notes_on_comparison, notes_on_data, notes_on_overlap

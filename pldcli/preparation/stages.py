@@ -29,14 +29,14 @@ import numpy.typing as npt
 from pldcli import __version__
 from pldcli.corpus.addresses import Address, Location
 from pldcli.corpus.decoding import CHUNK_BYTES, MANY_BAD_SHARE
-from pldcli.corpus.quality import Filters, Judge
 from pldcli.corpus.reader import Piece, Reader, count_words
-from pldcli.corpus.repeats import RepeatedLines
 from pldcli.corpus.sampling import Sampler
-from pldcli.corpus.similarity import SIGNATURE, Signatures, Signer
 from pldcli.corpus.sources import Source
 from pldcli.data.shards import ShardWriter
 from pldcli.errors import DataError
+from pldcli.filtering.quality import Filters, Judge
+from pldcli.filtering.repeats import RepeatedLines
+from pldcli.filtering.similarity import SIGNATURE, Signatures, Signer
 from pldcli.preparation.encodings import check_throughout
 from pldcli.preparation.fates import BOTH, LEFT_OUT, VALIDATION, validation_tail
 from pldcli.preparation.units import Slice, Unit

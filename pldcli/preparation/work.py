@@ -21,10 +21,10 @@ import numpy.typing as npt
 from pldcli import __version__
 from pldcli.console.progress import Progress
 from pldcli.corpus.sampling import Sampler
-from pldcli.corpus.similarity import near_earlier_ones
 from pldcli.data.prepared import REJECTED
 from pldcli.data.shards import ShardWriter, segments
 from pldcli.errors import DataError, UsageError
+from pldcli.filtering.similarity import near_earlier_ones
 from pldcli.preparation.fates import LEFT_OUT, TRAIN, VALIDATION, Fates, Near, decide
 from pldcli.preparation.pool import do_all
 from pldcli.preparation.ray_engine import do_all_on_ray

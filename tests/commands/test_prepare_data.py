@@ -7,8 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 from pldcli.commands.prepare_data import prepare_data
-from pldcli.corpus.quality import Filters
 from pldcli.errors import DataError, UsageError
+from pldcli.filtering.quality import Filters
 from pldcli.preparation import prepare as module
 from pldcli.tokenization.training import TokenizerTraining
 

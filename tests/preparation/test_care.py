@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.corpus.quality import Filters
 from pldcli.errors import DataError, OutputError, PreemptedError
+from pldcli.filtering.quality import Filters
 from pldcli.preparation import stages, units
 from pldcli.preparation.prepare import prepare
 from tests.conftest import Outcome

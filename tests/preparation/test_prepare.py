@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pldcli.corpus.quality import Filters
 from pldcli.corpus.sampling import Sampler
 from pldcli.data.prepared import open_prepared, unknown_shares
 from pldcli.errors import DataError, OutputError, PreemptedError, UsageError
+from pldcli.filtering.quality import Filters
 from pldcli.preparation import prepare as module
 from pldcli.preparation import stages, units
 from pldcli.preparation.fates import validation_limit, validation_tail

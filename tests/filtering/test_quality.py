@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pldcli.corpus.quality import Filters, Judge, check_filters
 from pldcli.errors import DataError, UsageError
+from pldcli.filtering.quality import Filters, Judge, check_filters
 
 WORDS = [
     "the",

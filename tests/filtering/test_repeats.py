@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from pldcli.corpus import repeats
-from pldcli.corpus.repeats import RepeatedLines, most_repeated
+from pldcli.filtering import repeats
+from pldcli.filtering.repeats import RepeatedLines, most_repeated
 
 Document = Sequence[str]
 

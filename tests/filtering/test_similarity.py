@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from pldcli.corpus import similarity
 from pldcli.corpus.docstrings import docstring_corpus
-from pldcli.corpus.similarity import Signer, near_earlier_ones
+from pldcli.filtering import similarity
+from pldcli.filtering.similarity import Signer, near_earlier_ones
 
 SIZE = 5
 
