@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pldcli.choices import DocumentPer, Engine, JobFile
-from pldcli.commands.tokenizer import ByteFallback, Cased, Coverage, Normalized, StripAccents, ToTrain, VocabSize
+from pldcli.commands.tokenizer import ByteFallback, Cased, Coverage, Normalized, SkipBad, Strict, StripAccents, ToTrain, VocabSize
 from pldcli.corpus.addresses import path_of
 from pldcli.errors import UsageError
 
@@ -82,15 +82,8 @@ def prepare_data(
     encoding: Annotated[
         str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not of the encoding, instead of replacing it.")] = False,
-    skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad",
-            help="Lines and rows without a text, files that cannot be read; else they end the command.",
-            rich_help_panel=_LEFT_OUT,
-        ),
-    ] = False,
+    strict: Strict = False,
+    skip_bad: SkipBad = False,
     keep_duplicates: Annotated[
         bool,
         typer.Option(

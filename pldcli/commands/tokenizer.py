@@ -54,6 +54,10 @@ TextField = Annotated[str, typer.Option(help="The field of a JSON object, or the
 Encoding = Annotated[
     str | None, typer.Option(help="What the files are written in, such as cp1252.", show_default="UTF-8, or UTF-16 with its mark")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at a byte that is not of the encoding, instead of replacing it.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out lines and rows without a text, and files that cannot be read; else they are errors.")
+]
 
 
 def train(
@@ -74,6 +78,8 @@ def train(
     document_per: Annotated[DocumentPer, typer.Option(help="What ends a document in a text file.")] = "blank-line",
     text_field: TextField = "text",
     encoding: Encoding = None,
+    strict: Strict = False,
+    skip_bad: SkipBad = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")] = False,
 ) -> None:
     """Train a tokenizer without preparing data; `pld prepare-data --tokenizer` takes it for any text."""
@@ -91,7 +97,8 @@ def train(
         byte_fallback=byte_fallback,
         character_coverage=character_coverage,
     )
-    reading = {"document_per": document_per, "text_field": text_field, "encoding": encoding and check_encoding(encoding)}
+    known = {"encoding": encoding and check_encoding(encoding), "strict": strict, "skip_bad": skip_bad}
+    reading = {"document_per": document_per, "text_field": text_field, **known}
     with spooled(out, overwrite=overwrite, stream=True) as spool:
         tokenizer, fit, notes = engine(spool.local(inputs), out, training, reading=reading, overwrite=overwrite)
     typer.echo(f"{out}: {tokenizer.vocab_size:,} entries ({tokenizer.model_type}, {tokenizer.normaliser})")
@@ -99,7 +106,11 @@ def train(
     typer.echo(f"on a sample of the text: {sizes}, {fit.unknown_share:.2%} unknown tokens")
     for note in notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"next: {shlex.join(['pld', 'prepare-data', *map(str, inputs), '--tokenizer', str(out)])}")
+    given = {"--document-per": document_per, "--text-field": text_field, "--encoding": encoding}
+    usual = {"--document-per": "blank-line", "--text-field": "text", "--encoding": None}
+    alike = [word for name, value in given.items() if value != usual[name] for word in (name, value)]
+    alike += [*(["--strict"] if strict else []), *(["--skip-bad"] if skip_bad else [])]
+    typer.echo(f"next: {shlex.join(['pld', 'prepare-data', *map(str, inputs), '--tokenizer', str(out), *map(str, alike)])}")
 
 
 def inspect(
@@ -109,6 +120,8 @@ def inspect(
     ] = None,
     text_field: TextField = "text",
     encoding: Encoding = None,
+    strict: Strict = False,
+    skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a tokenizer is, and how it fits texts: tokens per word, characters per token, and what it cannot express."""
@@ -119,7 +132,8 @@ def inspect(
     from pldcli.tokenization.tokenizer import load_tokenizer
 
     found = load_tokenizer(tokenizer)
-    reading = {"text_field": text_field, "encoding": encoding and check_encoding(encoding)}
+    known = {"encoding": encoding and check_encoding(encoding), "strict": strict, "skip_bad": skip_bad}
+    reading = {"text_field": text_field, **known}
     fits, notes = fit_to(found, texts, reading=reading, quiet=as_json) if texts else ([], [])
     special = {name: found.fast.id_to_token(getattr(found.special, f"{name}_id")) for name in ("pad", "unk", "cls", "sep", "mask")}
     if as_json:

@@ -104,9 +104,7 @@ def train(
     with atomic.directory(out, overwrite=overwrite) as directory:
         tokenizer.save(directory)
     notes = training.notes(tokenizer, sample)
-    if replaced_bytes:
-        notes.append(f"{replaced_bytes:,} bytes that are not of the encoding were replaced.")
-    notes += notes_on_skipped(left_out)
+    notes += [*_notes_on_replaced(replaced_bytes), *notes_on_skipped(left_out)]
     counts = [_count(tokenizer, text) for text in sample[:: len(sample) // _MEASURED_PIECES + 1]]
     return tokenizer, Fit("sample", *map(sum, zip(*counts, strict=True))), notes
 
@@ -124,9 +122,11 @@ def fit_to(
     """
     sources, left_out = find_sources(inputs)
     fits: list[Fit] = []
-    totals, continued, seen = [0] * 5, False, Counter[str]()
+    totals, continued, seen, replaced_bytes = [0] * 5, False, Counter[str](), 0
 
     def done(source: Source, reader: Reader) -> None:
+        nonlocal replaced_bytes
+        replaced_bytes += reader.replaced_bytes
         fits.append(Fit(str(source.path), *totals))
         left_out.update(reader.skipped)
         totals[:] = [0] * 5
@@ -136,7 +136,11 @@ def fit_to(
         continued = not last
         seen.update(text)
         totals[:] = [before + more for before, more in zip(totals, counted, strict=True)]
-    return fits, [*lost_distinctions(seen, tokenizer.normalize), *notes_on_skipped(left_out)]
+    return fits, [*lost_distinctions(seen, tokenizer.normalize), *_notes_on_replaced(replaced_bytes), *notes_on_skipped(left_out)]
+
+
+def _notes_on_replaced(num_bytes: int) -> list[str]:
+    return [f"{num_bytes:,} bytes that are not of the encoding were replaced."] if num_bytes else []
 
 
 def _count(tokenizer: Tokenizer, text: str, *, continued: bool = False) -> tuple[int, int, int, int, int]:

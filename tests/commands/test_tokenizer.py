@@ -53,6 +53,22 @@ def test_how_a_tokenizer_fits(pld: Callable[..., Outcome], corpus: Path, tmp_pat
     assert json.loads(pld("tokenizer", "inspect", prepared, "--json").out)["texts"] == []
 
 
+def test_lines_without_a_text_are_left_out_where_that_is_asked_for(pld: Callable[..., Outcome], tmp_path: Path, prepared: Path) -> None:
+    path, out = tmp_path / "lines.jsonl", tmp_path / "t"
+    texts = [json.dumps({"body": text}) for text in docstring_corpus(20_000)]
+    path.write_bytes("\n".join([*texts, "{broken"]).encode() + b'\n{"body": "caf\xe9"}\n')
+    line = ("tokenizer", "train", path, "--out", out, "--vocab-size", "200", "--text-field", "body")
+    refused = pld(*line)
+    assert refused.code == 3 and f"{path}:{len(texts) + 1}" in refused.err and not out.exists()
+    done = pld(*line, "--skip-bad")
+    assert done.code == 0 and "1 byte" in done.out and "is not JSON" in done.out, done.out
+    assert f"next: pld prepare-data {path} --tokenizer {out} --text-field body --skip-bad" in done.out
+    assert pld(*line, "--skip-bad", "--strict", "--overwrite").code == 3
+    assert pld("tokenizer", "inspect", prepared, path, "--text-field", "body").code == 3
+    seen = pld("tokenizer", "inspect", prepared, path, "--text-field", "body", "--skip-bad")
+    assert seen.code == 0 and "is not JSON" in seen.out and "1 bytes that are not of the encoding were replaced" in seen.out
+
+
 def test_refusals(pld: Callable[..., Outcome], tmp_path: Path, corpus: Path) -> None:
     assert pld("tokenizer", "train", tmp_path / "nothing.txt").code == 3
     assert pld("tokenizer", "inspect", tmp_path / "nothing").code == 3
