@@ -112,7 +112,8 @@ def test_what_was_read_and_how_the_tokenizer_fits_is_said(pld: Callable[..., Out
     [line] = [line for line in done.out.splitlines() if line.startswith("on a sample of the text: ")]
     found = re.fullmatch(r".*: (\d\.\d\d) tokens per word, (\d\.\d\d) characters per token, 0\.\d\d% unknown tokens", line)
     read = json.loads(pld("tokenizer", "inspect", tmp_path / "tokenizer", place, "--json").out)
-    assert read["notes"] == ["skipped: 1 x empty document, 1 x empty file"] and len(read["texts"]) == 2
+    replaced = "1 bytes that are not of the encoding were replaced."
+    assert read["notes"] == [replaced, "skipped: 1 x empty document, 1 x empty file"] and len(read["texts"]) == 2
     [text] = json.loads(pld("tokenizer", "inspect", tmp_path / "tokenizer", corpus, "--json").out)["texts"]
     assert found and float(found[1]) == pytest.approx(text["tokens_per_word"], rel=0.05)
     assert float(found[2]) == pytest.approx(text["characters_per_token"], rel=0.05)
