@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pldcli.corpus.delimited import delimiter_of, is_quoted
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, record_batches
 
-__all__ = ["NoTextError", "UndecodedText", "columnar_texts", "csv_texts", "row_group_starts"]
+__all__ = ["NoTextError", "UndecodedText", "columnar_rows", "columnar_texts", "csv_texts", "row_group_starts"]
 
 _ROWS = 64
 """Of a columnar file, read at a time: each may be a book."""
@@ -154,16 +155,10 @@ def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[
     Raises:
         DataError: There is no such column, or the file is damaged.
     """
-    import pyarrow as pa
-
-    try:
+    with _damage_named(path):
         for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
             for number, value in enumerate(batch.column(0), start + 1):
                 yield f"{path}, row {number}", _value_of(value)
-    except (pa.ArrowException, OSError, *DAMAGE) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the system, not of what the file holds
-        raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
 
 
 def _value_of(scalar: Any) -> Any:
@@ -171,6 +166,34 @@ def _value_of(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError:  # not every writer looks
         return UndecodedText(getattr(scalar, "value", scalar).as_buffer())
+
+
+def columnar_rows(path: Path, *, is_parquet: bool) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a small Parquet or Arrow file.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    with _damage_named(path):
+        for _, batch in _parquet_batches(path, None, (0, _num_bytes(path))) if is_parquet else _arrow_batches(path, None):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _damage_named(path: Location) -> Iterator[None]:
+    """Turn what pyarrow says of a file that it cannot read into one line.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, *DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system, not of what the file holds
+        raise DataError("is truncated or damaged", where=str(path), hint="copy it again") from error
 
 
 def row_group_starts(path: Location) -> list[int]:
@@ -204,26 +227,26 @@ def _starts(metadata: Any, num_bytes: int) -> list[int]:
     return [num_bytes * before // max(1, sum(sizes)) for before in accumulate([0, *sizes[:-1]])] if sizes else []
 
 
-def _parquet_batches(path: Location, field: str, span: tuple[int, int]) -> Iterator[tuple[int, Any]]:
-    """Yield rows together with the number of those before them."""
+def _parquet_batches(path: Location, field: str | None, span: tuple[int, int]) -> Iterator[tuple[int, Any]]:
+    """Yield rows, of a column or of all, together with the number of those before them."""
     import pyarrow.parquet as pq
 
     # Otherwise it holds the bytes of all row groups until the file is closed.
     with pq.ParquetFile(_file_of(path), pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
-        _place(file.schema_arrow.names, field, path)
+        columns = None if field is None else [file.schema_arrow.names[_place(file.schema_arrow.names, field, path)]]
         first, end = (bisect_left(_starts(file.metadata, _num_bytes(path)), edge) for edge in span)
         before = sum(file.metadata.row_group(number).num_rows for number in range(first))
-        for batch in file.iter_batches(_ROWS, columns=[field], row_groups=range(first, end)):
+        for batch in file.iter_batches(_ROWS, columns=columns, row_groups=range(first, end)):
             yield before, batch
             before += batch.num_rows
 
 
-def _arrow_batches(path: Location, field: str) -> Iterator[tuple[int, Any]]:
-    """Read either format; yield rows together with the number of those before them."""
+def _arrow_batches(path: Location, field: str | None) -> Iterator[tuple[int, Any]]:
+    """Read either format; yield rows, of a column or of all, together with the number of those before them."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open()) as source:
-        _, batches = record_batches(source, str(path), lambda names: [_place(names, field, path)])
+        _, batches = record_batches(source, str(path), lambda names: range(len(names)) if field is None else [_place(names, field, path)])
         before = 0
         for batch in batches:
             for start in range(0, batch.num_rows, _ROWS):

@@ -23,8 +23,9 @@ from pldcli.corpus.decoding import EncodingError, Utf8Decoder, encoding_of_mark
 from pldcli.corpus.delimited import delimiter_of, large_cells
 from pldcli.corpus.reader import UNSPACED, WORD
 from pldcli.corpus.sources import find_sources
+from pldcli.corpus.tables import columnar_rows
 from pldcli.errors import DataError, UsageError
-from pldcli.system.input_files import COLUMNAR, Format, input_errors
+from pldcli.system.input_files import COLUMNAR, Format, input_errors, open_content
 from pldcli.system.json_text import from_json
 from pldcli.system.short_names import shortest_names
 
@@ -195,11 +196,11 @@ def _evaluation_files(places: Sequence[Path]) -> Iterator[tuple[Path, Format]]:
     """List the files, each with its format.
 
     Raises:
-        DataError: One is compressed, missing or empty.
+        DataError: One is an address, missing or empty.
     """
     for source in find_sources(places)[0]:
-        if isinstance(source.path, Address) or source.compression or source.format in COLUMNAR:
-            raise DataError("cannot be compared with", where=str(source.path), hint="name plain text, TSV, CSV or JSON files, here")
+        if isinstance(source.path, Address):
+            raise DataError("cannot be compared with", where=str(source.path), hint="fetch it, and name the file")
         yield source.path, source.format
 
 
@@ -220,7 +221,8 @@ def _decoded(path: Path) -> str:
     Raises:
         DataError: It cannot be read, or is clearly not UTF-8.
     """
-    raw = _bytes(path)
+    with input_errors(path), open_content(path) as file:
+        raw = file.read()
     if name := encoding_of_mark(raw[:4]):
         return raw.decode(name, "replace")
     decoder = Utf8Decoder(path, strict=False, lenient=False)
@@ -234,6 +236,10 @@ def _decoded(path: Path) -> str:
 
 def _texts(path: Path, kind: Format) -> Iterator[str]:
     """Yield the texts of a file: cells of tables, all that are strings in JSON; of anything else lines, or paragraphs that are wrapped."""
+    if kind in COLUMNAR:
+        for row in columnar_rows(path, is_parquet=kind == "parquet"):
+            yield from _strings(row)
+        return
     text = _decoded(path)
     if kind == "json":
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from pldcli.errors import DataError, UsageError
@@ -128,11 +131,22 @@ def test_what_leaves_nothing_or_cannot_be_compared_is_refused(tmp_path: Path) ->
     ):
         with pytest.raises(UsageError, match=message):
             check_filters(filters)
-    (tmp_path / "a.gz").write_bytes(b"\x1f\x8b\x08" + b"\0" * 20)
-    with pytest.raises(DataError, match=r"a.gz: cannot be compared with; name plain text"):
-        check_filters(Filters(against=(tmp_path,)))
     with pytest.raises(DataError, match="no such file"):
         check_filters(Filters(against=(tmp_path / "none",)))
+
+
+def test_files_that_are_packed_and_tables_of_columns_are_compared_with(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"question": "where does the old river end"}\n'))
+    table = pa.Table.from_pylist([{"id": 1, "answers": {"text": ["in the wide green sea"]}, "title": ""}])
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(pa.Table.from_pylist([{"id": 2, "answers": {"text": ["under a high grey sky"]}, "title": "x"}], table.schema))
+    texts = ("So where does the old river end?", "It ends in the wide green sea.", "It lies under a high grey sky.", "It ends in a lake.")
+    causes = [f"document that has 5 words in a row of {name}" for name in ("a.jsonl.gz", "b.parquet", "c.arrow")]
+    assert judged(Filters(against=(tmp_path,), overlap_words=5), *texts) == [*causes, ""]
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "b.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"b.parquet: is truncated or damaged"):
+        judged(Filters(against=(tmp_path,), overlap_words=5), *texts)
 
 
 def test_words_of_scripts_without_spaces_are_letters() -> None:
@@ -171,10 +185,10 @@ def test_an_evaluation_file_in_another_encoding_or_that_cannot_be_read_is_named(
     with pytest.raises(DataError, match=r"western.txt: is not UTF-8: .* it looks like cp125.*; convert it to UTF-8, so that"):
         Judge(Filters(against=(tmp_path,)))
 
-    def refused(path: Path) -> bytes:
+    def refused(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(DataError, match=r"western.txt: cannot be read \(permission denied\)"):
         Judge(Filters(against=(tmp_path,)))
 
