@@ -237,8 +237,8 @@ def _decoded(path: Path) -> str:
 def _texts(path: Path, kind: Format) -> Iterator[str]:
     """Yield the texts of a file: cells of tables, all that are strings in JSON; of anything else lines, or paragraphs that are wrapped."""
     if kind in COLUMNAR:
-        for row in columnar_rows(path, is_parquet=kind == "parquet"):
-            yield from _strings(row)
+        for cells in columnar_rows(path, is_parquet=kind == "parquet"):
+            yield from _strings(cells)
         return
     text = _decoded(path)
     if kind == "json":
