@@ -170,7 +170,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code, after one line on stderr where something went wrong.
     """
-    show_traceback = "--traceback" in arguments or os.environ.get("PLD_TRACEBACK", "0").lower() not in ("", "0", "false")
+    if "--traceback" in arguments:
+        os.environ["PLD_TRACEBACK"] = "1"  # of processes that are started, too
+    show_traceback = os.environ.get("PLD_TRACEBACK", "0").lower() not in ("", "0", "false")
     try:
         # `--traceback` counts wherever it stands: people add it at the end of the line that failed.
         code = app(sorted(arguments, key=lambda argument: argument != "--traceback"), prog_name="pld", standalone_mode=False)

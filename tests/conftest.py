@@ -90,7 +90,7 @@ class Outcome:
 @pytest.fixture
 def pld(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run a command line in this process, through the real error boundary."""
-    monkeypatch.delenv("PLD_TRACEBACK", raising=False)
+    monkeypatch.setenv("PLD_TRACEBACK", "0")
     monkeypatch.delenv("COLUMNS", raising=False)
 
     def call(*arguments: object) -> Outcome:

@@ -84,6 +84,7 @@ def test_traceback_is_shown_when_asked_for(arguments: tuple[str, ...], fail: Run
     assert "Traceback (most recent call last)" in outcome.err
     assert "raise error" in outcome.err
     assert outcome.err.splitlines()[-1].startswith("error: ZeroDivisionError: here")
+    assert os.environ["PLD_TRACEBACK"] == "1", "processes that are started show theirs, too"
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])

@@ -81,6 +81,8 @@ def pretrain(
 
     stop_at = None if stop_after is None else time.monotonic() + parse_seconds(stop_after, "--stop-after")
     processes = processes_to_start(gpus)
+    if max_restarts and (gpus or 1) == 1:
+        raise UsageError("--max-restarts does nothing without --gpus", hint="leave it out, or say how many")
     if processes > 1 and budget is not None:
         hint = "time a step with `pld bench`, and set train.total_steps"
         raise UsageError("steps are timed in one process", where="--budget with --gpus", hint=hint)

@@ -343,4 +343,6 @@ def test_what_is_wrong_is_said_once(processes: Any, prepared: Path, tmp_path: Pa
     assert process.wait() == 2 and process.err.count("error:") == 1
     process = processes.pld(*line(prepared, tmp_path / "run", "--budget", "1h"))
     assert process.wait() == 2 and "--budget with --gpus: steps are timed in one process" in process.err
+    process = processes.pld("pretrain", "--max-restarts", "1", "--data", prepared)
+    assert process.wait() == 2 and "--max-restarts does nothing without --gpus" in process.err
     assert not (tmp_path / "run").exists() and sys.platform == "linux"
