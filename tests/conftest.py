@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     """Compute on one thread, here and in every process that a test starts: sums then come out the same to the last bit."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off in what it starts in the background
     import torch
 
     torch.set_num_threads(1)

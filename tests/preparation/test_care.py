@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pldcli.errors import DataError, OutputError, PreemptedError
+from pldcli.filtering import quality
 from pldcli.filtering.quality import Filters
 from pldcli.preparation import stages, units
 from pldcli.preparation.prepare import prepare
@@ -96,11 +97,12 @@ def test_evaluation_text_that_changed_is_compared_with_anew(tmp_path: Path, monk
 def test_a_file_that_nothing_can_overlap_with_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(made_up_documents(50)))
     (tmp_path / "words.txt").write_text("so few words")
-    read, read_bytes = Counter[str](), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.update([path.name]), read_bytes(path))[1])
+    read = Counter[str]()
+    for name in ("_bytes", "_decoded"):
+        monkeypatch.setattr(quality, name, lambda path, name=name, before=getattr(quality, name): (read.update([name]), before(path))[1])
     filters = Filters(against=(tmp_path / "words.txt",))
     prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", filters=filters, processes=1, **QUIET)
-    assert read["words.txt"] == 2, "once for its checksum, once by whoever reads documents"
+    assert read == {"_bytes": 1, "_decoded": 1}, "once for its checksum, once by whoever reads documents"
     assert any("words.txt has no 13 words in a row, so nothing was found" in note for note in prepared.notes)
 
 
