@@ -6,7 +6,7 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,7 +83,6 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a tokenizer that is there.")] = False,
 ) -> None:
     """Train a tokenizer without preparing data; `pld prepare-data --tokenizer` takes it for any text."""
-    from pldcli.corpus.decoding import check_encoding
     from pldcli.corpus.spool import spooled
     from pldcli.tokenization.step import train as engine
     from pldcli.tokenization.training import TokenizerTraining
@@ -97,8 +96,7 @@ def train(
         byte_fallback=byte_fallback,
         character_coverage=character_coverage,
     )
-    known = {"encoding": encoding and check_encoding(encoding), "strict": strict, "skip_bad": skip_bad}
-    reading = {"document_per": document_per, "text_field": text_field, **known}
+    reading = {"document_per": document_per, **_reading(text_field, encoding, strict=strict, skip_bad=skip_bad)}
     with spooled(out, overwrite=overwrite, stream=True) as spool:
         tokenizer, fit, notes = engine(spool.local(inputs), out, training, reading=reading, overwrite=overwrite)
     typer.echo(f"{out}: {tokenizer.vocab_size:,} entries ({tokenizer.model_type}, {tokenizer.normaliser})")
@@ -106,11 +104,14 @@ def train(
     typer.echo(f"on a sample of the text: {sizes}, {fit.unknown_share:.2%} unknown tokens")
     for note in notes:
         typer.echo(f"note: {note}")
-    given = {"--document-per": document_per, "--text-field": text_field, "--encoding": encoding}
-    usual = {"--document-per": "blank-line", "--text-field": "text", "--encoding": None}
-    alike = [word for name, value in given.items() if value != usual[name] for word in (name, value)]
-    alike += [*(["--strict"] if strict else []), *(["--skip-bad"] if skip_bad else [])]
-    typer.echo(f"next: {shlex.join(['pld', 'prepare-data', *map(str, inputs), '--tokenizer', str(out), *map(str, alike)])}")
+    alike = [
+        *(["--document-per", document_per] if document_per != "blank-line" else []),
+        *(["--text-field", text_field] if text_field != "text" else []),
+        *(["--encoding", encoding] if encoding else []),
+        *(["--strict"] if strict else []),
+        *(["--skip-bad"] if skip_bad else []),
+    ]
+    typer.echo(f"next: {shlex.join(['pld', 'prepare-data', *map(str, inputs), '--tokenizer', str(out), *alike])}")
 
 
 def inspect(
@@ -127,13 +128,11 @@ def inspect(
     """Show what a tokenizer is, and how it fits texts: tokens per word, characters per token, and what it cannot express."""
     from pldcli.console.screen import print_sections, screen
     from pldcli.console.section import Section
-    from pldcli.corpus.decoding import check_encoding
     from pldcli.tokenization.step import fit_to
     from pldcli.tokenization.tokenizer import load_tokenizer
 
     found = load_tokenizer(tokenizer)
-    known = {"encoding": encoding and check_encoding(encoding), "strict": strict, "skip_bad": skip_bad}
-    reading = {"text_field": text_field, **known}
+    reading = _reading(text_field, encoding, strict=strict, skip_bad=skip_bad)
     fits, notes = fit_to(found, texts, reading=reading, quiet=as_json) if texts else ([], [])
     special = {name: found.fast.id_to_token(getattr(found.special, f"{name}_id")) for name in ("pad", "unk", "cls", "sep", "mask")}
     if as_json:
@@ -169,3 +168,10 @@ def inspect(
         print_sections(screen(), [Section("how it fits", headings, rows)])
     for note in notes:
         typer.echo(f"note: {note}")
+
+
+def _reading(text_field: str, encoding: str | None, *, strict: bool, skip_bad: bool) -> dict[str, Any]:
+    """Return the arguments of `Reader` for what was asked for."""
+    from pldcli.corpus.decoding import check_encoding
+
+    return {"text_field": text_field, "encoding": encoding and check_encoding(encoding), "strict": strict, "skip_bad": skip_bad}

@@ -27,6 +27,7 @@ from pldcli.corpus.tables import columnar_rows
 from pldcli.errors import DataError, UsageError
 from pldcli.system.input_files import COLUMNAR, Format, input_errors, open_content
 from pldcli.system.json_text import from_json
+from pldcli.system.seal import file_sha256
 from pldcli.system.short_names import shortest_names
 
 __all__ = ["Filters", "Judge", "check_filters", "fingerprint_of_files"]
@@ -207,12 +208,12 @@ def _evaluation_files(places: Sequence[Path]) -> Iterator[tuple[Path, Format]]:
 def fingerprint_of_files(filters: Filters) -> list[list[str]]:
     """Return the name and the checksum of each file that documents are compared with: what they hold decides what is left out."""
     files = _evaluation_files(filters.against) if filters.against else ()
-    return [[str(path), hashlib.sha256(_bytes(path)).hexdigest()] for path, _ in files]
+    return [[str(path), _checksum(path)] for path, _ in files]
 
 
-def _bytes(path: Path) -> bytes:
+def _checksum(path: Path) -> str:
     with input_errors(path):
-        return path.read_bytes()
+        return file_sha256(path)
 
 
 def _decoded(path: Path) -> str:

@@ -16,7 +16,7 @@ from pldcli.errors import PreemptedError, StoppedError, UsageError
 from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import atomic
 from pldcli.system.signals import StopRequest
-from pldcli.system.workers import available_cores, close_pipe, start_command, visible_gpus
+from pldcli.system.workers import close_pipe, share_of_cores, start_command, visible_gpus
 
 __all__ = ["Job", "Outcome", "Slot", "State", "last_step", "make_slots", "run_jobs"]
 
@@ -111,7 +111,7 @@ def make_slots(*, jobs: int, gpus: Sequence[str]) -> list[Slot]:
         listed = ",".join(allowed)
         raise UsageError(f"CUDA_VISIBLE_DEVICES does not name {', '.join(others)}", where="--gpus", hint=f"choose from {listed or 'none'}")
     environments: list[dict[str, str]] = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
-    threads = None if jobs == 1 else max(1, available_cores() // (jobs * len(environments)))
+    threads = None if jobs == 1 else share_of_cores(jobs * len(environments))
     return [Slot(environment, threads) for environment in environments * jobs]
 
 

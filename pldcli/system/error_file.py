@@ -27,7 +27,7 @@ __all__ = [
 STOP_CODES = frozenset({PreemptedError.exit_code, StoppedError.exit_code})
 FINAL_CODES = STOP_CODES | {error.exit_code for error in (UsageError, DataError, CheckpointError, DivergedError, OutputError)}
 """Exit codes that are no failure of a process, or that the next attempt would end with, too."""
-_BEGUN = "begun"
+_BEGUN, _TOLD = "begun", "error.json"
 ERROR_FILE, _ATTEMPT = "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -51,7 +51,7 @@ def count_lost(directory: Path) -> int:
     Args:
         directory: Where each has a directory of its own.
     """
-    return sum(not begun.with_name("error.json").exists() for begun in directory.glob(f"*/{_BEGUN}"))
+    return sum(not begun.with_name(_TOLD).exists() for begun in directory.glob(f"*/{_BEGUN}"))
 
 
 def write_ending(message: str, **more: Any) -> None:
@@ -77,7 +77,7 @@ def read_endings(directory: Path) -> list[Ending]:
         directory: Where each has a directory of its own.
     """
     endings = []
-    for file in sorted(directory.glob("*/error.json"), key=lambda file: (len(file.parent.name), file.parent.name)):
+    for file in sorted(directory.glob(f"*/{_TOLD}"), key=lambda file: (len(file.parent.name), file.parent.name)):
         told = from_json(file.read_text(encoding="utf-8"))
         if isinstance(told, dict) and isinstance(told.get("exit_code"), int):
             endings.append(Ending(str(told["message"]), told["exit_code"]))

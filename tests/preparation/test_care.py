@@ -98,11 +98,11 @@ def test_a_file_that_nothing_can_overlap_with_is_said(tmp_path: Path, monkeypatc
     (tmp_path / "text.txt").write_text("\n\n".join(made_up_documents(50)))
     (tmp_path / "words.txt").write_text("so few words")
     read = Counter[str]()
-    for name in ("_bytes", "_decoded"):
+    for name in ("_checksum", "_decoded"):
         monkeypatch.setattr(quality, name, lambda path, name=name, before=getattr(quality, name): (read.update([name]), before(path))[1])
     filters = Filters(against=(tmp_path / "words.txt",))
     prepared = prepare([tmp_path / "text.txt"], tmp_path / "out", filters=filters, processes=1, **QUIET)
-    assert read == {"_bytes": 1, "_decoded": 1}, "once for its checksum, once by whoever reads documents"
+    assert read == {"_checksum": 1, "_decoded": 1}, "once for its checksum, once by whoever reads documents"
     assert any("words.txt has no 13 words in a row, so nothing was found" in note for note in prepared.notes)
 
 
