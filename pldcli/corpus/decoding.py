@@ -173,10 +173,18 @@ class Utf8Decoder:
         lenient: Take any number of them; else so many that the text must be in another encoding are an error.
         num_bytes: Of the file, where they are known: it is judged while reading, as soon as so many of them are bad.
         lines_before: Counts the lines of the file in front of what is decoded, for errors.
+        at_start: A byte-order mark may come first, which is no text.
     """
 
     def __init__(
-        self, path: Location, *, strict: bool, lenient: bool, num_bytes: float = math.inf, lines_before: Callable[[], int] = lambda: 0
+        self,
+        path: Location,
+        *,
+        strict: bool,
+        lenient: bool,
+        num_bytes: float = math.inf,
+        lines_before: Callable[[], int] = lambda: 0,
+        at_start: bool = True,
     ) -> None:
         self._lines_before, self._too_many = lines_before, MANY_BAD_SHARE * num_bytes
         self.replaced_bytes = 0
@@ -187,7 +195,7 @@ class Utf8Decoder:
         self._strict = strict
         self._pending = b""
         self._place = _Place()
-        self._at_start = True
+        self._at_start = at_start
 
     def decode_all(self, file: BinaryIO, chunk_bytes: int) -> Iterator[str]:
         """Decode a whole file, in chunks."""
@@ -294,7 +302,7 @@ class Transcoded(io.RawIOBase):
     def __init__(self, file: BinaryIO, encoding: str, path: Location, *, strict: bool) -> None:
         self.num_replaced = 0
         self._file, self._encoding, self._path, self._strict = file, encoding, path, strict
-        self._decoder = codecs.getincrementaldecoder(encoding)("strict" if strict else "replace")
+        self._decoder = codecs.getincrementaldecoder(encoding)("strict")
         self._ready, self._ended = b"", False
         self._place = _Place()
 
@@ -312,18 +320,28 @@ class Transcoded(io.RawIOBase):
         while not self._ready and not self._ended:
             chunk = self._file.read(CHUNK_BYTES)
             self._ended = not chunk
-            state = self._decoder.getstate()
-            try:
-                text = self._decoder.decode(chunk, self._ended)
-            except UnicodeError as error:
-                raise self._bad(chunk, state, error) from error
+            text = self._decoded(chunk)
             if self._strict:
                 self._place.advance(text)
-            self.num_replaced += text.count("\ufffd")
             self._ready = text.encode("utf-8", "replace")
         data, self._ready = self._ready[: len(view)], self._ready[len(view) :]
         view[: len(data)] = data
         return len(data)
+
+    def _decoded(self, chunk: bytes) -> str:
+        """Decode the next bytes; the last ones where there are none."""
+        state = self._decoder.getstate()
+        try:
+            return self._decoder.decode(chunk, not chunk)
+        except UnicodeError as error:
+            if self._strict:
+                raise self._bad(chunk, state, error) from error
+        self._decoder.errors = "replace"
+        self._decoder.setstate(state)
+        text = self._decoder.decode(chunk, not chunk)
+        self._decoder.errors = "strict"
+        self.num_replaced += text.count("\ufffd")
+        return text
 
     def _bad(self, chunk: bytes, state: tuple[bytes, int], error: UnicodeError) -> DataError:
         """Say where a chunk holds a byte that does not belong to the encoding."""

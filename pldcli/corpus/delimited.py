@@ -15,7 +15,18 @@ from pathlib import Path
 
 from pldcli.errors import DataError
 
-__all__ = ["Joined", "Row", "delimiter_of", "is_quoted", "large_cells", "misplaced_quote", "plain_rows", "quoted_rows"]
+__all__ = [
+    "Joined",
+    "Row",
+    "declared_delimiter",
+    "delimiter_of",
+    "is_quoted",
+    "large_cells",
+    "misplaced_quote",
+    "plain_rows",
+    "quoted_rows",
+    "without_declaration",
+]
 
 Row = tuple[int, list[str]]
 """The line that a row begins on, from 1, and its cells."""
@@ -23,15 +34,30 @@ Joined = tuple[int, list[list[str]]]
 """The line that a row begins on, and its lines, cut at each delimiter."""
 
 _LARGEST_CELL = 2**31 - 1
+_DECLARATION = re.compile(r'"?sep=(?P<mark>[^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)
 _END = "\x1a end of file \x1a"
 """A line that we put behind the last one: where a cell holds it, a quote was never closed."""
 
 
-def delimiter_of(heading: str, suffix: str) -> str:
-    """Find the delimiter: by the file's ending, or in a `.csv` without commas by its heading."""
+def declared_delimiter(line: str) -> str | None:
+    """Return the delimiter that a first line tells a spreadsheet program, as `sep=;` does; None where it tells none."""
+    found = _DECLARATION.fullmatch(line)
+    return found["mark"] if found else None
+
+
+def without_declaration(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines, with an empty one in place of a first line that only tells the delimiter."""
+    for number, line in enumerate(lines):
+        yield "\n" if not number and declared_delimiter(line) else line
+
+
+def delimiter_of(first_line: str, suffix: str) -> str:
+    """Find the delimiter: by what the first line declares, the file's ending, or in a `.csv` without commas by its heading."""
+    if declared := declared_delimiter(first_line):
+        return declared
     if suffix != ".csv":
         return "\t"
-    plain = re.sub('"[^"]*"', "", heading)  # what stands in quotes parts nothing
+    plain = re.sub('"[^"]*"', "", first_line)  # what stands in quotes parts nothing
     return next((mark for mark in (",", ";", "\t") if mark in plain), ",")
 
 

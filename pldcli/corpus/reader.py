@@ -83,7 +83,7 @@ class Reader:
         self._raw = HashedFile(None if span is None else span[1] - span[0])
         num_bytes = math.inf if source.compression else source.num_bytes
         told: Any = {"strict": strict, "lenient": encoding is not None, "num_bytes": num_bytes}
-        self._decoder = Utf8Decoder(source.path, **told, lines_before=lambda: self._lines_before)
+        self._decoder = Utf8Decoder(source.path, **told, lines_before=lambda: self._lines_before, at_start=self._span[0] == 0)
         self._transcoded: Transcoded | None = None
         self._strict, self._skip_bad, self._is_slice = strict, skip_bad, span is not None
 

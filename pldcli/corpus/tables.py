@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.corpus.addresses import Location
-from pldcli.corpus.delimited import delimiter_of, is_quoted
+from pldcli.corpus.delimited import declared_delimiter, delimiter_of, is_quoted
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, record_batches
 
@@ -60,7 +60,11 @@ def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool,
     csv.field_size_limit(most_characters)
     lines = iter(lines)
     heading = next(lines, "")
-    rows = _rows(heading, lines, "\t" if is_tsv else delimiter_of(heading, ".csv"), most_characters)
+    delimiter = delimiter_of(heading, ".tsv" if is_tsv else ".csv")
+    lines_before = 0
+    if declared_delimiter(heading):
+        heading, lines_before = next(lines, ""), 1
+    rows = ((lines_before + line, row) for line, row in _rows(heading, lines, delimiter, most_characters))
     _, first = next(rows, (1, []))
     if isinstance(first, NoTextError):
         raise first.at(str(path))

@@ -30,7 +30,7 @@ def record_batches(source: Any, where: str, select: Callable[[Sequence[str]], Se
 
     Returns:
         The schema of all columns, and the record batches with the selected ones. Each batch is looked through when it is read: offsets,
-        lengths, UTF-8, numbers of dictionary entries.
+        lengths, numbers of dictionary entries. Text in a column need not be UTF-8: taking it as a string may raise UnicodeDecodeError.
 
     Raises:
         pyarrow.ArrowException, OSError, `DAMAGE`: It is none, or is damaged; reading the batches raises them too.
@@ -45,12 +45,24 @@ def record_batches(source: Any, where: str, select: Callable[[Sequence[str]], Se
 
     def checked(batch: Any) -> Any:
         selected = batch.select(numbers)
-        selected.validate(full=True)
+        for column in selected.columns:
+            _as_bytes(column).validate(full=True)
         check_expansion(memory_bytes(selected), size, where)
         return selected
 
     batches = map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened
     return opened.schema, map(checked, batches)
+
+
+def _as_bytes(column: Any) -> Any:
+    """Return a column of text as one of bytes, in the same memory."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return pa.DictionaryArray.from_arrays(column.indices, _as_bytes(column.dictionary), safe=False)
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
 
 
 def memory_bytes(batch: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -55,6 +56,7 @@ _CONTENTS = re.compile(
 )
 """How they begin."""
 
+_NO_TEXT = re.compile(r"[\0-\x08\x0e-\x1f]")
 _HEAD_BYTES = 1 << 12
 _PACKED_BYTES = 1 << 20
 """Of a compressed file, read at a time."""
@@ -87,12 +89,24 @@ def ending(path: InputFile) -> str:
 
 def compression_of(path: InputFile) -> str:
     """Tell from a file's first bytes how it is compressed, or from its name where they are damaged; empty where it is not."""
+    by_name = _COMPRESSIONS.get(path.suffix.lower(), "")
     try:
         with path.open("rb", buffering=0) as file:
-            found = _FIRST_BYTES.match(file.read(16))
+            head = file.read(_HEAD_BYTES)
     except OSError:
-        found = None  # reading it says why
-    return str(found.lastgroup) if found else _COMPRESSIONS.get(path.suffix.lower(), "")
+        return by_name  # reading it says why
+    if found := _FIRST_BYTES.match(head):
+        return str(found.lastgroup)
+    return "" if _is_plain_text(head) else by_name
+
+
+def _is_plain_text(head: bytes) -> bool:
+    """Return whether a file begins with UTF-8, and nothing in it that no text has."""
+    try:
+        text, _ = codecs.utf_8_decode(head, "strict", len(head) < _HEAD_BYTES)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and not _NO_TEXT.search(text)
 
 
 def format_of(path: InputFile, compression: str) -> Format:

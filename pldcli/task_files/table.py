@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.corpus.decoding import open_text
-from pldcli.corpus.delimited import Joined, Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows
+from pldcli.corpus.delimited import Joined, Row, delimiter_of, is_quoted, misplaced_quote, plain_rows, quoted_rows, without_declaration
 from pldcli.errors import DataError, json_type
 from pldcli.system.input_files import COLUMNAR, FORMATS, Format, compression_of, ending, format_of
 from pldcli.system.json_text import parse_json
@@ -128,7 +128,8 @@ def _read_delimited(
     notes: tuple[str, ...] = ()
     if quoted is None:
         quoted, notes = _find_quoting(path, delimiter)
-    with open_text(path, hint=KNOWN) as file:
+    with open_text(path, hint=KNOWN) as opened:
+        file = without_declaration(opened)
         joined: list[Joined] = []
         rows = quoted_rows(file, delimiter, path, joined) if quoted else plain_rows(file, delimiter)
         first = next(rows, None)
@@ -151,12 +152,12 @@ def _find_quoting(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
     """
     with open_text(path, hint=KNOWN) as file:
         if delimiter == "\t":
-            return is_quoted(file, delimiter), ()
-        line = misplaced_quote(file, delimiter)
+            return is_quoted(without_declaration(file), delimiter), ()
+        line = misplaced_quote(without_declaration(file), delimiter)
     if line is None:
         return True, ()
     with open_text(path, hint=KNOWN) as file:
-        widths = {len(cells) for _, cells in plain_rows(file, delimiter)}
+        widths = {len(cells) for _, cells in plain_rows(without_declaration(file), delimiter)}
     if len(widths) > 1:
         what = "a quote that opens here closes in the middle of a cell"
         raise DataError(

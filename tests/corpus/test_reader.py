@@ -99,8 +99,11 @@ def test_truncated_compressed_files(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_files_that_are_not_compressed(tmp_path, suffix):
-    with pytest.raises(DataError, match="is truncated or damaged"):
-        documents(write(tmp_path / f"a.txt{suffix}", "just text " * 100))
+    text = "just a café " * 1000
+    assert documents(write(tmp_path / f"a.txt{suffix}", text)) == [text.strip()], "as some servers and browsers leave them"
+    for content in ("just text \0" * 100, b"\xe9" * 100, bytes(100)):
+        with pytest.raises(DataError, match="is truncated or damaged"):
+            documents(write(tmp_path / f"a.txt{suffix}", content))
 
 
 def compress(content: bytes, path: Path) -> None:
@@ -240,6 +243,22 @@ def test_bad_bytes_of_another_encoding_are_counted_or_refused(tmp_path):
         documents(path, encoding="shift_jis", strict=True)
 
 
+def test_a_replacement_character_of_another_encoding_is_no_bad_byte(tmp_path):
+    reader = reader_of(write(tmp_path / "a.txt", "a \ufffd b".encode("utf-16")))
+    assert list(reader.pieces()) == [("a \ufffd b", True)] and reader.replaced_bytes == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "shift_jis", "cp1252", "gb18030", "euc_jp"])
+@pytest.mark.parametrize("size", [1 << 20, 7])
+def test_what_follows_a_bad_byte_is_read_as_before(tmp_path, monkeypatch, encoding, size):
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", size)
+    bad = {"utf-16-le": b"\x00\xd8", "cp1252": b"\x81"}.get(encoding, b"\xff")
+    path = write(tmp_path / "a.txt", b"".join(["one ".encode(encoding), bad, " two ".encode(encoding) * 20]) * 3)
+    reader = reader_of(path, document_per="file", encoding=encoding)
+    assert "".join(text for text, _ in reader.pieces()) == (("one \ufffd" + " two " * 20) * 3).strip()
+    assert reader.replaced_bytes == 3
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "guess"),
     [
@@ -306,7 +325,9 @@ def test_strict_names_line_and_column(tmp_path, monkeypatch, size):
 
 def test_a_byte_order_mark_is_not_text(tmp_path):
     assert documents(write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n')) == ["a"]
-    assert documents(write(tmp_path / "a.txt", b"\xef\xbb\xbfa\n")) == ["a"]
+    path = write(tmp_path / "a.txt", "\ufeffa\n\ufeffb\n".encode())
+    assert documents(path, document_per="line") == ["a", "\ufeffb"]
+    assert documents(path, document_per="line", span=(5, 10)) == ["\ufeffb"], "it is one only where the file begins"
 
 
 @pytest.mark.parametrize(
@@ -423,17 +444,23 @@ def test_rows_without_a_text(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_text_of_a_parquet_file_that_is_not_utf8_is_replaced_and_counted(tmp_path, kind):
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_text_of_a_columnar_file_that_is_not_utf8_is_replaced_and_counted(tmp_path, name, kind):
     is_dictionary = pa.types.is_dictionary(kind)
     of_text = pa.string() if is_dictionary else kind
     raw = pa.array([b"one", b"caf\xe9", b"two"], pa.large_binary() if of_text == pa.large_string() else pa.binary())
     texts = pa.Array.from_buffers(of_text, 3, raw.buffers())
     texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts) if is_dictionary else texts
-    pyarrow.parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-    reader = reader_of(tmp_path / "a.parquet")
+    path, table = tmp_path / name, pa.table({"text": texts})
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as file:
+            file.write_table(table)
+    reader = reader_of(path)
     assert [text for text, _ in reader.pieces()] == ["one", "caf\ufffd", "two"] and reader.replaced_bytes == 1
-    with pytest.raises(DataError, match=r"a.parquet, row 2: holds text that is not UTF-8"):
-        documents(tmp_path / "a.parquet", strict=True)
+    with pytest.raises(DataError, match=rf"{name}, row 2: holds text that is not UTF-8"):
+        documents(path, strict=True)
 
 
 def test_a_numeric_column_is_no_text(tmp_path):
@@ -531,6 +558,12 @@ def test_a_quote_that_the_end_of_the_file_leaves_open(tmp_path):
 
 def test_a_table_of_a_spreadsheet_that_parts_cells_by_semicolons(tmp_path):
     assert documents(write(tmp_path / "a.csv", "id;text\n1;eins, zwei\n2;drei\n")) == ["eins, zwei", "drei"]
+    for line in ("sep=|", '"sep=|"', "SEP=|\r"):
+        path = write(tmp_path / "a.csv", f"\ufeff{line}\nid|text\n1|eins; zwei\n2\n")
+        with pytest.raises(DataError, match=r"a.csv:4: column 'text' holds nothing"):
+            documents(path)
+        assert [text for text, _ in reader_of(path, skip_bad=True).pieces()] == ["eins; zwei"]
+    assert documents(write(tmp_path / "a.csv", "sep=a,text\n1,one\n")) == ["one"], "a column may be called so"
 
 
 def test_what_cannot_be_read_of_a_file_is_left_out_where_asked(tmp_path):

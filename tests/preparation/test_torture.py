@@ -107,7 +107,7 @@ BAD: dict[str, tuple[bytes, str, str]] = {
     "cut.txt.gz": (gzip.compress(os.urandom(5000))[:3000], r"is truncated or damaged", ""),
     "cut.jsonl.zst": (compressed(lines({"text": "word " * 5000}), "zstd")[:-9], r"is truncated or damaged", ""),
     "cut.txt.xz": (lzma.compress(TWO.encode() * 50)[:-20], r"is truncated or damaged", ""),
-    "no gzip.txt.gz": (b"plain text", r"is truncated or damaged", ""),
+    "no gzip.txt.gz": (b"plain text\0", r"is truncated or damaged", ""),
     "cut.parquet": (parquet(["one"] * 1000)[:-40], r"is truncated or damaged", ""),
     "no parquet.parquet": (b"text", r"is truncated or damaged", ""),
     "cut.jsonl": (b'{"text": "one"}\n{"text": "tw', r":2: is not JSON \(Unterminated string.*column 10\)", "line that is not JSON"),

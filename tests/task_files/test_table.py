@@ -44,6 +44,15 @@ def test_csv_with_semicolons_or_tabs(tmp_path):
         assert table.columns == {"text": [f"a{mark} b"], "label": ["1"]}
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("rows", ["a, b|1\n", '"a, b"|1\n'])
+def test_a_line_that_tells_a_spreadsheet_the_delimiter(tmp_path, name, rows):
+    path = write(tmp_path / name, f"\ufeffsep=|\r\ntext|label\n{rows}\nc|0\n")
+    table = read_table(path)
+    assert table.columns == {"text": ["a, b", "c"], "label": ["1", "0"]}
+    assert [table.where(row) for row in range(2)] == [f"{path}:3", f"{path}:5"]
+
+
 def test_a_comma_in_a_quoted_heading_parts_nothing(tmp_path):
     table = read_table(write(tmp_path / "a.csv", '"review, full";"label"\n"a, b";"1"\n'))
     assert table.columns == {"review, full": ["a, b"], "label": ["1"]}
@@ -170,7 +179,7 @@ def test_cells_of_any_size(tmp_path):
         ("a.json", '[{"a": 1}, 3]', "a.json: row 2: is not a JSON object but a number"),
         ("a.parquet", "no", "a.parquet: is no readable .parquet file; is it cut short?"),
         ("a.arrow", "no", "a.arrow: is no readable .arrow file; is it cut short?"),
-        ("a.csv.gz", "a,b", "a.csv.gz: is truncated or damaged; compress or copy it again"),
+        ("a.csv.gz", "a,b\0", "a.csv.gz: is truncated or damaged; compress or copy it again"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_used(tmp_path, name, content, expected):
@@ -275,7 +284,7 @@ def test_the_encoding_to_convert_from_is_guessed(tmp_path, encoding, text, guess
 def test_packed_files(tmp_path, ending, pack):
     content = pack("text\tlabel\nä\t1\n".encode())
     assert read_table(write(tmp_path / f"a.tsv{ending}", content)).columns == {"text": ["ä"], "label": ["1"]}
-    for damaged in (content[:-5], b"text\tlabel\n"):
+    for damaged in (content[:-5], b"text\tlabel\0\n"):
         path = write(tmp_path / f"a.tsv{ending}", damaged)
         assert error_of(path) == f"a.tsv{ending}: is truncated or damaged; compress or copy it again"
 
