@@ -129,9 +129,9 @@ def _read_delimited(
     if quoted is None:
         quoted, notes = _find_quoting(path, delimiter)
     with open_text(path, hint=KNOWN) as opened:
-        file = without_declaration(opened)
+        lines = without_declaration(opened)
         joined: list[Joined] = []
-        rows = quoted_rows(file, delimiter, path, joined) if quoted else plain_rows(file, delimiter)
+        rows = quoted_rows(lines, delimiter, path, joined) if quoted else plain_rows(lines, delimiter)
         first = next(rows, None)
         if first is None:
             raise DataError("is empty", where=str(path), hint="name a file with examples in it")
