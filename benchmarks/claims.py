@@ -127,6 +127,25 @@ def transformers() -> Table:
     return table
 
 
+def preparing() -> Table:
+    """Time and memory that others take to tokenize JSON lines of Wikipedia, beside `pld prepare-data`."""
+    ours, others = "pld prepare-data", ("datasets, usual recipe", "datatrove, DocumentTokenizer")
+    same_model = f"{ours}, the same vocabulary as a SentencePiece model"
+    table: Table = [("tokenizer, processes", "MB", "datasets.map takes", "datatrove takes", "memory, MB: pld / datasets / datatrove")]
+    for label, file, own in (("WordPiece, 1", "", ours), ("SentencePiece, 2", "sentencepiece-", same_model)):
+        text = (RESULTS / f"prepare-vs-datasets-{file}cpu.md").read_text(encoding="utf-8")
+        found = {(cells[0], cells[1]): cells for cells in read_cells(text.splitlines()) if len(cells) == len(_PREPARING)}
+        for size in dict.fromkeys(size for size, system in found if system == own):
+            peers = [dict(zip(_PREPARING, found[size, system], strict=True)) for system in others]
+            memory = [found[size, own][_PREPARING.index("memory")], *(peer["memory"] for peer in peers)]
+            table.append((label, size, *(f"{peer['time'].split()[0]} times as long" for peer in peers), " / ".join(memory)))
+    return table
+
+
+_PREPARING = ("MB", "system", "tokens", "rate", "rate without start-up", "start-up", "memory", "private", "time", "time without start-up")
+"""Columns of the report of `prepare_vs_datasets.py`."""
+
+
 def first_hour(plan: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / f"first-hour-{plan}.json").read_text(encoding="utf-8"))
     return found
@@ -265,6 +284,7 @@ CLAIMS: dict[str, Callable[[], Table]] = {
     "paid": paid,
     "paper": paper,
     "transformers": transformers,
+    "preparing": preparing,
     "first-hour-tiny": first_hour_tiny,
     "first-hour-tiny-bf16": first_hour_tiny_bf16,
     "first-hour-small": first_hour_small,
