@@ -37,7 +37,7 @@ import torch
 
 from first_hour_plan import Job, Plan, read_plan
 from first_hour_report import document, draw, gather
-from measuring import output_of_process, say
+from measuring import finetuned, output_of_process, say
 from pldcli.system import atomic
 from reporting import hardware, software
 
@@ -331,12 +331,8 @@ def finetune_once(job: Job, task: str, place: Path, options: argparse.Namespace)
     asked, out = [f"--seeds={options.seeds}", *options.set], place / f"{task}.json"
     if out.exists() and json.loads(out.read_text(encoding="utf-8"))["asked"] == asked:
         return
-    words = ["-m", "pldcli", "finetune", f"glue/{task}", "--model", str(options.work / "models" / job.key), "--overwrite"]
-    words += ["--data-dir", str(options.data_dir), "--jobs", "1", "--out", str(place / task), *asked]
-    output_of_process(words, what=f"{job.key}, {task}:\n", environment=with_threads(options.threads))
-    groups = json.loads((place / task / "results.json").read_text(encoding="utf-8"))["groups"]
-    best = max((group for group in groups if group["score"]), key=lambda group: group["score"]["mean"])
-    result = {"asked": asked, "task": task, "label": best["label"], "scores": best["score"]["values"], "metrics": list(best["metrics"])}
+    model, what = options.work / "models" / job.key, f"{job.key}, {task}:\n"
+    result = finetuned(model, task, place / task, asked, data_dir=options.data_dir, what=what, environment=with_threads(options.threads))
     atomic.write_text(out, json.dumps(result, indent=1) + "\n")
     say(f"{job.key}, {task}: {', '.join(f'{score:.4f}' for score in result['scores'])}")
 

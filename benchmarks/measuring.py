@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "documentation",
+    "finetuned",
     "json_from_process",
     "output_of_process",
     "packaged_model",
@@ -149,6 +150,28 @@ def output_of_process(
     if process.returncode:
         sys.exit(what + (complaint or written))
     return written
+
+
+def finetuned(
+    model: Path, task: str, out: Path, asked: Sequence[str], *, data_dir: Path, what: str, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Fine-tune a model by `pld finetune`; of a grid, describe the settings with the best score.
+
+    Args:
+        model: A Hugging Face directory.
+        task: Of GLUE.
+        out: Where the fine-tuned models go.
+        asked: Further words of the command.
+        data_dir: Where the folders of GLUE are.
+        what: Said before a complaint.
+        environment: In place of this process's.
+    """
+    words = ["-m", "pldcli", "finetune", f"glue/{task}", "--model", str(model), "--overwrite"]
+    words += ["--data-dir", str(data_dir), "--jobs", "1", "--out", str(out), *asked]
+    output_of_process(words, what=what, environment=environment)
+    groups = json.loads((out / "results.json").read_text(encoding="utf-8"))["groups"]
+    best = max((group for group in groups if group["score"]), key=lambda group: group["score"]["mean"])
+    return {"asked": list(asked), "task": task, "label": best["label"], "scores": best["score"]["values"], "metrics": list(best["metrics"])}
 
 
 def json_from_process(words: Sequence[str], *, what: str = "", look: Callable[[int], None] | None = None) -> Any:

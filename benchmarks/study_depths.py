@@ -1,16 +1,21 @@
-"""Score the runs of a study with only some of their blocks, on the rows and masks of their own validations, nothing scaled.
+"""Score the runs of a study with only some of their blocks, nothing scaled: by loss, and after fine-tuning.
 
-    python benchmarks/study_depths.py studies/depth-narrow --data data --depths 8 6 4 2 --out depths.json
+    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --out depths.json
+    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --finetune stsb --data-dir glue --out stsb.json
 
-Kept are the blocks that a run trained most, as `pld evaluate --depth` chooses them; of a run without dropping the first ones.
+Kept are the blocks that a run trained most, as `pld evaluate --depth` and `pld export --keep-blocks` choose them; of a run without dropping
+the first ones. Losses are those of the rows and masks of each run's own validations. What is in OUT is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
+from measuring import finetuned, output_of_process
 from pldcli.data.prepared import open_prepared
 from pldcli.engine.validation import fixed_batches, score_lm
 from pldcli.evaluation.depth import choose_depths
@@ -24,26 +29,55 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="a directory that `pld study` wrote")
     parser.add_argument("--data", type=Path, required=True, help="the prepared directory")
     parser.add_argument("--depths", nargs="+", type=int, required=True, help="numbers of blocks; a run leaves out what it does not have")
+    parser.add_argument("--finetune", metavar="TASK", help="a task of GLUE to fine-tune the cut models on, in place of their losses")
+    parser.add_argument("--data-dir", type=Path, help="where the folders of GLUE are")
+    parser.add_argument("--seeds", type=int, default=3, help="of the fine-tuning")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the fine-tuning")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     arguments = parser.parse_args()
-    found = {}
+    found: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     for run in sorted((arguments.study / "runs").iterdir()):
-        if (run / "model").is_dir():
-            found[run.name.rpartition("-seed")[0]] = losses(run, arguments.data, arguments.depths)
-            print(run.name, found[run.name.rpartition("-seed")[0]], flush=True)
-    atomic.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+        name = run.name.rpartition("-seed")[0]
+        if not (run / "model").is_dir():
+            continue
+        num_blocks = load(run / "config.yaml").model.num_hidden_layers
+        missing = [depth for depth in arguments.depths if depth <= num_blocks and str(depth) not in found.get(name, {})]
+        if not arguments.finetune:
+            found[name] = found.get(name, {}) | losses(run, arguments.data, missing)
+            atomic.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+            print(run.name, found[name], flush=True)
+            continue
+        for depth in missing:
+            scores = scores_after(run, depth, arguments)
+            found[name] = found.get(name, {}) | {str(depth): [round(score, 4) for score in scores]}
+            atomic.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+            print(run.name, depth, scores, flush=True)
 
 
 def losses(run: Path, data: Path, depths: list[int]) -> dict[str, float]:
     """Score one run; return its losses by the number of blocks."""
+    if not depths:
+        return {}
     config, prepared = load(run / "config.yaml"), open_prepared(data)
-    there = [depth for depth in depths if depth <= config.model.num_hidden_layers]
     with open_subject(run, data=data) as subject:
         model, precision, runtime = subject.model, subject.precision, subject.runtime
-        choice = choose_depths(run, there, "keep-prob", config.model)
-        batches = [fixed_batches(prepared, config.data.seq_len, max_sequences=config.eval.max_sequences) for _ in there]
+        choice = choose_depths(run, depths, "keep-prob", config.model)
+        batches = [fixed_batches(prepared, config.data.seq_len, max_sequences=config.eval.max_sequences) for _ in depths]
         scored = [score_lm(model, some, precision, runtime, gates).loss for some, gates in zip(batches, choice.gates, strict=True)]
-    return {str(depth): round(loss, 4) for depth, loss in zip(there, scored, strict=True)}
+    return {str(depth): round(loss, 4) for depth, loss in zip(depths, scored, strict=True)}
+
+
+def scores_after(run: Path, depth: int, arguments: argparse.Namespace) -> list[float]:
+    """Export one run with so many blocks, fine-tune that, and return the score of each seed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model, what = Path(scratch) / "model", f"{run.name}, {depth} blocks:\n"
+        words = ["-m", "pldcli", "export", str(run), "--keep-blocks", str(depth), "--data", str(arguments.data), "--out", str(model)]
+        output_of_process(words, what=what)
+        asked = [f"--seeds={arguments.seeds}", *arguments.set]
+        scores: list[float] = finetuned(
+            model, arguments.finetune, Path(scratch) / "finetuned", asked, data_dir=arguments.data_dir, what=what
+        )["scores"]
+    return scores
 
 
 if __name__ == "__main__":
