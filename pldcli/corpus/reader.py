@@ -22,7 +22,7 @@ from pldcli.console.progress import Progress
 from pldcli.corpus.decoding import CHUNK_BYTES, HEAD_BYTES, EncodingError, Transcoded, Utf8Decoder, check_text, encoding_of_mark
 from pldcli.corpus.hashed_file import HashedFile
 from pldcli.corpus.sources import Source
-from pldcli.corpus.tables import NoTextError, UndecodedText, columnar_texts, csv_texts
+from pldcli.corpus.tables import LONG_CELL, NoTextError, UndecodedText, columnar_texts, csv_texts
 from pldcli.corpus.wikipedia import article_texts
 from pldcli.errors import DataError, json_type
 from pldcli.system.input_files import COLUMNAR, input_errors, unpacked
@@ -34,11 +34,13 @@ Piece = tuple[str, bool]
 """A part of a document's text, and whether it is the last one."""
 
 MAX_RECORD_BYTES = 128 << 20
-"""A longer line of a JSON-lines file is skipped: it would have to be held in memory whole."""
+"""What would take more memory than this, as one string, is skipped: records are held whole, and twice while they are read."""
+_WIDEST = 4
+"""Bytes of a character in memory, where one of a string needs as many."""
 
 EMPTY_DOCUMENT = "empty document"
 NUL = "NUL character"
-LONG_RECORD = f"record over {MAX_RECORD_BYTES >> 20} MB"
+LONG_RECORD = "record too long"
 
 UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 WORD = re.compile(rf"{UNSPACED}|\w+")
@@ -142,7 +144,12 @@ class Reader:
             self._raw.open(path, self._span[0])
             with self._raw, self._raw.hashed_whole(after_errors=self._skip_bad):
                 if self.source.format in COLUMNAR:
-                    rows = columnar_texts(path, field=self._text_field, is_parquet=self.source.format == "parquet", span=self._span)
+                    told: Any = {
+                        "is_parquet": self.source.format == "parquet",
+                        "span": self._span,
+                        "most_bytes": MAX_RECORD_BYTES // _WIDEST,
+                    }
+                    rows = columnar_texts(path, field=self._text_field, **told)
                     yield from self._trimmed(self._row_pieces(rows))
                     return
                 file = unpacked(self._raw, self.source.compression, path, buffer_bytes=CHUNK_BYTES)
@@ -206,9 +213,11 @@ class Reader:
         number = 0
         while line := file.readline(MAX_RECORD_BYTES + 1):
             number += 1
-            if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            if len(line) > MAX_RECORD_BYTES // _width(line):
+                is_cut = not line.endswith(b"\n")
                 del line
-                skip_line(file)
+                if is_cut:
+                    skip_line(file)
                 self._decoder.skip_line()
                 self.skipped[LONG_RECORD] += 1
                 continue
@@ -229,12 +238,12 @@ class Reader:
         lines = _lines(_whole_lines(self._decoder.decode_all(file, CHUNK_BYTES)))
         is_tsv = self.source.format == "tsv"
         yield from self._row_pieces(
-            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=MAX_RECORD_BYTES)
+            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=MAX_RECORD_BYTES // _WIDEST)
         )
 
     def _wiki_pieces(self, file: BinaryIO) -> Iterator[Piece]:
         chunks = self._decoder.decode_all(file, CHUNK_BYTES)
-        for text, cause in article_texts(chunks, self.source.path, most_characters=MAX_RECORD_BYTES):
+        for text, cause in article_texts(chunks, self.source.path, most_characters=MAX_RECORD_BYTES // _WIDEST):
             if cause:
                 self.skipped[cause] += 1
             else:
@@ -242,15 +251,15 @@ class Reader:
 
     def _row_pieces(self, rows: Iterator[tuple[str, Any]]) -> Iterator[Piece]:
         for where, value in rows:
+            if value is LONG_CELL:
+                self.skipped[LONG_RECORD] += 1
+                continue
             try:
                 text = self._cell(value)
             except NoTextError as bad:
                 if not self._skip_bad:
                     raise bad.at(where) from None
                 self.skipped[bad.cause] += 1
-                continue
-            if len(text) > MAX_RECORD_BYTES:
-                self.skipped[LONG_RECORD] += 1
             else:
                 yield from cut_at_whitespace(text, CHUNK_BYTES)
 
@@ -322,6 +331,11 @@ class Corpus:
                 done(source, reader)
 
 
+def _width(line: bytes) -> int:
+    """Return the bytes that a character of a record may take in memory."""
+    return 1 if line.isascii() and b"\\u" not in line else _WIDEST
+
+
 def skip_line(file: BinaryIO) -> None:
     """Go behind the end of the line, however long it is."""
     while (part := file.readline(CHUNK_BYTES)) and not part.endswith(b"\n"):
@@ -369,7 +383,7 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
     for block in blocks:
         *whole, rest = (begun + block).split("\n")
         yield from (f"{line}\n" for line in whole)
-        begun = rest[: MAX_RECORD_BYTES + 1]
+        begun = rest[: MAX_RECORD_BYTES // _WIDEST + 1]
     if begun:
         yield begun
 

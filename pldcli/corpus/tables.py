@@ -15,13 +15,17 @@ from pldcli.corpus.delimited import declared_delimiter, delimiter_of, is_quoted
 from pldcli.errors import DataError
 from pldcli.system.arrow import DAMAGE, record_batches
 
-__all__ = ["NoTextError", "UndecodedText", "columnar_rows", "columnar_texts", "csv_texts", "row_group_starts"]
+__all__ = ["LONG_CELL", "NoTextError", "UndecodedText", "columnar_rows", "columnar_texts", "csv_texts", "row_group_starts"]
 
 _ROWS = 64
 """Of a columnar file, read at a time: each may be a book."""
 _BUFFER_BYTES = 1 << 20
 _TELLING_CHARACTERS = 1 << 20
 """Of a table, from which it is told whether its quotes are quotes."""
+
+
+LONG_CELL = object()
+"""In place of a cell that is too long."""
 
 
 class NoTextError(DataError):
@@ -45,7 +49,7 @@ class _LongLineError(csv.Error):
 
 
 def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool, most_characters: int) -> Iterator[tuple[str, Any]]:
-    """Yield the cells of a column, each with its place; in place of what is no cell, an error, or a line that is too long.
+    """Yield the cells of a column, each with its place; in place of what is no cell, an error, or `LONG_CELL`.
 
     Args:
         lines: Of the file, the first one the columns' names; those that have more characters than a cell may be cut behind these.
@@ -81,7 +85,7 @@ def csv_texts(lines: Iterable[str], path: Location, *, field: str, is_tsv: bool,
             yield f"{path}:{line}", row[place] if place < len(row) else None
 
 
-def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: int) -> Iterator[tuple[int, list[str] | NoTextError | str]]:
+def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: int) -> Iterator[tuple[int, Any]]:
     """Read rows, each with the line that it begins on. Of a TSV file the first cell in quotes tells whether quotes are quotes."""
     before, lines = 0, chain([heading], lines)
     if delimiter == "\t":
@@ -98,7 +102,7 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
 
     def whole(line: str) -> str:
         if len(line) > most_characters:
-            raise _LongLineError(line)
+            raise _LongLineError
         return line
 
     reader = csv.reader(map(whole, lines), delimiter=delimiter, strict=True)
@@ -106,8 +110,8 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
         start = before + reader.line_num + 1
         try:
             row = next(reader, None)
-        except _LongLineError as error:
-            yield start, str(error)
+        except _LongLineError:
+            yield start, LONG_CELL
             before += 1
         except csv.Error as error:
             if "expected after" in str(error):
@@ -121,9 +125,9 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
             yield start, row
 
 
-def _plain_cells(line: str, most_characters: int) -> list[str] | str:
+def _plain_cells(line: str, most_characters: int) -> Any:
     if len(line) > most_characters:
-        return line
+        return LONG_CELL
     text = line.rstrip("\n")
     return text.split("\t") if text else []
 
@@ -147,14 +151,15 @@ def _some(lines: Iterable[str]) -> Iterator[str]:
             return
 
 
-def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[int, int]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of a column of a Parquet or Arrow file, each with its place.
+def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[int, int], most_bytes: int) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a column of a Parquet or Arrow file, each with its place; `LONG_CELL` in place of those that are too long.
 
     Args:
         path: The file.
         field: The column.
         is_parquet: It is a Parquet file.
         span: Of a Parquet file the row groups that begin in these bytes are read: all, where they do not follow each other.
+        most_bytes: Of a text.
 
     Raises:
         DataError: There is no such column, or the file is damaged.
@@ -162,14 +167,18 @@ def columnar_texts(path: Location, *, field: str, is_parquet: bool, span: tuple[
     with _damage_named(path):
         for start, batch in _parquet_batches(path, field, span) if is_parquet else _arrow_batches(path, field):
             for number, value in enumerate(batch.column(0), start + 1):
-                yield f"{path}, row {number}", _value_of(value)
+                yield f"{path}, row {number}", _value_of(value, most_bytes)
 
 
-def _value_of(scalar: Any) -> Any:
+def _value_of(scalar: Any, most_bytes: int) -> Any:
+    text = getattr(scalar, "value", scalar)  # of a dictionary
+    content = text.as_buffer() if hasattr(text, "as_buffer") else None
+    if content is not None and content.size > most_bytes:
+        return LONG_CELL
     try:
         return scalar.as_py()
     except UnicodeDecodeError:  # not every writer looks
-        return UndecodedText(getattr(scalar, "value", scalar).as_buffer())
+        return UndecodedText(content or b"")
 
 
 def columnar_rows(path: Path, *, is_parquet: bool) -> Iterator[dict[str, Any]]:

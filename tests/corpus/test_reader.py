@@ -366,6 +366,31 @@ def test_records_too_long_are_skipped_and_counted(tmp_path, monkeypatch):
         documents(write(tmp_path / "a.jsonl", "\n".join(lines).encode() + b'\n{"text": "\xff"}'), strict=True)
 
 
+def test_a_record_may_have_fewer_characters_where_they_may_be_wide(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 400)
+    for text, is_read in (("x" * 300, True), ("x" * 300 + "🤖", False), ("🤖" * 15, True)):
+        for escaped in (True, False):
+            if escaped and text == "🤖" * 15:
+                continue  # six bytes for each half of one
+            reader = reader_of(write(tmp_path / "a.jsonl", json.dumps({"text": text}, ensure_ascii=escaped) + '\n{"text": "two"}\n'))
+            assert [found for found, _ in reader.pieces()] == [text, "two"][not is_read :]
+            assert reader.skipped == ({} if is_read else {corpus.LONG_RECORD: 1})
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_long_cells_of_a_columnar_file_are_skipped_and_counted(tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 400)
+    path, table = tmp_path / name, pa.table({"text": pa.array(["one", "x" * 101, "y" * 100]).cast(kind)})
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(str(path), table.schema) as file:
+            file.write_table(table)
+    reader = reader_of(path)
+    assert [text for text, _ in reader.pieces()] == ["one", "y" * 100] and reader.skipped == {corpus.LONG_RECORD: 1}
+
+
 def test_a_record_in_wide_characters_is_held_twice_and_no_more(tmp_path):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "word " * 1_000_000 + "🤖"}, ensure_ascii=False))
     list(reader_of(path).pieces())
