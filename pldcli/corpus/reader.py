@@ -37,6 +37,8 @@ MAX_RECORD_BYTES = 128 << 20
 """What would take more memory than this, as one string, is skipped: records are held whole, and twice while they are read."""
 _WIDEST = 4
 """Bytes of a character in memory, where one of a string needs as many."""
+_CSV_WIDEST = 2 * _WIDEST
+"""The csv module holds a cell with four bytes a character beside the string that it makes."""
 
 EMPTY_DOCUMENT = "empty document"
 NUL = "NUL character"
@@ -238,7 +240,7 @@ class Reader:
         lines = _lines(_whole_lines(self._decoder.decode_all(file, CHUNK_BYTES)))
         is_tsv = self.source.format == "tsv"
         yield from self._row_pieces(
-            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=MAX_RECORD_BYTES // _WIDEST)
+            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=MAX_RECORD_BYTES // _CSV_WIDEST)
         )
 
     def _wiki_pieces(self, file: BinaryIO) -> Iterator[Piece]:
@@ -383,7 +385,7 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
     for block in blocks:
         *whole, rest = (begun + block).split("\n")
         yield from (f"{line}\n" for line in whole)
-        begun = rest[: MAX_RECORD_BYTES // _WIDEST + 1]
+        begun = rest[: MAX_RECORD_BYTES // _CSV_WIDEST + 1]
     if begun:
         yield begun
 
