@@ -147,13 +147,26 @@ def report(
 ) -> str:
     """Write down the runs, the law, and how far it was off."""
     whole = fit([run.point for run in runs])
-    lines = [head("blocks x width", "entries", "parameters", "tokens", "loss", "share of the unigram baseline", "predicted", "off")]
+    lines = [
+        head(
+            "blocks x width",
+            "entries",
+            "predicted over",
+            "parameters",
+            "tokens",
+            "loss",
+            "share of the unigram baseline",
+            "predicted",
+            "off",
+        )
+    ]
     for run in runs:
         seen = "held out" if run in held_out else ""
         share, predicted = run.point.loss, law.loss(run.point)
         shape = f"{run.shape['model.num_hidden_layers']} x {run.shape['model.hidden_size']}"
         cells = (
             f"{run.vocab_size:,}",
+            f"{run.point.softmax_share:.1%}".replace("%", " %"),
             f"{run.parameters / 1e6:.2f} M",
             f"{run.tokens / 1e6:.2f} M",
             f"{run.loss:.3f}",
@@ -173,7 +186,7 @@ def report(
         f"{leave_one_out([run.point for run in runs]):.1%} (root mean square).".replace("%", " %"),
         "\n".join(lines),
         f"All runs together: loss / unigram = {formula(whole)}, in millions of parameters without what grows with the vocabulary and of "
-        "fresh tokens, and ten thousands of entries of the vocabulary.",
+        "fresh tokens, ten thousands of entries of the vocabulary (V), and the share of it that a step predicts over (S).",
     ]
     if comparisons:
         table = [head("system", "blocks", "tokens of the run without", "loss with less loss without, at equal time")]
@@ -196,7 +209,8 @@ def other_choices(runs: Sequence[Recorded], num_held_out: int) -> str:
 
 
 def formula(law: Law) -> str:
-    tokens = f"(D / V^{law.gamma:.1f})" if law.gamma else "D"
+    tokens = "D" + (f" S^{law.delta:.1f}" if law.delta else "") + (f" / V^{law.gamma:.1f}" if law.gamma else "")
+    tokens = f"({tokens})" if " " in tokens else tokens
     return f"{law.floor:.3f} + {law.a:.3f} / N^{law.alpha:.2f} + {law.b:.3f} / {tokens}^{law.beta:.2f}"
 
 

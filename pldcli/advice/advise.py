@@ -254,7 +254,8 @@ class _Chooser:
         config = config.replace(train={"total_steps": total_steps})
         parameters = body_parameters(config)
         tokens = fresh_tokens(_step_tokens(config) * total_steps, self.unique_tokens)
-        share = self.law.loss(Point(parameters, config.model.vocab_size, tokens))
+        softmax_share = config.softmax_entries / config.model.vocab_size
+        share = self.law.loss(Point(parameters, config.model.vocab_size, tokens, softmax_share=softmax_share))
         inside = _is_within(parameters, [run.parameters for run in self.runs])
         inside &= _is_within(tokens, [run.point.tokens for run in self.runs])
         inside &= not self.unlike(candidate) and self.has_known_vocabulary

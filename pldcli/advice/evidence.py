@@ -41,7 +41,14 @@ class Recorded:
     @property
     def point(self) -> Point:
         """Return what the law is fitted to: the loss as a share of the unigram baseline, which carries over to other texts best."""
-        return Point(self.parameters, self.vocab_size, fresh_tokens(self.tokens, self.unique_tokens), self.loss / self.unigram_loss)
+        entries = self.settings.get("objective.sampled_softmax") or self.vocab_size
+        return Point(
+            self.parameters,
+            self.vocab_size,
+            fresh_tokens(self.tokens, self.unique_tokens),
+            self.loss / self.unigram_loss,
+            softmax_share=min(1.0, entries / self.vocab_size),
+        )
 
     @property
     def shape(self) -> dict[str, int]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +17,16 @@ import numpy.typing as npt
 __all__ = ["Law", "Point", "fit", "fresh_tokens", "leave_one_out"]
 
 _Floats = npt.NDArray[np.float64]
-_EXPONENTS = np.geomspace(0.05, 2.0, 25)
+_EXPONENTS = np.geomspace(0.05, 2.0, 9)
 """Tried for parameters and for tokens first."""
-_FINER, _ROUNDS = 9, 2
+_FINER, _ROUNDS = 9, 3
 """Exponents around the best ones, tried next, and how often."""
+_REFINED = 5
+"""Of the pairs of the next two exponents, those with the least error by the first exponents, for which that is done."""
 _VOCABULARY_EXPONENTS = np.linspace(0.0, 1.0, 11)
-"""Tried for the size of the vocabulary, the first for its having no effect."""
-_LEAST_POINTS = 7
-"""One more than the law has coefficients."""
+"""Tried for the size of the vocabulary, and for the share of it that a step predicts over; the first for its having no effect."""
+_COEFFICIENTS = 5
+"""Of the law, without the two that tell what the vocabulary costs: those are fitted where it differs among the runs."""
 _REPEATS_WORTH = 15.4
 """Repeats after which more of them are worth little."""
 _MILLION = 1e6
@@ -46,13 +47,16 @@ class Point:
     """Read in training; repeated ones count as `fresh_tokens` says."""
     loss: float = math.nan
     """In any unit that all points share; NaN before it is known."""
+    softmax_share: float = 1.0
+    """Of the vocabulary, that a training step predicts over."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """loss = floor + a / parameters^alpha + b / (tokens / entries^gamma)^beta, in millions and in ten thousands of entries.
+    """loss = floor + a / parameters^alpha + b / (tokens share^delta / entries^gamma)^beta, in millions and in ten thousands of entries.
 
-    With more entries each is seen less often: to learn as much takes more tokens. The last term is not of the sources.
+    With more entries each is seen less often: to learn as much takes more tokens. Of a sampled softmax, over a share of the vocabulary, a
+    step teaches less than of the whole. Both factors are not of the sources.
     """
 
     floor: float
@@ -61,10 +65,11 @@ class Law:
     b: float
     beta: float
     gamma: float = 0.0
+    delta: float = 0.0
 
     def loss(self, point: Point) -> float:
         """Predict the loss of a model."""
-        tokens = point.tokens * (point.vocab_size / _ENTRIES) ** -self.gamma
+        tokens = point.tokens * point.softmax_share**self.delta * (point.vocab_size / _ENTRIES) ** -self.gamma
         return float(self.floor + self.a * (point.parameters / _MILLION) ** -self.alpha + self.b * (tokens / _MILLION) ** -self.beta)
 
 
@@ -76,25 +81,31 @@ def fit(points: Sequence[Point]) -> Law:
     Raises:
         ValueError: There are fewer points than the law has coefficients, and one.
     """
-    if len(points) < _LEAST_POINTS:
-        raise ValueError(f"{len(points)} runs are too few, {_LEAST_POINTS} are needed")
-    parameters, entries, tokens, losses = (
-        np.array([getattr(point, name) for point in points], dtype=np.float64) for name in ("parameters", "vocab_size", "tokens", "loss")
+    parameters, entries, shares, tokens, losses = (
+        np.array([getattr(point, name) for point in points], dtype=np.float64)
+        for name in ("parameters", "vocab_size", "softmax_share", "tokens", "loss")
     )
-    gammas = _VOCABULARY_EXPONENTS if len(set(entries)) > 1 else _VOCABULARY_EXPONENTS[:1]
-    return min((_fit_with(gamma, parameters, entries, tokens, losses) for gamma in gammas), key=itemgetter(0))[1]
+    gammas, deltas = (_VOCABULARY_EXPONENTS[: None if len(set(values)) > 1 else 1] for values in (entries, shares))
+    least = 1 + _COEFFICIENTS + (len(gammas) > 1) + (len(deltas) > 1)
+    if len(points) < least:
+        raise ValueError(f"{len(points)} runs are too few, {least} are needed")
+    gamma, delta = (grid.ravel()[:, None] for grid in np.meshgrid(gammas, deltas))
+    worth = tokens * shares**delta * (entries / _ENTRIES) ** -gamma
+    coarse = _best_laws(parameters, worth, losses, _EXPONENTS, _EXPONENTS)
+    promising = sorted(range(len(worth)), key=lambda choice: coarse[choice][0])[:_REFINED]
+    refined = {choice: _refined(coarse[choice], parameters, worth[[choice]], losses) for choice in promising}
+    best = min(refined, key=lambda choice: refined[choice][0])
+    return replace(refined[best][1], gamma=float(gamma[best, 0]), delta=float(delta[best, 0]))
 
 
-def _fit_with(gamma: float, parameters: _Floats, entries: _Floats, tokens: _Floats, losses: _Floats) -> tuple[float, Law]:
-    """Fit the rest of the law; return how far off it is, too."""
-    tokens = tokens * (entries / _ENTRIES) ** -gamma
-    error, law = _best_law(parameters, tokens, losses, _EXPONENTS, _EXPONENTS)
+def _refined(found: tuple[float, Law], parameters: _Floats, tokens: _Floats, losses: _Floats) -> tuple[float, Law]:
+    """Try exponents between those of the first grid."""
     step = float(_EXPONENTS[1] / _EXPONENTS[0])
     for _ in range(_ROUNDS):
-        alphas, betas = (np.geomspace(exponent / step, exponent * step, _FINER) for exponent in (law.alpha, law.beta))
-        error, law = _best_law(parameters, tokens, losses, alphas, betas)
+        alphas, betas = (np.geomspace(exponent / step, exponent * step, _FINER) for exponent in (found[1].alpha, found[1].beta))
+        [found] = _best_laws(parameters, tokens, losses, alphas, betas)
         step **= 2.0 / (_FINER - 1)
-    return error, replace(law, gamma=float(gamma))
+    return found
 
 
 def leave_one_out(points: Sequence[Point]) -> float:
@@ -119,31 +130,36 @@ def fresh_tokens(tokens: float, unique_tokens: float) -> float:
     return unique_tokens * (1.0 + _REPEATS_WORTH * (1.0 - math.exp(-repeats / _REPEATS_WORTH)))
 
 
-def _best_law(
+def _best_laws(
     parameters: _Floats,
     tokens: _Floats,
     losses: _Floats,
     alphas: _Floats,
     betas: _Floats,
-) -> tuple[float, Law]:
-    """Find the best fit among exponents, and its squared error: for each pair the law is linear in the rest."""
-    exponents = np.array(list(product(alphas, betas)))
-    powers = [np.ones((len(exponents), len(losses)))]
-    powers += [(values / _MILLION) ** -exponents[:, which, None] for which, values in enumerate((parameters, tokens))]
-    best, least = None, math.inf
+) -> list[tuple[float, Law]]:
+    """Find the best fit among exponents, and its squared error, to each row of tokens: for each pair the law is linear in the rest."""
+    num_rows, exponents = len(tokens), np.array(list(product(alphas, betas)))
+    shape = (num_rows, len(exponents), len(losses))
+    powers = [
+        np.ones(shape),
+        np.broadcast_to((parameters / _MILLION) ** -exponents[:, :1], shape),
+        (tokens[:, None] / _MILLION) ** -exponents[:, 1:],
+    ]
+    errors, coefficients = np.full(shape[:2], math.inf), np.zeros((*shape[:2], len(powers)))
     for chosen in product((True, False), repeat=len(powers)):  # with three terms, those at zero can be tried one by one
         if not any(chosen):
             continue
         columns = np.stack([power / losses for power, is_in in zip(powers, chosen, strict=True) if is_in], -1)
         gram = columns.mT @ columns
-        gram += _RIDGE * np.trace(gram, axis1=-2, axis2=-1)[:, None, None] * np.eye(sum(chosen))
-        solutions = np.linalg.solve(gram, columns.sum(-2)[..., None])[..., 0]
-        errors = ((columns @ solutions[..., None])[..., 0] - 1.0) ** 2
-        total = np.where((solutions >= 0).all(-1), errors.sum(-1), math.inf)
-        if total.min() < least:
-            least, place = float(total.min()), int(total.argmin())
-            found = iter(solutions[place].tolist())
-            floor, a, b = (next(found) if is_in else 0.0 for is_in in chosen)
-            best = Law(floor, a, float(exponents[place, 0]), b, float(exponents[place, 1]))
-    assert best is not None
-    return least, best
+        gram += _RIDGE * np.trace(gram, axis1=-2, axis2=-1)[..., None, None] * np.eye(sum(chosen))
+        solutions = np.linalg.solve(gram, columns.sum(-2)[..., None])
+        total = (((columns @ solutions)[..., 0] - 1.0) ** 2).sum(-1)
+        better = (solutions[..., 0] >= 0).all(-1) & (total < errors)
+        whole = np.zeros_like(coefficients)
+        whole[..., list(chosen)] = solutions[..., 0]
+        errors, coefficients = np.where(better, total, errors), np.where(better[..., None], whole, coefficients)
+    found = []
+    for row, place in enumerate(errors.argmin(-1)):
+        (floor, a, b), (alpha, beta) = coefficients[row, place].tolist(), exponents[place].tolist()
+        found.append((float(errors[row, place]), Law(floor, a, alpha, b, beta)))
+    return found

@@ -21,7 +21,9 @@ def points(noise: float = 0.0) -> list[Point]:
 
 
 def test_a_law_by_hand() -> None:
-    assert Law(1.0, 2.0, 0.5, 3.0, 1.0, 0.5).loss(Point(4e6, 40_000, 2e6)) == pytest.approx(1.0 + 2.0 / 2.0 + 3.0 / (2.0 / 2.0))
+    law = Law(1.0, 2.0, 0.5, 3.0, 1.0, 0.5, 2.0)
+    assert law.loss(Point(4e6, 40_000, 2e6)) == pytest.approx(1.0 + 2.0 / 2.0 + 3.0 / (2.0 / 2.0))
+    assert law.loss(Point(4e6, 40_000, 2e6, softmax_share=0.5)) == pytest.approx(1.0 + 2.0 / 2.0 + 3.0 / (2.0 / 4.0 / 2.0))
 
 
 def test_the_law_that_made_the_points_is_found() -> None:
@@ -44,6 +46,20 @@ def test_what_the_vocabulary_costs_is_found() -> None:
     assert found.loss(unseen) > found.loss(replace(unseen, vocab_size=8192))
 
 
+def test_what_a_sampled_softmax_costs_is_found() -> None:
+    true = replace(TRUE, gamma=0.3, delta=0.2)
+    some = [
+        replace(point, vocab_size=entries, softmax_share=share, loss=true.loss(replace(point, vocab_size=entries, softmax_share=share)))
+        for point in points()[::2]
+        for entries in (8192, 16_384)
+        for share in (1.0, 2048 / entries)
+    ]
+    found = fit(some)
+    unseen = Point(2e6, 16_384, 6e6, softmax_share=0.25)
+    assert (found.gamma, found.delta) == pytest.approx((0.3, 0.2)) and found.loss(unseen) == pytest.approx(true.loss(unseen), rel=3e-3)
+    assert found.loss(unseen) > found.loss(replace(unseen, softmax_share=1.0))
+
+
 def test_noise_shows_in_what_is_left_out() -> None:
     assert 0.005 < leave_one_out(points(0.01)) < 0.03
     found = fit(points(0.01))
@@ -60,15 +76,18 @@ def test_no_term_is_negative() -> None:
 
 
 def test_one_size_of_model_is_enough_for_its_own_losses() -> None:
-    one = [with_loss(Point(3e5, 8192, tokens)) for tokens in (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)]
+    one = [with_loss(Point(3e5, 8192, tokens)) for tokens in (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6, 128e6)]
     found = fit(one)
     unseen = Point(3e5, 8192, 11e6)
     assert found.loss(unseen) == pytest.approx(TRUE.loss(unseen), rel=2e-3)
 
 
 def test_too_few_runs() -> None:
-    with pytest.raises(ValueError, match="6 runs are too few, 7 are needed"):
-        fit(points()[:6])
+    with pytest.raises(ValueError, match="5 runs are too few, 6 are needed"):
+        fit(points()[:5])
+    two = [replace(point, vocab_size=8192 + number, softmax_share=1 / (1 + number)) for number, point in enumerate(points()[:7])]
+    with pytest.raises(ValueError, match="7 runs are too few, 8 are needed"):
+        fit(two)
 
 
 def test_repeated_text_is_worth_less_and_less() -> None:
