@@ -1,7 +1,7 @@
 """Fit the loss of an encoder to its parameters and tokens, check the fit on runs that it never saw, and write what `pld advise` reads.
 
     python benchmarks/first_hour.py run --plan benchmarks/law.yaml --work hour --core 0
-    python benchmarks/law.py --work hour --hold-out 4 --out benchmarks/results/law-cpu
+    python benchmarks/law.py --work hour --study benchmarks/results/study-depth-narrow --hold-out 4 --out benchmarks/results/law-cpu
 
 Of runs of one shape in one time the best one counts, and of those on about as many tokens; what fewer tokens beat does not. Runs with
 dropping or growing are no points of the law; each is compared with the run without, of equal settings, time and seed.
@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import random
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +25,8 @@ from pldcli import presets
 from pldcli.advice import evidence as record
 from pldcli.advice.evidence import SHAPE, Comparison, Recorded, body_parameters
 from pldcli.advice.law import Law, fit, leave_one_out
+from pldcli.comparison.metrics_table import FILE, read_table
+from pldcli.comparison.runs import Run
 from pldcli.plots.canvas import picture
 from pldcli.system import atomic
 from reporting import command, head, row
@@ -34,12 +37,15 @@ CHOICES = 100
 WANTED = 0.02
 ALIKE = 1.25
 """Runs of one shape whose tokens differ by less than this factor are candidates of one another."""
+EQUAL_TIME = 0.05
+"""Training times of a study that differ by less than this share are equal."""
 EVIDENCE = Path(record.__file__).with_name("evidence.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, nargs="+", required=True, help="directories of benchmarks/first_hour.py")
+    parser.add_argument("--study", type=Path, nargs="+", default=[], help="directories of studies, of which comparisons alone are taken")
     parser.add_argument("--text", default="English Wikipedia and books", help="what they hold, in words")
     parser.add_argument("--hold-out", type=int, default=4, help="runs that the checked fit does not see")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
@@ -60,6 +66,8 @@ def main() -> None:
         runs += recorded(ours, text)
         comparisons += compared(ours)
         seen += ours
+    comparisons += [one for study in options.study for one in compared_in_study(study)]
+    comparisons = list(dict.fromkeys(comparisons))
     runs = best_of_each(runs)
     content = {"text": options.text, "runs": [asdict(run) for run in runs], "comparisons": [asdict(one) for one in comparisons]}
     hidden = set(random.Random(options.seed).sample(range(len(runs)), options.hold_out))
@@ -128,6 +136,29 @@ def compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
             )
         )
     return found
+
+
+def compared_in_study(study: Path) -> list[Comparison]:
+    """Pair each run of a shipped system with the one of as many blocks that drops nothing, of equal seed and time."""
+    runs = [(preset_of(run), run) for run in read_table(study / FILE).values()]
+    found = []
+    for preset, run in runs:
+        system = presets.system(preset)
+        if f"-{system}" == DENSE or presets.resolve(preset).config.pld != run.config.pld:
+            continue  # of a system with other settings of dropping the advice could not name them
+        for other_preset, other in runs:
+            same = (other.config.model, other.seed) == (run.config.model, run.seed) and other_preset.endswith(DENSE)
+            if same and abs(run.final.train_seconds / other.final.train_seconds - 1) < EQUAL_TIME:
+                assert run.final.loss is not None and other.final.loss is not None
+                difference = round(run.final.loss - other.final.loss, 4)
+                found.append(Comparison(system, run.config.model.num_hidden_layers, int(other.final.tokens), difference))
+    return found
+
+
+def preset_of(run: Run) -> str:
+    """Read the preset out of the command that began a run."""
+    words = shlex.split(run.starts[0]["command"])
+    return words[words.index("--preset") + 1]
 
 
 def pairing(result: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pldcli.advice.law import Law, Point, fit, fresh_tokens, leave_one_out
+from tests.benchmark_scripts import BENCHMARKS, load
 
 TRUE = Law(floor=0.2, a=0.06, alpha=0.35, b=0.4, beta=0.5)
 SHAPES = (3e5, 6e5, 1.3e6, 5e6)
@@ -95,3 +96,11 @@ def test_repeated_text_is_worth_less_and_less() -> None:
     assert fresh_tokens(40e6, 10e6) == pytest.approx(10e6 * (1 + 15.4 * (1 - math.exp(-3 / 15.4))))
     worth = [fresh_tokens(times * 1e6, 1e6) for times in (1, 2, 4, 16, 64, 1000)]
     assert worth == sorted(worth) and worth[1] == pytest.approx(2e6, rel=0.04) and worth[-1] < 16.5e6
+
+
+def test_comparisons_are_taken_from_a_study() -> None:
+    """Of shipped systems as they are, beside the dense run of as many blocks, of equal seed and time."""
+    law = load("law")
+    found = law.compared_in_study(BENCHMARKS / "results" / "study-depth-narrow")
+    assert {one.system: one.difference for one in found} == {"expansion": -0.159, "pld": 0.0043, "exits": 0.1074}
+    assert {(one.num_hidden_layers, one.tokens) for one in found} == {(8, 6_144_000)}
