@@ -171,9 +171,19 @@ def first_hour_tiny_bf16() -> Table:
     return loss_table(first_hour("tiny-bf16"), with_speed=False)
 
 
+def first_hour_small_fp32() -> Table:
+    """The best peer and our best of `first-hour-small` on a processor that knows no bf16."""
+    return loss_table(first_hour("small-fp32"), with_speed=False)
+
+
 def first_hour_finetuned() -> Table:
     """Scores after fine-tuning what was trained in `first-hour-tiny`."""
     return finetuned_table(first_hour("tiny"))
+
+
+def first_hour_small_finetuned() -> Table:
+    """Scores after fine-tuning what was trained in `first-hour-small-fp32`."""
+    return finetuned_table(first_hour("small-fp32"))
 
 
 def depth_narrow() -> Table:
@@ -195,6 +205,31 @@ def depth_narrow() -> Table:
         [run] = system_of(study, name).runs
         losses = [run.final.loss, *(cut[name].get(str(depth)) for depth in (6, 4, 2))]
         table.append((label, f"{run.final.tokens / 1e6:.1f} M", *("" if loss is None else f"{loss:.3f}" for loss in losses)))
+    return table
+
+
+def depth_cut() -> Table:
+    """What is left of 64-wide models of equal training time when they are cut: losses, and scores after fine-tuning."""
+    place, depths = RESULTS / "study-depth-cut", ("8", "6", "4", "2")
+    losses, scores = (json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in ("depths", "stsb"))
+    table: Table = [
+        ("trained for the same time", *(f"loss, {depth} blocks" for depth in depths), *(f"STS-B, {depth} blocks" for depth in depths))
+    ]
+    for label, name in (
+        ("8 blocks", "deep"),
+        ("6 blocks", "six"),
+        ("4 blocks", "four"),
+        ("2 blocks", "two"),
+        ("expansion, 2 blocks for 80 % of the steps", "expansion"),
+        ("PLD", "pld"),
+        ("dropping by depth alone", "depth-only"),
+        ("dropping by depth alone, unbiased residual", "depth-only-block"),
+    ):
+        cells = [f"{losses[name][depth]:.3f}" if depth in losses[name] else "" for depth in depths]
+        for depth in depths:
+            values = [100 * score for score in scores[name].get(depth, ())]
+            cells.append(f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
+        table.append((label, *cells))
     return table
 
 
@@ -289,8 +324,11 @@ CLAIMS: dict[str, Callable[[], Table]] = {
     "first-hour-tiny-bf16": first_hour_tiny_bf16,
     "first-hour-small": first_hour_small,
     "first-hour-small-amx": first_hour_small_amx,
+    "first-hour-small-fp32": first_hour_small_fp32,
     "first-hour-finetuned": first_hour_finetuned,
+    "first-hour-small-finetuned": first_hour_small_finetuned,
     "depth-narrow": depth_narrow,
+    "depth-cut": depth_cut,
 }
 
 

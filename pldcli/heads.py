@@ -27,6 +27,8 @@ __all__ = [
     "draw_entries",
 ]
 
+_DRAWN_POWER = 0.75
+"""Of an entry's frequency, in proportion to which it is drawn for a sampled softmax."""
 _SPAN_PLACES = 64
 """Rows of the span-boundary head's table of places."""
 
@@ -80,23 +82,30 @@ class MaskedLmHead(nn.Module):
         bias_E = None if self.bias is None else self.bias.index_select(0, entries_E)
         return functional.linear(self._transformed(hidden_MD), word_embeddings_VD.index_select(0, entries_E), bias_E)
 
+    def log_frequencies(self, word_embeddings_VD: Tensor) -> Tensor:
+        """Return about how frequent entries are, as the bias has it, [V], in float32; all alike without a bias."""
+        bias_V = word_embeddings_VD.new_zeros(len(word_embeddings_VD)) if self.bias is None else self.bias
+        return bias_V.detach().float()
+
     def _transformed(self, hidden_MD: Tensor) -> Tensor:
         if self.dense is None or self.norm is None:
             return hidden_MD
         return self.norm(functional.gelu(self.dense(hidden_MD)))  # type: ignore[no-any-return]
 
 
-def draw_entries(target_ids_M: Tensor, vocab_size: int, num_entries: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw entries of the vocabulary for a sampled softmax: all targets, and of the others as many as there is room for, evenly.
+def draw_entries(target_ids_M: Tensor, log_frequencies_V: Tensor, num_entries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw entries of the vocabulary for a sampled softmax: all targets, and of the others as many as there is room for.
 
-    With each drawn entry counted for those that it stands for, the sum of exponentials is that of the vocabulary on average. Frequent
-    entries are mostly among the targets, so that it varies little.
+    With each drawn entry counted for those that it stands for, the sum of exponentials is that of the vocabulary on average. Most of it is
+    that of frequent entries, which are drawn nearly always, so that it varies little.
 
-    Source: Jean et al. 2015 (arXiv 1412.2007), section 3, for a softmax over the targets of a part of the text and a sample.
+    Source: Jean et al. 2015 (arXiv 1412.2007), section 3, for a softmax over the targets of a part of the text and a sample; Mikolov et al.
+    2013 (arXiv 1310.4546), section 2.2, for the power of the frequencies; Cohen & Kaplan 2007 (Summarizing data using bottom-k sketches,
+    PODC), for the probability of being drawn without replacement.
 
     Args:
         target_ids_M: Targets, fewer than `num_entries`; what is below zero is none, and stays.
-        vocab_size: Entries that there are, more than `num_entries`.
+        log_frequencies_V: Of all entries, more than `num_entries`; a number may be added to all.
         num_entries: To draw.
 
     Returns:
@@ -104,11 +113,14 @@ def draw_entries(target_ids_M: Tensor, vocab_size: int, num_entries: int) -> tup
     """
     is_target_M = target_ids_M >= 0
     targets_M = torch.where(is_target_M, target_ids_M, 0)
-    ranks_V = torch.rand(vocab_size, device=target_ids_M.device).index_fill_(0, targets_M, -1.0)
-    ranks_E, entries_E = ranks_V.topk(num_entries, largest=False)
-    num_targets = (ranks_E < 0).sum()
-    stand_for_E = torch.where(ranks_E < 0, 1.0, (vocab_size - num_targets) / (num_entries - num_targets))
-    places_V = torch.empty_like(ranks_V, dtype=torch.long).index_copy_(0, entries_E, torch.arange(num_entries, device=entries_E.device))
+    weights_V = (_DRAWN_POWER * (log_frequencies_V - log_frequencies_V.max())).exp()
+    # The first ones of a race: each arrives after an exponential time of its rate. Given when the next one arrives, each other one is
+    # there with a probability of its own.
+    times_V = (-torch.rand_like(weights_V).log() / weights_V).index_fill_(0, targets_M, -1.0)
+    times, drawn = times_V.topk(num_entries + 1, largest=False)
+    entries_E, times_E = drawn[:-1], times[:-1]
+    stand_for_E = torch.where(times_E < 0, 1.0, -1.0 / torch.expm1(-weights_V[entries_E] * times[-1]))
+    places_V = torch.empty_like(weights_V, dtype=torch.long).index_copy_(0, entries_E, torch.arange(num_entries, device=entries_E.device))
     return entries_E, stand_for_E, torch.where(is_target_M, places_V[targets_M], target_ids_M)
 
 

@@ -23,7 +23,7 @@ _FINER, _ROUNDS = 9, 3
 """Exponents around the best ones, tried next, and how often."""
 _REFINED = 5
 """Of the pairs of the next two exponents, those with the least error by the first exponents, for which that is done."""
-_VOCABULARY_EXPONENTS = np.linspace(0.0, 1.0, 11)
+_VOCABULARY_EXPONENTS, _SHARE_EXPONENTS = np.linspace(0.0, 1.0, 11), np.linspace(0.0, 0.5, 11)
 """Tried for the size of the vocabulary, and for the share of it that a step predicts over; the first for its having no effect."""
 _COEFFICIENTS = 5
 """Of the law, without the two that tell what the vocabulary costs: those are fitted where it differs among the runs."""
@@ -85,7 +85,9 @@ def fit(points: Sequence[Point]) -> Law:
         np.array([getattr(point, name) for point in points], dtype=np.float64)
         for name in ("parameters", "vocab_size", "softmax_share", "tokens", "loss")
     )
-    gammas, deltas = (_VOCABULARY_EXPONENTS[: None if len(set(values)) > 1 else 1] for values in (entries, shares))
+    gammas, deltas = (
+        grid[: None if len(set(values)) > 1 else 1] for grid, values in ((_VOCABULARY_EXPONENTS, entries), (_SHARE_EXPONENTS, shares))
+    )
     least = 1 + _COEFFICIENTS + (len(gammas) > 1) + (len(deltas) > 1)
     if len(points) < least:
         raise ValueError(f"{len(points)} runs are too few, {least} are needed")

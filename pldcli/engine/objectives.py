@@ -165,7 +165,7 @@ def masked_loss_sum(
     if num_entries is None or num_entries >= len(word_embeddings_VD):
         logits = head(hidden_MD, word_embeddings_VD, vocab_multiple)
     else:
-        entries_E, stand_for_E, target_ids_M = draw_entries(target_ids_M, len(word_embeddings_VD), num_entries)
+        entries_E, stand_for_E, target_ids_M = draw_entries(target_ids_M, head.log_frequencies(word_embeddings_VD), num_entries)
         logits = head.of_entries(hidden_MD, word_embeddings_VD, entries_E) + stand_for_E.log()
     return functional.cross_entropy(logits.float(), target_ids_M, ignore_index=NO_TARGET, reduction="sum")
 

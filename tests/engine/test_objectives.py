@@ -92,19 +92,32 @@ def test_mlm_is_the_sum_over_the_targets() -> None:
     )
 
 
-def test_a_sampled_softmax_is_the_whole_one_on_average() -> None:
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_a_sampled_softmax_is_the_whole_one_on_average(spread: float) -> None:
     targets = torch.tensor([7, 9, NO_TARGET, 7, 30])
     scores_V = torch.randn(V, generator=torch.Generator().manual_seed(0))
-    sums = []
+    frequencies_V = spread * torch.randn(V, generator=torch.Generator().manual_seed(1)) - 10
+    sums, drawn = [], torch.zeros(V)
     for seed in range(2000):
         torch.manual_seed(seed)
-        entries, stand_for, places = draw_entries(targets, V, 12)
-        assert len(set(entries.tolist())) == 12 and float(stand_for.sum()) == pytest.approx(V)
+        entries, stand_for, places = draw_entries(targets, frequencies_V, 12)
+        assert len(set(entries.tolist())) == 12
+        drawn[entries] += stand_for / 2000
         assert torch.equal(torch.where(places == NO_TARGET, NO_TARGET, entries[places.clamp(min=0)]), targets)
         assert (stand_for[places[targets != NO_TARGET]] == 1).all()
         sums.append(float((stand_for * scores_V[entries].exp()).sum()))
-    assert sum(sums) / len(sums) == pytest.approx(float(scores_V.exp().sum()), rel=0.02)
+    assert sum(sums) / len(sums) == pytest.approx(float(scores_V.exp().sum()), rel=0.05)
     assert len(set(sums)) > 1000
+    assert float(drawn.sum()) == pytest.approx(V, rel=0.05)
+
+
+def test_frequent_entries_are_drawn_more_often() -> None:
+    frequencies_V = torch.linspace(0.0, -6.0, V)
+    counts = torch.zeros(V)
+    for _ in range(500):
+        counts[draw_entries(torch.tensor([V - 1]), frequencies_V, 12)[0]] += 1
+    assert counts[V - 1] == 500 and counts[:3].min() > 300
+    assert counts[: V // 2].sum() > 3 * counts[V // 2 : -1].sum()
 
 
 @pytest.mark.parametrize("transform", [True, False])
