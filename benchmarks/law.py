@@ -37,6 +37,8 @@ CHOICES = 100
 WANTED = 0.02
 ALIKE = 1.25
 """Runs of one shape whose tokens differ by less than this factor are candidates of one another."""
+NARROWEST = 128
+"""Narrower models end as low after minutes, but are not as good after fine-tuning: they are not advised."""
 EQUAL_TIME = 0.05
 """Training times of a study that differ by less than this share are equal."""
 EVIDENCE = Path(record.__file__).with_name("evidence.json")
@@ -103,6 +105,7 @@ def recorded(results: Sequence[Mapping[str, Any]], text: Mapping[str, Any]) -> l
             loss=round(result["final_loss"], 5),
             unigram_loss=round(text["unigram_loss"], 5),
             vocab_size=text["vocab_size"],
+            is_candidate=config.model.hidden_size >= NARROWEST,
         )
         runs.setdefault((*shape.values(), result["budget"]), run)
     return list(runs.values())

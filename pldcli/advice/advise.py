@@ -225,7 +225,7 @@ class _Chooser:
 
     def _models(self) -> list[_Model]:
         """List the shapes on record and those shipped, the cheapest first."""
-        models = [_Model(run.size, run.shape) for run in self.runs]
+        models = [_Model(run.size, run.shape) for run in self.runs if run.is_candidate]
         for size in _SHIPPED:
             shipped = presets.resolve(f"{size}-{_DENSE}").config.model
             models.append(_Model(size, {f"model.{name}": getattr(shipped, name) for name in SHAPE}))

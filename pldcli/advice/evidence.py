@@ -37,6 +37,8 @@ class Recorded:
     """Of the unigram baseline there."""
     vocab_size: int
     """Of the tokenizer: with another one the same text has other losses, by more than the baseline tells."""
+    is_candidate: bool = True
+    """Its shape may be chosen; otherwise it only tells the law how losses go on."""
 
     @property
     def point(self) -> Point:

@@ -93,6 +93,15 @@ def test_what_ends_lowest_is_chosen_and_timed(prepared: Path, timed: list[Config
     assert [one.model.hidden_size for one in timed] == [16, 16, 64]
 
 
+def test_a_shape_that_only_the_law_knows_is_not_chosen(prepared: Path, timed: list[Config]) -> None:
+    data = open_prepared(prepared)
+    best = advise(data, seconds=60.0, evidence=EVIDENCE).candidates[0]
+    runs = tuple(replace(one, is_candidate=one.shape != best.model.shape) for one in EVIDENCE.runs)
+    without = advise(data, seconds=60.0, evidence=replace(EVIDENCE, runs=runs))
+    assert best.name not in names(without) and len(without.candidates) == 3
+    assert without.error == leave_one_out([one.point for one in EVIDENCE.runs])
+
+
 def test_a_machine_that_is_slow_with_small_models(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the speed of the smallest model no other one would be worth a trial."""
 
