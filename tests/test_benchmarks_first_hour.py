@@ -99,7 +99,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_shipped_plan_can_be_run(path: Path) -> None:
     plan = plans.read_plan(path)
-    kinds = {"modernbert", "pld"} if path.stem == "tiny-bf16" else {"bert", "modernbert", "pld"}
+    kinds = {"modernbert", "pld"} if path.stem in ("tiny-bf16", "small-fp32") else {"bert", "modernbert", "pld"}
     assert {contestant.kind for contestant in plan.contestants} == kinds
     for contestant in plan.contestants:
         for job in plan.tuning(contestant) or plan.final(contestant, contestant.candidates[0]):
@@ -342,7 +342,7 @@ def test_the_chosen_models_are_fine_tuned_by_one_program_and_once(
         (out / "results.json").write_text(json.dumps({"groups": [*groups, {"score": None}]}), encoding="utf-8")
         return ""
 
-    monkeypatch.setattr(hour, "output_of_process", pretend)
+    monkeypatch.setattr(load("measuring"), "output_of_process", pretend)
     words = ["finetune", "--plan", plan_file, "--work", work, "--data-dir", "glue", "--tasks", "cola", "--seeds", 2, "--set"]
     run_main(monkeypatch, *words, "learning_rate=1e-4,1e-3")
     run_main(monkeypatch, *words, "learning_rate=1e-4,1e-3")
