@@ -211,9 +211,9 @@ def depth_narrow() -> Table:
 def depth_cut() -> Table:
     """What is left of 64-wide models of equal training time when they are cut: losses, and scores after fine-tuning."""
     place, depths = RESULTS / "study-depth-cut", ("8", "6", "4", "2")
-    losses, scores = (json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in ("depths", "stsb"))
+    losses, scores = (json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in ("depths", "cola"))
     table: Table = [
-        ("trained for the same time", *(f"loss, {depth} blocks" for depth in depths), *(f"STS-B, {depth} blocks" for depth in depths))
+        ("trained for the same time", *(f"loss, {depth} blocks" for depth in depths), *(f"CoLA, {depth} blocks" for depth in depths))
     ]
     for label, name in (
         ("8 blocks", "deep"),

@@ -40,7 +40,7 @@ ALIKE = 1.25
 NARROWEST = 128
 """Narrower models end as low after minutes, but are not as good after fine-tuning: they are not advised."""
 EQUAL_TIME = 0.05
-"""Training times of a study that differ by less than this share are equal."""
+"""Training times of a study, or FLOPs, that differ by less than this share are equal: steps timed beside other work vary by more."""
 EVIDENCE = Path(record.__file__).with_name("evidence.json")
 
 
@@ -151,7 +151,8 @@ def compared_in_study(study: Path) -> list[Comparison]:
             continue  # of a system with other settings of dropping the advice could not name them
         for other_preset, other in runs:
             same = (other.config.model, other.seed) == (run.config.model, run.seed) and other_preset.endswith(DENSE)
-            if same and abs(run.final.train_seconds / other.final.train_seconds - 1) < EQUAL_TIME:
+            spent = [(one.final.train_seconds, one.final.executed_flops) for one in (run, other)]
+            if same and any(abs(ours / theirs - 1) < EQUAL_TIME for ours, theirs in zip(*spent, strict=True)):
                 assert run.final.loss is not None and other.final.loss is not None
                 difference = round(run.final.loss - other.final.loss, 4)
                 found.append(Comparison(system, run.config.model.num_hidden_layers, int(other.final.tokens), difference))

@@ -1,7 +1,7 @@
 """Score the runs of a study with only some of their blocks, nothing scaled: by loss, and after fine-tuning.
 
     python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --out depths.json
-    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --finetune stsb --data-dir glue --out stsb.json
+    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --finetune cola --data-dir glue --out cola.json
 
 Kept are the blocks that a run trained most, as `pld evaluate --depth` and `pld export --keep-blocks` choose them; of a run without dropping
 the first ones. Losses are those of the rows and masks of each run's own validations. What is in OUT is not done again.
