@@ -58,7 +58,7 @@ TEXT = gzip.decompress(table_bytes(RUNS[:1])).decode()
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no gzip", "metrics.csv.gz: is truncated or damaged"),
+        (b"no gzip\0", "metrics.csv.gz: is truncated or damaged"),
         (table_bytes(RUNS)[:-40], "metrics.csv.gz: is truncated or damaged"),
         (gzip.compress(b"\xff\xfe", mtime=0), "cannot be read as a table of runs"),
         ("", "is no table of runs: it has no column run, about, step, eval/mlm_loss, progress/tokens"),
