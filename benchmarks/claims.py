@@ -134,16 +134,17 @@ def preparing() -> Table:
     table: Table = [("tokenizer, processes", "MB", "datasets.map takes", "datatrove takes", "memory, MB: pld / datasets / datatrove")]
     for label, file, own in (("WordPiece, 1", "", ours), ("SentencePiece, 2", "sentencepiece-", same_model)):
         text = (RESULTS / f"prepare-vs-datasets-{file}cpu.md").read_text(encoding="utf-8")
-        found = {(cells[0], cells[1]): cells for cells in read_cells(text.splitlines()) if len(cells) == len(_PREPARING)}
+        heads, *rows = read_cells(text.splitlines())
+        found = {(cells[0], cells[1]): dict(zip(heads, cells, strict=True)) for cells in rows}
         for size in dict.fromkeys(size for size, system in found if system == own):
-            peers = [dict(zip(_PREPARING, found[size, system], strict=True)) for system in others]
-            memory = [found[size, own][_PREPARING.index("memory")], *(peer["memory"] for peer in peers)]
-            table.append((label, size, *(f"{peer['time'].split()[0]} times as long" for peer in peers), " / ".join(memory)))
+            peers = [found[size, system] for system in others]
+            memory = " / ".join(one["peak memory, MB"] for one in (found[size, own], *peers))
+            table.append((label, size, *(f"{peer[HELD_AGAINST].split()[0]} times as long" for peer in peers), memory))
     return table
 
 
-_PREPARING = ("MB", "system", "tokens", "rate", "rate without start-up", "start-up", "memory", "private", "time", "time without start-up")
-"""Columns of the report of `prepare_vs_datasets.py`."""
+HELD_AGAINST = "its time / pld's"
+"""A column of the report of `prepare_vs_datasets.py`."""
 
 
 def first_hour(plan: str) -> dict[str, Any]:

@@ -215,7 +215,7 @@ class Reader:
         number = 0
         while line := file.readline(MAX_RECORD_BYTES + 1):
             number += 1
-            if len(line) > MAX_RECORD_BYTES // _width(line):
+            if _may_fill_memory(line):
                 is_cut = not line.endswith(b"\n")
                 del line
                 if is_cut:
@@ -237,10 +237,11 @@ class Reader:
                 yield from cut_at_whitespace(text, CHUNK_BYTES)
 
     def _csv_pieces(self, file: BinaryIO) -> Iterator[Piece]:
-        lines = _lines(_whole_lines(self._decoder.decode_all(file, CHUNK_BYTES)))
+        most_characters = MAX_RECORD_BYTES // _CSV_WIDEST
+        lines = _lines(_whole_lines(self._decoder.decode_all(file, CHUNK_BYTES)), most_characters)
         is_tsv = self.source.format == "tsv"
         yield from self._row_pieces(
-            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=MAX_RECORD_BYTES // _CSV_WIDEST)
+            csv_texts(lines, self.source.path, field=self._text_field, is_tsv=is_tsv, most_characters=most_characters)
         )
 
     def _wiki_pieces(self, file: BinaryIO) -> Iterator[Piece]:
@@ -333,9 +334,11 @@ class Corpus:
                 done(source, reader)
 
 
-def _width(line: bytes) -> int:
-    """Return the bytes that a character of a record may take in memory."""
-    return 1 if line.isascii() and b"\\u" not in line else _WIDEST
+def _may_fill_memory(line: bytes) -> bool:
+    """Return whether a record may take more memory than a string is given: only long ones are looked through."""
+    if len(line) <= MAX_RECORD_BYTES // _WIDEST:
+        return False
+    return len(line) > MAX_RECORD_BYTES or not line.isascii() or b"\\u" in line
 
 
 def skip_line(file: BinaryIO) -> None:
@@ -379,13 +382,13 @@ def _unix_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _lines(blocks: Iterator[str]) -> Iterator[str]:
+def _lines(blocks: Iterator[str], most_characters: int) -> Iterator[str]:
     """Part blocks into lines with their ends, and put together a line that comes in parts, up to the first character that is too many."""
     begun = ""
     for block in blocks:
         *whole, rest = (begun + block).split("\n")
         yield from (f"{line}\n" for line in whole)
-        begun = rest[: MAX_RECORD_BYTES // _CSV_WIDEST + 1]
+        begun = rest[: most_characters + 1]
     if begun:
         yield begun
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,7 @@ def _read_delimited(
     notes: tuple[str, ...] = ()
     if quoted is None:
         quoted, notes = _find_quoting(path, delimiter)
-    with open_text(path, hint=KNOWN) as opened:
-        lines = without_declaration(opened)
+    with _open_rows(path) as lines:
         joined: list[Joined] = []
         rows = quoted_rows(lines, delimiter, path, joined) if quoted else plain_rows(lines, delimiter)
         first = next(rows, None)
@@ -144,20 +144,27 @@ def _read_delimited(
         return replace(table, notes=(*notes, *table.notes, *_joined_note(table, joined)))
 
 
+@contextmanager
+def _open_rows(path: Path) -> Iterator[Iterator[str]]:
+    """Open a file of rows, without a line that only tells the delimiter."""
+    with open_text(path, hint=KNOWN) as file:
+        yield without_declaration(file)
+
+
 def _find_quoting(path: Path, delimiter: str) -> tuple[bool, tuple[str, ...]]:
     """Find whether cells may stand in quotes; where a `.csv` is not what a writer of CSV writes, say that quotes are characters.
 
     Raises:
         DataError: It is not, and with quotes as characters rows have different numbers of columns.
     """
-    with open_text(path, hint=KNOWN) as file:
+    with _open_rows(path) as lines:
         if delimiter == "\t":
-            return is_quoted(without_declaration(file), delimiter), ()
-        line = misplaced_quote(without_declaration(file), delimiter)
+            return is_quoted(lines, delimiter), ()
+        line = misplaced_quote(lines, delimiter)
     if line is None:
         return True, ()
-    with open_text(path, hint=KNOWN) as file:
-        widths = {len(cells) for _, cells in plain_rows(without_declaration(file), delimiter)}
+    with _open_rows(path) as lines:
+        widths = {len(cells) for _, cells in plain_rows(lines, delimiter)}
     if len(widths) > 1:
         what = "a quote that opens here closes in the middle of a cell"
         raise DataError(

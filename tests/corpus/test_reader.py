@@ -382,11 +382,7 @@ def test_a_record_may_have_fewer_characters_where_they_may_be_wide(tmp_path, mon
 def test_long_cells_of_a_columnar_file_are_skipped_and_counted(tmp_path, monkeypatch, name, kind):
     monkeypatch.setattr(corpus, "MAX_RECORD_BYTES", 400)
     path, table = tmp_path / name, pa.table({"text": pa.array(["one", "x" * 101, "y" * 100]).cast(kind)})
-    if name == "a.parquet":
-        pyarrow.parquet.write_table(table, path)
-    else:
-        with pa.ipc.new_stream(str(path), table.schema) as file:
-            file.write_table(table)
+    write_columns(path, table)
     reader = reader_of(path)
     assert [text for text, _ in reader.pieces()] == ["one", "y" * 100] and reader.skipped == {corpus.LONG_RECORD: 1}
 
@@ -418,13 +414,17 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path):
 ROWS = [{"id": number, "text": f'number {number}\u2028, with "quotes",\nand a line'} for number in range(2500)]
 
 
-def write_table(path: Path, rows: list[dict] = ROWS) -> Path:
-    table = pa.Table.from_pylist(rows)
+def write_columns(path: Path, table: pa.Table) -> None:
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(table, path, row_group_size=700)
-    elif path.suffix == ".arrow":
+    else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
+
+
+def write_table(path: Path, rows: list[dict] = ROWS) -> Path:
+    if path.suffix in (".parquet", ".arrow"):
+        write_columns(path, pa.Table.from_pylist(rows))
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["id", "text"], delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -477,11 +477,7 @@ def test_text_of_a_columnar_file_that_is_not_utf8_is_replaced_and_counted(tmp_pa
     texts = pa.Array.from_buffers(of_text, 3, raw.buffers())
     texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts) if is_dictionary else texts
     path, table = tmp_path / name, pa.table({"text": texts})
-    if name == "a.parquet":
-        pyarrow.parquet.write_table(table, path)
-    else:
-        with pa.ipc.new_file(str(path), table.schema) as file:
-            file.write_table(table)
+    write_columns(path, table)
     reader = reader_of(path)
     assert [text for text, _ in reader.pieces()] == ["one", "caf\ufffd", "two"] and reader.replaced_bytes == 1
     with pytest.raises(DataError, match=rf"{name}, row 2: holds text that is not UTF-8"):
