@@ -204,7 +204,7 @@ def depth_narrow() -> Table:
         ("exits after 2, 4 and 6 blocks", "exits-time"),
     ):
         [run] = system_of(study, name).runs
-        losses = [run.final.loss, *(cut[name].get(str(depth)) for depth in (6, 4, 2))]
+        losses = [run.final.loss, *(cut[f"{name}-seed0"].get(str(depth)) for depth in (6, 4, 2))]
         table.append((label, f"{run.final.tokens / 1e6:.1f} M", *("" if loss is None else f"{loss:.3f}" for loss in losses)))
     return table
 
@@ -226,9 +226,10 @@ def depth_cut() -> Table:
         ("dropping by depth alone", "depth-only"),
         ("dropping by depth alone, unbiased residual", "depth-only-block"),
     ):
-        cells = [f"{losses[name][depth]:.3f}" if depth in losses[name] else "" for depth in depths]
+        run = f"{name}-seed1"
+        cells = [f"{losses[run][depth]:.3f}" if depth in losses[run] else "" for depth in depths]
         for depth in depths:
-            values = [100 * score for score in scores[name].get(depth, ())]
+            values = [100 * score for score in scores[run].get(depth, ())]
             cells.append(f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
         table.append((label, *cells))
     return table

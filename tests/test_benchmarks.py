@@ -123,6 +123,46 @@ def test_minimal_pairs_are_scored_in_three_ways_that_agree(
         assert float(seconds) > 0
 
 
+def test_natural_pairs_have_either_form_as_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load("natural_pairs")
+    told = "The {} of the village {} known to all who lived beside the river."
+    texts = [told.format(name, "was") for name in ("mayor", "smith", "church")] + [told.format("mayors", "were")]
+    texts += ["Nobody was there when they were on the way to the river.", "It was late."]
+    (tmp_path / "held-out.jsonl").write_text(json.dumps({"text": f"First. {' '.join(texts)}"}), encoding="utf-8")
+    words = [str(tmp_path / "held-out.jsonl"), "--pairs", "20", "--out", str(tmp_path / "pairs")]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/natural_pairs.py", *words])
+    script.main()
+    verbs, neighbours = (
+        [json.loads(line) for line in (tmp_path / "pairs" / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for kind in ("verbs", "neighbours")
+    )
+    assert sorted(pair["form"] for pair in verbs) == ["was", "were"]
+    for pair in verbs:
+        other = {"was": "were", "were": "was"}[pair["form"]]
+        assert pair["sentence_bad"] == pair["sentence_good"].replace(f" {pair['form']} ", f" {other} ")
+    assert len(neighbours) == 5
+    for pair in neighbours:
+        good, bad = pair["sentence_good"].split(), pair["sentence_bad"].split()
+        assert sorted(good) == sorted(bad) and sum(one != other for one, other in zip(good, bad, strict=True)) == 2
+
+
+def test_cut_runs_are_scored_by_loss_and_by_pairs(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load("study_depths")
+    run = tmp_path / "study" / "runs" / "pld-seed3"
+    assert cli.run(["pretrain", "--preset", "bert-tiny-pld", "--data", str(prepared), "--out", str(run), *TINY]) == 0
+    pair = {"sentence_good": "Return the value of the key.", "sentence_bad": "Return value the of the key."}
+    (tmp_path / "order.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+    for name, more in (("losses", []), ("pairs", ["--minimal-pairs", str(tmp_path / "order.jsonl")])):
+        words = [str(tmp_path / "study"), "--data", str(prepared), "--depths", "3", "2", "--out", str(tmp_path / f"{name}.json"), *more]
+        monkeypatch.setattr(sys, "argv", ["benchmarks/study_depths.py", *words])
+        script.main()
+    losses = json.loads((tmp_path / "losses.json").read_text(encoding="utf-8"))["pld-seed3"]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert losses["3"] == pytest.approx([row for row in logged if "eval/mlm_loss" in row][-1]["eval/mlm_loss"], abs=1e-4) != losses["2"]
+    right = json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8"))["pld-seed3"]
+    assert list(right) == ["3", "2"] and all(score in ({"order": 0.0}, {"order": 1.0}) for score in right.values())
+
+
 @pytest.fixture(scope="module")
 def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny model and an RTE of forty pairs; whether the first sentence names the river decides."""

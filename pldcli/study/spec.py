@@ -26,7 +26,7 @@ _ELSEWHERE = {
 
 def spelled(value: Any) -> str:
     """Write a value of YAML as it is typed after KEY=."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool | list) else str(value)
 
 
 def _file_name(name: str) -> str:
@@ -53,9 +53,16 @@ def _changes(given: Any) -> Any:
     if not isinstance(given, dict):
         return given or ()
     for key, value in given.items():
-        if isinstance(value, dict | list):
+        if isinstance(value, dict):
             raise ValueError(f"{key} must be one value, not {value!r}; write dotted keys, as optim.learning_rate: 1e-3")
     return tuple(f"{key}={spelled(value)}" for key, value in given.items())
+
+
+def _axes(given: Any) -> Any:
+    """Read `set` of `finetune`, where several values make a grid."""
+    if not isinstance(given, dict):
+        return given or ()
+    return _changes({key: ",".join(map(spelled, value)) if isinstance(value, list) else value for key, value in given.items()})
 
 
 def _may_be_set(changes: Any) -> Any:
@@ -74,8 +81,13 @@ Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str)
 Changes = Annotated[
     tuple[str, ...],
     Strict(False),
-    BeforeValidator(_changes, json_schema_input_type=dict[str, Scalar] | list[str] | None),
+    BeforeValidator(_changes, json_schema_input_type=dict[str, Any] | list[str] | None),
     AfterValidator(_may_be_set),
+]
+Axes = Annotated[
+    tuple[str, ...],
+    Strict(False),
+    BeforeValidator(_axes, json_schema_input_type=dict[str, Any] | list[str] | None),
 ]
 Grid = Annotated[
     dict[str, Annotated[tuple[Scalar, ...], Strict(False), Field(min_length=1)]], Field(min_length=1), AfterValidator(_may_be_set)
@@ -190,8 +202,8 @@ class Finetuning(Settings):
     """Whose runs, by default everyone's; of a candidate of the halving, those of the last rung."""
     seeds: Seeds = (0,)
     """Of each task."""
-    set: Changes = ()
-    """`KEY=VALUE` of `pld finetune`; several values with commas between them make a grid."""
+    set: Axes = ()
+    """`KEY=VALUE` of `pld finetune`, or its keys with values; several values with commas between them, or a list, make a grid."""
 
     @property
     def settings(self) -> tuple[str, ...]:

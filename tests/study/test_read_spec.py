@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pldcli.errors import UsageError
+from pldcli.presets import resolve
 from pldcli.study.plan import shapes
 from pldcli.study.read_spec import read_spec
 from pldcli.study.spec import Check, Finetuning, Rung, Spec
@@ -80,6 +81,15 @@ def test_fine_tuning(spec_of: Callable[..., Spec], tmp_path: Path) -> None:
     assert few == Finetuning(tasks=("glue/rte",), systems=("preln", "lr-1e-3", "lr-2e-3"))
     assert few.settings == ("seed=0",)
     assert spec_of(systems).finetuning is None
+
+
+def test_a_setting_may_be_a_list(spec_of: Callable[..., Spec]) -> None:
+    grown = {"preset": "modern-tiny-expansion", "set": {"pld.depth_stages": [{"until": 0.5, "blocks": 2}], "optim.decay_fraction": 0.5}}
+    finetune = {"tasks": ["glue/rte"], "set": {"learning_rate": [0.0001, 0.0003], "epochs": 2}}
+    spec = spec_of({"preln": PRELN, "grown": grown}, set=["train.total_steps=100"], finetune=finetune)
+    [stage] = resolve("modern-tiny-expansion", spec.systems["grown"].overrides).config.pld.depth_stages
+    assert (stage.until, stage.blocks) == (0.5, 2)
+    assert spec.finetuning is not None and spec.finetuning.set == ("learning_rate=0.0001,0.0003", "epochs=2")
 
 
 def with_halving(**changes: Any) -> dict[str, Any]:
