@@ -34,8 +34,8 @@ from pldcli.errors import DeviceError, UsageError
 from pldcli.settings import Switch
 from pldcli.sharding import Processes, is_sharded, reduces, shard
 from pldcli.system.agreement import check_equal, hash_of
-from pldcli.system.command_line import COMMAND_LINE
-from pldcli.system.machine import end_with_agent, keep_freed_memory
+from pldcli.system.command_line import JOB
+from pldcli.system.machine import end_with_agent, has_agent, keep_freed_memory
 from pldcli.system.roll_call import Loss, Reason, RollCall
 
 __all__ = ["Runtime", "launch", "out_of_memory", "repeatable"]
@@ -266,15 +266,16 @@ def launch(
     chosen = _device(device, local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
-    if world_size == 1:
-        yield Runtime(chosen)
-        return
     end_with_agent()
+    restarts, timeout = _environment("TORCHELASTIC_RESTART_COUNT", 0), timedelta(seconds=timeout_seconds)
+    if world_size == 1:
+        job = _name_of_job(next(rendezvous("env://", timeout=timeout))[0]) if has_agent() else ""
+        yield Runtime(chosen, job=job, restarts=restarts)
+        return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    backend, timeout = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     processes = Processes.of(world_size, _environment("LOCAL_WORLD_SIZE", world_size) or 1, sharding)
-    restarts = _environment("TORCHELASTIC_RESTART_COUNT", 0)
     runtime = Runtime(chosen, rank, world_size, reduce_dtype, processes.shards, restarts=restarts, local_world_size=processes.here)
     try:
         # The store may be the agent's, which outlives processes that begin anew.
@@ -307,9 +308,11 @@ def _name_of_job(store: Store) -> str:
     Args:
         store: Of all processes; of the agent, if it shares its own.
     """
+    if launcher := os.environ.get(JOB):
+        return launcher
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if COMMAND_LINE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return name  # the launcher's is of one call; of others nothing more is known
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return name  # nothing more is known
     # A user's --rdzv-id may be that of every call. The store is as old as the agent: the first process to come names the call there.
     return bytes(store.compare_set("job", "", f"{name} {uuid.uuid4().hex}")).decode()
 

@@ -1,4 +1,4 @@
-"""The command line as it was typed, also in processes that this program or torchrun started."""
+"""The command line as it was typed, and the job, also in processes that this program or torchrun started."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import shlex
 import sys
 from pathlib import Path
 
-__all__ = ["COMMAND_LINE", "command_line"]
+from pldcli.system.machine import has_agent
+
+__all__ = ["COMMAND_LINE", "JOB", "command_line"]
 
 COMMAND_LINE = "PLD_COMMAND_LINE"
 """Variable in which a process that starts others hands down what was typed."""
+JOB = "PLD_JOB"
+"""Variable in which it hands down a name of its own, that of one call however often it starts them."""
 PROCESSES = Path("/proc")
 _MODULE = "torch.distributed.run"
 
@@ -21,7 +25,7 @@ def command_line() -> str:
         return typed
     own = sys.argv[1:]
     here, machines = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
-    if here == machines == "1":
+    if here == machines == "1" and not has_agent():
         return shlex.join(["pld", *own])
     several = ["--nnodes", machines] if machines != "1" else []
     return shlex.join(_torchrun(own) or ["torchrun", *several, "--nproc-per-node", here, "-m", "pldcli", *own])

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pldcli.errors import DeviceError, PldError, PreemptedError, StoppedError
-from pldcli.system.command_line import COMMAND_LINE, command_line
+from pldcli.system.command_line import COMMAND_LINE, JOB, command_line
 from pldcli.system.error_file import FINAL_CODES, STOP_CODES, count_lost, read_endings
 from pldcli.system.roll_call import LOST
 from pldcli.system.workers import THREADS, share_of_cores
@@ -64,7 +64,7 @@ def run_processes(
     code, what, hint = 0, "", _AGAIN if max_restarts is None else f"{_AGAIN}; --max-restarts N does so by itself"
     # torchrun's command would set one thread, its agent sets none: every process would compute on all cores.
     threads = {} if THREADS in os.environ else {THREADS: str(share_of_cores(count))}
-    variables = {COMMAND_LINE: command_line(), **threads}
+    variables = {COMMAND_LINE: command_line(), JOB: job, **threads}
     with TemporaryDirectory(prefix="pld-", ignore_cleanup_errors=True) as endings, _handed_down(variables):
         try:
             for left in range(max_restarts or 0, -1, -1):

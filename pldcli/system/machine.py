@@ -10,7 +10,16 @@ import time
 from functools import cache
 from pathlib import Path
 
-__all__ = ["boot_id", "end_with_agent", "keep_freed_memory", "memory_counters", "processor_fields", "processor_flags", "share_cores"]
+__all__ = [
+    "boot_id",
+    "end_with_agent",
+    "has_agent",
+    "keep_freed_memory",
+    "memory_counters",
+    "processor_fields",
+    "processor_flags",
+    "share_cores",
+]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CPUINFO = Path("/proc/cpuinfo")
@@ -115,10 +124,15 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+def has_agent() -> bool:
+    """Return whether torchrun's agent started this process, or that of `--gpus`."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def end_with_agent() -> None:
     """Ask for SIGTERM when torchrun's agent dies: it starts processes in sessions of their own, where nothing else would end them.
 
     Source: prctl(2), PR_SET_PDEATHSIG; Linux only.
     """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.platform == "linux" and has_agent():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -223,7 +223,7 @@ def test_a_job_that_is_restarted_resumes_what_it_began(
 
 KILLED_ONCE = """
 import os, signal
-if os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+if os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "0")) - 1) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     from pldcli.engine.trainer import Trainer
     step, calls = Trainer._step, iter(range(100))
     def killed(self, *arguments, **named):
@@ -234,15 +234,16 @@ if os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] ==
 """
 
 
-def test_a_new_call_of_torchrun_under_the_same_name_is_no_restart(processes: Any, prepared: Path, tmp_path: Path) -> None:
-    """In each call a process is killed behind the checkpoint of step 5, and all begin anew."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_new_call_of_torchrun_under_the_same_name_is_no_restart(processes: Any, prepared: Path, tmp_path: Path, count: int) -> None:
+    """In each call the last process is killed behind the checkpoint of step 5, and all begin anew."""
     out, place = tmp_path / "runs" / "run", tmp_path / "code"
     place.mkdir()
     (place / "sitecustomize.py").write_text(KILLED_ONCE)
     path = {"PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
     meeting = ["--rdzv-id", "one", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     line = arguments(prepared, out, "--resume", "never", "checkpoint.every_steps=5", "eval.every_steps=12")
-    words = ["--nproc-per-node", "2", *meeting, "--max-restarts", "1", "-m", "pldcli", *map(str, line)]
+    words = ["--nproc-per-node", str(count), *meeting, "--max-restarts", "1", "-m", "pldcli", *map(str, line)]
     for names in ({"run"}, {"run", "run.1"}):
         process = processes.python(f"from torch.distributed.run import main; main({words})", environment=path)
         assert process.wait() == 0, process.err

@@ -36,3 +36,11 @@ def test_the_line_of_torchrun_is_what_it_was_started_with(
         (tmp_path / str(os.getppid())).mkdir()
         (tmp_path / str(os.getppid()) / "cmdline").write_text("".join(f"{word}\0" for word in agent))
     assert command_line() == f"{line} pretrain --data 'my data'"
+
+
+def test_one_process_of_torchrun_was_typed_with_torchrun_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "PROCESSES", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/pldcli/__main__.py", "pretrain"])
+    assert command_line() == "pld pretrain"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    assert command_line() == "torchrun --nproc-per-node 1 -m pldcli pretrain"
