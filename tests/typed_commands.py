@@ -32,6 +32,8 @@ SMALLER = (
 )
 SLOW = ("study", "doctor")
 """Commands that measure steps, or compile, whatever they are given: here only their words are checked."""
+SHORT = ("--budget", "2s", "--device", "cpu", "train.global_batch_size=4")
+"""Also of a slow machine a budget of some steps."""
 QUICK = ("epochs=0.1", "max_seq_len=32")
 
 
@@ -52,7 +54,7 @@ def arguments_of(line: str) -> list[str]:
     if "finetune" in words and "config" not in words:
         return [*words, *QUICK, "--jobs", "1", "--device", "cpu"]
     if "advise" in words or "auto" in words:
-        return [*_without(words, "--budget"), "--budget", "1s", "--device", "cpu"]
+        return [*_without(words, "--budget"), *SHORT]
     if "analyze" in words:
         return [*words, "--sequences", "4", "--draws", "2"]
     if "bench" in words:

@@ -125,9 +125,12 @@ def evaluate(
     from pldcli.plots.canvas import check_picture_path
     from pldcli.runs.model_source import latest_run
     from pldcli.system.json_text import finite
+    from pldcli.system.output_place import check_file
 
     given["--out"] = out or _PICTURE
     check_picture_path(given["--out"])
+    for option, place in (("--predictions", predictions), ("--save", save)):
+        check_file(place, option)
     target = model or latest_run()
     if (processes := processes_to_start(gpus)) > 1:
         from pldcli.system.launcher import run_processes
@@ -166,6 +169,8 @@ def evaluate(
             typer.echo(json.dumps(values))
         else:
             measurement.show(found, given)
+    if predictions is not None and not as_json:
+        typer.echo(f"predictions written to {predictions}")
 
 
 def _files(given: Mapping[str, Any]) -> tuple[str, list[Path]]:
@@ -241,7 +246,7 @@ _MEASUREMENTS = {
     "--task": _Measurement(
         run=_task,
         values=lambda found, _: tables.task_json(found),
-        show=lambda found, given: tables.show_task(found, given["--predictions"]),
+        show=lambda found, _: tables.show_task(found),
         options=("--data-dir", "--predictions", "--skip-bad"),
     ),
     "--fill": _Measurement(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 
 from pldcli.corpus.addresses import Location
 from pldcli.errors import DataError, UsageError
-from pldcli.system.input_files import input_errors, open_content
+from pldcli.system.input_files import bare_name, compression_of, input_errors, open_content
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -135,7 +136,9 @@ def _undecodable(path: Path, error: UnicodeDecodeError) -> DataError:
 
 def _how_to_convert(path: Location, encoding: str) -> str:
     name = encoding.replace("_", "-").replace("16-", "16")  # iconv writes utf-16le
-    return f"convert the file to UTF-8, for example: iconv -f {name} -t UTF-8 {path.name} > utf8{path.suffix}"
+    file, compression = shlex.quote(str(path)), compression_of(path)
+    convert = f"{compression} -dc {file} | iconv -f {name} -t UTF-8" if compression else f"iconv -f {name} -t UTF-8 {file}"
+    return f"convert the file to UTF-8, for example: {convert} > {shlex.quote(f'utf8{bare_name(path).suffix}')}"
 
 
 def looks_like(sample: bytes) -> list[str]:

@@ -133,7 +133,7 @@ def task_json(result: TaskScore) -> dict[str, Any]:
     return {"task": result.task.name, "model": result.source, "splits": splits}
 
 
-def show_task(result: TaskScore, predictions: Path | None) -> None:
+def show_task(result: TaskScore) -> None:
     """Print a task's scores, split by split."""
     typer.echo(f"{result.source} on {result.task.name}, {result.precision}")
     metrics = list(dict.fromkeys(name for _, scored in result.splits.values() for name in scored.scores))
@@ -148,8 +148,6 @@ def show_task(result: TaskScore, predictions: Path | None) -> None:
         for name, (examples, scored) in result.splits.items()
     ]
     screen().print(table(headings, rows, right=headings[1:], fold=["split"]))
-    if predictions is not None:
-        typer.echo(f"predictions written to {predictions}")
 
 
 def depths_json(report: DepthReport, picture: Path) -> dict[str, Any]:

@@ -146,7 +146,8 @@ def write_predictions(result: TaskScore, path: Path) -> None:
 def _open(target: Path, source: TaskSource, opening: Opening) -> Iterator[_Subject]:
     loaded = open_model(target, data=opening.get("data"), allow_bin=opening.get("allow_bin", False))
     if "task_head.output.bias" not in loaded.weights:
-        command = shlex.join(["pld", "finetune", source.task, "--model", str(target)])
+        place = [] if source.data_dir is None else ["--data-dir", str(source.data_dir)]
+        command = shlex.join(["pld", "finetune", source.task, "--model", str(target), *place])
         raise CheckpointError("has no head for a task", where=loaded.where, hint=f"fine-tune it first: {command}")
     task = _task_of(loaded, source)
     kind = KINDS[task.kind]

@@ -7,9 +7,19 @@ from pathlib import Path
 
 from pldcli.errors import OutputError
 
-__all__ = ["check_new", "check_output", "check_place"]
+__all__ = ["check_file", "check_new", "check_output", "check_place"]
 
 _ELSEWHERE = "choose another place with --out"
+
+
+def check_file(place: Path | None, option: str) -> None:
+    """Refuse a directory where an option names a file to write.
+
+    Raises:
+        OutputError: It is one.
+    """
+    if place is not None and place.is_dir():
+        raise OutputError("is a directory", where=str(place), hint=f"name a file with {option}")
 
 
 def check_new(out: Path, *, overwrite: bool = False, hint: str = f"add --overwrite, or {_ELSEWHERE}") -> None:

@@ -11,12 +11,19 @@ from pldcli.system.arrow import DAMAGE, memory_bytes, record_batches
 from pldcli.system.input_files import Format, check_expansion
 from pldcli.system.json_text import from_json
 
-__all__ = ["Read", "class_names", "is_saved_dataset", "read_columns"]
+__all__ = ["Read", "class_names", "is_saved_dataset", "read_columns", "splits_of"]
 
 
 def is_saved_dataset(path: Path) -> bool:
     """Return whether `Dataset.save_to_disk` wrote this directory."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def splits_of(path: Path) -> list[Path]:
+    """List the data sets in a directory that `DatasetDict.save_to_disk` wrote; none in others."""
+    if not (path / "dataset_dict.json").is_file():
+        return []
+    return sorted(part for part in path.iterdir() if is_saved_dataset(part))
 
 
 Read = tuple[dict[str, list[Any]], tuple[str, ...], int, dict[str, tuple[str, ...]]]

@@ -19,6 +19,8 @@ _COLUMNS_OF_CONLLU = 10
 _LEAST_NUMBERED = 3
 """Columns of a file that numbers its words: number, word, label."""
 _WHITE_SPACE = " \t\r"
+_NAMES_OF_WORDS = ("word", "words", "token", "tokens", "form", "text")
+"""What a heading calls the first column."""
 
 
 def read_conll(
@@ -27,8 +29,9 @@ def read_conll(
     """Read the sentences of a file.
 
     Columns are parted by tabs if the first word's line has one, else by spaces. `-DOCSTART-` lines are skipped; so are lines before a
-    sentence that begin with `#` and have another number of columns than words have, or read like `# key = value`; and, where there
-    are ten columns, CoNLL-U's ranges of words (`1-2`) and empty nodes (`8.1`).
+    sentence that begin with `#` and have another number of columns than words have, read like `# key = value`, or hold for a label what no
+    word has; a heading, whose first cell is `word`, `token`, `form` or `text` and whose label no word has; and, where there are ten
+    columns, CoNLL-U's ranges of words (`1-2`) and empty nodes (`8.1`).
 
     Args:
         path: The file, in UTF-8.
@@ -45,7 +48,7 @@ def read_conll(
     sentences: list[list[str]] = []
     labels: list[list[str]] = []
     begun = is_bad = single = False
-    for where, cells in _word_lines(path):
+    for where, cells in _word_lines(path, label_column):
         if not cells:
             begun = False
             continue
@@ -95,7 +98,7 @@ def usual_columns(path: Path) -> tuple[int, int | None]:
     return (1, {_LEAST_NUMBERED: 2, _COLUMNS_OF_CONLLU: 3}.get(width)) if width else (0, -1)
 
 
-def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
+def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[str] | DataError]]:
     """Yield each word's place and columns, or what is wrong with its line, and no columns where a sentence ends."""
     with open_text(path, hint="one word a line is needed, and a blank line after each sentence") as file:
         lines = file.read().split("\n")
@@ -104,7 +107,8 @@ def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
         model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(_DOCUMENT)), "")
     with_tabs = "\t" in model.strip(_WHITE_SPACE)
     num_columns = len(_columns(model, with_tabs=with_tabs))
-    before_sentence = True
+    labels = _labels_of_words(lines, label_column, num_columns, with_tabs=with_tabs)
+    before_sentence, is_first = True, True
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         cells = _columns(line, with_tabs=with_tabs)
@@ -112,8 +116,13 @@ def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
             before_sentence = True
             yield where, []
             continue
-        if before_sentence and line.startswith("#") and (len(cells) != num_columns or _KEY_AND_VALUE.match(line)):
+        is_unlike = len(cells) != num_columns or (bool(labels) and cells[label_column] not in labels)
+        if before_sentence and line.startswith("#") and (is_unlike or _KEY_AND_VALUE.match(line)):
             continue
+        if is_first and is_unlike and len(cells) == num_columns and cells[0].lower() in _NAMES_OF_WORDS:
+            is_first = False
+            continue
+        is_first = False
         if len(cells) != num_columns:
             what = f"has {_counted(len(cells))}, and the first word's line has {num_columns}"
             yield where, DataError(what, where=where, hint="give every word the same columns, and end a sentence with a blank line")
@@ -121,6 +130,23 @@ def _word_lines(path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
         before_sentence = False
         if num_columns != _COLUMNS_OF_CONLLU or not _NOT_A_WORD.fullmatch(cells[0]):
             yield where, cells
+
+
+def _labels_of_words(lines: list[str], label_column: int, num_columns: int, *, with_tabs: bool) -> set[str]:
+    """Collect the labels of all lines but the first and those that may be comments; none where there is a single column."""
+    found: set[str] = set()
+    if num_columns == 1 or not -num_columns <= label_column < num_columns:
+        return found
+    before_sentence = is_first = True
+    for cells in (_columns(line, with_tabs=with_tabs) for line in lines):
+        if not cells or cells[0] == _DOCUMENT:
+            before_sentence = True
+            continue
+        before_sentence = before_sentence and cells[0].startswith("#")
+        if not before_sentence and not is_first and len(cells) == num_columns:
+            found.add(cells[label_column])
+        is_first = False
+    return found
 
 
 def _columns(line: str, *, with_tabs: bool) -> list[str]:

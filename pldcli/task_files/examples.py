@@ -17,9 +17,11 @@ from pldcli.task_files.table import Table
 from pldcli.tasks.task import Examples, Label, Task
 
 __all__ = [
+    "ONE_HOT",
     "EmptyRule",
     "LabelRule",
     "check_labels",
+    "has_decimal_comma",
     "is_missing",
     "join",
     "label_ids",
@@ -44,15 +46,21 @@ _NO_NAME = re.compile(r"(?:LABEL_)?-?\d+")
 _MAX_LISTED = 10
 _NO_AGREEMENT = "-"
 """The label of natural-language-inference pairs on which the annotators did not agree."""
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
-_ESCAPE = r"""\\(?:['"\\nrt]|x[0-9a-f]{2})"""
-_ITEM = rf"""(?:'(?:[^'\\\n\r\0]|{_ESCAPE})*'|"(?:[^"\\\n\r\0]|{_ESCAPE})*"|-?(?:0|[1-9][0-9]{{0,17}}))"""
-_PRINTED_LIST = re.compile(rf"\[ *(?:{_ITEM}(?: *, *{_ITEM})*)? *\]")
-"""A list of texts and whole numbers as Python prints it."""
-_LIST_BEGINS = ("['", '["')
+_ESCAPE = r"""\\(?:['"\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})"""
+_PLAIN_ITEM = rf"""(?:'(?:[^'\\\n\r\0]|{_ESCAPE})*'|"(?:[^"\\\n\r\0]|{_ESCAPE})*"|-?(?:0|[1-9][0-9]{{0,17}})(?:\.[0-9]{{1,17}})?)"""
+_ITEM = rf"""(?:np\.\w+\({_PLAIN_ITEM}\)|{_PLAIN_ITEM})"""
+_ITEMS = rf"(?:{_ITEM}(?: *, *{_ITEM})*)?"
+_PRINTED_LIST = re.compile(rf"\[ *{_ITEMS} *\]|\( *{_ITEMS} *,? *\)|\{{ *{_ITEMS} *\}}|set\(\)")
+"""A list, tuple or set of texts and numbers as Python prints it, numpy's numbers among them."""
+ONE_HOT = "list the labels that an example has, not a 0 or 1 for each label there is"
+_LIKE_A_LIST = re.compile(r"\[.*\]|\(.*['\",].*\)|\{.*['\",].*\}", re.DOTALL)
 
 
-def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0) -> Examples:
+def read_examples(
+    table: Table, task: Task, *, split: str, labels: LabelRule, empty: EmptyRule = "keep", first_index: int = 0, named: bool = False
+) -> Examples:
     """Read a split of any kind but spans; the task's labels are known.
 
     Args:
@@ -62,6 +70,7 @@ def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, em
         labels: Whether the file must have labels.
         empty: What becomes of rows without text.
         first_index: The name of the first example, where the file does not name them.
+        named: Name the examples as the file does, whatever split they are; else only those of test splits.
 
     Raises:
         DataError: A column is missing, a text is empty or no text, or a label is missing or not one of the task's.
@@ -82,7 +91,7 @@ def read_examples(table: Table, task: Task, *, split: str, labels: LabelRule, em
         notes += _notes_on(bad, table)
     if not keep.any():
         raise DataError("no row is left to use", where=str(table.path), hint="; ".join(notes))
-    indices = _indices(table, task, split, first_index, notes)
+    indices = _indices(table, task, first_index, notes, named=named or split in task.test)
     return Examples(
         split=split,
         source=str(table.path),
@@ -162,9 +171,13 @@ def label_parts(value: Any, separator: str) -> list[Any]:
     return [part.strip() if isinstance(part, str) else part for part in parts if not (isinstance(part, str) and not part.strip())]
 
 
-def printed_list(text: str) -> list[str | int] | None:
-    """Read a list as pandas writes it into a cell; None where the text is something else."""
-    return list(ast.literal_eval(text.strip())) if _PRINTED_LIST.fullmatch(text.strip()) else None
+def printed_list(text: str) -> list[str | int | float] | None:
+    """Read a list, a tuple or a set as pandas writes it into a cell; None where the text is something else."""
+    if not _PRINTED_LIST.fullmatch(text.strip()):
+        return None
+    items = [ast.literal_eval(item) for item in re.findall(_PLAIN_ITEM, text)]
+    # JSON writes what lies beyond 16 bits as two escapes.
+    return [item.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(item, str) else item for item in items]
 
 
 def check_labels(labels: Sequence[Any], task: Task, where: str) -> None:
@@ -178,8 +191,8 @@ def check_labels(labels: Sequence[Any], task: Task, where: str) -> None:
             whose = f"the label of word {place}" if task.kind == TaskKind.TAGS else "the label"
             what = f"{whose} is neither a word nor a number but {'null' if label is None else type(label).__name__}"
             raise DataError(what, where=where, hint="mend it, or name another label column")
-        if task.kind == TaskKind.MULTI_LABEL and isinstance(label, str) and label.startswith(_LIST_BEGINS) and printed_list(label) is None:
-            what = f"the label {_short(label)} is no list, but begins like one"
+        if task.kind == TaskKind.MULTI_LABEL and isinstance(label, str) and _LIKE_A_LIST.fullmatch(label) and printed_list(label) is None:
+            what = f"the label {_short(label)} is no list, but looks like one"
             raise DataError(what, where=where, hint="write it as ['a', 'b'], or a|b")
 
 
@@ -196,6 +209,11 @@ def target_of(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) <= _LARGEST_TARGET else None
+
+
+def has_decimal_comma(value: Any) -> bool:
+    """Return whether a text is a number as much of Europe writes it."""
+    return isinstance(value, str) and bool(_DECIMAL_COMMA.fullmatch(value.strip()))
 
 
 def needed_columns(task: Task) -> Iterable[str]:
@@ -217,8 +235,8 @@ def _label_values(table: Table, task: Task, rule: LabelRule) -> list[Any] | None
     if rule == "optional" and not any(name in table.columns for name in names):
         return None
     values = table.column(*names)
-    if rule == "optional" and all(is_missing(value, task, table) or value in ("", []) for value in values):
-        return None
+    if rule == "optional" and all(is_missing(value, task, table) or value in ("", []) or value != value for value in values):
+        return None  # the last: NaN
     return values
 
 
@@ -335,9 +353,8 @@ def _notes_on(bad: Mapping[int, DataError], table: Table) -> list[str]:
 def _target(table: Table, value: Any, row: int) -> float:
     number = target_of(value)
     if number is None:
-        raise DataError(
-            f"the target {_short(value)} is not a finite float32 number", where=table.where(row), hint="regression needs numbers"
-        )
+        hint = "write decimals with a point" if has_decimal_comma(value) else "regression needs numbers"
+        raise DataError(f"the target {_short(value)} is not a finite float32 number", where=table.where(row), hint=hint)
     return number
 
 
@@ -357,11 +374,11 @@ def _label_id(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row:
 
 
 def _several(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int) -> list[int]:
+    check_labels(value if isinstance(value, list) else [value], task, table.where(row))
     parts = label_parts(value, task.separator)
     found = {_label_id(table, task, ids, part, row) for part in parts}
     if len(found) < len(parts) and all(target_of(part) is not None for part in parts):
-        hint = "list the labels that an example has, not a 0 or 1 for each label there is"
-        raise DataError("names the number of a label twice", where=table.where(row), hint=hint)
+        raise DataError("names the number of a label twice", where=table.where(row), hint=ONE_HOT)
     return sorted(found)
 
 
@@ -378,12 +395,12 @@ def _tags(table: Table, task: Task, ids: Mapping[Any, int], value: Any, row: int
     return [_label_id(table, task, ids, tag, row) for tag in value]
 
 
-def _indices(table: Table, task: Task, split: str, first_index: int, notes: list[str]) -> list[Label]:
-    """Name the examples of a test split as its file does; others by their row."""
+def _indices(table: Table, task: Task, first_index: int, notes: list[str], *, named: bool) -> list[Label]:
+    """Name examples as their file does, or by their row."""
     running: list[Label] = list(range(first_index, first_index + len(table)))
     names = (*_INDEX_COLUMNS, *task.aliases.get("index", ()))
     column = next((table.columns[name] for name in names if name in table.columns), None)
-    if split not in task.test or column is None:
+    if not named or column is None:
         return running
     indices = [_index(value) for value in column]
     if any(not isinstance(index, (str, int)) for index in indices) or len(set(indices)) < len(indices):

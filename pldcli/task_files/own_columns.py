@@ -9,7 +9,7 @@ from typing import Any
 
 from pldcli.choices import TaskKind
 from pldcli.errors import DataError, UsageError
-from pldcli.task_files.examples import check_labels, is_missing, label_parts, printed_list, target_of
+from pldcli.task_files.examples import ONE_HOT, check_labels, has_decimal_comma, is_missing, label_parts, printed_list, target_of
 from pldcli.task_files.table import UNNAMED, Table
 from pldcli.tasks.task import Label, Task
 
@@ -45,7 +45,7 @@ _MAX_LISTED = 10
 _SEPARATORS = ("|", ";", ",")
 """Between labels that stand in one text: the one that occurs in most texts."""
 
-_MARKED = re.compile("([BIMESLU])-(.+)")
+_MARKED = re.compile("([BIMESLU][-_])(.+)", re.IGNORECASE)
 """A tag of a word at the beginning, inside, at the end of an entity, or alone in it."""
 
 
@@ -119,11 +119,14 @@ def find_labels(table: Table, task: Task, kind: TaskKind | None, *, skip_bad: bo
         return _tags(table, task, values)
     if is_multi:
         return _multi_label(table, task, values)
+    if kind is None and sum(map(has_decimal_comma, values)) > 0.9 * len(values):
+        what = f"column {task.label_column!r} holds numbers with a decimal comma, such as {values[0]}"
+        raise DataError(what, where=str(table.path), hint="write decimals with a point; if they are names, say --kind classification")
     named = _with_named_classes(table, task)
     if kind == TaskKind.REGRESSION or (kind is None and named is None and _are_numbers(values)):
         return _regression(task, values)
     found = named or task.with_labels(_distinct(table, task, values, sure=kind is not None))
-    if len(set(map(str, values))) < 2:
+    if len(set(map(str, values))) < 2 or len(found.labels) < 2:
         what = f"has only one label, {str(values[0])!r}, in column {task.label_column!r}"
         raise DataError(what, where=str(table.path), hint="classification needs two or more")
     return replace(found, kind=TaskKind.CLASSIFICATION, metrics=("accuracy", "macro_f1")), _listed(found.labels)
@@ -160,6 +163,7 @@ def _multi_label(table: Table, task: Task, values: list[Any]) -> tuple[Task, str
     """Find the labels of which an example may have several, and what stands between them."""
     separator = separator_in(values)
     parts = [label_parts(value, separator) for value in values]
+    _check_not_one_hot(table, task, parts)
     found = _with_named_classes(table, task) or task.with_labels(
         _distinct(table, task, [part for some in parts for part in some], sure=True)
     )
@@ -169,6 +173,17 @@ def _multi_label(table: Table, task: Task, values: list[Any]) -> tuple[Task, str
     each = sum(map(len, parts)) / len(parts)
     told = f"any of {_listed(found.labels)}, {each:.2g} on average" + (f", between {separator!r}" if separator else "")
     return replace(found, kind=TaskKind.MULTI_LABEL, metrics=("micro_f1", "macro_f1"), separator=separator), told
+
+
+def _check_not_one_hot(table: Table, task: Task, parts: Sequence[list[Any]]) -> None:
+    """Refuse lists that hold a 0 or 1 for each label there is; of three labels and more one stands there twice, and that is noticed anyway.
+
+    Raises:
+        DataError: Such lists are there, of two labels.
+    """
+    numbers = [[target_of(part) for part in some] for some in parts]
+    if all(len(some) == 2 and {*some} <= {0, 1} for some in numbers) and any(some != [0, 1] for some in numbers):
+        raise DataError(f"column {task.label_column!r} holds a 0 or a 1 for each of two labels", where=str(table.path), hint=ONE_HOT)
 
 
 def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> list[Label]:
@@ -210,7 +225,7 @@ def _tags(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
 def _completed(tags: set[Any]) -> set[Any]:
     """Add what follows from tags such as B-PER: every mark that occurs, with every type. Rare ones are missing in training files."""
     parts = [match.groups() for tag in tags if isinstance(tag, str) and (match := _MARKED.fullmatch(tag))]
-    return tags | {f"{mark}-{kind}" for mark, _ in parts for _, kind in parts}
+    return tags | {f"{mark}{kind}" for mark, _ in parts for _, kind in parts}
 
 
 def _is_whole(text: str) -> bool:

@@ -76,8 +76,8 @@ def load_own(
 def load_split(task: Task, path: Path, *, split: str = "validation", skip_bad: bool = False) -> Examples:
     """Read one file for a task that is known already, for example that of a fine-tuned model; without labels where the file has none.
 
-    The file has the task's columns, or others whose names tell as clearly what they hold. `skip_bad` leaves out rows that cannot be used,
-    with a note, instead of failing.
+    The file has the task's columns, or others whose names tell as clearly what they hold; of the label only where the task knows no column.
+    Examples are named as the file does. `skip_bad` leaves out rows that cannot be used, with a note, instead of failing.
 
     Raises:
         DataError: The file is not as it should be.
@@ -194,7 +194,7 @@ def _read(path: Path, task: Task, split: str, *, labels: LabelRule, skip_bad: bo
     notes: tuple[str, ...] = ()
     if guess:
         task, notes = _with_columns_of(table, task)
-    examples = read_examples(table, task, split=split, labels=labels, empty="skip" if skip_bad else "error")
+    examples = read_examples(table, task, split=split, labels=labels, empty="skip" if skip_bad else "error", named=guess)
     return replace(examples, notes=(*notes, *examples.notes))
 
 
@@ -225,14 +225,15 @@ def _with_columns_of(table: Table, task: Task) -> tuple[Task, tuple[str, ...]]:
         raise DataError("cannot tell which column holds the text", where=str(table.path), hint=f"call it text; its columns are: {listed}")
     if not task.text_columns or (not all(map(is_there, task.text_columns)) and len(texts) == len(task.text_columns)):
         chosen = replace(chosen, text_columns=texts)
-    if not is_there(task.label_column) and label is not None and label not in chosen.text_columns:
+    if not task.label_column and label is not None and label not in chosen.text_columns:
         chosen = replace(chosen, label_column=label)
         if task.kind == TaskKind.MULTI_LABEL and not task.label_column:
             chosen = replace(chosen, separator=separator_in(table.column(label)))
     if chosen is task:
         return task, ()
     names = " and ".join(map(repr, chosen.text_columns))
-    return chosen, (f"{table.path}: the text is taken from {names}, labels from {chosen.label_column!r}",)
+    labels = f", labels from {chosen.label_column!r}" if is_there(chosen.label_column) else ""
+    return chosen, (f"{table.path}: the text is taken from {names}{labels}",)
 
 
 def _is_conll(path: Path, kind: TaskKind | None) -> bool:

@@ -18,7 +18,9 @@ from pldcli.tasks.task import Examples, Task, TaskData
 
 __all__ = ["is_squad_json", "load_task", "open_table", "read_file", "span_rows"]
 
-_SQUAD_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[\s*[{\]]')
+_SCALAR = rb'(?:"(?:[^"\\]|\\.)*"|-?[0-9.]+|true|false|null)'
+_SQUAD_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*(?:"[a-z_]+"\s*:\s*%b\s*,\s*){0,9}"data"\s*:\s*\[\s*[{\]]' % _SCALAR)
+"""A version, a name and the like may stand before the articles."""
 
 
 def load_task(task: Task, *, data_dir: Path | None = None, files: Mapping[str, Path] | None = None) -> TaskData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -109,6 +110,9 @@ def _checked_format(path: Path) -> Format | None:
     if not path.exists():
         raise DataError("no such file", where=str(path))
     if path.is_dir():
+        if parts := columnar.splits_of(path):
+            names, name = ", ".join(part.name for part in parts), shlex.quote(str(parts[0]))
+            raise DataError(f"holds several splits: {names}", where=str(path), hint=f"name one of them, such as {name}")
         if not columnar.is_saved_dataset(path):
             raise DataError("is a directory that `datasets` did not save", where=str(path), hint="name a file in it")
         return None

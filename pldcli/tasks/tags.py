@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ _PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S
 """The letters of IOB, IOBES, BMES and BILOU: begin, inside (middle), end (last), single (unit)."""
 
 _OUTSIDE = "O"
+_OTHER_SPELLING = re.compile(r"([BIMESLU])[-_](.+)", re.IGNORECASE)
 _NO_TOKEN = -1
 
 
@@ -96,7 +98,8 @@ class Tags:
         has_token = details.tokens != _NO_TOKEN
         logits = np.concatenate([empty, *outputs])[details.tokens].astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        outside = task.labels.index(_OUTSIDE) if _OUTSIDE in task.labels else 0
+        labels = _as_conll(task.labels)
+        outside = labels.index(_OUTSIDE) if _OUTSIDE in labels else 0
         probabilities = np.where(has_token, exponentials.max(axis=1) / exponentials.sum(axis=1), 0.0).tolist()
         label_ids = np.where(has_token, logits.argmax(axis=1), outside).tolist()
         predictions, start = [], 0
@@ -116,11 +119,12 @@ class Tags:
         assert examples.labels is not None
         right = [label_id for one in examples.labels for label_id in one]
         scores = {"accuracy": accuracy(right, [label_id for one in predictions for label_id in one.label_id])}
-        if not _mark_entities(task.labels):
+        names = _as_conll(task.labels)
+        if not _mark_entities(names):
             return scores
         num_right = num_found = num_both = 0
         for prediction, label_ids in zip(predictions, examples.labels, strict=True):
-            expected, found = (entities([task.labels[one] for one in ids]) for ids in (label_ids, prediction.label_id))
+            expected, found = (entities([names[one] for one in ids]) for ids in (label_ids, prediction.label_id))
             num_right += len(expected)
             num_found += len(found)
             num_both += len(expected & found)
@@ -132,7 +136,7 @@ class Tags:
 
 def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
     """Choose what a task is scored by: the F1 of entities where the labels mark some (`B-PER`, `I-PER`), else accuracy."""
-    return ("entity_f1",) if _mark_entities(labels) else ("accuracy",)
+    return ("entity_f1",) if _mark_entities(_as_conll(labels)) else ("accuracy",)
 
 
 def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -166,11 +170,12 @@ def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
 
 def notes_on_labels(splits: Iterable[Examples], task: Task) -> list[str]:
     """Say by which scheme the labels of each file mark entities."""
-    if not _mark_entities(task.labels):
+    names = _as_conll(task.labels)
+    if not _mark_entities(names):
         return []
     labels: dict[str, list[list[str]]] = {}
     for examples in splits:
-        labels.setdefault(examples.source, []).extend([task.labels[i] for i in one] for one in examples.labels or ())
+        labels.setdefault(examples.source, []).extend([names[i] for i in one] for one in examples.labels or ())
     return [f"{source}: entities are labelled by {_scheme(sentences)}" for source, sentences in labels.items() if sentences]
 
 
@@ -207,6 +212,16 @@ def _parted(label: str) -> tuple[str, str]:
     if letter in _PREFIXES:
         return _PREFIXES[letter], kind
     return "I", label
+
+
+def _as_conll(labels: Sequence[str]) -> list[str]:
+    """Spell labels that mark entities as CoNLL does: `b-org` and `B_ORG` as `B-org` and `B-ORG`, `o` as `O`; others stay as they are."""
+    if not {"O", "o"} & {*labels}:
+        return list(labels)
+    parts = [(label, _OTHER_SPELLING.fullmatch(label)) for label in labels]
+    if not all(match or label in ("O", "o") for label, match in parts):
+        return list(labels)
+    return [f"{match[1].upper()}-{match[2]}" if match else _OUTSIDE for label, match in parts]
 
 
 def _mark_entities(labels: Sequence[str]) -> bool:

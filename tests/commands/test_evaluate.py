@@ -139,11 +139,18 @@ def test_one_of_several_processes_writes_the_predictions(pld, monkeypatch, tmp_p
     written = []
     monkeypatch.setattr(task_engine, "evaluate_task", lambda *_, **named: SimpleNamespace(notes=()))
     monkeypatch.setattr(task_engine, "write_predictions", lambda found, path: written.append(path))
-    monkeypatch.setattr(tables, "show_task", lambda found, path: None)
+    monkeypatch.setattr(tables, "show_task", lambda found: None)
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         assert pld("evaluate", "r", "--task", "t", "--predictions", tmp_path / rank).code == 0
     assert written == [tmp_path / "0"]
+
+
+@pytest.mark.parametrize("option", ["--predictions", "--save"])
+def test_a_directory_in_place_of_a_file_is_told_before_anything_is_measured(pld, calls, tmp_path, option):
+    outcome = pld("evaluate", "r", "--task", "t", option, tmp_path)
+    assert (outcome.code, outcome.out, outcome.err) == (7, "", f"error: {tmp_path}: is a directory; name a file with {option}\n")
+    assert not calls
 
 
 def test_tables(pld, calls, tmp_path):

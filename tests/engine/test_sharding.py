@@ -32,7 +32,7 @@ from tests.forks import BELOW
 BATCH = ("train.global_batch_size=16", "train.micro_batch_size=2")
 CASES = {
     "dense": ("pld.schedule=constant", "pld.theta_bar=1.0", "train.total_steps=10"),
-    "dropping": (*DROPPING, "train.total_steps=100"),
+    "dropping": (*DROPPING, "train.total_steps=100", "train.global_batch_size=8"),
     "expansion": ("pld.schedule=expansion", "pld.depth_stages=[{until: 0.5, blocks: 2}]", "train.total_steps=10"),
     "compiled": (*DROPPING, "runtime.compile=on", "train.total_steps=10"),
     "exits": (*DROPPING, "objective.exits=[1,2]", "train.total_steps=10"),
@@ -124,7 +124,7 @@ def one_of_several(place: str, sharding: str) -> None:
             if name in WITH_TWO and runtime.world_size > 2:
                 continue
             with cheap_compilation() if name == "compiled" else nullcontext():
-                trainer = tiny_trainer(*changes, *BATCH, runtime=runtime)
+                trainer = tiny_trainer(*BATCH, *changes, runtime=runtime)
                 assert is_sharded(trainer.model) == (sharding != "none")
                 found[name] = trained(trainer), digest(weights_of(trainer.model))
 
@@ -206,7 +206,7 @@ def alone(tmp_path_factory):
     """One process: what it saw of each case, and a checkpoint in the middle of the Muon run."""
     place = tmp_path_factory.mktemp("several")
     plain = {name: [change for change in changes if change != "runtime.compile=on"] for name, changes in CASES.items()}
-    found = {name: trained(tiny_trainer(*changes, *BATCH)) for name, changes in plain.items()}
+    found = {name: trained(tiny_trainer(*BATCH, *changes)) for name, changes in plain.items()}
     trainer = tiny_trainer(*CASES["muon"], *BATCH)
     trained(trainer, stop=HALF)
     checkpoint.write(place / "one", hold(trainer, HALF), keep=2)

@@ -167,6 +167,8 @@ def test_other_columns(rough: Finetuned, tmp_path: Path) -> None:
 def test_a_model_without_a_head(tiny: Path, rivers: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no head for a task; fine-tune it first: pld finetune .*validation\.jsonl --model"):
         evaluate_task(tiny, TaskSource(str(rivers / "validation.jsonl")), device="cpu")
+    with pytest.raises(CheckpointError, match=r"pld finetune glue/rte --model \S+ --data-dir glue$"):
+        evaluate_task(tiny, TaskSource("glue/rte", Path("glue")), device="cpu")
 
 
 def test_a_suggested_command_can_be_typed(tiny: Path, tmp_path: Path) -> None:

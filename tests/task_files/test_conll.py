@@ -62,6 +62,22 @@ def test_a_hash_may_be_a_word(tmp_path):
     assert read_conll(write(tmp_path / "b.txt", "#\tB\n#1\tI\n\n#tag\tO\n"))[0] == [["#", "#1"], ["#tag"]]
 
 
+def test_comments_with_as_many_columns_as_words_have(tmp_path):
+    """MultiCoNER's comments have a tab, where the words' columns are parted by spaces."""
+    content = "".join(f"# id {number}\tdomain=en\ndoris _ _ B-PER\nday{number} _ _ I-PER\nsang _ _ O\n\n" for number in range(3))
+    words, labels = read_conll(write(tmp_path / "a.conll", content))
+    assert words == [["doris", f"day{number}", "sang"] for number in range(3)] and labels == [["B-PER", "I-PER", "O"]] * 3
+    content = "# sent1\n# O\nEU B-ORG\nsaid O\n\n# O\nleads O\n"
+    assert read_conll(write(tmp_path / "b.conll", content))[0] == [["#", "EU", "said"], ["#", "leads"]], "a label that words have"
+
+
+def test_a_heading_is_no_word(tmp_path):
+    content = "\nEU\tB-ORG\nsaid\tO\n\ntoken\tO\n"
+    assert read_conll(write(tmp_path / "a.tsv", f"Token\tTag{content}"))[0] == [["EU", "said"], ["token"]]
+    assert read_conll(write(tmp_path / "b.tsv", f"token\tO{content}"))[0] == [["token", "EU", "said"], ["token"]]
+    assert read_conll(write(tmp_path / "c.tsv", f"Tolkien\tB-PER{content}"))[0] == [["Tolkien", "EU", "said"], ["token"]]
+
+
 def test_comments_and_odd_lines_of_conllu(tmp_path):
     row = "\t".join(["{}", "{}", "_", "{}", *"______"])
     lines = [

@@ -193,13 +193,11 @@ def test_numbers_with_a_fraction_are_regression(tmp_path):
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-Infinity", "n/a", "1,5", "1e39"])
 def test_a_target_that_is_no_number(tmp_path, value):
+    hint = "write decimals with a point" if value == "1,5" else "regression needs numbers"
     rows = [f"t,{number / 2}" for number in range(21)]
     rows[7] = f't,"{value}"'
     path = csv(tmp_path / "a.csv", rows)
-    assert (
-        line_of(DataError, tmp_path, load_own, path)
-        == f"a.csv:9: the target {value!r} is not a finite float32 number; regression needs numbers"
-    )
+    assert line_of(DataError, tmp_path, load_own, path) == f"a.csv:9: the target {value!r} is not a finite float32 number; {hint}"
     skipping = load_own(path, skip_bad=True)
     assert len(skipping.train) + len(skipping.validation["validation"]) == 20
     assert f"{path}: left out line 9, which has a target that is no finite number" in skipping.train.notes
@@ -452,6 +450,19 @@ def test_another_file_for_a_model_of_a_named_task(tmp_path):
     assert load_split(find_task("glue/cola"), write(tmp_path / "cola.tsv", "x\t1\t\tOne.\n")).labels == [1]
 
 
+def test_what_else_a_file_holds_is_not_taken_for_labels_that_the_task_knows(words, tmp_path):
+    task = replace(load_own(words).task, label_column="stars")
+    path = csv(tmp_path / "new.csv", ["nice,Books,7", "bad,Toys,9"], "text,category,index")
+    examples = load_split(task, path)
+    assert examples.labels is None and examples.indices == [7, 9]
+    assert [note.replace(f"{tmp_path}/", "") for note in examples.notes] == [
+        "new.csv: there are no labels in 'stars', so nothing is scored"
+    ]
+    numbers = replace(task, kind="regression", labels=(), written=())
+    unknown = jsonl(tmp_path / "new.jsonl", [{"text": "nice", "stars": float("nan")}] * 2)
+    assert load_split(numbers, unknown).labels is None
+
+
 def test_labels_are_not_guessed_from_numbers_that_are_none(words, tmp_path):
     task = replace(load_own(words).task, label_column="label")
     line = line_of(DataError, tmp_path, load_split, task, jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 1}]))
@@ -526,6 +537,57 @@ def test_a_mark_for_each_label_is_no_list_of_labels(tmp_path, marks):
     assert line == f"a.jsonl:1: names the number of a label twice; {hint}"
 
 
+def test_a_mark_for_each_of_two_labels_is_no_list_of_labels(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": [number % 2, 1 - number % 2]} for number in range(30)])
+    line = line_of(DataError, tmp_path, load_own, path)
+    assert line == (
+        "a.jsonl: column 'label' holds a 0 or a 1 for each of two labels; "
+        "list the labels that an example has, not a 0 or 1 for each label there is"
+    )
+    both = jsonl(tmp_path / "b.jsonl", [{"text": "t", "label": [0, 1] if number % 3 else [number % 2]} for number in range(30)])
+    assert load_own(both).task.kind == "multi-label"
+
+
+def test_decimal_commas_are_numbers(tmp_path):
+    path = csv(tmp_path / "a.csv", [f"t;{number % 4},5" for number in range(30)], "text;label")
+    assert line_of(DataError, tmp_path, load_own, path) == (
+        "a.csv: column 'label' holds numbers with a decimal comma, such as 0,5; "
+        "write decimals with a point; if they are names, say --kind classification"
+    )
+    assert load_own(path, kind="classification").task.labels == ("0,5", "1,5", "2,5", "3,5")
+
+
+def test_one_number_written_in_two_ways_is_one_label(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": 1.0 if number % 2 else 1} for number in range(30)])
+    assert "has only one label, '1'" in line_of(DataError, tmp_path, load_own, path)
+
+
+def test_entity_tags_in_small_letters_are_entity_tags(tmp_path):
+    rows = [{"tokens": ["EU", "said"], "tags": ["b-org", "o"]}, {"tokens": ["x", "y"], "tags": ["i-per", "o"]}] * 10
+    task = load_own(jsonl(tmp_path / "a.jsonl", rows)).task
+    assert task.metrics == ("entity_f1",) and task.labels == ("b-org", "b-per", "i-org", "i-per", "o")
+    rows = [{"tokens": ["run", "said"], "tags": ["v-fin", "n"]}, {"tokens": ["x", "y"], "tags": ["b-all", "o"]}] * 10
+    assert load_own(jsonl(tmp_path / "b.jsonl", rows)).task.metrics == ("accuracy",)
+
+
+def test_splits_that_were_saved_together_are_named(tmp_path):
+    one = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    datasets.DatasetDict(train=one, test=one).save_to_disk(tmp_path / "all")
+    assert (
+        line_of(DataError, tmp_path, load_own, tmp_path / "all")
+        == "all: holds several splits: test, train; name one of them, such as all/test"
+    )
+    assert len(load_split(load_own(tmp_path / "all" / "train", validation=tmp_path / "all" / "test").task, tmp_path / "all" / "test")) == 2
+
+
+@pytest.mark.parametrize("before", ['"version": 2.0,', '"version": "v2.0", "name": "a \\"name\\"",', '"year": null, "is_new": true,'])
+def test_what_may_stand_before_the_articles_of_squad(tmp_path, before):
+    asked = {"question": "Who?", "answers": [{"text": "EU", "answer_start": 0}]}
+    articles = [{"paragraphs": [{"context": f"EU said {number}", "qas": [{**asked, "id": str(number)}]}]} for number in range(3)]
+    path = write(tmp_path / "a.json", f'{{\n {before}\n "data": {json.dumps(articles)}}}')
+    assert load_own(path, validation=path).task.kind == "spans"
+
+
 def test_one_of_several_labels_that_training_does_not_have(tmp_path):
     train = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": []}])
     other = jsonl(tmp_path / "b.jsonl", [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["y", "z"]}])
@@ -538,13 +600,20 @@ def test_several_labels_printed_as_lists(tmp_path):
         (["['b', 'a c']", "[]", "['b']"], ("a c", "b"), [[0, 1], [], [1]]),
         (["[10, 2]", "[]", "[2]"], ("2", "10"), [[0, 1], [], [0]]),
     ):
-        path = csv(tmp_path / "a.csv", [f'text,"{cells[number % 3]}"' for number in range(30)])
+        quoted = [cell.replace('"', '""') for cell in cells]
+        path = csv(tmp_path / "a.csv", [f'text,"{quoted[number % 3]}"' for number in range(30)])
         data = load_own(path, kind="multi-label", validation=path)
         assert (data.task.labels, data.task.separator, data.train.labels[:3]) == (labels, "", ids)
         assert load_split(data.task, path).labels == data.train.labels
     path = csv(tmp_path / "a.csv", ["text,['a']", "text,['a' 'b']"])
     line = line_of(DataError, tmp_path, load_own, path, kind="multi-label")
-    assert line == """a.csv:3: the label "['a' 'b']" is no list, but begins like one; write it as ['a', 'b'], or a|b"""
+    assert line == """a.csv:3: the label "['a' 'b']" is no list, but looks like one; write it as ['a', 'b'], or a|b"""
+    for cell in ("[1 2]", "{a,b}", "[a, b]", "('a', b)"):
+        path = csv(tmp_path / "a.csv", ["text,\"['a']\"", f'text,"{cell}"'])
+        line = line_of(DataError, tmp_path, load_own, path, kind="multi-label")
+        assert line == f"a.csv:3: the label {cell!r} is no list, but looks like one; write it as ['a', 'b'], or a|b"
+    path = csv(tmp_path / "a.csv", ["text,(none)"] + ["text,a|b"] * 20)
+    assert load_own(path, kind="multi-label").task.labels == ("(none)", "a", "b")
 
 
 def test_several_labels_with_names_of_which_some_do_not_occur(tmp_path):

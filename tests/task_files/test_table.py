@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
 
 import datasets
 import pyarrow as pa
@@ -276,8 +277,16 @@ def test_text_with_a_byte_order_mark(tmp_path, encoding):
     ],
 )
 def test_the_encoding_to_convert_from_is_guessed(tmp_path, encoding, text, guess):
-    path = write(tmp_path / "a.tsv", b"text\tlabel\n" + f"{text}\t1\n".encode(encoding) * 50)
-    assert f"for example: iconv -f {guess} -t UTF-8 a.tsv > utf8.tsv" in error_of(path)
+    content = b"text\tlabel\n" + f"{text}\t1\n".encode(encoding) * 50
+    path = write(tmp_path / "my a.tsv", content)
+    with pytest.raises(DataError) as caught:
+        read_table(path)
+    line = str(caught.value).partition("for example: ")[2]
+    assert line == f"iconv -f {guess} -t UTF-8 '{path}' > utf8.tsv"
+    subprocess.run(line, shell=True, check=True, cwd=tmp_path)
+    assert (tmp_path / "utf8.tsv").read_text(encoding="utf-8").count(text) == 50
+    packed = write(tmp_path / "a.tsv.gz", gzip.compress(content))
+    assert f"for example: gzip -dc a.tsv.gz | iconv -f {guess} -t UTF-8 > utf8.tsv" in error_of(packed)
 
 
 @pytest.mark.parametrize(("ending", "pack"), PACKINGS)

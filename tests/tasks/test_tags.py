@@ -245,6 +245,10 @@ def test_entities(labels, expected):
         (("NN", "VB", "-LRB-", "PRP$"), ("accuracy",)),
         (("O", "PER"), ("accuracy",)),
         (("B", "S", "E"), ("accuracy",)),
+        (("o", "b-per", "i-per"), ("entity_f1",)),
+        (("O", "B_PER", "I_PER"), ("entity_f1",)),
+        (("o", "b-per", "dt"), ("accuracy",)),
+        (("b-per", "i-per"), ("accuracy",)),
         (("O",), ("accuracy",)),
         ((), ("accuracy",)),
     ],
@@ -298,6 +302,16 @@ def test_scores_by_hand():
         "entity_f1": pytest.approx(2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)),
     }
     assert predicted(examples, "O O O O", "O O") == {"accuracy": 1 / 6, "entity_precision": 0.0, "entity_recall": 0.0, "entity_f1": 0.0}
+
+
+@pytest.mark.parametrize("spell", [str.lower, lambda label: label.replace("-", "_")])
+def test_other_spellings_are_scored_alike(spell):
+    examples = examples_of("a b c d", labels=[[1, 2, 0, 3]])
+    task = dataclasses.replace(TASK, labels=tuple(map(spell, LABELS)))
+    ids = [1, 2, 3, 3]
+    found = Tags().score([Prediction([task.labels[i] for i in ids], [1.0] * 4, ids)], examples, task)
+    assert found == predicted(examples, " ".join(LABELS[i] for i in ids)) and found["entity_f1"] == 0.8
+    assert notes_on_labels([examples], task) == ["a.txt: entities are labelled by IOB2"]
 
 
 def test_entities_end_with_their_sentence():
