@@ -55,7 +55,6 @@ RUN_CONTROL = (
     "checkpoint.background",
     "checkpoint.keep_every_steps",
     "eval.every_steps",
-    "eval.max_sequences",
 )
 """Keys that say how a run is carried out, not which run it is: they may change on resume."""
 

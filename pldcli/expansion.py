@@ -111,7 +111,7 @@ class Expansion(Schedule):
         """Say in a few phrases what is left out."""
         stages = [f"{self._number(stage.blocks)} until {stage.until:.0%}" for stage in self.stages]
         how = RESIDUALS[self.residual] if self.which == "random" else _NEW_BLOCKS[self.new_blocks] + _STATES[self.growth_state]
-        return [f"{', then '.join(stages)} of the run, then all", *how]
+        return [f"{', then '.join(stages)} of the run, then all", *self.always_kept, *how]
 
     def _number(self, blocks: int) -> str:
         words = {"spread": "evenly spaced", "random": "random"}

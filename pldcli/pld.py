@@ -90,6 +90,12 @@ class Schedule(ABC):
     keep_last: int = 0
 
     @property
+    def always_kept(self) -> list[str]:
+        """Say in a phrase which blocks are never dropped; none where all may be."""
+        always = [f"the {end} {count}" for end, count in (("first", self.keep_first), ("last", self.keep_last)) if count]
+        return [f"{' and '.join(always)} always kept"] if always else []
+
+    @property
     @abstractmethod
     def is_dense(self) -> bool:
         """Whether every block runs in every step."""
@@ -233,9 +239,7 @@ class Dropping(Schedule):
         parts = [f"growing from theta {self.theta_bar:g}" if growing else f"{self.time} to theta_bar {self.theta_bar:g}"]
         if self.recovery_fraction:
             parts.append(f"the last {self.recovery_fraction:.0%} at full depth")
-        always = [f"the {end} {count}" for end, count in (("first", self.keep_first), ("last", self.keep_last)) if count]
-        if always:
-            parts.append(f"{' and '.join(always)} always kept")
+        parts += self.always_kept
         if self.gamma != "auto" and self.time == "exponential":
             parts.append(f"gamma {self.gamma:g}")
         return [*parts, f"depth rule {self.depth_rule}", f"draw {self.draw}", *RESIDUALS[self.residual]]

@@ -46,6 +46,12 @@ class RunFlops:
         """The fraction of all FLOPs that dropping saves."""
         return 1.0 - self.executed_per_token / self.dense_per_token
 
+    @property
+    def saved_of_blocks(self) -> float:
+        """The fraction of the blocks' FLOPs that dropping saves."""
+        dense, executed = (count(self.schedule.total_steps) for count in (self.dense_until, self.executed_until))
+        return (dense - executed) / (dense - self.flops.head * self.curriculum.num_tokens)
+
     def _until(self, steps: int, *, dense: bool) -> float:
         total = 0.0
         for stretch in self.curriculum.stretches:

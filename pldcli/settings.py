@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -248,6 +249,11 @@ def _lines(node: yaml.Node | None, parent: str = "") -> Iterator[tuple[str, int]
     for key, start, value in pairs:
         yield key, start.start_mark.line + 1
         yield from _lines(value, key)
+
+
+def spelled(value: Any) -> str:
+    """Write a value as it is typed after KEY=."""
+    return json.dumps(value) if value is None or isinstance(value, bool | list) else str(value)
 
 
 def split(text: str) -> tuple[str, str]:

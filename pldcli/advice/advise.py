@@ -17,6 +17,7 @@ from pldcli.advice.law import Point, fit, fresh_tokens, leave_one_out
 from pldcli.bench.budget import calibrate
 from pldcli.config import RUN_CONTROL, Config, flatten
 from pldcli.console.units import duration, quantity
+from pldcli.curriculum import largest_divisor
 from pldcli.data.prepared import PreparedData
 from pldcli.engine.validation import fixed_batches, unigram_baseline
 from pldcli.settings import parse
@@ -28,6 +29,8 @@ FIRST_WORDS = "# Chosen by:"
 
 _DENSE = "preln"
 """The system that drops nothing."""
+_ONE_GROUP = {"pld.draws_per_step": 1}
+"""Gates of the system that drops nothing: a batch needs not divide into as many groups as a size is shipped with."""
 _SHIPPED = ("modern-tiny", "modern-small", "modern-base", "modern-large")
 """Sizes that are candidates though perhaps no run of theirs is on record."""
 _TIMED = 5
@@ -87,7 +90,7 @@ class Candidate:
     @property
     def tokens(self) -> int:
         """Tokens that it reads in the budget."""
-        return _step_tokens(self.config) * self.config.train.total_steps
+        return self.config.curriculum.num_tokens
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,11 @@ class Advice:
             f"Expected: validation loss {self.written_loss(best)} after {duration(total_steps * best.step_seconds)} of training.",
             *(f"{reason[0].upper()}{reason[1:]}." for reason in self.reasons),
         )
-        every = max(1, total_steps // _SAVES)
-        saves = {"checkpoint.every_steps": every, "eval.every_steps": every}
-        flat = best.model.shape | best.recipe | saves | parse(self.overrides) | {"train.total_steps": total_steps}
+        asked, every = parse(self.overrides), max(1, total_steps // _SAVES)
+        kept = asked.get("checkpoint.keep_every_steps")
+        saves = {"checkpoint.every_steps": every if kept is None else largest_divisor(kept, every), "eval.every_steps": every}
+        dense = _ONE_GROUP if self.system == _DENSE else {}
+        flat = best.model.shape | best.recipe | dense | saves | asked | {"train.total_steps": total_steps}
         sections: dict[str, Any] = {"extends": [best.model.size, self.system]}
         for key, value in flat.items():
             section, _, name = key.partition(".")
@@ -253,7 +258,7 @@ class _Chooser:
         """Predict the loss after so many steps."""
         config = config.replace(train={"total_steps": total_steps})
         parameters = body_parameters(config)
-        tokens = fresh_tokens(_step_tokens(config) * total_steps, self.unique_tokens)
+        tokens = fresh_tokens(config.curriculum.num_tokens, self.unique_tokens)
         softmax_share = config.softmax_entries / config.model.vocab_size
         share = self.law.loss(Point(parameters, config.model.vocab_size, tokens, softmax_share=softmax_share))
         inside = _is_within(parameters, [run.parameters for run in self.runs])
@@ -268,10 +273,12 @@ class _Chooser:
         return [f"{key}={asked[key]}" for key in keys if asked[key] != recorded[key]]
 
     def _config(self, model: _Model, recipe: dict[str, Any], system: str = _DENSE, *, overrides: Sequence[str] | None = None) -> Config:
-        settings = model.shape | recipe
+        settings = model.shape | recipe | (_ONE_GROUP if system == _DENSE else {})
         texts = [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in settings.items()]
         vocabulary = {"model.vocab_size": self.prepared.vocab_size}
         given = self.overrides if overrides is None else overrides
+        if (kept := parse(given).get("checkpoint.keep_every_steps")) is not None:
+            texts.append(f"checkpoint.every_steps={kept}")
         return presets.resolve(f"{model.size}-{system}", [*texts, *given], from_data=vocabulary).config
 
 
@@ -282,8 +289,9 @@ def _speed(timed: Sequence[Candidate], flops_per_token: float) -> float:
     return float(np.exp(np.interp(math.log(flops_per_token), np.log(sizes), np.log(rates))))
 
 
-def _step_tokens(config: Config) -> int:
-    return config.train.global_batch_size * config.data.seq_len
+def _step_tokens(config: Config) -> float:
+    """Return the tokens of a step, their mean where the batch grows."""
+    return config.curriculum.num_tokens / config.train.total_steps
 
 
 def _step_flops(config: Config) -> float:

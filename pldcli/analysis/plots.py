@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pldcli.analysis.results import Analysis, AnalyzedRun, Measure
-from pldcli.plots.canvas import colour, evenly_spaced, gaps, picture, whole_numbers
+from pldcli.plots.canvas import colour, evenly_spaced, gaps, legend_label, picture, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def plot_removal(analysis: Analysis, path: Path) -> None:
         width = 0.8 / len(analysis.runs)
         for number, run in enumerate(analysis.runs):
             blocks = range(1, run.num_blocks + 1)
-            label = f"{run.title}, step {run.removal.step:,}, loss {run.removal.loss:.3f}"
+            label = legend_label(f"{run.title}, step {run.removal.step:,}, loss {run.removal.loss:.3f}")
             places = [block + (number - (len(analysis.runs) - 1) / 2) * width for block in blocks]
             hatch = _HATCHES[number % len(_HATCHES)]
             alone.bar(places, gaps(run.removal.increases()), width, color=colour(number), hatch=hatch, edgecolor="white", label=label)

@@ -227,9 +227,11 @@ def _print_values(resolved: Resolved) -> None:
 
 
 def _as_typed(value: object) -> str:
-    """Write a value as it would be typed after KEY=."""
+    """Write a value as it would be typed after KEY=, a list as YAML has it."""
+    from pldcli.settings import spelled
+
     if isinstance(value, list):
         import yaml
 
         return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).strip()
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return spelled(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pldcli.comparison.comparison import Comparison
 from pldcli.comparison.runs import AXES, Measurement, Run, System, unit_of_losses
 from pldcli.comparison.words import unlike_seconds
-from pldcli.plots.canvas import COLOURS, as_svg, colour, evenly_spaced, gaps, picture, styled_figure, thousands
+from pldcli.plots.canvas import COLOURS, as_svg, colour, evenly_spaced, gaps, legend_label, picture, styled_figure, thousands
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,8 @@ def _draw_panel(axes: Axes, comparison: Comparison, name: str, kind: Kind) -> No
     for number, system in enumerate(comparison.systems):
         dashes = _DASHES[min(number // len(COLOURS), len(_DASHES) - 1)]
         several = len(system.runs) > 1
-        label = system.name + (f" ({len(system.runs)} runs)" if several else "") + ("" if system.is_complete else ", unfinished")
+        told = system.name + (f" ({len(system.runs)} runs)" if several else "") + ("" if system.is_complete else ", unfinished")
+        label = legend_label(told)
         for run in system.runs:
             points = _thinned(_curve(run, kind))
             marker = "." if kind == "validation" and not several else ""

@@ -89,11 +89,12 @@ class Run:
     @cached_property
     def training(self) -> tuple[Measurement, ...]:
         """Read every logged training loss; of a run with some causal steps, those of the others."""
+        name, *rarer = (f"train/{name}_loss" for name in self.config.objective.token_losses)
         # Beside a second loss, train/loss is their sum.
         return tuple(
-            _measurement(row, "train/mlm_loss" if "train/mlm_loss" in row else "train/loss", self.source)
+            _measurement(row, name if name in row else "train/loss", self.source)
             for row in self.rows
-            if "train/loss" in row and "train/clm_loss" not in row
+            if "train/loss" in row and not any(other in row for other in rarer)
         )
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from pldcli.comparison.runs import Run, System
 from pldcli.config import RUN_CONTROL, Config, describe_dropping, flatten
 from pldcli.runs.metrics import CONTEXT_MARGIN, reads_context
+from pldcli.settings import spelled
 
 __all__ = ["check_runs", "differences", "find_controls", "incomparable", "unlike_seconds"]
 
@@ -50,6 +51,9 @@ _LABELS = {
     "train.batch_ramp": "share of the run in which the batch grows",
     "train.initial_batch_size": "batch at first",
     "train.init_from": "initial weights",
+    "runtime.compile": "compilation",
+    "runtime.sharding": "sharding",
+    "runtime.checkpoint_activations": "recomputing of activations",
     "eval.every_steps": "steps between validations",
     "eval.max_sequences": "validation rows",
 }
@@ -62,7 +66,8 @@ _VALUES = {
     ("optim.warmup_tokens", None): "not given",
     ("train.init_from", None): "random",
 }
-_QUIET = {key for key in RUN_CONTROL if not key.startswith("eval.")} | {"train.seed"}
+_CHANGES_TIME = ("runtime.compile", "runtime.sharding", "runtime.checkpoint_activations")
+_QUIET = {key for key in RUN_CONTROL if not key.startswith("eval.") and key not in _CHANGES_TIME} | {"train.seed"}
 _STARTS = {
     "hardware": "hardware",
     "device": "device",
@@ -185,11 +190,12 @@ def unlike_seconds(runs: Sequence[Run]) -> list[str]:
     """List why the training seconds of runs are no measure of each other; nothing where they are, or steps were timed by themselves."""
     if all(run.is_calibrated for run in runs):
         return []
-    found = {key: list(dict.fromkeys(str(start[key]) for run in runs for start in run.starts if key in start)) for key in _TIMED_ALIKE}
+    found = {_STARTS[key]: [str(start[key]) for run in runs for start in run.starts if key in start] for key in _TIMED_ALIKE}
+    found |= {_LABELS[key]: [spelled(flatten(run.config)[key]) for run in runs] for key in _CHANGES_TIME}
     return [
-        f"seconds do not compare: {_STARTS[key]} is not the same for all runs ({'; '.join(values)})"
-        for key, values in found.items()
-        if len(values) > 1
+        f"seconds do not compare: {name} is not the same for all runs ({'; '.join(dict.fromkeys(values))})"
+        for name, values in found.items()
+        if len({*values}) > 1
     ]
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "colour",
     "evenly_spaced",
     "gaps",
+    "legend_label",
     "picture",
     "save_figure",
     "styled_figure",
@@ -143,6 +144,11 @@ def gaps(values: Iterable[float | None]) -> list[float]:
 def thousands(value: float, _position: object = None) -> str:
     """Write a tick with commas."""
     return f"{value:,.0f}" if value == int(value) else f"{value:,g}"
+
+
+def legend_label(name: str) -> str:
+    """Return what a legend shows as this name: matplotlib takes a label that begins with an underscore for none."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def whole_numbers() -> Any:

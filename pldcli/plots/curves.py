@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pldcli.plots.canvas import colour, gaps, picture, thousands
+from pldcli.plots.canvas import colour, gaps, legend_label, picture, thousands
 
 __all__ = ["Curve", "plot_curves"]
 
@@ -36,9 +36,9 @@ def plot_curves(series: Sequence[Curve], path: Path, *, title: str, x_label: str
         axes = figure.subplots()
         for number, curve in enumerate(series):
             if curve.style == "points" or len(curve.x) == 1:
-                axes.plot(curve.x, gaps(curve.y), "o-", color=colour(number), markersize=4, linewidth=0.9, label=curve.label)
+                axes.plot(curve.x, gaps(curve.y), "o-", color=colour(number), markersize=4, linewidth=0.9, label=legend_label(curve.label))
             else:
-                axes.plot(curve.x, gaps(curve.y), color=colour(number), linewidth=1.5, label=curve.label)
+                axes.plot(curve.x, gaps(curve.y), color=colour(number), linewidth=1.5, label=legend_label(curve.label))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         axes.xaxis.set_major_formatter(thousands)
         if any(len(curve.x) for curve in series):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pldcli.expansion import Expansion
 from pldcli.pld import Schedule
-from pldcli.plots.canvas import colour, evenly_spaced, picture, thousands, whole_numbers
+from pldcli.plots.canvas import colour, evenly_spaced, legend_label, picture, thousands, whole_numbers
 from pldcli.run_flops import RunFlops
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _draw_kept_blocks(area: Any, schedules: Sequence[NamedSchedule]) -> None:
         across = axes.get_yaxis_transform()  # x in parts of the axes, y in data
         axes.text(0.98, mean - 0.045 * deepest, text, color=shade, ha="right", va="top", transform=across)
     else:
-        labels = [f"{named.name}: {text}" for named, (_, text, _) in zip(schedules, levels, strict=True)]
+        labels = [legend_label(f"{named.name}: {text}") for named, (_, text, _) in zip(schedules, levels, strict=True)]
         axes.legend(axes.get_lines()[: len(schedules)], labels, loc="best", fontsize=8.5)
 
 
@@ -145,7 +145,7 @@ def _draw_saving(area: Any, schedules: Sequence[NamedSchedule]) -> None:
     axes.set_ylim(0, max(0.1, 1.15 * max(finals)))
     labels = [f"{final:.1%} saved" for final in finals]
     if len(schedules) > 1:
-        labels = [f"{named.name}: {label}" for named, label in zip(schedules, labels, strict=True)]
+        labels = [legend_label(f"{named.name}: {label}") for named, label in zip(schedules, labels, strict=True)]
     axes.legend(axes.get_lines(), labels, loc="upper left", fontsize=8.5)
 
 
@@ -168,7 +168,7 @@ def _overlay(axes: Axes, schedules: Sequence[NamedSchedule], value: Any, *, unti
         dashes = "-" if number == 0 else (0, (5, 1 + number))
         marker = "o" if len(steps) == 1 else ""
         y = [value(named, step) for step in steps]
-        axes.plot(x, y, color=colour(number), linewidth=1.8, linestyle=dashes, marker=marker, label=named.name)
+        axes.plot(x, y, color=colour(number), linewidth=1.8, linestyle=dashes, marker=marker, label=legend_label(named.name))
 
 
 def _mixed(schedules: Iterable[NamedSchedule]) -> bool:
@@ -183,13 +183,12 @@ def _percent(value: float, _position: object = None) -> str:
 def summary(named: NamedSchedule) -> dict[str, Any]:
     """Describe a schedule in a few numbers; fractions are averages over the run."""
     schedule = named.schedule
-    kept = schedule.mean_kept_fraction
     return {
         "preset": named.name,
         "total_steps": schedule.total_steps,
         "num_blocks": schedule.num_blocks,
-        "mean_kept_fraction": kept,
-        "block_flops_saved": 1.0 - kept,
+        "mean_kept_fraction": schedule.mean_kept_fraction,
+        "block_flops_saved": named.flops.saved_of_blocks,
         "total_flops_saved": named.flops.saved,
         "step_half_on": schedule.first_step_dropping(0.5),
         "step_99_on": schedule.first_step_dropping(0.99),
@@ -225,7 +224,7 @@ def sentences(named: NamedSchedule) -> list[str]:
         f"{named.name}: {numbers['total_steps']:,} steps, {blocks} blocks, theta {schedule.theta(0):g} to "
         f"{schedule.theta(schedule.total_steps - 1):.4g}",
         *([f"  dropping is {', '.join(times)}"] if times else []),
-        f"  {numbers['mean_kept_fraction'] * blocks:.2f} of {blocks} blocks run on average, which saves "
+        f"  {(1.0 - numbers['block_flops_saved']) * blocks:.2f} of {blocks} blocks run on average, which saves "
         f"{numbers['total_flops_saved']:.1%} of all FLOPs",
         f"  a step reads {named.flops.curriculum.describe()} tokens",
     ]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -131,25 +135,39 @@ def fitting_micro_batch(config: Config, num_parameters: int, device: torch.devic
     return max(1, min(by_memory, by_entries, most_tokens // config.data.seq_len))
 
 
-def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float:
-    """Time forward and backward on real batches of each length, with all blocks and with half of them; average over the run.
+class _Cost(NamedTuple):
+    """Seconds."""
 
-    Weights are left as they were.
+    dense: float
+    """With all blocks."""
+    per_block: float
+    """So much less for each that is dropped."""
+
+    def without(self, blocks: float) -> float:
+        """Return what is left where so many are dropped."""
+        return self.dense - self.per_block * blocks
+
+
+def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float:
+    """Time forward and backward on real batches of each length, and updates, with all blocks and with half of them; average over the run.
+
+    Weights and the optimizer's state are left as they were.
     """
     schedule, curriculum = config.pld_schedule, config.curriculum
-    times: dict[int, tuple[float, float]] = {}
+    times: dict[int, tuple[_Cost, _Cost]] = {}
     total = 0.0
     for stretch in curriculum.stretches:
         if stretch.seq_len not in times:
-            times[stretch.seq_len] = _measure_sequence(trainer, stretch, schedule.num_blocks)
-        dense, per_block = times[stretch.seq_len]
+            times[stretch.seq_len] = _measure(trainer, stretch, schedule.num_blocks)
+        sequence, update = times[stretch.seq_len]
         dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_between(stretch.first_step, stretch.stop))
-        total += stretch.steps * stretch.num_sequences * (dense - per_block * dropped)
-    return total / (curriculum.total_steps * trainer.batches.world_size)
+        sequences = stretch.num_sequences / trainer.batches.world_size
+        total += stretch.steps * (sequences * sequence.without(dropped) + update.without(dropped))
+    return total / curriculum.total_steps
 
 
-def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -> tuple[float, float]:
-    """Measure what a sequence takes with all blocks, and how much less for each that is dropped, in seconds.
+def _measure(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -> tuple[_Cost, _Cost]:
+    """Measure what a sequence takes, and what an update takes.
 
     On a CPU a few sequences stand for a micro-batch.
     """
@@ -161,20 +179,44 @@ def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_block
     batch = trainer.batches.batch(middle, 0, sequences)
     counts = [float(n) for n in trainer.objective.num_targets(batch)]
     half = num_blocks // 2
-    seconds = {}
+    passes, updates = dict[int, float](), dict[int, float]()
     for kept in (num_blocks, half):
         plan = Plan(tuple(i < kept for i in range(num_blocks)), (1.0,) * num_blocks, (1.0,) * num_blocks)
-        trainer.forward_backward(batch, plan, counts)
-        trainer.runtime.synchronize()
-        started, repeats = time.perf_counter(), 0
-        while repeats == 0 or (repeats < 5 and _mean_seconds_since(started, trainer.runtime) < _MEASURE_SECONDS):
-            trainer.forward_backward(batch, plan, counts)
-            trainer.runtime.synchronize()
-            repeats += 1
-        seconds[kept] = (time.perf_counter() - started) / repeats
-    trainer.optimizer.zero_grad(set_to_none=True)
-    per_block = (seconds[num_blocks] - seconds[half]) / (num_blocks - half)
-    return seconds[num_blocks] / sequences, per_block / sequences
+        passes[kept] = _timed(partial(trainer.forward_backward, batch, plan, counts), trainer.runtime) / sequences
+        updates[kept] = _timed(_idle_update(trainer), trainer.runtime)
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    def cost(seconds: dict[int, float]) -> _Cost:
+        return _Cost(seconds[num_blocks], (seconds[num_blocks] - seconds[half]) / (num_blocks - half))
+
+    return cost(passes), cost(updates)
+
+
+def _timed(work: Callable[[], object], runtime: Runtime) -> float:
+    """Time some work, after once in vain."""
+    work()
+    runtime.synchronize()
+    started, repeats = time.perf_counter(), 0
+    while repeats == 0 or (repeats < 5 and _mean_seconds_since(started, runtime) < _MEASURE_SECONDS):
+        work()
+        runtime.synchronize()
+        repeats += 1
+    return (time.perf_counter() - started) / repeats
+
+
+def _idle_update(trainer: Trainer[StepBatches]) -> Callable[[], object]:
+    """Return an update that takes as long as one of the trainer's and changes nothing: its rate and all gradients are 0, its state its own.
+
+    Gradients that are there become 0.
+    """
+    optimizer: torch.optim.Optimizer = object.__new__(type(trainer.optimizer))
+    optimizer.__dict__ |= trainer.optimizer.__dict__
+    optimizer.state = defaultdict(dict)
+    optimizer.param_groups = [{**group, "lr": 0.0} for group in trainer.optimizer.param_groups]
+    for parameter in trainer.model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.zero_()
+    return optimizer.step
 
 
 def _mean_seconds_since(started: float, runtime: Runtime) -> float:

@@ -28,7 +28,7 @@ _SHAPE_KEYS = ("pld.draws_per_step", "optim.name", "train.global_batch_size", "t
 _NOT_IN_SHAPE = ("model.initializer_range", "model.attention_init", "model.layer_norm_eps")
 """What a step takes depends on these keys; what is dropped is weighed in by the schedule."""
 
-_MAY_CHANGE = tuple(key for key in RUN_CONTROL if key not in ("runtime.precision", "eval.max_sequences"))
+_MAY_CHANGE = tuple(key for key in RUN_CONTROL if key != "runtime.precision")
 """Keys that leave the losses of a run what they are."""
 
 

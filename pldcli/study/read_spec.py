@@ -14,8 +14,8 @@ import yaml
 from pldcli import presets
 from pldcli.errors import UsageError
 from pldcli.finetuning import config as finetune_config
-from pldcli.settings import convert, located, read_yaml, split, validate
-from pldcli.study.spec import Changes, Finetuning, Halving, Name, Spec, Study, SystemSpec, spelled
+from pldcli.settings import convert, located, read_yaml, spelled, split, validate
+from pldcli.study.spec import Changes, Finetuning, Halving, Name, Spec, Study, SystemSpec
 from pldcli.tasks.registry import is_known_task, task_name
 
 __all__ = ["read_spec"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 
 from pldcli.bench.step_time import parse_seconds
 from pldcli.errors import UsageError
-from pldcli.settings import Count, Fraction, Natural, Positive, Settings, split
+from pldcli.settings import Count, Fraction, Natural, Positive, Settings, spelled, split
 
-__all__ = ["Check", "Finetuning", "Halving", "Length", "Name", "Rung", "Spec", "Study", "System", "SystemSpec", "spelled"]
+__all__ = ["Check", "Finetuning", "Halving", "Length", "Name", "Rung", "Spec", "Study", "System", "SystemSpec"]
 
 _LENGTHS = ("steps", "equal_time", "budget")
 _ELSEWHERE = {
@@ -22,11 +21,6 @@ _ELSEWHERE = {
     "train.init_from": "every run of a study begins with random weights",
 }
 """Keys that a study does not set."""
-
-
-def spelled(value: Any) -> str:
-    """Write a value of YAML as it is typed after KEY=."""
-    return json.dumps(value) if value is None or isinstance(value, bool | list) else str(value)
 
 
 def _file_name(name: str) -> str:
@@ -145,7 +139,7 @@ class System(Length):
 
     @model_validator(mode="after")
     def _check_length_is_free(self) -> Self:
-        if self.given and any(split(change)[0] == "train.total_steps" for change in self.set):
+        if self.given and "train.total_steps" in {*(split(change)[0] for change in self.set), *(self.grid or ())}:
             raise ValueError(f"`{self.given[0]}` sets train.total_steps; leave one of them out")
         return self
 

@@ -69,6 +69,25 @@ def names(advice: Advice) -> list[str]:
     return [candidate.name for candidate in advice.candidates]
 
 
+def test_batches_that_only_gate_groups_would_not_divide(prepared: Path, timed: list[Config]) -> None:
+    """Large sizes are shipped with four gate groups a step; what drops nothing has no gates."""
+    advice = advise(open_prepared(prepared), seconds=1e9, overrides=["train.global_batch_size=10"], evidence=EVIDENCE)
+    large = next(one for one in advice.candidates if one.name == "22 x 768")
+    assert large.config.train.global_batch_size == 10 and large.config.pld.draws_per_step == 1
+
+
+def test_the_preset_is_one_that_can_be_trained(prepared: Path, timed: list[Config], tmp_path: Path) -> None:
+    """Checkpoints that are kept for good are saved; tokens of a batch that grows are counted."""
+    overrides = ["checkpoint.keep_every_steps=1000", "train.batch_ramp=0.9", "train.initial_batch_size=1"]
+    advice = advise(open_prepared(prepared), seconds=60.0, overrides=overrides, evidence=EVIDENCE)
+    path = tmp_path / "auto.yaml"
+    path.write_text(advice.preset("pld advise"))
+    config = presets.resolve(str(path), from_data={"model.vocab_size": 512}).config
+    assert 1000 % config.checkpoint.every_steps == 0 and config.checkpoint.every_steps > 1
+    best = advice.candidates[0]
+    assert best.tokens == config.curriculum.num_tokens < config.train.total_steps * config.train.global_batch_size * config.data.seq_len
+
+
 def test_what_ends_lowest_is_chosen_and_timed(prepared: Path, timed: list[Config]) -> None:
     data = open_prepared(prepared)
     advice = advise(data, seconds=60.0, evidence=EVIDENCE)

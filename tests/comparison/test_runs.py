@@ -76,6 +76,18 @@ def test_time_per_step_is_the_median_so_one_slow_stretch_does_not_count() -> Non
     assert once.seconds_per_step is None and once.step_seconds_per_token is None
 
 
+def test_the_loss_of_the_whole_model_is_told_from_sums() -> None:
+    """With losses after fewer blocks, train/loss is their sum; with causal steps in between, those of one kind count."""
+    kind = ("objective.kind=causal", "model.type_vocab_size=0", "model.embedding_norm=false", "model.lm_head=plain")
+    causal = made_up_run("a", *kind, "objective.exits=[1]")
+    rows = made_up_run().rows
+    summed = tuple(row | {"train/loss": 9.0, "train/clm_loss": 5.0} if "train/loss" in row else row for row in rows)
+    assert {one.loss for one in replace(causal, rows=summed).training} == {5.0}
+    mixed = made_up_run("a", "objective.causal_share=0.5")
+    some = tuple(row | {"train/clm_loss": 5.0} if row["step"] % 10 else row for row in rows)
+    assert [one.step for one in replace(mixed, rows=some).training] == [10, 20, 30, 40]
+
+
 def test_smoothing_averages_the_last_twentieth_of_the_run() -> None:
     run = made_up_run("a", "train.total_steps=200")  # 5 % are 10 steps: two rows
     assert [row.loss for row in run.smoothed] == [5.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0]

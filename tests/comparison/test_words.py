@@ -31,6 +31,10 @@ def warnings(*runs: Run) -> tuple[str, ...]:
         (["pld.theta_bar=0.5", "pld.keep_first=1", "pld.keep_last=2"], "the first 1 and the last 2 always kept"),
         (["pld.draws_per_step=2"], "2 draws per step"),
         (["pld.residual=none"], "residuals not scaled"),
+        (
+            ["pld.schedule=expansion", "pld.stage_blocks=random", "pld.depth_stages=[{until: 0.5, blocks: 2}]", "pld.keep_first=1"],
+            "2 random blocks until 50% of the run, then all, the first 1 always kept",
+        ),
     ],
 )
 def test_what_is_dropped(changes: list[str], text: str) -> None:
@@ -52,6 +56,14 @@ def test_runs_that_differ_in_dropping_alone() -> None:
     dropping, rest = differences(made_up_run("a", DENSE), made_up_run("b"))
     assert dropping.startswith("dropping: exponential to theta_bar 0.5") and dropping.endswith("(baseline: nothing dropped)")
     assert rest == "nothing else in the configuration differs"
+
+
+def test_what_changes_the_seconds_alone_is_named() -> None:
+    changed = made_up_run("b", "runtime.checkpoint_activations=true")
+    assert differences(made_up_run("a"), changed) == ("recomputing of activations: True (baseline: False)",)
+    line = "seconds do not compare: recomputing of activations is not the same for all runs (false; true)"
+    assert line in warnings(made_up_run("a"), changed)
+    assert differences(made_up_run("a"), made_up_run("b", "checkpoint.background=false")) == ("nothing else in the configuration differs",)
 
 
 def test_another_optimizer_and_warm_up_are_named() -> None:

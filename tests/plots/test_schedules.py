@@ -11,6 +11,7 @@ import pldcli
 from pldcli.curriculum import Curriculum
 from pldcli.errors import OutputError, UsageError
 from pldcli.evaluation.plots import plot_depths
+from pldcli.expansion import DepthStage, Expansion
 from pldcli.flops import Flops
 from pldcli.pld import Dropping
 from pldcli.plots.canvas import evenly_spaced
@@ -58,6 +59,14 @@ def test_saving_adds_up_to_that_of_the_run() -> None:
     assert named(theta_bar=1.0).saved_until(50) == 0.0
     falling = named(time="linear", theta_bar=0.2)
     assert falling.saved_until(100) == pytest.approx(falling.flops.saved)
+    assert constant.flops.saved_of_blocks == pytest.approx(0.5)
+    # The first ten of 30 steps, in which one block runs, read less than the others.
+    schedule = Expansion(num_blocks=4, total_steps=30, stages=(DepthStage(1 / 3, 1),))
+    curriculum = Curriculum(total_steps=30, seq_len=8, batch_size=4, ramp_fraction=2 / 3, initial_batch_size=1)
+    tokens = [8 * curriculum.at(step).num_sequences for step in range(30)]
+    flops = RunFlops(schedule, curriculum, named().flops.flops)
+    assert len(set(tokens)) > 1
+    assert flops.saved_of_blocks == pytest.approx(0.75 * sum(tokens[:10]) / sum(tokens))
 
 
 @pytest.mark.parametrize("kind", [".PNG", ".svg"])

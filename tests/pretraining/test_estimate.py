@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,9 @@ from pldcli.data.prepared import open_prepared
 from pldcli.pretraining import estimate as module
 from pldcli.pretraining.estimate import estimate, fitting_micro_batch, measure_step_seconds
 from pldcli.pretraining.pretrain import dry_run
+from pldcli.runs.checkpoint import Position
 from pldcli.system import workers
+from pldcli.system.signals import StopRequest
 from tests.conftest import made_up_stream, tiny_config, tiny_trainer
 
 CPU = torch.device("cpu")
@@ -89,6 +92,30 @@ def test_measured_time_is_weighed_by_the_schedule(monkeypatch):
     assert measure_step_seconds(trainer, tiny_config("pld.theta_bar=1", "train.global_batch_size=32")) == pytest.approx(4 * 7)
     trainer.batches = replace(trainer.batches, world_size=2)
     assert measure_step_seconds(trainer, config) == pytest.approx((1 + 2 * 1.8) / 2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lamb", "stable-adamw"])
+def test_updates_are_measured_without_one(optimizer, monkeypatch):
+    """An update takes 3 s and 4 s for each block that has gradients; weights, also those of a trainer that goes on, stay as they were."""
+    now = 0.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    changes = ("pld.schedule=constant", "pld.theta_bar=0.4", f"optim.name={optimizer}")
+    trainer = tiny_trainer(*changes)
+    for _, one in zip(range(2), trainer.steps(Position(), observe=lambda step: True, stop=StopRequest()), strict=False):
+        assert one.grad_norm > 0
+    step = type(trainer.optimizer).step
+
+    def timed_step(self):
+        nonlocal now
+        now += 3.0 + 4.0 * sum(block.ffn_output.weight.grad is not None for block in trainer.model.blocks)
+        step(self)
+
+    monkeypatch.setattr(type(trainer.optimizer), "step", timed_step)
+    state = copy.deepcopy([*trainer.model.state_dict().values(), *trainer.optimizer.state_dict()["state"].values()])
+    assert measure_step_seconds(trainer, tiny_config(*changes)) == pytest.approx(3 + 4 * 1.8)
+    assert trainer.optimizer.param_groups[0]["lr"] > 0
+    for before, after in zip(state, [*trainer.model.state_dict().values(), *trainer.optimizer.state_dict()["state"].values()], strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
 def test_one_process_stands_for_those_that_would_be_started(prepared, monkeypatch):

@@ -113,6 +113,7 @@ BASE: dict[str, Any] = {"preln": PRELN, "pld": PLD, "b": PLD}
         ({"a": PLD | {"grid": {"pld.theta_bar": [0.5, 2]}}}, {}, r"systems\.a: pld\.theta_bar: must be at most 1, not 2"),
         ({"a": PLD | {"steps": 5, "equal_time": "b"}}, {}, r"systems\.a: `steps` and `equal_time` exclude each other"),
         ({"a": PLD | {"steps": 5, "set": {"train.total_steps": 4}}}, {}, r"systems\.a: `steps` sets train\.total_steps"),
+        ({"a": PLD | {"steps": 5, "grid": {"train.total_steps": [4, 6]}}}, {}, r"systems\.a: `steps` sets train\.total_steps"),
         ({"a": PLD | {"fraction": 1.5}}, {}, r"systems\.a\.fraction: must be at most 1, not 1\.5"),
         ({"a": PLD | {"budget": "soon"}}, {}, r"systems\.a\.budget: 'soon' is not a time"),
         ({"a": PLD | {"seeds": [1, 1]}}, {}, r"systems\.a\.seeds: must be different, not \[1, 1\]"),
