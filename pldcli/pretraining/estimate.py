@@ -35,6 +35,7 @@ _CPU_TOKENS_PER_FORWARD = 4096
 _CUDA_TOKENS_PER_FORWARD = 65536
 _MEMORY_SHARE = 0.6
 _MEASURE_SECONDS = 1.0
+_LONG_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +194,12 @@ def _measure(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -
 
 
 def _timed(work: Callable[[], object], runtime: Runtime) -> float:
-    """Time some work, after once in vain."""
+    """Time some work, after once in vain; on a CPU, where nothing is built at first, once is enough if that takes long."""
+    started = time.perf_counter()
     work()
     runtime.synchronize()
+    if runtime.device.type == "cpu" and (first := _mean_seconds_since(started, runtime)) > _LONG_SECONDS:
+        return first
     started, repeats = time.perf_counter(), 0
     while repeats == 0 or (repeats < 5 and _mean_seconds_since(started, runtime) < _MEASURE_SECONDS):
         work()
