@@ -190,7 +190,7 @@ def first_hour_small_finetuned() -> Table:
 def depth_narrow() -> Table:
     """Depths of 64-wide models at equal training time, and what is left of each when it is cut."""
     study = "study-depth-narrow"
-    cut = json.loads((RESULTS / study / "depths.json").read_text(encoding="utf-8"))
+    cut = json.loads((RESULTS / study / "scores.json").read_text(encoding="utf-8"))["loss"]
     table: Table = [("trained for the same time", "tokens", "loss", *(f"cut to {depth} blocks" for depth in (6, 4, 2)))]
     for label, name in (
         ("8 blocks", "deep"),
@@ -212,7 +212,8 @@ def depth_narrow() -> Table:
 def depth_cut() -> Table:
     """What is left of 64-wide models of equal training time when they are cut: losses, and scores after fine-tuning."""
     place, depths = RESULTS / "study-depth-cut", ("8", "6", "4", "2")
-    losses, scores = (json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in ("depths", "cola"))
+    found = json.loads((place / "scores.json").read_text(encoding="utf-8"))
+    losses, scores = found["loss"], found["cola"]
     table: Table = [
         ("trained for the same time", *(f"loss, {depth} blocks" for depth in depths), *(f"CoLA, {depth} blocks" for depth in depths))
     ]

@@ -1,11 +1,12 @@
 """Score the runs of a study with only some of their blocks, nothing scaled: by loss, on minimal pairs, and after fine-tuning.
 
-    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --out depths.json
-    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --finetune cola --data-dir glue --out cola.json
-    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --minimal-pairs pairs --out pairs.json
+    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --out scores.json
+    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --finetune cola --data-dir glue --out scores.json
+    python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --minimal-pairs pairs --out scores.json
 
 Kept are the blocks that a run trained most, as `pld evaluate --depth` and `pld export --keep-blocks` choose them; of a run without dropping
-the first ones. Losses are those of the rows and masks of each run's own validations. What is in OUT is not done again.
+the first ones. Losses are those of the rows and masks of each run's own validations. OUT names measure, run and number of blocks: several
+calls may share it, and what is in it is not done again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the fine-tuning")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     arguments = parser.parse_args()
-    found: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    scored: dict[str, dict[str, dict[str, Any]]] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    found = scored.setdefault(arguments.finetune or ("pairs" if arguments.minimal_pairs else "loss"), {})
     for run in sorted((arguments.study / "runs").iterdir()):
         if not (run / "model").is_dir():
             continue
@@ -48,7 +50,7 @@ def main() -> None:
         missing = [depth for depth in arguments.depths if depth <= num_blocks and str(depth) not in found.get(run.name, {})]
         for depth, score in scores(run, missing, arguments):
             found[run.name] = found.get(run.name, {}) | {str(depth): score}
-            atomic.write_text(arguments.out, json.dumps(found, indent=1) + "\n")
+            atomic.write_text(arguments.out, json.dumps(scored, indent=1) + "\n")
             print(run.name, depth, score, flush=True)
 
 

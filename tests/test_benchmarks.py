@@ -152,14 +152,14 @@ def test_cut_runs_are_scored_by_loss_and_by_pairs(prepared: Path, tmp_path: Path
     assert cli.run(["pretrain", "--preset", "bert-tiny-pld", "--data", str(prepared), "--out", str(run), *TINY]) == 0
     pair = {"sentence_good": "Return the value of the key.", "sentence_bad": "Return value the of the key."}
     (tmp_path / "order.jsonl").write_text(json.dumps(pair), encoding="utf-8")
-    for name, more in (("losses", []), ("pairs", ["--minimal-pairs", str(tmp_path / "order.jsonl")])):
-        words = [str(tmp_path / "study"), "--data", str(prepared), "--depths", "3", "2", "--out", str(tmp_path / f"{name}.json"), *more]
+    for more in ([], ["--minimal-pairs", str(tmp_path / "order.jsonl")]):
+        words = [str(tmp_path / "study"), "--data", str(prepared), "--depths", "3", "2", "--out", str(tmp_path / "scores.json"), *more]
         monkeypatch.setattr(sys, "argv", ["benchmarks/study_depths.py", *words])
         script.main()
-    losses = json.loads((tmp_path / "losses.json").read_text(encoding="utf-8"))["pld-seed3"]
+    scored = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    losses, right = scored["loss"]["pld-seed3"], scored["pairs"]["pld-seed3"]
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert losses["3"] == pytest.approx([row for row in logged if "eval/mlm_loss" in row][-1]["eval/mlm_loss"], abs=1e-4) != losses["2"]
-    right = json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8"))["pld-seed3"]
     assert list(right) == ["3", "2"] and all(score in ({"order": 0.0}, {"order": 1.0}) for score in right.values())
 
 
