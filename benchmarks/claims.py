@@ -187,6 +187,10 @@ def first_hour_small_finetuned() -> Table:
     return finetuned_table(first_hour("small-fp32"))
 
 
+NARROW = {"narrow": "study-depth-narrow", "cut": "study-depth-cut", "judged": "study-depth-judged"}
+"""Studies of 64-wide models, with seeds of their own."""
+
+
 def depth_narrow() -> Table:
     """Depths of 64-wide models at equal training time, and what is left of each when it is cut."""
     study = "study-depth-narrow"
@@ -236,37 +240,72 @@ def depth_cut() -> Table:
     return table
 
 
+def depth_judged() -> Table:
+    """As depth-cut with further seeds, by loss, minimal pairs and fine-tuning: means over seeds, and lowest to highest."""
+    studies = [json.loads((RESULTS / NARROW[name] / "scores.json").read_text(encoding="utf-8")) for name in ("cut", "judged")]
+
+    def over_seeds(measure: str, name: str, depth: int) -> str:
+        runs = [run for study in studies for key, run in study.get(measure, {}).items() if key.rpartition("-seed")[0] == name]
+        found = [run[str(depth)] for run in runs if str(depth) in run]
+        each = [one.values() if measure == "pairs" else one for one in found]
+        values = found if measure == "loss" else [100 * fmean(one) for one in each]
+        digits = 3 if measure == "loss" else 1
+        return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})" if values else ""
+
+    columns = (("loss", "loss"), ("pairs", "pairs right, %"), ("cola", "CoLA"))
+    table: Table = [("trained for the same time", *(title for _, title in columns), *(f"cut to 4 blocks: {title}" for _, title in columns))]
+    for label, name, depth in (
+        ("8 blocks", "deep", 8),
+        ("4 blocks", "four", 4),
+        ("2 blocks", "two", 2),
+        ("2 blocks, 8 after 80 % of the steps (expansion)", "expansion", 8),
+        ("2 blocks, 8 after half of the steps", "expansion-half", 8),
+        ("dropping by depth alone, unbiased residual", "depth-only-block", 8),
+    ):
+        whole = [over_seeds(measure, name, depth) for measure, _ in columns]
+        table.append((label, *whole, *(over_seeds(measure, name, 4) if depth == 8 else "" for measure, _ in columns)))
+    return table
+
+
 def final_loss(run: Run) -> float:
     assert run.final.loss is not None
     return run.final.loss
 
 
+def losses_beside(study: str, name: str, baseline: str) -> list[float]:
+    """Nats above or below the dense model, of each pair of runs with the same seed."""
+    dense = {run.seed: final_loss(run) for run in system_of(study, baseline).runs}
+    return [final_loss(run) - dense[run.seed] for run in system_of(study, name).runs if run.seed in dense]
+
+
 def loss_beside(study: str, name: str, baseline: str) -> Interval:
     """Nats above or below the dense model, over pairs of runs with the same seed."""
-    dense = {run.seed: final_loss(run) for run in system_of(study, baseline).runs}
-    return mean_interval([final_loss(run) - dense[run.seed] for run in system_of(study, name).runs if run.seed in dense])
+    return mean_interval(losses_beside(study, name, baseline))
 
 
 def paid() -> Table:
     """What every way to spend the same time bought, beside the dense model of 8 blocks and beside the best of fewer blocks."""
-    studies = {"short": "study-tiny", "thinned": "study-halving", "long": "study-tiny-36m", "narrow": "study-depth-narrow"}
-    baselines = dict.fromkeys(studies, "preln") | {"narrow": "deep"}
-    columns = {"short": "short", "thinned": "short", "long": "long", "narrow": "half as wide"}
-    rows: dict[str, dict[str, str]] = {
-        "6 blocks, nothing dropped": {"thinned": "shallow-rung3", "long": "shallow-time", "narrow": "six-time"},
-        "4 blocks, nothing dropped": {"narrow": "four-time"},
-        "2 blocks, nothing dropped": {"narrow": "two-time"},
-        "PLD": {"short": "pld-time", "long": "pld-time", "narrow": "pld-time"},
+    studies = {"short": "study-tiny", "thinned": "study-halving", "long": "study-tiny-36m", **NARROW}
+    columns = {"short": "short", "thinned": "short", "long": "long", **dict.fromkeys(NARROW, "half as wide")}
+    rows: dict[str, dict[str, str]] = {  # of the first narrow study, 6 and 4 blocks had too much time
+        "6 blocks, nothing dropped": {"thinned": "shallow-rung3", "long": "shallow-time", "cut": "six"},
+        "4 blocks, nothing dropped": {"cut": "four", "judged": "four"},
+        "2 blocks, nothing dropped": {"narrow": "two-time", "cut": "two", "judged": "two"},
+        "PLD": {"short": "pld-time", "long": "pld-time", "narrow": "pld-time", "cut": "pld"},
         "PLD, unbiased residual": {"narrow": "pld-block-time"},
-        "dropping by depth alone": {"thinned": "depth-only-rung3", "long": "depth-only-time"},
+        "dropping by depth alone": {"thinned": "depth-only-rung3", "long": "depth-only-time", "cut": "depth-only"},
+        "dropping by depth alone, unbiased residual": {"cut": "depth-only-block", "judged": "depth-only-block"},
         "growing, then full depth": {"short": "growing-time", "long": "growing-time"},
-        "few blocks, all of them late (expansion)": {"narrow": "expansion-time"},
+        "2 blocks, all of them after 80 % (expansion)": {"narrow": "expansion-time", "cut": "expansion", "judged": "expansion"},
+        "2 blocks, all of them after half": {"judged": "expansion-half"},
         "loss after fewer blocks, too (exits)": {"narrow": "exits-time"},
     }
-    found = {
-        label: {columns[key]: loss_beside(studies[key], name, baselines[key]) for key, name in names.items()}
-        for label, names in rows.items()
-    }
+    pairs: dict[str, dict[str, list[float]]] = {label: {} for label in rows}
+    for label, names in rows.items():
+        for key, name in names.items():
+            baseline = "deep" if key in NARROW else "preln"
+            pairs[label].setdefault(columns[key], []).extend(losses_beside(studies[key], name, baseline))
+    found = {label: {column: mean_interval(values) for column, values in some.items()} for label, some in pairs.items()}
     shallow = [label for label in rows if label.endswith("nothing dropped")]
     least = {column: min(found[label][column].mean for label in shallow if column in found[label]) for column in columns.values()}
     table: Table = [("in the time of 8 blocks, nothing dropped", *least, "ends below 8 blocks", "ends below the best of fewer blocks")]
@@ -332,6 +371,7 @@ CLAIMS: dict[str, Callable[[], Table]] = {
     "first-hour-small-finetuned": first_hour_small_finetuned,
     "depth-narrow": depth_narrow,
     "depth-cut": depth_cut,
+    "depth-judged": depth_judged,
 }
 
 

@@ -16,8 +16,9 @@ import random
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from first_hour_report import describe_text
@@ -39,6 +40,8 @@ ALIKE = 1.25
 """Runs of one shape whose tokens differ by less than this factor are candidates of one another."""
 NARROWEST = 128
 """Narrower models end as low after minutes, but are not as good after fine-tuning: they are not advised."""
+TASK = "cola"
+"""What models of studies were fine-tuned on."""
 EQUAL_TIME = 0.05
 """Training times of a study, or FLOPs, that differ by less than this share are equal: steps timed beside other work vary by more."""
 EVIDENCE = Path(record.__file__).with_name("evidence.json")
@@ -46,7 +49,7 @@ EVIDENCE = Path(record.__file__).with_name("evidence.json")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, nargs="+", required=True, help="directories of benchmarks/first_hour.py")
+    parser.add_argument("--work", type=Path, nargs="+", default=[], help="directories of benchmarks/first_hour.py")
     parser.add_argument("--study", type=Path, nargs="+", default=[], help="directories of studies, of which comparisons alone are taken")
     parser.add_argument("--text", default="English Wikipedia and books", help="what they hold, in words")
     parser.add_argument("--hold-out", type=int, default=4, help="runs that the checked fit does not see")
@@ -69,7 +72,7 @@ def main() -> None:
         comparisons += compared(ours)
         seen += ours
     comparisons += [one for study in options.study for one in compared_in_study(study)]
-    comparisons = list(dict.fromkeys(comparisons))
+    comparisons = list({replace(one, task="", score=0.0): one for one in comparisons}.values())  # of equal ones the last, which has scores
     runs = best_of_each(runs)
     content = {"text": options.text, "runs": [asdict(run) for run in runs], "comparisons": [asdict(one) for one in comparisons]}
     hidden = set(random.Random(options.seed).sample(range(len(runs)), options.hold_out))
@@ -142,7 +145,11 @@ def compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
 
 
 def compared_in_study(study: Path) -> list[Comparison]:
-    """Pair each run of a shipped system with the one of as many blocks that drops nothing, of equal seed and time."""
+    """Pair each run of a shipped system with the one of as many blocks that drops nothing, of equal seed and time.
+
+    Scores after fine-tuning are those of benchmarks/study_depths.py, beside the table of runs.
+    """
+    scored = json.loads(path.read_text(encoding="utf-8")).get(TASK, {}) if (path := study / "scores.json").exists() else {}
     runs = [(preset_of(run), run) for run in read_table(study / FILE).values()]
     found = []
     for preset, run in runs:
@@ -155,7 +162,10 @@ def compared_in_study(study: Path) -> list[Comparison]:
             if same and any(abs(ours / theirs - 1) < EQUAL_TIME for ours, theirs in zip(*spent, strict=True)):
                 assert run.final.loss is not None and other.final.loss is not None
                 difference = round(run.final.loss - other.final.loss, 4)
-                found.append(Comparison(system, run.config.model.num_hidden_layers, int(other.final.tokens), difference))
+                scores = [scored.get(one.name, {}).get(str(one.config.model.num_hidden_layers)) for one in (run, other)]
+                points = [100 * fmean(some) for some in scores if some]
+                one = Comparison(system, run.config.model.num_hidden_layers, int(other.final.tokens), difference)
+                found.append(replace(one, task=TASK, score=round(points[0] - points[1], 2)) if len(points) == len(scores) else one)
     return found
 
 
@@ -209,14 +219,14 @@ def report(
             f"{predicted:.4f}",
         )
         lines.append(row(f"{shape} {seen}".strip(), *cells, f"{predicted / share - 1:+.1%}".replace("%", " %")))
+    new = [value for key in ("hardware", "software") for value in sorted({result[key] for result in results})]
     worst = max((abs(law.loss(run.point) / run.point.loss - 1) for run in held_out), default=0.0)
     checked = f", the worst of the {len(held_out)} held out is off by {worst:.1%}" if held_out else ""
     others = other_choices(runs, len(held_out))
     parts = [
         "# The loss of an encoder, from its parameters and tokens",
         f"![Predicted against measured losses]({picture_name})",
-        f"Command: `{command()}`. Text: {text}. {'; '.join(sorted({result['hardware'] for result in results}))}; "
-        f"{'; '.join(sorted({result['software'] for result in results}))}.",
+        f"Command: `{command()}`. Text: {text}. New here: {'; '.join(new) or 'comparisons alone'}.",
         f"Fitted to {len(runs) - len(held_out)} runs{checked}{others}. Each of the {len(runs)} left out in turn: "
         f"{leave_one_out([run.point for run in runs]):.1%} (root mean square).".replace("%", " %"),
         "\n".join(lines),
@@ -224,9 +234,13 @@ def report(
         "fresh tokens, ten thousands of entries of the vocabulary (V), and the share of it that a step predicts over (S).",
     ]
     if comparisons:
-        table = [head("system", "blocks", "tokens of the run without", "loss with less loss without, at equal time")]
-        table += [row(one.system, str(one.num_hidden_layers), f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}") for one in comparisons]
-        parts.append("\n".join(table))
+        lines = [
+            head("system", "blocks", "tokens of the run without", "loss with less loss without, at equal time", "score likewise, points")
+        ]
+        for one in comparisons:
+            score = f"{one.task} {one.score:+.1f}" if one.task else ""
+            lines.append(row(one.system, str(one.num_hidden_layers), f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}", score))
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 

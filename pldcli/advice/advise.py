@@ -303,7 +303,10 @@ def _is_within(value: float, known: Sequence[float]) -> bool:
 
 
 def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[str, float, str]:
-    """Choose whether to drop or to grow from what it bought in runs of about as many tokens; return that in nats and the reason, too."""
+    """Choose whether to drop or to grow from what it bought in runs of about as many tokens; return that in nats and the reason, too.
+
+    What ends lower in all of them is chosen, but not where fine-tuned scores fell: a lower loss is not always a better encoder.
+    """
     near = [
         one
         for one in comparisons
@@ -312,14 +315,24 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
     ]
     if not near:
         return _DENSE, 0.0, "dropping and growing: no run on record is about as deep and read about as many tokens, so nothing is dropped"
-    differences: dict[str, list[float]] = {}
+    differences, scores = dict[str, list[float]](), dict[str, dict[str, list[float]]]()
     for one in near:
         differences.setdefault(one.system, []).append(one.difference)
+        if one.task:
+            scores.setdefault(one.system, {}).setdefault(one.task, []).append(one.score)
     means = {name: sum(values) / len(values) for name, values in differences.items()}
+    points = {name: {task: sum(values) / len(values) for task, values in some.items()} for name, some in scores.items()}
     ranked = sorted(means, key=lambda name: means[name])
-    paid = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
-    told = ", ".join(f"{name} {means[name]:+.3f} nats ({len(differences[name])})" for name in ranked)
-    system, verdict = (paid[0], paid[0]) if paid else (_DENSE, "nothing is dropped")
+    lower = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
+    paid = [name for name in lower if min(points.get(name, {}).values(), default=0.0) >= 0]
+
+    def told_of(name: str) -> str:
+        fine_tuned = [f", {task} {points[name][task]:+.1f} points ({len(values)})" for task, values in scores.get(name, {}).items()]
+        return f"{name} {means[name]:+.3f} nats ({len(differences[name])}){''.join(fine_tuned)}"
+
+    told = ", ".join(map(told_of, ranked))
+    refused = f": {lower[0]} ends lower, and scores lower after fine-tuning" if lower else ""
+    system, verdict = (paid[0], paid[0]) if paid else (_DENSE, f"nothing is dropped{refused}")
     reason = f"dropping and growing: {verdict}; beside the same model without, at equal time (runs): {told}"
     return system, means.get(system, 0.0), reason
 

@@ -73,6 +73,10 @@ class Comparison:
     """Of the run without."""
     difference: float
     """Loss with, less loss without, in nats: below zero it paid."""
+    task: str = ""
+    """What both were fine-tuned on afterwards, if they were."""
+    score: float = 0.0
+    """Score with, less score without, in points: below zero it did not pay, whatever the losses say."""
 
 
 @dataclass(frozen=True)

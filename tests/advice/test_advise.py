@@ -239,6 +239,17 @@ def test_dropping_is_advised_where_it_paid(
     assert presets.system(f"modern-tiny-{system}") == yaml.safe_load(advice.preset("x"))["extends"][1]
 
 
+@pytest.mark.parametrize(("scores", "system"), [((-8.0, 1.0, -2.0), "preln"), ((-1.0, 1.0, 2.0), "expansion")])
+def test_a_lower_loss_that_scores_lower_is_not_advised(prepared: Path, timed: list[Config], scores: tuple[float, ...], system: str) -> None:
+    data = open_prepared(prepared)
+    best = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0]
+    near = tuple(Comparison("expansion", best.config.model.num_hidden_layers, best.tokens, -0.1, "cola", score) for score in scores)
+    advice = advise(data, seconds=30.0, evidence=replace(EVIDENCE, comparisons=(*near, replace(near[0], task="", score=0.0))))
+    assert advice.system == system
+    assert f"expansion -0.100 nats (4), cola {sum(scores) / 3:+.1f} points (3)" in advice.reasons[-1]
+    assert ("expansion ends lower, and scores lower after fine-tuning" in advice.reasons[-1]) is (system == "preln")
+
+
 def test_another_vocabulary_makes_it_a_guess(prepared: Path, timed: list[Config]) -> None:
     runs = tuple(replace(one, vocab_size=50_000) for one in EVIDENCE.runs)
     advice = advise(open_prepared(prepared), seconds=4.0, evidence=replace(EVIDENCE, runs=runs))
