@@ -217,7 +217,7 @@ def depth_cut() -> Table:
     """What is left of 64-wide models of equal training time when they are cut: losses, and scores after fine-tuning."""
     place, depths = RESULTS / "study-depth-cut", ("8", "6", "4", "2")
     found = json.loads((place / "scores.json").read_text(encoding="utf-8"))
-    losses, scores = found["loss"], found["cola"]
+    losses, scores = found["loss"], found["cola learning_rate=3e-4"]
     table: Table = [
         ("trained for the same time", *(f"loss, {depth} blocks" for depth in depths), *(f"CoLA, {depth} blocks" for depth in depths))
     ]
@@ -252,8 +252,10 @@ def depth_judged() -> Table:
         digits = 3 if measure == "loss" else 1
         return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})" if values else ""
 
-    columns = (("loss", "loss"), ("pairs", "pairs right, %"), ("cola", "CoLA"))
-    table: Table = [("trained for the same time", *(title for _, title in columns), *(f"cut to 4 blocks: {title}" for _, title in columns))]
+    rates = tuple((f"cola learning_rate={rate}", f"CoLA at {rate}") for rate in ("3e-4", "1e-3", "3e-3"))
+    columns = (("loss", "loss"), ("pairs", "pairs right, %"))
+    cut = tuple((measure, f"cut to 4 blocks: {title}") for measure, title in columns)
+    table: Table = [("trained for the same time", *(title for _, title in (*columns, *rates, *cut)))]
     for label, name, depth in (
         ("8 blocks", "deep", 8),
         ("4 blocks", "four", 4),
@@ -262,8 +264,8 @@ def depth_judged() -> Table:
         ("2 blocks, 8 after half of the steps", "expansion-half", 8),
         ("dropping by depth alone, unbiased residual", "depth-only-block", 8),
     ):
-        whole = [over_seeds(measure, name, depth) for measure, _ in columns]
-        table.append((label, *whole, *(over_seeds(measure, name, 4) if depth == 8 else "" for measure, _ in columns)))
+        whole = [over_seeds(measure, name, depth) for measure, _ in (*columns, *rates)]
+        table.append((label, *whole, *(over_seeds(measure, name, 4) if depth == 8 else "" for measure, _ in cut)))
     return table
 
 

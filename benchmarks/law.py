@@ -149,7 +149,7 @@ def compared_in_study(study: Path) -> list[Comparison]:
 
     Scores after fine-tuning are those of benchmarks/study_depths.py, beside the table of runs.
     """
-    scored = json.loads(path.read_text(encoding="utf-8")).get(TASK, {}) if (path := study / "scores.json").exists() else {}
+    scored = json.loads(path.read_text(encoding="utf-8")) if (path := study / "scores.json").exists() else {}
     runs = [(preset_of(run), run) for run in read_table(study / FILE).values()]
     found = []
     for preset, run in runs:
@@ -162,11 +162,20 @@ def compared_in_study(study: Path) -> list[Comparison]:
             if same and any(abs(ours / theirs - 1) < EQUAL_TIME for ours, theirs in zip(*spent, strict=True)):
                 assert run.final.loss is not None and other.final.loss is not None
                 difference = round(run.final.loss - other.final.loss, 4)
-                scores = [scored.get(one.name, {}).get(str(one.config.model.num_hidden_layers)) for one in (run, other)]
-                points = [100 * fmean(some) for some in scores if some]
+                points = [score for one in (run, other) if (score := tuned_score(scored, one)) is not None]
                 one = Comparison(system, run.config.model.num_hidden_layers, int(other.final.tokens), difference)
-                found.append(replace(one, task=TASK, score=round(points[0] - points[1], 2)) if len(points) == len(scores) else one)
+                found.append(replace(one, task=TASK, score=round(points[0] - points[1], 2)) if len(points) == 2 else one)
     return found
+
+
+def tuned_score(scored: Mapping[str, Any], run: Run) -> float | None:
+    """Return the score of a run at the best of several settings of the fine-tuning, in points; None where only one was tried.
+
+    Models of other depths may want other rates: at one rate for all, a score says which of them it fits.
+    """
+    depth = str(run.config.model.num_hidden_layers)
+    found = [runs[run.name][depth] for name, runs in scored.items() if name.startswith(f"{TASK} ") and depth in runs.get(run.name, {})]
+    return 100 * max(map(fmean, found)) if len(found) > 1 else None
 
 
 def preset_of(run: Run) -> str:

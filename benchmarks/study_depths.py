@@ -5,8 +5,8 @@
     python benchmarks/study_depths.py studies/depth-cut --data data --depths 8 6 4 2 --minimal-pairs pairs --out scores.json
 
 Kept are the blocks that a run trained most, as `pld evaluate --depth` and `pld export --keep-blocks` choose them; of a run without dropping
-the first ones. Losses are those of the rows and masks of each run's own validations. OUT names measure, run and number of blocks: several
-calls may share it, and what is in it is not done again.
+the first ones. Losses are those of the rows and masks of each run's own validations. OUT names measure (a task with its settings), run and
+number of blocks: several calls may share it, and what is in it is not done again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     arguments = parser.parse_args()
     scored: dict[str, dict[str, dict[str, Any]]] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
-    found = scored.setdefault(arguments.finetune or ("pairs" if arguments.minimal_pairs else "loss"), {})
+    measure = "pairs" if arguments.minimal_pairs else "loss"
+    found = scored.setdefault(" ".join([arguments.finetune, *arguments.set]) if arguments.finetune else measure, {})
     for run in sorted((arguments.study / "runs").iterdir()):
         if not (run / "model").is_dir():
             continue

@@ -305,7 +305,7 @@ def _is_within(value: float, known: Sequence[float]) -> bool:
 def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[str, float, str]:
     """Choose whether to drop or to grow from what it bought in runs of about as many tokens; return that in nats and the reason, too.
 
-    What ends lower in all of them is chosen, but not where fine-tuned scores fell: a lower loss is not always a better encoder.
+    What ends lower in all of them is chosen, but not where all fine-tuned scores fell: a lower loss is not always a better encoder.
     """
     near = [
         one
@@ -324,7 +324,7 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
     points = {name: {task: sum(values) / len(values) for task, values in some.items()} for name, some in scores.items()}
     ranked = sorted(means, key=lambda name: means[name])
     lower = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
-    paid = [name for name in lower if min(points.get(name, {}).values(), default=0.0) >= 0]
+    paid = [name for name in lower if not any(max(values) < 0 for values in scores.get(name, {}).values())]
 
     def told_of(name: str) -> str:
         fine_tuned = [f", {task} {points[name][task]:+.1f} points ({len(values)})" for task, values in scores.get(name, {}).items()]

@@ -239,7 +239,7 @@ def test_dropping_is_advised_where_it_paid(
     assert presets.system(f"modern-tiny-{system}") == yaml.safe_load(advice.preset("x"))["extends"][1]
 
 
-@pytest.mark.parametrize(("scores", "system"), [((-8.0, 1.0, -2.0), "preln"), ((-1.0, 1.0, 2.0), "expansion")])
+@pytest.mark.parametrize(("scores", "system"), [((-8.0, -1.0, -2.0), "preln"), ((-8.0, 0.1, 2.0), "expansion")])
 def test_a_lower_loss_that_scores_lower_is_not_advised(prepared: Path, timed: list[Config], scores: tuple[float, ...], system: str) -> None:
     data = open_prepared(prepared)
     best = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0]
