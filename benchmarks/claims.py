@@ -252,7 +252,7 @@ def depth_judged() -> Table:
         digits = 3 if measure == "loss" else 1
         return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})" if values else ""
 
-    rates = tuple((f"cola learning_rate={rate}", f"CoLA at {rate}") for rate in ("3e-4", "1e-3", "3e-3"))
+    rates = tuple((f"cola learning_rate={rate}", f"CoLA at {rate}") for rate in ("3e-4", "1e-3"))
     columns = (("loss", "loss"), ("pairs", "pairs right, %"))
     cut = tuple((measure, f"cut to 4 blocks: {title}") for measure, title in columns)
     table: Table = [("trained for the same time", *(title for _, title in (*columns, *rates, *cut)))]

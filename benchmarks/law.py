@@ -74,7 +74,7 @@ def main() -> None:
     comparisons += [one for study in options.study for one in compared_in_study(study)]
     comparisons = list({replace(one, task="", score=0.0): one for one in comparisons}.values())  # of equal ones the last, which has scores
     runs = best_of_each(runs)
-    content = {"text": options.text, "runs": [asdict(run) for run in runs], "comparisons": [asdict(one) for one in comparisons]}
+    content = {"text": options.text, "runs": [asdict(run) for run in runs], "comparisons": [as_json(one) for one in comparisons]}
     hidden = set(random.Random(options.seed).sample(range(len(runs)), options.hold_out))
     shown = [run for number, run in enumerate(runs) if number not in hidden]
     held_out = [runs[number] for number in sorted(hidden)]
@@ -153,6 +153,8 @@ def compared_in_study(study: Path) -> list[Comparison]:
     runs = [(preset_of(run), run) for run in read_table(study / FILE).values()]
     found = []
     for preset, run in runs:
+        if preset.endswith(".yaml"):
+            continue  # of somebody's own, which no advice could name
         system = presets.system(preset)
         if f"-{system}" == DENSE or presets.resolve(preset).config.pld != run.config.pld:
             continue  # of a system with other settings of dropping the advice could not name them
@@ -169,19 +171,23 @@ def compared_in_study(study: Path) -> list[Comparison]:
 
 
 def tuned_score(scored: Mapping[str, Any], run: Run) -> float | None:
-    """Return the score of a run at the best of several settings of the fine-tuning, in points; None where only one was tried.
+    """Return the best score of a run over the settings of its fine-tuning, in points; None where its study tried one alone.
 
     Models of other depths may want other rates: at one rate for all, a score says which of them it fits.
     """
-    depth = str(run.config.model.num_hidden_layers)
-    found = [runs[run.name][depth] for name, runs in scored.items() if name.startswith(f"{TASK} ") and depth in runs.get(run.name, {})]
-    return 100 * max(map(fmean, found)) if len(found) > 1 else None
+    depth, tried = str(run.config.model.num_hidden_layers), [runs for name, runs in scored.items() if name.startswith(f"{TASK} ")]
+    found = [runs[run.name][depth] for runs in tried if depth in runs.get(run.name, {})]
+    return 100 * max(map(fmean, found)) if found and len(tried) > 1 else None
 
 
 def preset_of(run: Run) -> str:
     """Read the preset out of the command that began a run."""
     words = shlex.split(run.starts[0]["command"])
     return words[words.index("--preset") + 1]
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    return {name: value for name, value in asdict(comparison).items() if comparison.task or name not in ("task", "score")}
 
 
 def pairing(result: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -235,7 +241,7 @@ def report(
     parts = [
         "# The loss of an encoder, from its parameters and tokens",
         f"![Predicted against measured losses]({picture_name})",
-        f"Command: `{command()}`. Text: {text}. New here: {'; '.join(new) or 'comparisons alone'}.",
+        f"Command: `{command()}`. Text: {text}. New here: {'; '.join(new) or 'comparisons alone, beside the runs on record'}.",
         f"Fitted to {len(runs) - len(held_out)} runs{checked}{others}. Each of the {len(runs)} left out in turn: "
         f"{leave_one_out([run.point for run in runs]):.1%} (root mean square).".replace("%", " %"),
         "\n".join(lines),

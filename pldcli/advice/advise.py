@@ -234,8 +234,13 @@ class _Chooser:
         for size in _SHIPPED:
             shipped = presets.resolve(f"{size}-{_DENSE}").config.model
             models.append(_Model(size, {f"model.{name}": getattr(shipped, name) for name in SHAPE}))
-        different = {tuple(model.shape.values()): model for model in reversed(models)}  # of equal ones the first
-        return sorted(different.values(), key=lambda model: model.shape["model.num_hidden_layers"] * model.shape["model.hidden_size"] ** 2)
+        different: dict[tuple[int, ...], _Model] = {}
+        for model in models:
+            # With what the user asked for, models of several shapes may be one: then that which had the shape before, or else the first.
+            shape = tuple(getattr(self._config(model, {}).model, name) for name in SHAPE)
+            if shape not in different or (tuple(model.shape.values()) == shape != tuple(different[shape].shape.values())):
+                different[shape] = model
+        return [different[shape] for shape in sorted(different, key=lambda shape: shape[0] * shape[1] ** 2)]
 
     def _estimates(self, models: Sequence[_Model], timed: Sequence[Candidate]) -> list[Candidate]:
         """Estimate the models that were not timed and of which at least one step fits."""

@@ -76,6 +76,14 @@ def test_batches_that_only_gate_groups_would_not_divide(prepared: Path, timed: l
     assert large.config.train.global_batch_size == 10 and large.config.pld.draws_per_step == 1
 
 
+def test_models_that_are_one_with_what_was_asked_are_listed_once(prepared: Path, timed: list[Config]) -> None:
+    overrides = ["model.num_hidden_layers=4", "model.num_attention_heads=2", "model.intermediate_size=128"]
+    advice = advise(open_prepared(prepared), seconds=60.0, overrides=overrides, evidence=EVIDENCE)
+    assert len(set(names(advice))) == len(names(advice)) and {"4 x 16", "4 x 32", "4 x 64"} <= set(names(advice))
+    again = advise(open_prepared(prepared), seconds=60.0, overrides=["model.hidden_size=64", *overrides], evidence=EVIDENCE)
+    assert names(again) == ["4 x 64"]
+
+
 def test_the_preset_is_one_that_can_be_trained(prepared: Path, timed: list[Config], tmp_path: Path) -> None:
     """Checkpoints that are kept for good are saved; tokens of a batch that grows are counted."""
     overrides = ["checkpoint.keep_every_steps=1000", "train.batch_ramp=0.9", "train.initial_batch_size=1"]
