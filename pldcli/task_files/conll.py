@@ -29,8 +29,8 @@ def read_conll(
     """Read the sentences of a file.
 
     Columns are parted by tabs if the first word's line has one, else by spaces. `-DOCSTART-` lines are skipped; so are lines before a
-    sentence that begin with `#` and have another number of columns than words have, read like `# key = value`, or hold for a label what no
-    word has; a heading, whose first cell is `word`, `token`, `form` or `text` and whose label no word has; and, where there are ten
+    sentence that begin with `#` and have another number of columns than words have, read like `# key = value`, or have a blank behind it and
+    for a label what no word has; a heading, whose first cell is `word`, `token`, `form` or `text` and whose label no word has; and, where there are ten
     columns, CoNLL-U's ranges of words (`1-2`) and empty nodes (`8.1`).
 
     Args:
@@ -116,13 +116,14 @@ def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[
             before_sentence = True
             yield where, []
             continue
-        is_unlike = len(cells) != num_columns or (bool(labels) and cells[label_column] not in labels)
-        if before_sentence and line.startswith("#") and (is_unlike or _KEY_AND_VALUE.match(line)):
+        is_whole = len(cells) == num_columns
+        has_own_label = is_whole and bool(labels) and cells[label_column] not in labels
+        if before_sentence and line.startswith("#") and (not is_whole or (cells[0] == "#" and has_own_label) or _KEY_AND_VALUE.match(line)):
             continue
-        if is_first and is_unlike and len(cells) == num_columns and cells[0].lower() in _NAMES_OF_WORDS:
-            is_first = False
-            continue
+        is_heading = is_first and has_own_label and cells[0].lower() in _NAMES_OF_WORDS
         is_first = False
+        if is_heading:
+            continue
         if len(cells) != num_columns:
             what = f"has {_counted(len(cells))}, and the first word's line has {num_columns}"
             yield where, DataError(what, where=where, hint="give every word the same columns, and end a sentence with a blank line")
@@ -142,7 +143,7 @@ def _labels_of_words(lines: list[str], label_column: int, num_columns: int, *, w
         if not cells or cells[0] == _DOCUMENT:
             before_sentence = True
             continue
-        before_sentence = before_sentence and cells[0].startswith("#")
+        before_sentence = before_sentence and cells[0] == "#"
         if not before_sentence and not is_first and len(cells) == num_columns:
             found.add(cells[label_column])
         is_first = False

@@ -69,6 +69,8 @@ def test_comments_with_as_many_columns_as_words_have(tmp_path):
     assert words == [["doris", f"day{number}", "sang"] for number in range(3)] and labels == [["B-PER", "I-PER", "O"]] * 3
     content = "# sent1\n# O\nEU B-ORG\nsaid O\n\n# O\nleads O\n"
     assert read_conll(write(tmp_path / "b.conll", content))[0] == [["#", "EU", "said"], ["#", "leads"]], "a label that words have"
+    content = "#breaking HASHTAG\nEU B-ORG\nsaid O\n\nEU B-ORG\nsaid O\n"
+    assert read_conll(write(tmp_path / "c.conll", content))[0] == [["#breaking", "EU", "said"], ["EU", "said"]]
 
 
 def test_a_heading_is_no_word(tmp_path):
