@@ -29,9 +29,9 @@ def read_conll(
     """Read the sentences of a file.
 
     Columns are parted by tabs if the first word's line has one, else by spaces. `-DOCSTART-` lines are skipped; so are lines before a
-    sentence that begin with `#` and have another number of columns than words have, read like `# key = value`, or have a blank behind it and
-    for a label what no word has; a heading, whose first cell is `word`, `token`, `form` or `text` and whose label no word has; and, where there are ten
-    columns, CoNLL-U's ranges of words (`1-2`) and empty nodes (`8.1`).
+    sentence that begin with `#` and have another number of columns than words have, or read like `# key = value`, and those with a `#`
+    alone in the first column where none of them, of several, has a word's label; a heading, whose first cell is `word`, `token`, `form` or
+    `text` and whose label no word has; and, where there are ten columns, CoNLL-U's ranges of words (`1-2`) and empty nodes (`8.1`).
 
     Args:
         path: The file, in UTF-8.
@@ -107,7 +107,8 @@ def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[
         model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(_DOCUMENT)), "")
     with_tabs = "\t" in model.strip(_WHITE_SPACE)
     num_columns = len(_columns(model, with_tabs=with_tabs))
-    labels = _labels_of_words(lines, label_column, num_columns, with_tabs=with_tabs)
+    labels, of_comments = _labels_of_words(lines, label_column, num_columns, with_tabs=with_tabs)
+    has_comments = len(of_comments) > 1 and labels.isdisjoint(of_comments)
     before_sentence, is_first = True, True
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
@@ -118,7 +119,7 @@ def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[
             continue
         is_whole = len(cells) == num_columns
         has_own_label = is_whole and bool(labels) and cells[label_column] not in labels
-        if before_sentence and line.startswith("#") and (not is_whole or (cells[0] == "#" and has_own_label) or _KEY_AND_VALUE.match(line)):
+        if before_sentence and line.startswith("#") and (not is_whole or (cells[0] == "#" and has_comments) or _KEY_AND_VALUE.match(line)):
             continue
         is_heading = is_first and has_own_label and cells[0].lower() in _NAMES_OF_WORDS
         is_first = False
@@ -133,21 +134,26 @@ def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[
             yield where, cells
 
 
-def _labels_of_words(lines: list[str], label_column: int, num_columns: int, *, with_tabs: bool) -> set[str]:
-    """Collect the labels of all lines but the first and those that may be comments; none where there is a single column."""
-    found: set[str] = set()
+def _labels_of_words(lines: list[str], label_column: int, num_columns: int, *, with_tabs: bool) -> tuple[set[str], list[str]]:
+    """Collect the labels of words, and what stands in their place behind a `#` alone in the first column, in lines that may be comments.
+
+    The first line, which may be a heading, is left out. Where there is a single column there are none.
+    """
+    found, of_comments = set[str](), list[str]()
     if num_columns == 1 or not -num_columns <= label_column < num_columns:
-        return found
+        return found, of_comments
     before_sentence = is_first = True
     for cells in (_columns(line, with_tabs=with_tabs) for line in lines):
         if not cells or cells[0] == _DOCUMENT:
             before_sentence = True
             continue
         before_sentence = before_sentence and cells[0] == "#"
-        if not before_sentence and not is_first and len(cells) == num_columns:
+        if len(cells) == num_columns and before_sentence:
+            of_comments.append(cells[label_column])
+        elif len(cells) == num_columns and not is_first:
             found.add(cells[label_column])
         is_first = False
-    return found
+    return found, of_comments
 
 
 def _columns(line: str, *, with_tabs: bool) -> list[str]:

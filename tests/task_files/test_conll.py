@@ -67,10 +67,13 @@ def test_comments_with_as_many_columns_as_words_have(tmp_path):
     content = "".join(f"# id {number}\tdomain=en\ndoris _ _ B-PER\nday{number} _ _ I-PER\nsang _ _ O\n\n" for number in range(3))
     words, labels = read_conll(write(tmp_path / "a.conll", content))
     assert words == [["doris", f"day{number}", "sang"] for number in range(3)] and labels == [["B-PER", "I-PER", "O"]] * 3
-    content = "# sent1\n# O\nEU B-ORG\nsaid O\n\n# O\nleads O\n"
-    assert read_conll(write(tmp_path / "b.conll", content))[0] == [["#", "EU", "said"], ["#", "leads"]], "a label that words have"
+    content = "# sent1\nEU B-ORG\nsaid O\n\n# {}\nleads O\n"
+    assert read_conll(write(tmp_path / "b.conll", content.format("sent2")))[0] == [["EU", "said"], ["leads"]]
+    assert read_conll(write(tmp_path / "c.conll", content.format("O")))[0] == [["#", "EU", "said"], ["#", "leads"]], (
+        "a label that words have"
+    )
     content = "#breaking HASHTAG\nEU B-ORG\nsaid O\n\nEU B-ORG\nsaid O\n"
-    assert read_conll(write(tmp_path / "c.conll", content))[0] == [["#breaking", "EU", "said"], ["EU", "said"]]
+    assert read_conll(write(tmp_path / "d.conll", content))[0] == [["#breaking", "EU", "said"], ["EU", "said"]]
 
 
 def test_a_heading_is_no_word(tmp_path):
