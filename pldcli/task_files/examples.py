@@ -175,7 +175,7 @@ def printed_list(text: str) -> list[str | int | float] | None:
     """Read a list, a tuple or a set as pandas writes it into a cell; None where the text is something else."""
     if not _PRINTED_LIST.fullmatch(text.strip()):
         return None
-    items = [ast.literal_eval(item) for item in re.findall(_PLAIN_ITEM, text)]
+    items = [ast.literal_eval(re.sub(r"^np\.\w+\((.*)\)$", r"\1", item, flags=re.DOTALL)) for item in re.findall(_ITEM, text)]
     # JSON writes what lies beyond 16 bits as two escapes.
     return [item.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(item, str) else item for item in items]
 
