@@ -213,6 +213,10 @@ def depth_narrow() -> Table:
     return table
 
 
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})" if values else ""
+
+
 def depth_cut() -> Table:
     """What is left of 64-wide models of equal training time when they are cut: losses, and scores after fine-tuning."""
     place, depths = RESULTS / "study-depth-cut", ("8", "6", "4", "2")
@@ -234,8 +238,7 @@ def depth_cut() -> Table:
         run = f"{name}-seed1"
         cells = [f"{losses[run][depth]:.3f}" if depth in losses[run] else "" for depth in depths]
         for depth in depths:
-            values = [100 * score for score in scores[run].get(depth, ())]
-            cells.append(f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
+            cells.append(mean_and_range([100 * score for score in scores[run].get(depth, ())], 1))
         table.append((label, *cells))
     return table
 
@@ -249,8 +252,7 @@ def depth_judged() -> Table:
         found = [run[str(depth)] for run in runs if str(depth) in run]
         each = [one.values() if measure == "pairs" else one for one in found]
         values = found if measure == "loss" else [100 * fmean(one) for one in each]
-        digits = 3 if measure == "loss" else 1
-        return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})" if values else ""
+        return mean_and_range(values, 3 if measure == "loss" else 1)
 
     rates = tuple((f"cola learning_rate={rate}", f"CoLA at {rate}") for rate in ("3e-4", "1e-3"))
     columns = (("loss", "loss"), ("pairs", "pairs right, %"))

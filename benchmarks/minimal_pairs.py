@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from measuring import documentation, output_of_process, prepared_documentation, rotated, say
+from natural_pairs import with_neighbours_exchanged
 from pldcli.evaluation import pseudo_likelihood
 from pldcli.evaluation.pseudo_likelihood import pseudo_log_likelihoods
 from pldcli.evaluation.subject import Subject, open_subject
@@ -78,8 +79,7 @@ def made_up_pairs(scratch: Path, count: int) -> Iterator[dict[str, str]]:
     for words in draw.sample([text for text in texts if len(text) >= 6], count):
         good = words[: draw.randint(6, 14)]
         place = draw.randrange(len(good) - 1)
-        bad = [*good[:place], good[place + 1], good[place], *good[place + 2 :]]
-        yield {"sentence_good": " ".join(good), "sentence_bad": " ".join(bad)}
+        yield {"sentence_good": " ".join(good), "sentence_bad": " ".join(with_neighbours_exchanged(good, place))}
 
 
 def in_batches(subject: Subject, pairs: list[Pair]) -> Scores:

@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pldcli.system import atomic
@@ -83,7 +83,11 @@ def neighbours(found: Iterable[str], count: int) -> Iterator[dict[str, str]]:
         words = text.split()
         place = draw.randrange(1, len(words) - 2)
         if words[place] != words[place + 1]:
-            yield {"sentence_good": text, "sentence_bad": " ".join([*words[:place], words[place + 1], words[place], *words[place + 2 :]])}
+            yield {"sentence_good": text, "sentence_bad": " ".join(with_neighbours_exchanged(words, place))}
+
+
+def with_neighbours_exchanged(words: Sequence[str], place: int) -> list[str]:
+    return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
@@ -20,9 +21,11 @@ from pldcli.console.units import duration, quantity
 from pldcli.curriculum import largest_divisor
 from pldcli.data.prepared import PreparedData
 from pldcli.engine.validation import fixed_batches, unigram_baseline
-from pldcli.settings import parse
+from pldcli.settings import parse, spelled
 
 __all__ = ["FIRST_WORDS", "Advice", "Candidate", "advise"]
+
+_Key = TypeVar("_Key")
 
 FIRST_WORDS = "# Chosen by:"
 """Of a preset that was chosen here."""
@@ -279,7 +282,7 @@ class _Chooser:
 
     def _config(self, model: _Model, recipe: dict[str, Any], system: str = _DENSE, *, overrides: Sequence[str] | None = None) -> Config:
         settings = model.shape | recipe | (_ONE_GROUP if system == _DENSE else {})
-        texts = [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in settings.items()]
+        texts = [f"{key}={spelled(value)}" for key, value in settings.items()]
         vocabulary = {"model.vocab_size": self.prepared.vocab_size}
         given = self.overrides if overrides is None else overrides
         if (kept := parse(given).get("checkpoint.keep_every_steps")) is not None:
@@ -320,26 +323,30 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
     ]
     if not near:
         return _DENSE, 0.0, "dropping and growing: no run on record is about as deep and read about as many tokens, so nothing is dropped"
-    differences, scores = dict[str, list[float]](), dict[str, dict[str, list[float]]]()
-    for one in near:
-        differences.setdefault(one.system, []).append(one.difference)
-        if one.task:
-            scores.setdefault(one.system, {}).setdefault(one.task, []).append(one.score)
-    means = {name: sum(values) / len(values) for name, values in differences.items()}
-    points = {name: {task: sum(values) / len(values) for task, values in some.items()} for name, some in scores.items()}
+    differences = _grouped((one.system, one.difference) for one in near)
+    scores = _grouped(((one.system, one.task), one.score) for one in near if one.task)
+    means = {name: fmean(values) for name, values in differences.items()}
     ranked = sorted(means, key=lambda name: means[name])
     lower = [name for name in ranked if len(differences[name]) >= _LEAST_PAIRS and max(differences[name]) < 0]
-    paid = [name for name in lower if not any(max(values) < 0 for values in scores.get(name, {}).values())]
+    fell = {name for (name, _), values in scores.items() if max(values) < 0}
+    paid = [name for name in lower if name not in fell]
 
     def told_of(name: str) -> str:
-        fine_tuned = [f", {task} {points[name][task]:+.1f} points ({len(values)})" for task, values in scores.get(name, {}).items()]
-        return f"{name} {means[name]:+.3f} nats ({len(differences[name])}){''.join(fine_tuned)}"
+        points = [f", {task} {fmean(values):+.1f} points ({len(values)})" for (one, task), values in scores.items() if one == name]
+        return f"{name} {means[name]:+.3f} nats ({len(differences[name])}){''.join(points)}"
 
     told = ", ".join(map(told_of, ranked))
     refused = f": {lower[0]} ends lower, and scores lower after fine-tuning" if lower else ""
     system, verdict = (paid[0], paid[0]) if paid else (_DENSE, f"nothing is dropped{refused}")
     reason = f"dropping and growing: {verdict}; beside the same model without, at equal time (runs): {told}"
     return system, means.get(system, 0.0), reason
+
+
+def _grouped(pairs: Iterable[tuple[_Key, float]]) -> dict[_Key, list[float]]:
+    found: dict[_Key, list[float]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def _reasons(candidates: Sequence[Candidate], evidence: Evidence, chooser: _Chooser) -> Iterator[str]:

@@ -155,23 +155,20 @@ def measure_step_seconds(trainer: Trainer[StepBatches], config: Config) -> float
     Weights and the optimizer's state are left as they were.
     """
     schedule, curriculum = config.pld_schedule, config.curriculum
-    times: dict[int, tuple[_Cost, _Cost]] = {}
+    sequences: dict[int, _Cost] = {}
+    update = _measure_update(trainer, schedule.num_blocks)
     total = 0.0
     for stretch in curriculum.stretches:
-        if stretch.seq_len not in times:
-            times[stretch.seq_len] = _measure(trainer, stretch, schedule.num_blocks)
-        sequence, update = times[stretch.seq_len]
+        if stretch.seq_len not in sequences:
+            sequences[stretch.seq_len] = _measure_sequence(trainer, stretch, schedule.num_blocks)
         dropped = schedule.num_blocks * (1.0 - schedule.mean_kept_fraction_between(stretch.first_step, stretch.stop))
-        sequences = stretch.num_sequences / trainer.batches.world_size
-        total += stretch.steps * (sequences * sequence.without(dropped) + update.without(dropped))
+        num_sequences = stretch.num_sequences / trainer.batches.world_size
+        total += stretch.steps * (num_sequences * sequences[stretch.seq_len].without(dropped) + update.without(dropped))
     return total / curriculum.total_steps
 
 
-def _measure(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -> tuple[_Cost, _Cost]:
-    """Measure what a sequence takes, and what an update takes.
-
-    On a CPU a few sequences stand for a micro-batch.
-    """
+def _measure_sequence(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -> _Cost:
+    """Measure what a sequence takes; on a CPU a few stand for a micro-batch."""
     trainer.set_length(stretch.first_step)
     sequences = trainer.batches.micro_batch_size * trainer.batches.curriculum.seq_len // stretch.seq_len
     if trainer.runtime.device.type == "cpu":
@@ -179,18 +176,39 @@ def _measure(trainer: Trainer[StepBatches], stretch: Stretch, num_blocks: int) -
     middle = (stretch.first_step + stretch.stop) // 2  # the mean of a share of targets that moves
     batch = trainer.batches.batch(middle, 0, sequences)
     counts = [float(n) for n in trainer.objective.num_targets(batch)]
-    half = num_blocks // 2
-    passes, updates = dict[int, float](), dict[int, float]()
-    for kept in (num_blocks, half):
+
+    def seconds(kept: int) -> float:
         plan = Plan(tuple(i < kept for i in range(num_blocks)), (1.0,) * num_blocks, (1.0,) * num_blocks)
-        passes[kept] = _timed(partial(trainer.forward_backward, batch, plan, counts), trainer.runtime) / sequences
-        updates[kept] = _timed(_idle_update(trainer), trainer.runtime)
-        trainer.optimizer.zero_grad(set_to_none=True)
+        return _timed(partial(trainer.forward_backward, batch, plan, counts), trainer.runtime) / sequences
 
-    def cost(seconds: dict[int, float]) -> _Cost:
-        return _Cost(seconds[num_blocks], (seconds[num_blocks] - seconds[half]) / (num_blocks - half))
+    cost = _cost(seconds, num_blocks)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return cost
 
-    return cost(passes), cost(updates)
+
+def _measure_update(trainer: Trainer[StepBatches], num_blocks: int) -> _Cost:
+    """Measure what an update takes, with one that changes nothing: its rate and all gradients are 0, its state its own."""
+    optimizer: torch.optim.Optimizer = object.__new__(type(trainer.optimizer))
+    optimizer.__dict__ |= trainer.optimizer.__dict__
+    optimizer.state = defaultdict(dict)
+    optimizer.param_groups = [{**group, "lr": 0.0} for group in trainer.optimizer.param_groups]
+
+    def seconds(kept: int) -> float:
+        left_out = {parameter for block in trainer.model.blocks[kept:] for parameter in block.parameters()}
+        for parameter in trainer.model.parameters():
+            parameter.grad = None if parameter in left_out else torch.zeros_like(parameter)
+        return _timed(optimizer.step, trainer.runtime)
+
+    cost = _cost(seconds, num_blocks)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return cost
+
+
+def _cost(seconds: Callable[[int], float], num_blocks: int) -> _Cost:
+    """Measure with all blocks, and with half of them."""
+    half = num_blocks // 2
+    dense = seconds(num_blocks)
+    return _Cost(dense, (dense - seconds(half)) / (num_blocks - half))
 
 
 def _timed(work: Callable[[], object], runtime: Runtime) -> float:
@@ -206,21 +224,6 @@ def _timed(work: Callable[[], object], runtime: Runtime) -> float:
         runtime.synchronize()
         repeats += 1
     return (time.perf_counter() - started) / repeats
-
-
-def _idle_update(trainer: Trainer[StepBatches]) -> Callable[[], object]:
-    """Return an update that takes as long as one of the trainer's and changes nothing: its rate and all gradients are 0, its state its own.
-
-    Gradients that are there become 0.
-    """
-    optimizer: torch.optim.Optimizer = object.__new__(type(trainer.optimizer))
-    optimizer.__dict__ |= trainer.optimizer.__dict__
-    optimizer.state = defaultdict(dict)
-    optimizer.param_groups = [{**group, "lr": 0.0} for group in trainer.optimizer.param_groups]
-    for parameter in trainer.model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.zero_()
-    return optimizer.step
 
 
 def _mean_seconds_since(started: float, runtime: Runtime) -> float:

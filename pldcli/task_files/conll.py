@@ -106,8 +106,11 @@ def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[
     if model is None:
         model = next((line for line in lines if line.strip(_WHITE_SPACE) and not line.startswith(_DOCUMENT)), "")
     with_tabs = "\t" in model.strip(_WHITE_SPACE)
-    num_columns = len(_columns(model, with_tabs=with_tabs))
-    labels, of_comments = _labels_of_words(lines, label_column, num_columns, with_tabs=with_tabs)
+    cells = _columns(model, with_tabs=with_tabs)
+    num_columns, may_be_heading = len(cells), bool(cells) and cells[0].lower() in _NAMES_OF_WORDS
+    labels, of_comments = set[str](), list[str]()
+    if may_be_heading or any(line.startswith(("# ", "#\t")) for line in lines):  # only then all lines are parted twice
+        labels, of_comments = _labels_of_words(lines, label_column, num_columns, with_tabs=with_tabs)
     has_comments = len(of_comments) > 1 and labels.isdisjoint(of_comments)
     before_sentence, is_first = True, True
     for number, line in enumerate(lines, 1):
@@ -121,11 +124,11 @@ def _word_lines(path: Path, label_column: int = -1) -> Iterator[tuple[str, list[
         has_own_label = is_whole and bool(labels) and cells[label_column] not in labels
         if before_sentence and line.startswith("#") and (not is_whole or (cells[0] == "#" and has_comments) or _KEY_AND_VALUE.match(line)):
             continue
-        is_heading = is_first and has_own_label and cells[0].lower() in _NAMES_OF_WORDS
+        is_heading = is_first and may_be_heading and has_own_label
         is_first = False
         if is_heading:
             continue
-        if len(cells) != num_columns:
+        if not is_whole:
             what = f"has {_counted(len(cells))}, and the first word's line has {num_columns}"
             yield where, DataError(what, where=where, hint="give every word the same columns, and end a sentence with a blank line")
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,9 +43,6 @@ _MAX_LISTED = 10
 
 _SEPARATORS = ("|", ";", ",")
 """Between labels that stand in one text: the one that occurs in most texts."""
-
-_MARKED = re.compile("([BIMESLU][-_])(.+)", re.IGNORECASE)
-"""A tag of a word at the beginning, inside, at the end of an entity, or alone in it."""
 
 
 def guess_columns(table: Table) -> tuple[tuple[str, ...], str | None]:
@@ -208,7 +204,7 @@ def _distinct(table: Table, task: Task, values: list[Any], *, sure: bool) -> lis
 
 
 def _tags(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
-    from pldcli.tasks.tags import default_metrics
+    from pldcli.tasks.tags import completed, default_metrics
 
     found = _with_named_classes(table, task)
     if found is None:
@@ -216,16 +212,10 @@ def _tags(table: Table, task: Task, values: list[Any]) -> tuple[Task, str]:
             hint = "JSON lines, Parquet and CoNLL files can hold a label for each word; --kind multi-label is for labels of a text"
             raise DataError(f"column {task.label_column!r} holds no lists, which tags of words are", where=str(table.path), hint=hint)
         tags = _distinct(table, task, [tag for row in values if isinstance(row, list) for tag in row], sure=True)
-        found = task.with_labels(tags if all(isinstance(tag, int) for tag in tags) else sorted(_completed(set(tags)), key=str))
+        found = task.with_labels(tags if all(isinstance(tag, int) for tag in tags) else sorted(completed(set(tags)), key=str))
     if len(found.labels) < 2:
         raise DataError("has fewer than two different labels of words", where=str(table.path), hint="name another --label-column")
     return replace(found, metrics=default_metrics(found.labels)), _listed(found.labels)
-
-
-def _completed(tags: set[Any]) -> set[Any]:
-    """Add what follows from tags such as B-PER: every mark that occurs, with every type. Rare ones are missing in training files."""
-    parts = [match.groups() for tag in tags if isinstance(tag, str) and (match := _MARKED.fullmatch(tag))]
-    return tags | {f"{mark}{kind}" for mark, _ in parts for _, kind in parts}
 
 
 def _is_whole(text: str) -> bool:

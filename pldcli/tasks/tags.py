@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from pldcli.tasks.task import Examples, Features, Head, Prediction, Task
 from pldcli.tasks.windows import frame_of, word_windows
 from pldcli.tokenization.tokenizer import Tokenizer
 
-__all__ = ["Tags", "default_metrics", "entities", "notes_on_labels"]
+__all__ = ["Tags", "completed", "default_metrics", "entities", "notes_on_labels"]
 
 _IGNORED = -100
 """The label of tokens that no loss is computed for."""
@@ -24,7 +25,8 @@ _PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S
 """The letters of IOB, IOBES, BMES and BILOU: begin, inside (middle), end (last), single (unit)."""
 
 _OUTSIDE = "O"
-_OTHER_SPELLING = re.compile(r"([BIMESLU])[-_](.+)", re.IGNORECASE)
+_MARKED = re.compile("([BIMESLU][-_])(.+)", re.IGNORECASE)
+"""A tag of a word at the beginning, inside, at the end of an entity, or alone in it; as CoNLL spells it or otherwise."""
 _NO_TOKEN = -1
 
 
@@ -139,6 +141,12 @@ def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
     return ("entity_f1",) if _mark_entities(_as_conll(labels)) else ("accuracy",)
 
 
+def completed(tags: set[Any]) -> set[Any]:
+    """Add what follows from tags such as B-PER: every mark that occurs, with every type. Rare ones are missing in training files."""
+    parts = [match.groups() for tag in tags if isinstance(tag, str) and (match := _MARKED.fullmatch(tag))]
+    return tags | {f"{mark}{kind}" for mark, _ in parts for _, kind in parts}
+
+
 def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
     """Find the entities of a sentence, labelled by IOB1, IOB2, IOBES, BMES or BILOU.
 
@@ -218,10 +226,10 @@ def _as_conll(labels: Sequence[str]) -> list[str]:
     """Spell labels that mark entities as CoNLL does: `b-org` and `B_ORG` as `B-org` and `B-ORG`, `o` as `O`; others stay as they are."""
     if not {"O", "o"} & {*labels}:
         return list(labels)
-    parts = [(label, _OTHER_SPELLING.fullmatch(label)) for label in labels]
+    parts = [(label, _MARKED.fullmatch(label)) for label in labels]
     if not all(match or label in ("O", "o") for label, match in parts):
         return list(labels)
-    return [f"{match[1].upper()}-{match[2]}" if match else _OUTSIDE for label, match in parts]
+    return [f"{match[1][0].upper()}-{match[2]}" if match else _OUTSIDE for label, match in parts]
 
 
 def _mark_entities(labels: Sequence[str]) -> bool:
