@@ -39,6 +39,7 @@ def test_step_time_measures_both_and_writes_the_table(
     assert 0.0 < ratio == pytest.approx(dropped / dense, rel=0.2)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("forked")
 def test_whole_runs_are_the_command_itself_and_their_saving_is_what_their_clocks_say(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -60,6 +61,7 @@ def test_whole_runs_are_the_command_itself_and_their_saving_is_what_their_clocks
     assert training < whole
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("forked")
 def test_shared_cores_times_every_way_to_wait_quiet_and_beside_a_loop(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -178,6 +180,7 @@ def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place, model
 
 
+@pytest.mark.rehearsal
 def test_the_proof_puts_both_programs_side_by_side(
     tiny_glue: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +233,7 @@ def run_gpu_section(section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.rehearsal
 def test_the_rate_on_a_gpu_stands_beside_its_goals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = run_gpu_section("rate", monkeypatch, capsys)
     dense, dropped = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "| dense |" in line or "| dropped |" in line)
@@ -248,6 +252,7 @@ def test_rows_for_which_no_time_is_left_are_named(monkeypatch: pytest.MonkeyPatc
     assert [row.partition(":")[0] for row in rows[2:]] == ["bert-base at 128", "bert-base at 512", "bert-large at 512"]
 
 
+@pytest.mark.rehearsal
 def test_packed_documents_are_measured_with_the_modern_model(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +270,7 @@ def test_packed_documents_are_measured_with_the_modern_model(
     assert {(config.data.packing, config.model.position_embedding) for config in seen} == {("documents", "rotary")}
 
 
+@pytest.mark.rehearsal
 def test_small_models_are_held_against_the_time_of_a_step_and_the_saving(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +288,7 @@ def test_the_profile_names_phases_and_kernels(monkeypatch: pytest.MonkeyPatch, c
     assert len(shares) > 5 and 50 < sum(shares) <= 100.5 and shares == sorted(shares, reverse=True)
 
 
+@pytest.mark.rehearsal
 def test_the_comparison_on_a_gpu_runs_through_the_shell_script() -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     words = ["bash", str(BENCHMARKS / "gpu.sh"), "compare", "--small", "--compile", "off"]
@@ -292,6 +299,7 @@ def test_the_comparison_on_a_gpu_runs_through_the_shell_script() -> None:
     assert refused.returncode == 2 and "invalid choice" in refused.stderr
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("forked")
 def test_the_modern_model_is_compared_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     lines = run_gpu_section("compare-modern", monkeypatch, capfd)
@@ -299,6 +307,7 @@ def test_the_modern_model_is_compared_on_a_gpu(monkeypatch: pytest.MonkeyPatch, 
         assert any(line.startswith(f"| L4-H256 | 500 | {system} |") for line in lines)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("forked")
 def test_resumed_bits_and_the_memory_of_one_process_of_several(prepared: Path, tmp_path: Path) -> None:
     script = load("gpu_trust")

@@ -286,6 +286,7 @@ def test_a_peer_is_trained_by_trainer_for_its_budget_and_saved(plan: Any, name: 
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id) == (special.mask_id, special.pad_id, special.cls_id)
 
 
+@pytest.mark.rehearsal
 def test_ours_is_trained_by_the_command_for_its_budget(plan: Any, work: Path, tmp_path: Path) -> None:
     contestant = plan.contestants[2]
     settings = contestant.set | {"optim.learning_rate": 1e-2, "runtime.precision": "fp32"}

@@ -67,6 +67,7 @@ def growth_here(monkeypatch: pytest.MonkeyPatch) -> Any:
     return script, seen
 
 
+@pytest.mark.rehearsal
 def test_growth_measures_every_axis_once(growth_here: Any, run: Run, prepared: Path, tmp_path: Path) -> None:
     script, seen = growth_here
     corpus, out, plot = tmp_path / "text.txt", tmp_path / "growth.md", tmp_path / "growth.png"
@@ -113,6 +114,7 @@ def check_steps(document: str, points: Path) -> None:
     assert 1.0 < number(blocks[1][7]) < 2.0, "the head does not grow"
 
 
+@pytest.mark.rehearsal
 def test_growth_measures_in_fresh_processes_and_says_what_is_missing(run: Run, prepared: Path, tmp_path: Path) -> None:
     words = ["--results", tmp_path, "--data", prepared, *POINT, "--rounds", 1, "--axes", "depth", "--depth-values", 1]
     with pytest.raises(SystemExit, match="nothing was measured"):
@@ -147,6 +149,7 @@ def test_text_is_cut_and_repeated_to_size(tmp_path: Path, size: float) -> None:
 SHAPE = ("model.num_hidden_layers=4", "model.hidden_size=32", "model.intermediate_size=64", "data.seq_len=32")
 
 
+@pytest.mark.rehearsal
 def test_dropping_answers_every_question(run: Run, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "dropping.md"
     words = ["--data", prepared, "--preset", "bert-tiny-pld", "--set", *SHAPE, "--batch", 8, "--precision", "fp32", "--out", out]

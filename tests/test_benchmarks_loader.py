@@ -87,6 +87,7 @@ def tiny_model(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "tiny", load_tokenizer(tmp_path / "vocab.txt"), norm="post", max_position_embeddings=128)
 
 
+@pytest.mark.rehearsal
 def test_dropout_is_compared_alone_and_in_steps(run: Run, prepared: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load("dropout_against_torch"), "SHAPES", ((4, 8, 16), (4, 8, 32)))
     document = run("--parts", "dropout", "--data", prepared, "--model", tiny_model, "--steps", 2, "--rounds", 3)

@@ -89,6 +89,7 @@ def run_main(script: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     script.main()
 
 
+@pytest.mark.rehearsal
 def test_every_system_has_its_row_in_both_precisions(
     pretrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_shape_has_heads_of_64_or_as_many_as_it_names(case: Any) -> None:
     assert [replace(case, shape=shape).num_heads for shape in ("L4-H128", "L4-H128-A4")] == [2, 4]
 
 
+@pytest.mark.rehearsal
 def test_preparing_is_measured_for_all_with_equal_tokens(
     preparing: Any, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert set(pages.pages()) == set((ROOT / "docs").rglob("*.md"))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_command_of_the_guides_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Any]) -> None:
     monkeypatch.chdir(tmp_path)
     write_inputs(monkeypatch)

@@ -39,12 +39,15 @@ def test_the_lines_that_must_work_as_typed_are_in_getting_started() -> None:
     )
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_command_of_it_and_of_getting_started_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pld: Callable[..., Any]) -> None:
     monkeypatch.chdir(tmp_path)
     write_inputs(monkeypatch)
     run_all((line for line in COMMANDS + pages.commands(STARTED) if line not in SETUP), pld)
     assert {path.name for path in Path("runs").iterdir()} == {"mine", "mine.yaml", "dense", "dropping", "bert-base-pld"}
-    assert Path("schedule.png").is_file() and Path("comparison", "index.html").is_file()
+    assert Path("comparison", "index.html").is_file()
+    pictures = [Path("schedule.png"), *Path("runs", "dropping", "plots").iterdir()]
+    assert len(pictures) == 5 and all(picture.stat().st_size > 10_000 for picture in pictures), "drawn, not blank"
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -119,8 +119,11 @@ def _drawn(figure: Figure, kind: str, *left_out: str) -> bytes:
     for text in figure.findobj(Text):
         if isinstance(text, Text) and "$" in text.get_text():
             text.set_parse_math(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=dict.fromkeys(left_out))
+    buffer, metadata = io.BytesIO(), dict.fromkeys(left_out)
+    if kind == "png":
+        figure.canvas.print_png(buffer, metadata=metadata)  # type: ignore[attr-defined]  # which draws once, `savefig` twice
+    else:
+        figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 

@@ -15,6 +15,8 @@ from pldcli.errors import UsageError
 from pldcli.plots import canvas
 from tests.analysis.test_results import made_up_analysis, made_up_run
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 DRAW = [plot_gradients, plot_similarity, plot_removal]
 
 

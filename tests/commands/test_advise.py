@@ -8,9 +8,13 @@ import pytest
 from pldcli import presets
 from pldcli.commands import pretrain
 from tests.conftest import Outcome
+from tests.typed_commands import three_steps
 
 
-def test_advice_on_real_text_is_a_preset_that_trains(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
+def test_advice_on_real_text_is_a_preset_that_trains(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pldcli.bench.budget._STEPS", 5)
     place = tmp_path / "auto.yaml"
     done = pld("advise", "--budget", "2s", "--data", prepared, "--out", place, "data.seq_len=32", "model.local_attention=32")
     assert done.code == 0, done.err
@@ -22,7 +26,10 @@ def test_advice_on_real_text_is_a_preset_that_trains(pld: Callable[..., Outcome]
     assert place.read_text(encoding="utf-8").startswith("# Chosen by: pld")
 
 
-def test_auto_trains_what_is_advised_and_resumes(pld: Callable[..., Outcome], prepared: Path, tmp_path: Path) -> None:
+def test_auto_trains_what_is_advised_and_resumes(
+    pld: Callable[..., Outcome], prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pldcli.advice.advise.calibrate", three_steps)
     line = ("pretrain", "--preset", "auto", "--data", prepared, "--out", tmp_path / "run", "data.seq_len=32", "model.local_attention=32")
     done = pld(*line, "--budget", "1s")
     assert done.code == 0, done.err

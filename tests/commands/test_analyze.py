@@ -111,6 +111,7 @@ def test_json_stands_alone(pld: Run, calls: list[Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gates", [[], ["--gates", "0.5"]])
+@pytest.mark.usefixtures("drawn")
 def test_out_has_numbers_and_two_files_per_figure(gates: list[str], pld: Run, calls: list[Any], tmp_path: Path) -> None:
     outcome = pld("analyze", "a", "b", "--out", tmp_path / "out", *gates)
     figures = ["gradients", "removal", "similarity", *(["gradients-dropped"] if gates else [])]

@@ -130,6 +130,7 @@ def test_table(pld: Run, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "table"])
+@pytest.mark.usefixtures("drawn")
 def test_numbers_stay_alone_on_stdout_beside_a_picture(kind: str, pld: Run, folder: Path) -> None:
     alone = pld("plot-schedule", "--format", kind)
     both = pld("plot-schedule", "--format", kind, "--out", "deep/x.svg")

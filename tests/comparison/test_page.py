@@ -4,11 +4,15 @@ import re
 from functools import cache
 from html.parser import HTMLParser
 
+import pytest
+
 from pldcli.comparison.comparison import compare_runs
 from pldcli.comparison.page import render_page
 from pldcli.comparison.plots import draw_curves
 from pldcli.console.section import Section
 from tests.comparison.test_runs import made_up_run
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -11,6 +11,8 @@ from pldcli.errors import UsageError
 from pldcli.plots import canvas
 from tests.comparison.test_runs import made_up_run
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def comparison() -> Comparison:
     runs = [made_up_run(f"pre-{seed}", "pld.theta_bar=1", f"train.seed={seed}", losses=(5.0, 4.0, 3.0, 2.5 + seed)) for seed in (0, 1)]

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from pldcli.errors import DeviceError, UsageError
 from pldcli.pld import Schedule
 from pldcli.runs.checkpoint import Position
 from pldcli.system.signals import StopRequest
-from tests.conftest import ROOT, TINY, tiny_trainer
+from tests.conftest import TINY, tiny_trainer
 
 DROPPING = ("pld.schedule=constant", "pld.theta_bar=0.4", "pld.depth_rule=uniform", "train.total_steps=20")
 SCENARIOS = {
@@ -204,7 +202,7 @@ def test_different_gates_are_noticed(two):
     ] * 2
 
 
-def test_torchrun_trains_as_one_process_and_only_the_main_one_writes(prepared, tmp_path, pld):
+def test_torchrun_trains_as_one_process_and_only_the_main_one_writes(prepared, tmp_path, pld, processes):
     arguments = [
         "--data",
         str(prepared),
@@ -217,29 +215,14 @@ def test_torchrun_trains_as_one_process_and_only_the_main_one_writes(prepared, t
     arguments += ["train.log_every_steps=1", "checkpoint.every_steps=2"]
     # Masks and their share are functions of row and step, whoever reads the row.
     arguments += ["objective.masking=span", "objective.span_boundary=true", "objective.final_mask_probability=0.4"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "--standalone",
-        "-m",
-        "pldcli",
-    ]
-    result = subprocess.run(
-        [*torchrun, "pretrain", "--preset", "bert-tiny-pld", "--out", str(tmp_path / "two"), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert result.returncode == 0, result.stderr
+    torchrun = ["--nproc-per-node", "2", "--master-port", "0", "--standalone", "-m", "pldcli"]
+    words = [*torchrun, "pretrain", "--preset", "bert-tiny-pld", "--out", str(tmp_path / "two"), *arguments]
+    several = processes.python(f"from torch.distributed.run import main; main({words})")
+    assert several.wait() == 0, several.err
     alone = pld("pretrain", "--preset", "bert-tiny-pld", "--out", tmp_path / "one", *arguments)
     assert alone.code == 0, alone.err
     for line in ("finished 4 steps", "2 process(es)", "next: pld evaluate"):
-        assert result.stdout.count(line) == 1, result.stdout
+        assert several.out.count(line) == 1, several.out
     rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert len(rows[0]) == 5
     assert rows[0][0]["train/loss"] == pytest.approx(rows[0][0]["train/mlm_loss"] + rows[0][0]["train/sbo_loss"])

@@ -219,6 +219,7 @@ def test_the_same_seed_gives_the_same_and_another_seed_another(learn, river_expe
     assert weights(first) != weights(other)
 
 
+@pytest.mark.usefixtures("forked")
 def test_processes_side_by_side_give_the_same_as_one(learn, river_experiment, tmp_path, capfd):
     changes = ("epochs=1,2", "dropout=0.1")
     one = learn(river_experiment(), tmp_path / "one", *changes, seeds=2)

@@ -86,6 +86,7 @@ def test_the_exported_model_gives_prices_to_anyone(learned_prices: Any, prices: 
     assert learned_prices.read_back.difference < 1e-5
 
 
+@pytest.mark.usefixtures("forked")
 def test_evaluation_and_workers_agree(learned_prices: Any, experiment: Experiment, prices: Path, learn: Any, tmp_path: Path) -> None:
     found = evaluate_task(learned_prices.model, TaskSource(str(prices / "validation.jsonl")), device="cpu")
     assert found.splits["validation"][1].scores == learned_prices.cells[learned_prices.best]["scores"]["validation"]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from pldcli.plots.canvas import legend_label, picture
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def test_dollar_signs_in_names_are_no_formulas(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from pldcli.plots.schedules import NamedSchedule, plot_schedules
 from pldcli.plots.terminal import block_chart, sparkline
 from pldcli.run_flops import RunFlops
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

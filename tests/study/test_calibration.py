@@ -40,6 +40,7 @@ def test_shapes_are_really_measured(spec_of: Callable[..., Any], prepared: Path)
     assert [line.partition(":")[0] for line in told] == [wanted[0].label, wanted[1].label] * rounds  # in turn
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_goes_wrong_there_is_said_here(spec_of: Callable[..., Any], tmp_path: Path) -> None:
     wanted = shapes(spec_of(), {"model.vocab_size": 512})
     with pytest.raises(DataError, match="no such directory of prepared data"):

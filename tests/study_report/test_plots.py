@@ -12,6 +12,8 @@ from pldcli.study.spec import Spec
 from pldcli.study_report.plots import draw_lines
 from pldcli.study_report.sensitivity import find_lines
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 PLD = {"preset": "bert-tiny-pld"}
 DIVERGED = Outcome(State.DIVERGED, 12)
 

@@ -26,7 +26,7 @@ from tests.forks import BELOW, RANKED
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
 MODEL = ("model.hidden_size=32", "model.num_hidden_layers=3", "model.intermediate_size=64", "data.seq_len=32", "train.global_batch_size=8")
-RUN = (*MODEL, "pld.draws_per_step=2", "train.total_steps=150", "checkpoint.every_steps=10", "eval.every_steps=150", "eval.max_sequences=8")
+RUN = (*MODEL, "pld.draws_per_step=2", "train.total_steps=60", "checkpoint.every_steps=10", "eval.every_steps=60", "eval.max_sequences=8")
 
 
 def line(prepared: Path, out: Path, *more: str) -> list[str]:
@@ -256,7 +256,7 @@ def test_a_signal_before_the_agent_answers_is_a_stop(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("has_checkpoint", [False, True])
 def test_where_work_is_lost_the_last_checkpoint_is_named(tmp_path: Path, whole: Path, has_checkpoint: bool) -> None:
     run = RunDirectory(whole if has_checkpoint else tmp_path / "run")
-    there = f"the last checkpoint is {run.checkpoints / 'step-00000150'}" if has_checkpoint else f"{run.path} has no checkpoint"
+    there = f"the last checkpoint is {run.checkpoints / 'step-00000060'}" if has_checkpoint else f"{run.path} has no checkpoint"
     with pytest.raises(
         DeviceError, match=f"2 of 2 processes ended after SIGTERM without having saved, {there}; run the same command again"
     ):
