@@ -39,6 +39,7 @@ from pldcli.commands import (
 from pldcli.errors import FULL_DISK, UNUSABLE_PLACE, OutputError, PldError, PreemptedError, StoppedError, reason_of
 from pldcli.system.error_file import final_ending, write_ending
 from pldcli.system.machine import share_cores
+from pldcli.system.signals import stop_on_signals
 
 __all__ = ["COMMANDS", "Entry", "app", "main", "run"]
 
@@ -201,6 +202,8 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="replace")
     if (ending := final_ending()) is not None:
         sys.exit(_report(*ending))
+    if sys.argv[1:2] in (["pretrain"], ["finetune"]) and "RANK" not in os.environ:
+        stop_on_signals()
     code = run(sys.argv[1:])
     if not code:
         write_ending("", exit_code=code)

@@ -40,6 +40,7 @@ __all__ = [
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 UNUSABLE_PLACE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG, errno.ESTALE, errno.ENOTCONN,
+    errno.EBUSY,
 )  # fmt: skip
 """What the system says of a place that no program could use, whoever asks."""
 

@@ -156,7 +156,10 @@ class Reader:
                     return
                 file = unpacked(self._raw, self.source.compression, path, buffer_bytes=CHUNK_BYTES)
                 is_beginning = self._span[0] == 0
-                self.encoding = self.encoding or (encoding_of_mark(file.peek(4)[:4]) if is_beginning else None) or "utf-8"
+                marked = encoding_of_mark(file.peek(4)[:4]) if is_beginning else None
+                if marked and not (self.encoding or marked).startswith(marked):
+                    raise DataError(f"is {marked.upper()}, as its mark says", where=str(path), hint="leave out --encoding")
+                self.encoding = self.encoding or marked or "utf-8"
                 if self.encoding != "utf-8":
                     self._transcoded = Transcoded(file, self.encoding, path, strict=self._strict)
                     file = io.BufferedReader(self._transcoded, CHUNK_BYTES)

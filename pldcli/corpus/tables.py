@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, chain, pairwise
@@ -100,25 +101,43 @@ def _rows(heading: str, lines: Iterator[str], delimiter: str, most_characters: i
             return
         lines = chain(held, lines)
 
+    again: deque[str] = deque()
+    taken: list[str] = []
+
+    def left() -> Iterator[str]:
+        while again:
+            yield again.popleft()
+        yield from lines
+
     def whole(line: str) -> str:
+        taken.append(line)
         if len(line) > most_characters:
             raise _LongLineError
         return line
 
+    def begin_anew(start: int) -> Any:
+        """Read the lines behind the one on which a bad row began as rows by themselves: a quote never closed takes in all of them."""
+        nonlocal before
+        before = start
+        again.extendleft(reversed(taken[1:]))
+        return csv.reader(map(whole, left()), delimiter=delimiter, strict=True)
+
     reader = csv.reader(map(whole, lines), delimiter=delimiter, strict=True)
     while True:
         start = before + reader.line_num + 1
+        taken.clear()
         try:
             row = next(reader, None)
         except _LongLineError:
             yield start, LONG_CELL
-            before += 1
+            reader = begin_anew(start)
         except csv.Error as error:
             if "expected after" in str(error):
                 what, hint = "a quote that opens here closes in the middle of a cell", "write a quote within a cell in quotes twice"
             else:
                 what, hint = f"is not CSV ({error})", f"is a quote never closed? A cell may have {most_characters:,} characters"
             yield start, NoTextError("row that is not CSV", what, hint=hint)
+            reader = begin_anew(start)
         else:
             if row is None:
                 return

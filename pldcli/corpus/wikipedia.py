@@ -25,6 +25,7 @@ _ROOT, _ARTICLES, _HIDDEN = "mediawiki", "0", ("6", "14")
 _USUAL_NAMES = ("file", "image", "category")
 """What these namespaces are called in every wiki, beside its own names for them."""
 _HIDDEN_TAGS = ("ref", "table", "gallery", "math", "chem", "timeline", "score", "graph", "imagemap", "templatedata")
+_LINE_TAGS = ("br", "hr", "p", "div", "center", "blockquote", "ul", "ol", "li", "dl", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "h6")
 _SPACES = re.compile(r"[^\S\n]+")
 _SWITCH = re.compile(r"__[^\W\d_a-z]+__")
 """As in __NOTOC__, and not as in __init__."""
@@ -99,8 +100,17 @@ def _plain(wikitext: str, hidden: set[str]) -> str:
     for node in unseen:
         with suppress(ValueError):  # it stood in one that is gone
             code.remove(node)
+    for tag in code.filter_tags(matches=_begins_a_line):
+        with suppress(ValueError):
+            code.insert_before(tag, "\n")
+            code.insert_after(tag, "\n")
     lines = (_SPACES.sub(" ", line).strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
     return "\n".join(line for line in lines if line)
+
+
+def _begins_a_line(tag: Any) -> bool:
+    """Return whether what stands in an HTML tag, and behind it, is on lines of its own; marks of wikitext stand on some already."""
+    return not tag.wiki_markup and str(tag.tag).strip().lower() in _LINE_TAGS
 
 
 def _first_variant(found: re.Match[str]) -> str:

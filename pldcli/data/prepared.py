@@ -347,7 +347,7 @@ def _special_tokens(described: dict[str, Any]) -> SpecialTokens:
 
 def _check_tokenizer(directory: Path, described: dict[str, Any]) -> None:
     path, exchanged = directory / "tokenizer.json", "is not the tokenizer that the data was made with"
-    hint = f"put the right one back, or prepare again with `--tokenizer {path}`"
+    hint = f"put the right one back, or prepare again with `--tokenizer {path}`" if path.exists() else PREPARE_AGAIN
     check_file(path, described["sha256"], error=DataError, hint=hint, what=exchanged)
     if "sentencepiece_sha256" in described:
         check_file(directory / "sentencepiece.model", described["sentencepiece_sha256"], error=DataError, hint=PREPARE_AGAIN)

@@ -128,7 +128,7 @@ class Preparation:
         with _signals():
             self._check()
             existing, (files, num_train, left_out) = self._existing, self._find()
-            work = self._work(files, num_train, (0, 1))
+            work = self._work(files, num_train)
             with work.kept_when_stopped():
                 scans = work.read()
                 assert scans is not None
@@ -238,7 +238,7 @@ class Preparation:
         files = [replace(source, name=self.names.get(source.path, "")) for source in (*sources, *held_out)]
         return files, len(sources), left_out
 
-    def _work(self, files: list[Source], num_train: int, share: tuple[int, int]) -> Work:
+    def _work(self, files: list[Source], num_train: int, share: tuple[int, int] | None = None) -> Work:
         num_bytes, sample_bytes = sum(source.num_bytes for source in files), _NOTED_SAMPLE_BYTES if self._existing else SAMPLE_BYTES
         reading = {
             "document_per": self.document_per,

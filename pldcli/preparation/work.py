@@ -57,8 +57,9 @@ class Work:
     quiet: bool
     on_ray: bool = False
     """On a Ray cluster instead of in processes of this machine."""
-    share: tuple[int, int] = (0, 1)
-    """The number of this process, and how many there are that share the work; on one file system, perhaps on several machines."""
+    share: tuple[int, int] | None = None
+    """The number of this process, and how many there are that share the work, on one file system, perhaps on several machines; None for
+    all of it, with nothing kept for others."""
     merges: bool = False
     """What others have not done is an error."""
 
@@ -211,7 +212,7 @@ class Work:
 
     @property
     def _is_shared(self) -> bool:
-        return self.share[1] > 1
+        return self.share is not None
 
     @property
     def _num_done(self) -> int:
@@ -233,7 +234,7 @@ class Work:
 
     def _do(self, description: str, tasks: Sequence[Task]) -> bool:
         """Do the tasks of this process that are not done; return whether all are, those of others too."""
-        number, count = self.share
+        number, count = self.share or (0, 1)
         own = tasks[number::count]
         missing = [task for task in own if not self.stages.is_done(task)]
         if missing and self.merges:

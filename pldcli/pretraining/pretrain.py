@@ -17,7 +17,7 @@ from pldcli.data.prepared import PreparedData
 from pldcli.data.step_batches import StepBatches
 from pldcli.engine.runtime import Runtime, launch, out_of_memory, repeatable
 from pldcli.engine.trainer import Trainer
-from pldcli.errors import DivergedError
+from pldcli.errors import DivergedError, OutputError
 from pldcli.pretrained import Pretrained
 from pldcli.pretraining.assembly import build_trainer
 from pldcli.pretraining.display import RunDisplay
@@ -201,6 +201,9 @@ def _train(recorder: RunRecorder, stop: StopRequest, *, most_rollbacks: int) -> 
             if recorder.position.rollbacks >= most_rollbacks:
                 raise
             recorder.roll_back(error)
+        except OutputError:
+            recorder.run.check_still_there()  # else what could not be written would be named, in a directory that is no more
+            raise
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -77,6 +78,19 @@ class Position:
     """Passed over after divergence: a step reads what so many sequences later would have been read."""
     rollbacks: int = 0
     """Times that the run went back to a checkpoint after divergence."""
+
+    @classmethod
+    def read(cls, written: dict[str, Any]) -> Position:
+        """Make one of what a checkpoint says.
+
+        Raises:
+            TypeError, ValueError: It says something else.
+        """
+        found = cls(**written)
+        for name, value in vars(found).items():
+            if type(value) not in ((int, float) if isinstance(getattr(cls, name), float) else (int,)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +299,7 @@ def position(path: Path) -> Position:
         CheckpointError: That cannot be read.
     """
     try:
-        return Position(**from_json((path / "state.json").read_text(encoding="utf-8"))["position"])
+        return Position.read(from_json((path / "state.json").read_text(encoding="utf-8"))["position"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from error
 
@@ -337,7 +351,7 @@ def read(path: Path) -> Snapshot:
         config = presets.load(path / "config.yaml")
         return Snapshot(
             path=path,
-            position=Position(**state["position"]),
+            position=Position.read(state["position"]),
             config=config,
             weights=weights,
             optimizer=optimizer,

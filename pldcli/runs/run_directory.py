@@ -21,8 +21,9 @@ from pldcli.system.output_place import check_output
 __all__ = ["RunDirectory", "RunState", "RunSummary", "has_saved", "list_runs", "read_starts", "run_state", "summarise"]
 
 RunState = Literal["running", "finished", "stopped", "not started", "unreadable"]
-_RESUME = re.compile(r""" --resume[ =]('[^']*'|"[^"]*"|[^ '"])+""")
-"""As `shlex.join` writes it."""
+_WORD = r"""((?:'[^']*'|"[^"]*"|[^ '"])+)"""
+_RESUME, _OUT, _PRESET = (re.compile(f" --{name}[ =]{_WORD}") for name in ("resume", "out", "preset"))
+"""As `shlex.join` writes them; a word with `=` in it stands in quotes as a whole where it has to."""
 
 
 class RunDirectory:
@@ -153,7 +154,7 @@ def summarise(run: RunDirectory) -> RunSummary:
     state = run_state(run, config, step)
     reached = config.train.total_steps if state == "finished" else max(step, _last_saved(run))
     start: dict[str, Any] = next(reversed(read_starts(run.environment)), {})
-    again = start.get("command") or "the same `pld pretrain` line again"
+    again = _in_place(start["command"], run.path) if start.get("command") else "the same `pld pretrain` line again"
     actions = {
         "running": "wait, or follow it in metrics.jsonl",
         "finished": shlex.join(["pld", "evaluate", str(run.path)]),
@@ -203,6 +204,15 @@ def _how_to_resume(run: RunDirectory, config: Config, step: int, again: str) -> 
     if run.has_model or has_saved(run, step, config):
         return f"{_without_resume(again)}, with --resume never (its checkpoints are gone)"
     return f"{again} (starts over: it was stopped before its first checkpoint)"
+
+
+def _in_place(command: str, path: Path) -> str:
+    """Let a command line train in a directory, which may have been copied or renamed since it was typed."""
+    if _OUT.search(command):
+        return _OUT.sub(lambda found: f" --out {shlex.quote(str(path))}", command)
+    preset = _PRESET.search(command)
+    is_named_after = preset is None or Path(shlex.split(preset[1])[0]).stem == path.name
+    return command if is_named_after else f"{command} --out {shlex.quote(str(path))}"
 
 
 def _without_resume(command: str) -> str:

@@ -50,7 +50,7 @@ FORMATS: dict[str, Format] = {
 COLUMNAR = ("parquet", "arrow")
 """Formats that are not compressed as a whole."""
 _CONTENTS = re.compile(
-    rb'(?:\xef\xbb\xbf)?\s*(?:(?P<json>\{\s*"(?:[^"\\]|\\.)*"\s*:)|(?P<wiki>(?:<\?xml[^>]*>\s*)?<mediawiki\b))'
+    rb'(?:\xef\xbb\xbf)?\s*(?:(?P<json>(?:\[\s*)?\{\s*"(?:[^"\\]|\\.)*"\s*:)|(?P<wiki>(?:<\?xml[^>]*>\s*)?<mediawiki\b))'
     rb"|(?P<parquet>PAR1)|(?P<arrow>ARROW1)",
     re.DOTALL,
 )

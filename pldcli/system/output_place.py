@@ -26,10 +26,14 @@ def check_new(out: Path, *, overwrite: bool = False, hint: str = f"add --overwri
     """Refuse a place that is taken, or that has no name of its own, as `.` has none.
 
     Raises:
-        OutputError: It has no name, or something is there and `overwrite` is off.
+        OutputError: It has no name, something is there and `overwrite` is off, or a file system is mounted there.
     """
     if out.name in ("", ".."):
         raise OutputError("does not name a new place", where=str(out), hint=_ELSEWHERE)
+    if out.is_mount():
+        raise OutputError(
+            "is a mount point, which nothing can be put in the place of", where=str(out), hint="name a directory in it with --out"
+        )
     if out.exists() and not overwrite:
         raise OutputError("is already there", where=str(out), hint=hint)
 

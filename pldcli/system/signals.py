@@ -12,7 +12,7 @@ from types import FrameType
 
 from pldcli.errors import PreemptedError, StoppedError
 
-__all__ = ["STOP_SIGNALS", "StopRequest", "first_signal", "stop_error", "stop_requests"]
+__all__ = ["STOP_SIGNALS", "StopRequest", "first_signal", "stop_error", "stop_on_signals", "stop_requests"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)
 """SIGUSR1 is what queues send ahead of SIGTERM; SIGALRM comes from the timer of `stop_requests`."""
@@ -52,7 +52,7 @@ def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -
             answer(number)
         elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
             restore()
-            if second_kills:
+            if second_kills or previous[number] is _stop:
                 signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
@@ -66,6 +66,17 @@ def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -
         yield
     finally:
         restore()
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGUSR1 raise the error of a stop from now on, wherever `first_signal` has no other answer."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise stop_error(number, hint="run the same command again to go on")
 
 
 @dataclass

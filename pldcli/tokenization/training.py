@@ -23,6 +23,8 @@ _CHARACTER_COVERAGE = 0.9995
 """The share of the text whose characters always have entries, however many they are."""
 _CHARACTER_SHARE, _PLAIN_CHARACTERS = 0.1, 256
 """The rarer ones have entries too as long as all characters take a tenth of the vocabulary, or in a small one 256 and a half at most."""
+_LEAST_COVERED = 0.5
+"""Of the characters of a text, counted as often as they occur; with fewer in the vocabulary hardly a word is known."""
 _NUM_TRAINING_THREADS = 8
 """The same everywhere: the sums of unigram training depend on it."""
 _SPECIAL = tuple(bert for bert, _ in SPECIAL_NAMES.values())
@@ -187,6 +189,9 @@ class TokenizerTraining:
         kept = sorted(sorted((one for one in counts if not one.isspace()), key=lambda one: (-counts[one], one))[:most])
         if not kept:
             raise _too_little_text()
+        if sum(counts[one] for one in kept) < _LEAST_COVERED * sum(count for one, count in counts.items() if not one.isspace()):
+            what = f"a vocabulary of {self.vocab_size:,} does not hold the characters of the corpus"
+            raise UsageError(what, where="--vocab-size", hint="use a larger one")
         named: dict[str, Any] = {
             "special_tokens": [*_SPECIAL, *kept, *(f"##{one}" for one in kept)],
             "initial_alphabet": kept,

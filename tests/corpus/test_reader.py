@@ -17,6 +17,7 @@ from pldcli.corpus import decoding
 from pldcli.corpus import reader as corpus
 from pldcli.corpus.reader import Reader
 from pldcli.corpus.sources import find_sources
+from pldcli.corpus.tables import LONG_CELL, csv_texts
 from pldcli.errors import DataError, UsageError
 
 
@@ -171,9 +172,12 @@ def test_binary_and_utf16_files(tmp_path):
         documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16-be")))
 
 
-def test_a_file_with_a_mark_that_is_read_as_utf8_is_told_by_it(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-32"])
+def test_a_file_with_a_mark_that_is_read_as_something_else_is_told_by_it(tmp_path, encoding):
+    path = write(tmp_path / "a.txt", "some text\n".encode("utf-16"))
     with pytest.raises(DataError, match=r"a.txt: is UTF-16, as its mark says; leave out --encoding"):
-        documents(write(tmp_path / "a.txt", "some text\n".encode("utf-16")), encoding="utf-8")
+        documents(path, encoding=encoding)
+    assert documents(path, encoding="utf-16") == documents(path) == ["some text"]
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
@@ -575,6 +579,22 @@ def test_a_quote_that_the_end_of_the_file_leaves_open(tmp_path):
     path = write(tmp_path / "a.csv", 'text\nfirst\n"one\ntwo\nthree\n')
     with pytest.raises(DataError, match=r"a.csv:3: is not CSV \(unexpected end of data\); is a quote never closed"):
         documents(path)
+    reader = reader_of(path, skip_bad=True)
+    assert [text for text, _ in reader.pieces()] == ["first", "two", "three"] and reader.skipped == {"row that is not CSV": 1}
+
+
+def test_rows_behind_a_quote_that_is_never_closed_are_rows(tmp_path):
+    """The next quote ends what the first one opened; a line that is too long does, too."""
+    rows = [f"{number},row {number}" for number in range(5000)]
+    opened = ['a,"never closed', *rows[:2000], 'b,"a cell\nof two lines"', *rows[2000:], 'c,"open as well']
+    path = write(tmp_path / "a.csv", "\n".join(["id,text", *opened, "last,one"]))
+    reader = reader_of(path, skip_bad=True)
+    expected = [row.partition(",")[2] for row in rows]
+    assert [text for text, _ in reader.pieces()] == [*expected[:2000], "a cell\nof two lines", *expected[2000:], "one"]
+    assert reader.skipped == {"row that is not CSV": 2}
+    lines = ["n,text\n", '1,"open\n', "2,two\n", f"3,{'x' * 50}\n", "4,four\n"]
+    found = list(csv_texts(lines, path, field="text", is_tsv=False, most_characters=40))
+    assert found == [(f"{path}:2", LONG_CELL), (f"{path}:3", "two"), (f"{path}:4", LONG_CELL), (f"{path}:5", "four")]
 
 
 def test_a_table_of_a_spreadsheet_that_parts_cells_by_semicolons(tmp_path):

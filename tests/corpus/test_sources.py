@@ -47,6 +47,17 @@ def test_json_lines_are_told_by_what_they_hold(tmp_path: Path, name: str, conten
     assert texts(tmp_path / name) == ["one", "two"]
 
 
+def test_an_array_of_objects_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "dump").write_text('[\n  {"text": "one"},\n  {"text": "two"}\n]\n', encoding="utf-8")
+    with pytest.raises(DataError, match="dump:1: is not JSON"):
+        texts(tmp_path / "dump")
+    (tmp_path / "dump").write_text('[{"text": "one"}, {"text": "two"}]', encoding="utf-8")
+    with pytest.raises(DataError, match="dump:1: is not a JSON object but a list"):
+        texts(tmp_path / "dump")
+    (tmp_path / "dump").write_text('[see "this"] and {"that"}', encoding="utf-8")
+    assert texts(tmp_path / "dump") == ['[see "this"] and {"that"}']
+
+
 def test_a_part_of_a_wikipedia_dump_is_told_by_what_it_holds(tmp_path: Path) -> None:
     pytest.importorskip("mwparserfromhell")
     path = tmp_path / "enwiki-20260101-pages-articles1.xml-p1p41242.bz2"

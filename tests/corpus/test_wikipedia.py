@@ -159,6 +159,13 @@ def test_switches_variants_of_scripts_and_files_by_names_that_the_dump_does_not_
     assert read(path)[0] == ["The method __init__ is run, http://x.org/a and 计算机."]
 
 
+def test_words_of_two_lines_stay_apart(tmp_path: Path) -> None:
+    text = "One<br>two<br/>three <p>four</p><p>five</p>\n* six<br />seven\n<div>eight</div>nine <b>t</b>en <ul><li>a</li><li>b</li></ul>"
+    (tmp_path / "a.xml").write_text(dump(page(text.replace("<", "&lt;"))), encoding="utf-8")
+    lines = ["One", "two", "three", "four", "five", "six", "seven", "eight", "nine ten", "a", "b"]
+    assert read(tmp_path / "a.xml")[0][0].split("\n") == lines
+
+
 def test_what_is_left_out_of_a_dump_that_is_cut_is_named_in_words(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(ALL[:-200], encoding="utf-8")
     reader = Reader(find_sources([tmp_path / "a.xml"])[0][0], skip_bad=True)

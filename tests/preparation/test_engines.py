@@ -53,7 +53,7 @@ def test_a_task_on_ray_begins_where_the_command_was_typed(tmp_path: Path, corpus
     monkeypatch.chdir(tmp_path)
     preparation = Preparation([Path(corpus.name)], Path("out"), quiet=True)
     files, num_train, _ = preparation._find()
-    stages = preparation._work(files, num_train, (0, 1)).stages
+    stages = preparation._work(files, num_train).stages
     stages.place.mkdir()
     with stages.described() as place:
         monkeypatch.chdir("/")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -393,6 +394,9 @@ def test_a_corpus_of_one_token(tmp_path):
 def test_an_existing_directory_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(module, "find_sources", lambda *_, **__: pytest.fail("work began"))
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"is a mount point, .*; name a directory in it with --out"):
+        patch.setattr(Path, "is_mount", lambda self: self == tmp_path / "out")
+        run(tmp_path, ["other words"], overwrite=True)
     with pytest.raises(OutputError, match="is already there; add --overwrite"):
         run(tmp_path, ["a"])
 
@@ -537,12 +541,15 @@ def test_shares_that_are_done_by_others_give_the_same_bytes(tmp_path, monkeypatc
     assert said[:2] == ["read; when all shares are, run them again, to encode"] * 2
     assert said[2:4] == ["encoded; when all shares are, run the command without --share, to put them together"] * 2
     assert said[4:] == ["encoded, as all are; run the command without --share, to put them together"] * 2
+    alone = replace(preparation, out=tmp_path / "alone")
+    assert alone.run_share(0, 1) == said[4]
     monkeypatch.setattr(stages.Stages, "do", lambda *_: pytest.fail("it was done"))
     assert not (tmp_path / "out").exists()
     merged = preparation.run()
     assert merged.manifest["shards"] == whole.manifest["shards"]
     assert (merged.path / "tokenizer.json").read_bytes() == (whole.path / "tokenizer.json").read_bytes()
-    assert names(tmp_path) == ["out", "whole", "whole.txt"]
+    assert replace(alone, merge=True).run().manifest["shards"] == whole.manifest["shards"]
+    assert names(tmp_path) == ["alone", "out", "whole", "whole.txt"]
 
 
 def test_a_mixture(tmp_path, monkeypatch):

@@ -659,7 +659,7 @@ def test_warnings(pld, prepared, tmp_path, monkeypatch, how):
     assert passes == pytest.approx(40000 * 8 * 30 / tokens, rel=0.02)
 
 
-@pytest.mark.parametrize("when", ["_save", "finish"])
+@pytest.mark.parametrize("when", ["record", "_save", "finish"])
 def test_a_directory_that_is_moved_away_is_not_begun_a_second_time(pld, prepared, tmp_path, monkeypatch, when):
     out, elsewhere, real = tmp_path / "run", tmp_path / "elsewhere", getattr(RunRecorder, when)
 

@@ -239,6 +239,15 @@ def test_the_position_is_read_without_the_rest(tmp_path, trainer):
         checkpoint.position(path)
 
 
+@pytest.mark.parametrize("change", [{"step": "2"}, {"step": -5}, {"step": True}, {"tokens": 1.5}, {"train_seconds": float("inf")}])
+def test_a_position_that_no_run_comes_to(tmp_path, trainer, change):
+    path = save(tmp_path, trainer, 2)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"position": state["position"] | change}))
+    with pytest.raises(CheckpointError):
+        checkpoint.position(path)
+
+
 def test_older_ones_go_only_when_the_new_one_is_there(tmp_path, trainer, monkeypatch):
     save(tmp_path, trainer, 1)
     removed = []

@@ -216,6 +216,21 @@ def test_what_to_do_next_is_the_line_that_was_typed(tmp_path):
     assert summarise(run).next_action == "pld pretrain --data 'my data' (resumes from the newest checkpoint)"
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--out old --data d", "--out {} --data d"),
+        ("--data d --out='an old one'", "--data d --out {}"),
+        ("--preset presets/a.yaml", "--preset presets/a.yaml"),
+        ("--preset b", "--preset b --out {}"),
+    ],
+)
+def test_what_to_do_next_is_done_where_the_run_is(tmp_path, typed, expected):
+    run = make(tmp_path / "a", rows=[{"step": 3, "train/loss": 1.0}], checkpoints=[3])
+    run.environment.write_text(json.dumps({"starts": [{"command": f"pld pretrain {typed}"}]}))
+    assert summarise(run).next_action == f"pld pretrain {expected.format(run.path)} (resumes from the newest checkpoint)"
+
+
 @pytest.mark.parametrize("resume", [["--resume", "never"], ["--resume=never"], ["--resume", "it's/checkpoints/step 3"], []])
 def test_what_to_do_next_keeps_what_is_there(tmp_path, resume):
     typed = ["pld", "pretrain", *resume, "--data", "my data"]

@@ -187,6 +187,7 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
         (errno.EROFS, "cannot be written"),
         (errno.EACCES, "cannot be written"),
         (errno.ESTALE, "cannot be written"),
+        (errno.EBUSY, "cannot be written"),
         (errno.EISDIR, "cannot be written"),
     ],
 )

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from pldcli.errors import PreemptedError
 from pldcli.system import signals
 from pldcli.system.signals import stop_error, stop_requests
 
@@ -32,6 +33,26 @@ def test_the_first_is_noted_and_the_second_acts(number, monkeypatch):
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
+
+
+def test_outside_of_training_a_signal_is_a_stop_too(monkeypatch):
+    monkeypatch.setattr(signals, "_ONE_SIGNAL_SECONDS", 0.0)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        signals.stop_on_signals()
+        for number in before:
+            with pytest.raises(PreemptedError, match="terminated; run the same command again to go on"):
+                signal.raise_signal(number)
+        with stop_requests() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.signal_number == signal.SIGTERM
+            killed = []
+            monkeypatch.setattr(signals.signal, "raise_signal", lambda number: killed.append(signal.getsignal(number)))
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert killed == [signal.SIG_DFL], "a second one ends the program at once, as it does by default"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_request():

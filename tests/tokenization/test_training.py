@@ -142,6 +142,14 @@ def test_too_little_text(model_type: Any) -> None:
         train_tokenizer([], vocab_size=300, model_type=model_type)
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "wordpiece"])
+def test_a_vocabulary_that_does_not_hold_the_characters(model_type: Any) -> None:
+    texts = ["a quick brown fox jumps over the lazy dog"] * 50
+    with pytest.raises(UsageError, match=r"--vocab-size: a vocabulary of 12 does not hold the characters of the corpus"):
+        train_tokenizer(texts, vocab_size=12, model_type=model_type)
+    assert "quick" in train_tokenizer(texts, vocab_size=200, model_type=model_type).fast.get_vocab() or model_type == "bpe"
+
+
 PERSIAN, HINDI, TURKISH, PLAIN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "हिन्दी में", "ISI ısı İl", "x² ﬁne"
 
 
