@@ -154,6 +154,7 @@ def _pretrain(
                 aside = atomic.set_aside(run.metrics)
                 display.say(f"warning: the {stranded_step:,} steps done here left no checkpoint; their metrics are now {aside}")
             atomic.write_text(run.config, presets.dump(config))  # before other files: it marks the directory as a run
+        stack.enter_context(_told_when_gone(run))
         how = f"run the same command {'again' if told == 'auto' else 'with --resume auto'} to resume"
         recorder = stack.enter_context(
             RunRecorder(run, trainer, config=config, prepared=prepared, display=display, position=position, how_to_resume=how)
@@ -165,6 +166,16 @@ def _pretrain(
             with display:
                 _train(recorder, stop, most_rollbacks=_MOST_ROLLBACKS if config.train.on_divergence == "rollback" else 0)
         return recorder.finish(command)
+
+
+@contextmanager
+def _told_when_gone(run: RunDirectory) -> Iterator[None]:
+    """Name the run that was moved or removed while the block ran, not the file in it that could not be written then."""
+    try:
+        yield
+    except OutputError:
+        run.check_still_there()
+        raise
 
 
 @contextmanager
@@ -201,9 +212,6 @@ def _train(recorder: RunRecorder, stop: StopRequest, *, most_rollbacks: int) -> 
             if recorder.position.rollbacks >= most_rollbacks:
                 raise
             recorder.roll_back(error)
-        except OutputError:
-            recorder.run.check_still_there()  # else what could not be written would be named, in a directory that is no more
-            raise
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pldcli.system.signals import StopRequest
 from tests.conftest import tiny_trainer
 from tests.engine.test_sharding import BATCH, CASES, hold, restored
 
-STRETCHES = {"two shards": (2, "full", 0, 6), "four shards": (4, "full", 6, 12), "two replicas": (2, "none", 12, 18)}
+STRETCHES = {"two shards": (2, "full", 0, 3), "four shards": (4, "full", 3, 6), "two replicas": (2, "none", 6, 9)}
 """Processes, `runtime.sharding`, and the steps from which and to which they train one after the other."""
 
 
@@ -62,7 +62,7 @@ def several(processes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    return observed(tiny_trainer(*CASES["muon"], *BATCH), 0, 18)
+    return observed(tiny_trainer(*CASES["muon"], *BATCH), 0, 9)
 
 
 @pytest.mark.parametrize("name", STRETCHES)
