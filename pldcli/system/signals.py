@@ -52,7 +52,7 @@ def first_signal(answer: Callable[[int], None], *, second_kills: bool = False) -
             answer(number)
         elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
             restore()
-            if second_kills or previous[number] is _stop:
+            if second_kills or previous[signal.Signals(number)] is _stop:
                 signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
