@@ -28,7 +28,7 @@ __all__ = ["Part", "Resolved", "build", "check_new_preset", "dump", "header", "l
 _REMOVED = {"pld.scaling_error": False, "pld.scale_residual": True}
 """Keys that earlier versions had, and their defaults: run directories of that time hold them."""
 
-_FIELDS = ("Purpose", "System", "Size", "Source", "Differs from the paper", "Hardware", "Time and score", "Command")
+_FIELDS = ("Purpose", "System", "Beside preln", "Size", "Source", "Differs from the paper", "Hardware", "Time and score", "Command")
 """What the comment at the top of a preset says, in this order; `PRESET` in a text stands for the preset's name."""
 
 _NO_SETTINGS = ("extends", "sizes", "without")

@@ -110,8 +110,12 @@ def test_a_run_made_when_there_was_a_scaling_error_is_read_unless_it_had_one(tmp
 def test_a_preset_is_headed(name: str) -> None:
     header = presets.header(name)
     what = ["Purpose", "Source"] if name == "bert-base-pld-paper" else ["System", "Size", "Source", "Differs from the paper"]
+    beside = header.pop("Beside preln", "")
     assert list(header) == [*what, "Hardware", "Time and score", "Command"]
-    measured = re.findall(r"benchmarks/results/\S+\.md", header["Time and score"])
+    measured = re.findall(r"benchmarks/results/[\w.-]+\.md", header["Time and score"])
+    reports = re.findall(r"[\w.-]+\.md", beside)
+    assert all((Path(__file__).parents[1] / "benchmarks" / "results" / report).is_file() for report in reports)
+    assert bool(reports) == bool(re.search(r"\d\.\d{3}", beside)), "a figure names its report"
     assert all((Path(__file__).parents[1] / report).is_file() for report in measured)
     assert f"`pld pretrain --preset {name} --dry-run`" in header["Time and score"]
     assert measured or header["Time and score"].startswith("not measured")
