@@ -290,8 +290,11 @@ class Config(Settings):
             raise UsageError("a plain decoder has no bias", where="train.unigram_bias", hint="use model.lm_head=transform")
         self.check_shape()
 
-    def check_shape(self) -> None:
+    def check_shape(self, *, of_source: bool = False) -> None:
         """Check that the run fits its model, once that is known.
+
+        Args:
+            of_source: The model has weights already (`train.init_from`), so that its shape cannot be changed.
 
         Raises:
             UsageError: It does not.
@@ -300,14 +303,23 @@ class Config(Settings):
         tokens, positions = data.seq_len, model.max_position_embeddings
         if tokens > positions:
             what = f"{tokens} tokens do not fit model.max_position_embeddings {positions}"
-            raise UsageError(what, where="data.seq_len", hint="raise the latter or shorten the sequences")
+            hint = "shorten the sequences: the model reads no more" if of_source else "raise the latter or shorten the sequences"
+            raise UsageError(what, where="data.seq_len", hint=hint)
         self.objective.exits_of(model.num_hidden_layers)
         self.pld.check_blocks(model.num_hidden_layers, norm=model.norm, first_attention_norm=model.first_attention_norm)
         for number, stage in enumerate(data.length_stages):
             if stage.global_rope_theta is not None and model.position_embedding != "rotary":
                 where = f"data.length_stages[{number}].global_rope_theta"
                 raise UsageError("learned positions have no theta", where=where, hint="use model.position_embedding=rotary")
-        model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
+        try:
+            model_type_of(dict(model), causal=self.objective.is_causal)  # a run whose model could not be exported is refused
+        except UsageError:
+            if not of_source:
+                raise
+            other = "masked" if self.objective.is_causal else "causal"
+            model_type_of(dict(model), causal=not self.objective.is_causal)
+            what = f"a model with the shape of train.init_from cannot be exported after {self.objective.kind} LM"
+            raise UsageError(what, where="objective.kind", hint=f"use {other}") from None
 
     @model_validator(mode="after")
     def _check_warmup(self) -> Self:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pldcli.choices import BlockChoice
-from pldcli.errors import CheckpointError
+from pldcli.errors import CheckpointError, OutputError
 from pldcli.evaluation.depth import Gates, choose_depths
 from pldcli.huggingface.read_back import ReadBack, read_back
 from pldcli.huggingface.save import save_pretrained
 from pldcli.model import StBert
 from pldcli.pretrained import Pretrained
 from pldcli.runs.model_source import open_model, remembered_task
+from pldcli.runs.run_directory import RunDirectory
 from pldcli.system import atomic
 from pldcli.system.output_place import check_new, check_output
 from pldcli.tasks.kinds import head_of
@@ -69,6 +70,9 @@ def export(
     check_new(out, overwrite=overwrite)
     check_output(out, "a model directory", mark="config.json")
     loaded = open_model(target, data=data, allow_bin=allow_bin)
+    run = RunDirectory(out.parent)
+    if out.exists() and (out.resolve() == Path(loaded.where).resolve() or (run.model == out and run.config.is_file())):
+        raise OutputError("is the model of a run, or the one that is read", where=str(out), hint="choose another place with --out")
     gates, reason = (True,) * loaded.settings.num_hidden_layers, ""
     if keep_blocks is not None:
         choice = choose_depths(target, (keep_blocks,), blocks, loaded.settings, where="--keep-blocks")

@@ -224,8 +224,8 @@ def _count(stream: TokenStream, vocab_size: int) -> npt.NDArray[np.int64]:
 def _samples(
     prepared: PreparedData, stream: TokenStream, config: Config, number: int, written: Callable[[int], str]
 ) -> tuple[tuple[Piece, ...], ...]:
-    """Build the first sequences of a run."""
-    rows = cut_rows(config, stream, prepared.special)[config.data.seq_len].rows(np.arange(number))
+    """Build the first sequences of a run, which are shorter than its later ones where it has stages of length."""
+    rows = cut_rows(config, stream, prepared.special)[config.curriculum.at(0).seq_len].rows(np.arange(number))
     next_tokens = next_token_steps(config, prepared.special)
     masking = choose_masking(config, prepared.special, prepared.vocab_size, data=prepared.path)
     batch = to_batch(rows, (next_tokens and next_tokens.at(0)) or masking, step=0, fixed_targets=False)

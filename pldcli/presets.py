@@ -122,7 +122,7 @@ def resolve(
     given = {"prepared data": from_data or {}, "initial model": from_model or {}, "command line": parse(overrides)}
     config, origins = merge(Config, [*_layers(preset), *(_layer(origin, values) for origin, values in given.items())])
     if from_model:
-        config.check_shape()
+        config.check_shape(of_source=True)
     if config.objective.is_causal:
         for key in _OF_MASKS:
             if origins[key] == "command line":

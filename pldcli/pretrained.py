@@ -47,6 +47,8 @@ class Pretrained:
     """Nothing is trained: every weight begins at random, from the seed that the model is built with."""
     notes: tuple[str, ...] = ()
     """What the user should hear of how it was found."""
+    notes_on_dropout: tuple[str, ...] = ()
+    """What the user should hear where it is trained with a dropout of its own."""
 
     def untrained(self) -> Pretrained:
         """Keep the shape and the tokenizer, forget the weights."""

@@ -196,6 +196,10 @@ def test_nothing_is_replaced_by_accident(save, tmp_path):
     assert open_model(tmp_path / "out").settings.num_hidden_layers == 2
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
+    export(source, tmp_path / "run" / "model")
+    for place in (tmp_path / "run" / "model", tmp_path / "out"):
+        with pytest.raises(OutputError, match="is the model of a run, or the one that is read; choose another place"):
+            export(tmp_path / "out", place, keep_blocks=1, overwrite=True)
     with pytest.raises(OutputError, match="is not a model directory, and is left alone; choose another place"):
         export(source, tmp_path / "run", overwrite=True)
 

@@ -149,7 +149,10 @@ def test_the_released_gpt2_is_refused(export: Export) -> None:
     rewrite_config(directory, activation_function="gelu_new")
     with pytest.raises(CheckpointError, match="unusable activation_function: 'gelu_new', this program reads 'gelu' only"):
         load_pretrained(directory)
-    rewrite_config(directory, activation_function="gelu")
+    rewrite_config(directory, activation_function="gelu", attn_pdrop="a")
+    with pytest.raises(CheckpointError, match="unusable attn_pdrop: 'a'"):
+        load_pretrained(directory)
+    rewrite_config(directory, attn_pdrop=0.1)
     rewrite_weights(directory, lambda weights: {**weights, "lm_head.weight": weights["transformer.wte.weight"] + 1})
     with pytest.raises(CheckpointError, match="has a decoder of its own, not tied to the word embeddings"):
         load_pretrained(directory).masked_lm()

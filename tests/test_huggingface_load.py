@@ -52,14 +52,14 @@ def save_roberta(directory: Path, tokenizer: Tokenizer, ending: str, **changes: 
 
 def test_several_probabilities_of_dropout_are_noted(tmp_path: Path, words: Tokenizer) -> None:
     save_roberta(tmp_path / "same", words, "ForMaskedLM")
-    assert load_pretrained(tmp_path / "same").notes == ()
+    assert load_pretrained(tmp_path / "same").notes_on_dropout == ()
     save_roberta(tmp_path / "other", words, "ForMaskedLM", attention_probs_dropout_prob=0.0, classifier_dropout=0.3)
     loaded = load_pretrained(tmp_path / "other")
     assert loaded.settings.dropout == 0.1
-    assert [set(note.split("; ")[0].removeprefix("its config.json has ").split(", ")) for note in loaded.notes] == [
+    assert [set(note.split("; ")[0].removeprefix("its config.json has ").split(", ")) for note in loaded.notes_on_dropout] == [
         {"attention_probs_dropout_prob 0", "classifier_dropout 0.3"}
     ]
-    assert loaded.notes[0].endswith("; dropout=auto is 0.1 everywhere")
+    assert loaded.notes_on_dropout[0].endswith("; dropout=auto is 0.1 everywhere") and not loaded.notes
 
 
 # RoBERTa

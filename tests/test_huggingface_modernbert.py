@@ -267,6 +267,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "no bias in the decoder": {"decoder_bias": False},
     "a pattern without a period": {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 3},
     "scaled for long texts": {"global_rope_theta": 1e6, "local_rope_theta": 77.0},
+    "a window beyond the positions": {"local_attention": 10 * MAX_TOKENS},
 }
 
 
@@ -357,6 +358,8 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "other activation": ({"hidden_activation": "relu"}, r"hidden_activation: 'relu', this program reads 'gelu' and 'silu' only"),
     "other activation of the head": ({"classifier_activation": "tanh"}, r"classifier_activation: 'tanh', this program reads 'gelu' only"),
     "scaled positions": ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}}, r"rope_type: 'yarn'"),
+    "positions that are no object": ({"rope_parameters": {"full_attention": 3}}, r"unusable rope_parameters: "),
+    "classes that are no list": ({"architectures": 5}, r"unusable architectures: 5"),
     "a theta that is a word": ({"rope_parameters": {"full_attention": {"rope_theta": "big"}}}, r"global_rope_theta"),
     "too few layer types": ({"layer_types": ["full_attention"]}, r"layer_types: 5 times"),
     "unknown layer type": ({"layer_types": ["full_attention"] * 4 + ["linear_attention"]}, r"layer_types: 5 times"),

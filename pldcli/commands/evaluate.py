@@ -127,6 +127,10 @@ def evaluate(
     from pldcli.system.json_text import finite
     from pldcli.system.output_place import check_file
 
+    if depth is not None:
+        from pldcli.evaluation.depth import parse_depths
+
+        parse_depths(depth)  # a typing error shows before a model and torch are read
     given["--out"] = out or _PICTURE
     check_picture_path(given["--out"])
     for option, place in (("--predictions", predictions), ("--save", save)):

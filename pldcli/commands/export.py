@@ -36,10 +36,10 @@ def export(
 
     The head goes with it: the masked-LM head of a pre-trained model, the task's of a fine-tuned one.
     """
-    from pldcli import export as engine
-
     if blocks is not None and keep_blocks is None:
         raise UsageError("--blocks does nothing without --keep-blocks", hint="leave it out")
+    from pldcli import export as engine
+
     done = engine.export(
         model,
         out,

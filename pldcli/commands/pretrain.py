@@ -118,9 +118,9 @@ def pretrain(
     config = presets.resolve(preset, wanted, from_data={"model.vocab_size": prepared.vocab_size}, from_model=shape).config
     if budget is not None:
         config = _within(config, seconds, prepared, stored)
+    config.share_of_group(processes)
     from pldcli.pretraining import pretrain as engine
 
-    config.share_of_group(processes)
     if dry_run:
         estimated = engine.dry_run(config, prepared=prepared, source=source, processes=processes)
         if estimated.is_main:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pldcli import presets
 from pldcli.choices import BlockChoice
 from pldcli.config import ModelConfig
-from pldcli.engine.runtime import Runtime
 from pldcli.errors import PldError, UsageError
 from pldcli.expansion import Expansion, spread
 from pldcli.pld import Dropping
+
+if TYPE_CHECKING:
+    from pldcli.engine.runtime import Runtime
 
 __all__ = [
     "DepthChoice",

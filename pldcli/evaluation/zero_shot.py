@@ -204,6 +204,10 @@ def _files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
         if not inside:
             raise DataError(f"holds no {', '.join(_IN_DIRECTORIES)} files", where=str(path), hint="name the files")
         found += [(file, str(file.relative_to(path))) for file in inside]
+    once: dict[Path, tuple[Path, str]] = {}
+    for file, name in found:
+        once.setdefault(file.resolve(), (file, name))
+    found = list(once.values())
     times = Counter(name for _, name in found)
     return [(file, name if times[name] == 1 else str(file)) for file, name in found]
 
@@ -228,13 +232,15 @@ def _scored(subject: Subject, texts: Sequence[tuple[int, ...]], gates: Sequence[
 
 def _by_group(pairs: Sequence[Pair], scores: Sequence[PairScore]) -> dict[str, dict[str, GroupScore]]:
     members: dict[str, dict[str, list[PairScore]]] = {}
+    values = Counter((pair.file, name, value) for pair in pairs for name, value in pair.fields.items())
+    numbered = {name for _, name, _ in values} - {name for (_, name, _), times in values.items() if times > 1}
     for pair, score in zip(pairs, scores, strict=True):
         for name, value in pair.fields.items():
             members.setdefault(name, {}).setdefault(value, []).append(score)
     return {
         name: _score_each(dict(sorted(kinds.items())))
         for name, kinds in members.items()
-        if name in _GROUPING or (len(kinds) <= _MAX_GROUPS and 2 * len(kinds) <= sum(map(len, kinds.values())))
+        if name in _GROUPING or (len(kinds) <= _MAX_GROUPS and 2 * len(kinds) <= sum(map(len, kinds.values())) and name not in numbered)
     }
 
 

@@ -62,7 +62,8 @@ class RunInputs:
         is_pre = self.start.settings.norm == "pre"  # exported with RoBERTa's positions
         of_text = notes_on_special_tokens(splits, self.data.task, self.start.tokenizer, skips_padding=is_pre)
         of_labels = notes_on_labels(splits, self.data.task) if self.data.task.kind == TaskKind.TAGS else []
-        return list(dict.fromkeys([*self.start.notes, *(note for examples in splits for note in examples.notes), *of_text, *of_labels]))
+        of_start = [*self.start.notes, *self.start.notes_on_dropout]
+        return list(dict.fromkeys([*of_start, *(note for examples in splits for note in examples.notes), *of_text, *of_labels]))
 
     def max_seq_len(self, settings: FinetuneConfig) -> int:
         """Choose the row length.

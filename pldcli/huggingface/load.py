@@ -52,11 +52,12 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         seq_len = whole_number(config, SEQ_LEN, min(128, settings.max_position_embeddings))
         if not 3 <= seq_len <= settings.max_position_embeddings:
             raise ValueError(f"{SEQ_LEN}: {seq_len}")
+        task_head = _task_head(config, family)
     except (ValueError, UsageError) as error:
         raise CheckpointError(f"config.json has an unusable {error}".replace(" model.", " "), where=where) from error
     theirs = _spelled(_read_weights(directory, allow_bin=allow_bin), family)
     reader = _Reader(theirs, family, settings, where=where, zero=zero)
-    weights, task_head = reader.encoder(num_unused), _task_head(config, family)
+    weights = reader.encoder(num_unused)
     without_masked_lm = reader.add_heads(weights, task_head)
     for name in theirs.keys() - reader.used:
         if name.startswith(f"{family.base}{family.layer}."):
@@ -75,7 +76,7 @@ def load_pretrained(directory: Path, *, allow_bin: bool = False) -> Pretrained:
         causal=config["model_type"] in CAUSAL_TYPES,
         pooling=family.config.pooling(config),
         without_masked_lm=without_masked_lm,
-        notes=() if config["model_type"] in CAUSAL_TYPES else note_on_dropout(config, settings.dropout),
+        notes_on_dropout=() if config["model_type"] in CAUSAL_TYPES else note_on_dropout(config, settings.dropout),
     )
 
 
@@ -91,7 +92,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _task_head(config: dict[str, Any], family: Family) -> HeadName | None:
     """Return which head of a task config.json names."""
-    architecture = " ".join(map(str, config.get("architectures") or []))
+    names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise ValueError(f"architectures: {names!r}")
+    architecture = " ".join(map(str, names))
     return next((head for head in TASK_HEADS if architecture.endswith(family.classes[head])), None)
 
 

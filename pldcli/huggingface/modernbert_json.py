@@ -49,9 +49,12 @@ class ModernBertJson:
         if activation not in _GATED:
             raise ValueError(f"hidden_activation: {activation!r}, this program reads {' and '.join(map(repr, _GATED))} only")
         global_theta, local_theta = read_rope_thetas(config)
+        values = {name: config.get(name) for name in _NEEDED} | {name: config.get(name, default) for name, default in _DEFAULTS.items()}
+        positions, window = values["max_position_embeddings"], values["local_attention"]
+        if type(positions) is type(window) is int and window // 2 >= positions > 1:
+            values["local_attention"] = 2 * (positions - 1)  # which sees all as well, and is what a run of its own may have
         return {
-            **{name: config.get(name) for name in _NEEDED},
-            **{name: config.get(name, default) for name, default in _DEFAULTS.items()},
+            **values,
             "layer_norm_eps": config.get("norm_eps", 1e-5),
             "dropout": max(_fraction(config, name) for name in _DROPOUTS),
             "feed_forward": _GATED[activation],
@@ -156,6 +159,8 @@ def read_rope_thetas(config: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     expect(config, rope_scaling={})
     given = config.get("rope_parameters") or {}
+    if not isinstance(given, dict) or not all(isinstance(given.get(kind) or {}, dict) for kind in (_GLOBAL, _LOCAL)):
+        raise ValueError(f"rope_parameters: {given!r}")
     thetas = {_GLOBAL: config.get("global_rope_theta", 160_000.0), _LOCAL: config.get("local_rope_theta", 10_000.0)}
     for kind, theta in thetas.items():
         rope = given.get(kind) or {}

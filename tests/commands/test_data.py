@@ -92,6 +92,13 @@ def test_targets_are_what_was_masked(data: Path, pld: Callable[..., Outcome]) ->
     assert 2 * numbers[1] < numbers[0] <= 4 * 8
 
 
+def test_samples_are_as_long_as_the_first_of_the_run(data: Path, pld: Callable[..., Outcome]) -> None:
+    line = ("data", "inspect", data, "--json", "--samples", "1", "train.total_steps=20", "data.seq_len=32", "model.local_attention=32")
+    for more, length in (((), 32), (("data.length_stages=[{until: 0.5, seq_len: 16}]", "model.local_attention=16"), 16)):
+        [sample] = json.loads(pld(*line, *more).out)["samples"]
+        assert len(sample) == length
+
+
 def test_causal_sequences_have_no_masks(data: Path, pld: Callable[..., Outcome]) -> None:
     done = pld("data", "inspect", data, "data.seq_len=16", "--preset", "gpt-small-preln", "--json", "--samples", "1")
     assert done.code == 0, done.err

@@ -130,10 +130,10 @@ def test_choices_and_kinds(monkeypatch):
     likelihood = {(1,): -1.0, (2,): -2.0, (3,): -2.0}
     monkeypatch.setattr(zero_shot, "pseudo_log_likelihoods", lambda _, texts, **__: [likelihood[text] for text in texts])
     kinds = [
-        {"UID": "a", "note": "x", "half": "1"},
-        {"UID": "b", "note": "y", "half": "1"},
+        {"UID": "a", "note": "x", "half": "1", "pair_id": "0"},
+        {"UID": "b", "note": "y", "half": "1", "pair_id": "1"},
         {"UID": "a", "note": "z", "half": "2"},
-        {"half": "2"},
+        {"half": "2", "pair_id": "0"},
     ]
     ids = [((1,), (2,)), ((2,), (1,)), ((2,), (3,)), ((1,), (3,))]
     pairs = [Pair(*of_pair, fields, file) for of_pair, fields, file in zip(ids, kinds, "xxxy", strict=True)]
@@ -145,7 +145,7 @@ def test_choices_and_kinds(monkeypatch):
     assert {name: {value: (g.accuracy, g.num_pairs) for value, g in kinds.items()} for name, kinds in score.groups.items()} == {
         "UID": {"a": (0.5, 2), "b": (0.0, 1)},
         "half": {"1": (0.5, 2), "2": (0.5, 2)},
-    }, "a column with a value for each pair names no kind"
+    }, "a column with a value for each pair, or for each pair of a file, names no kind"
 
 
 def test_pairs_from_files(model_directory, subject, tmp_path):
@@ -164,6 +164,8 @@ def test_pairs_from_files(model_directory, subject, tmp_path):
     write_pairs(tmp_path / "more" / "c.jsonl", pair(TEXTS[0], TEXTS[1]))
     found = [one.file for one in read_pairs([tmp_path], subject.loaded.tokenizer)]
     assert found == ["a.jsonl", "a.jsonl", "more/c.jsonl"], "a directory stands for its .jsonl files"
+    again = [tmp_path, tmp_path / "more", tmp_path / "more" / ".." / "a.jsonl"]
+    assert [one.file for one in read_pairs(again, subject.loaded.tokenizer)] == found, "each file counts once"
 
 
 def test_directories_of_pairs(subject, tmp_path):

@@ -213,13 +213,21 @@ def test_the_advice_for_another_tokenizer_can_be_followed(pld, begin, source, ot
             "model.hidden_size: 32 does not fit the 16 of {source}; leave it out: the model's own value is taken",
         ),
         (["model.num_hidden_layers=2"], 2, "model.num_hidden_layers: 2 does not fit the 3 of {source}"),
-        (["data.seq_len=25"], 2, "data.seq_len: 25 tokens do not fit model.max_position_embeddings 24"),
+        (["data.seq_len=25"], 2, "model.max_position_embeddings 24; shorten the sequences: the model reads no more"),
     ],
 )
 def test_a_shape_that_does_not_fit(begin, source, tmp_path, more, code, message):
     outcome = begin(source, *more)
     assert outcome.code == code and message.format(source=source) in outcome.err and outcome.err.count("error: ") == 1, outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_after_which_the_model_could_not_be_exported(begin, source):
+    if json.loads((source / "config.json").read_text())["model_type"] == "modernbert":
+        pytest.skip("its format is a decoder's, too")
+    outcome = begin(source, "objective.kind=causal")
+    message = "objective.kind: a model with the shape of train.init_from cannot be exported after causal LM; use masked"
+    assert outcome.code == 2 and message in outcome.err
 
 
 def test_no_such_model(begin, tmp_path):
