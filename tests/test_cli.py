@@ -157,12 +157,14 @@ for arguments in [["-h"], *([*name, "-h"] for name in names), ["--version"]]:
 print("CONFIGURATION", [name for name in ("pldcli.config", "yaml") if name in sys.modules])
 for arguments in [["config", "list"], ["config", "show", "bert-tiny-pld"], ["plot-schedule", "--format", "json"]]:
     assert cli.run(arguments) == 0, arguments
+for arguments in [["evaluate", "a", "--depth", "b"], ["export", "a", "--out", "b", "--blocks", "first"]]:
+    assert cli.run(arguments) == 2, arguments
 print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, env=environment(), check=True)
     lines = done.stdout.splitlines()
     assert lines[-1] == "HEAVY []" and "CONFIGURATION []" in lines
-    assert done.stderr == ""
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["error"] * 2
 
 
 def test_completion_offers_presets_without_torch() -> None:

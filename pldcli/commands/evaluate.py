@@ -122,15 +122,15 @@ def evaluate(
         "--gpus": gpus,
     }
     measurement = _chosen({name for name, value in given.items() if value is not None and value is not False and value != []})
+    if depth is not None:
+        from pldcli.evaluation.depth import parse_depths
+
+        parse_depths(depth)  # a typing error shows before torch loads
     from pldcli.plots.canvas import check_picture_path
     from pldcli.runs.model_source import latest_run
     from pldcli.system.json_text import finite
     from pldcli.system.output_place import check_file
 
-    if depth is not None:
-        from pldcli.evaluation.depth import parse_depths
-
-        parse_depths(depth)  # a typing error shows before a model and torch are read
     given["--out"] = out or _PICTURE
     check_picture_path(given["--out"])
     for option, place in (("--predictions", predictions), ("--save", save)):
