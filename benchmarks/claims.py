@@ -271,6 +271,26 @@ def depth_judged() -> Table:
     return table
 
 
+def depth_pieces() -> Table:
+    """Depths where words are made of small pieces: at equal tokens, then at the FLOPs of twice as many with 8 blocks."""
+    study = "study-depth-pieces"
+    cut = json.loads((RESULTS / study / "scores.json").read_text(encoding="utf-8"))["loss"]
+    table: Table = [("model", "tokens", "FLOPs", "loss", "cut to 4 blocks", "cut to 2 blocks")]
+    for label, name in (
+        ("8 blocks", "deep"),
+        ("4 blocks, as many tokens", "four"),
+        ("8 blocks, twice the tokens", "deep-long"),
+        ("4 blocks, as many FLOPs", "four-long"),
+        ("4 blocks, 8 after 80 % of the steps, as many FLOPs", "expansion-from-four-long"),
+        ("2 blocks, 8 after 80 % of the steps, as many FLOPs", "expansion-long"),
+    ):
+        [run] = system_of(study, name).runs
+        losses = [run.final.loss, *(cut[f"{name}-seed0"].get(str(depth)) for depth in (4, 2))]
+        cells = ("" if loss is None else f"{loss:.3f}" for loss in losses)
+        table.append((label, f"{run.final.tokens / 1e6:.1f} M", f"{run.final.executed_flops / 1e12:.1f} T", *cells))
+    return table
+
+
 def final_loss(run: Run) -> float:
     assert run.final.loss is not None
     return run.final.loss
@@ -376,6 +396,7 @@ CLAIMS: dict[str, Callable[[], Table]] = {
     "depth-narrow": depth_narrow,
     "depth-cut": depth_cut,
     "depth-judged": depth_judged,
+    "depth-pieces": depth_pieces,
 }
 
 

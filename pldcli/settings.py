@@ -313,7 +313,9 @@ def _unknown(key: str, known: Mapping[str, Any]) -> UsageError:
 def _refusal(error: ValidationError, values: Any) -> UsageError:
     """Turn the first of pydantic's errors, or all of one value, into one of ours."""
     errors = error.errors(include_url=False)
-    key = _key(errors[0], values)
+    first = _key(errors[0], values)
+    # Of a union the kind that the value is of says more: that it goes wrong within the value.
+    key = max((key for one in errors if (key := _key(one, values)) == first or key.startswith((f"{first}[", f"{first}."))), key=len)
     return UsageError(_what([one for one in errors if _key(one, values) == key]), where=key)
 
 

@@ -335,6 +335,15 @@ def test_a_run_whose_model_cannot_be_exported_is_refused(override, line):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [("[-1]", r"model.global_layers\[0\]: must be at least 0, not -1"), ("0", "model.global_layers: must be at least 1 or a list, not 0")],
+)
+def test_a_value_that_may_be_of_two_kinds_is_refused_for_what_is_wrong_with_it(value, line):
+    with pytest.raises(UsageError, match=line):
+        resolve("modern-tiny-preln", overrides=[f"model.global_layers={value}"])
+
+
 def test_a_warm_up_that_reaches_into_the_decay() -> None:
     run = ("train.total_steps=100", "optim.schedule=wsd", "optim.decay_fraction=0.2")
     tiny_config(*run, "optim.warmup_steps=80")
