@@ -137,6 +137,7 @@ def compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
             Comparison(
                 system=presets.system(result["preset"]),
                 num_hidden_layers=blocks.model.num_hidden_layers,
+                vocab_size=blocks.model.vocab_size,
                 tokens=other["tokens"],
                 difference=round(result["final_loss"] - other["final_loss"], 4),
             )
@@ -165,7 +166,8 @@ def compared_in_study(study: Path) -> list[Comparison]:
                 assert run.final.loss is not None and other.final.loss is not None
                 difference = round(run.final.loss - other.final.loss, 4)
                 points = [score for one in (run, other) if (score := tuned_score(scored, one)) is not None]
-                one = Comparison(system, run.config.model.num_hidden_layers, int(other.final.tokens), difference)
+                model = run.config.model
+                one = Comparison(system, model.num_hidden_layers, model.vocab_size, int(other.final.tokens), difference)
                 found.append(replace(one, task=TASK, score=round(points[0] - points[1], 2)) if len(points) == 2 else one)
     return found
 
@@ -250,11 +252,19 @@ def report(
     ]
     if comparisons:
         lines = [
-            head("system", "blocks", "tokens of the run without", "loss with less loss without, at equal time", "score likewise, points")
+            head(
+                "system",
+                "blocks",
+                "entries",
+                "tokens of the run without",
+                "loss with less loss without, at equal time",
+                "score likewise, points",
+            )
         ]
         for one in comparisons:
             score = f"{one.task} {one.score:+.1f}" if one.task else ""
-            lines.append(row(one.system, str(one.num_hidden_layers), f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}", score))
+            shape = str(one.num_hidden_layers), f"{one.vocab_size:,}"
+            lines.append(row(one.system, *shape, f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}", score))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

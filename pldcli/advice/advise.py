@@ -48,6 +48,8 @@ _NEAR = 4.0
 """Runs whose tokens differ by no more than this factor say something about one another."""
 _AS_DEEP = 1.5
 """Likewise of their blocks, for what dropping bought."""
+_AS_FINE = 2.0
+"""Likewise of their vocabularies: where words are made of many pieces depth is worth more, and growing late less."""
 _BEYOND = 1.5
 """So far outside the runs on record a prediction still counts as within them."""
 _WIDE = 2.0
@@ -320,9 +322,11 @@ def _choose_system(best: Candidate, comparisons: Sequence[Comparison]) -> tuple[
         for one in comparisons
         if 1 / _NEAR <= best.tokens / one.tokens <= _NEAR
         and 1 / _AS_DEEP <= best.config.model.num_hidden_layers / one.num_hidden_layers <= _AS_DEEP
+        and 1 / _AS_FINE <= best.config.model.vocab_size / one.vocab_size <= _AS_FINE
     ]
     if not near:
-        return _DENSE, 0.0, "dropping and growing: no run on record is about as deep and read about as many tokens, so nothing is dropped"
+        unlike = "no run on record is about as deep, with about as large a vocabulary, and read about as many tokens"
+        return _DENSE, 0.0, f"dropping and growing: {unlike}, so nothing is dropped"
     differences = _grouped((one.system, one.difference) for one in near)
     scores = _grouped(((one.system, one.task), one.score) for one in near if one.task)
     means = {name: fmean(values) for name, values in differences.items()}

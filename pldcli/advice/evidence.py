@@ -69,6 +69,7 @@ class Comparison:
 
     system: str
     num_hidden_layers: int
+    vocab_size: int
     tokens: int
     """Of the run without."""
     difference: float

@@ -221,7 +221,7 @@ def test_settings_that_no_run_had_make_it_a_guess(prepared: Path, timed: list[Co
 @pytest.mark.parametrize(
     ("differences", "system", "words"),
     [
-        ((), "preln", "no run on record is about as deep and read about as many tokens"),
+        ((), "preln", "no run on record is about as deep, with about as large a vocabulary, and read about as many tokens"),
         ((("pld", -0.1), ("pld", -0.1)), "preln", "nothing is dropped"),  # two pairs are not enough
         ((("pld", -0.1), ("pld", -0.02), ("pld", -0.06)), "pld", "pld -0.060 nats (3)"),
         ((("pld", -0.1), ("pld", -0.1), ("pld", 0.02)), "preln", "nothing is dropped"),
@@ -233,9 +233,10 @@ def test_dropping_is_advised_where_it_paid(
 ) -> None:
     data = open_prepared(prepared)
     tokens = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0].tokens
-    blocks = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0].config.model.num_hidden_layers
-    near = tuple(Comparison(name, blocks, int(tokens * 1.3), difference) for name, difference in differences)
-    far = (Comparison("growing", blocks, tokens * 10, -1.0), Comparison("growing", 2 * blocks, tokens, -1.0)) * 2
+    blocks, entries = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0].config.model.num_hidden_layers, data.vocab_size
+    near = tuple(Comparison(name, blocks, int(entries * 1.9), int(tokens * 1.3), difference) for name, difference in differences)
+    unlike = ((blocks, entries, tokens * 10), (2 * blocks, entries, tokens), (blocks, entries * 3, tokens), (blocks, entries // 3, tokens))
+    far = tuple(Comparison("growing", *one, -1.0) for one in unlike) * 3
     advice = advise(data, seconds=30.0, evidence=replace(EVIDENCE, comparisons=(*near, *far)))
     assert advice.system == system
     assert words in advice.reasons[-1]
@@ -251,7 +252,8 @@ def test_dropping_is_advised_where_it_paid(
 def test_a_lower_loss_that_scores_lower_is_not_advised(prepared: Path, timed: list[Config], scores: tuple[float, ...], system: str) -> None:
     data = open_prepared(prepared)
     best = advise(data, seconds=30.0, evidence=EVIDENCE).candidates[0]
-    near = tuple(Comparison("expansion", best.config.model.num_hidden_layers, best.tokens, -0.1, "cola", score) for score in scores)
+    model = best.config.model
+    near = tuple(Comparison("expansion", model.num_hidden_layers, model.vocab_size, best.tokens, -0.1, "cola", score) for score in scores)
     advice = advise(data, seconds=30.0, evidence=replace(EVIDENCE, comparisons=(*near, replace(near[0], task="", score=0.0))))
     assert advice.system == system
     assert f"expansion -0.100 nats (4), cola {sum(scores) / 3:+.1f} points (3)" in advice.reasons[-1]
