@@ -263,8 +263,8 @@ def report(
         ]
         for one in comparisons:
             score = f"{one.task} {one.score:+.1f}" if one.task else ""
-            shape = str(one.num_hidden_layers), f"{one.vocab_size:,}"
-            lines.append(row(one.system, *shape, f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}", score))
+            sizes = str(one.num_hidden_layers), f"{one.vocab_size:,}"
+            lines.append(row(one.system, *sizes, f"{one.tokens / 1e6:.2f} M", f"{one.difference:+.3f}", score))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
