@@ -313,10 +313,10 @@ def _unknown(key: str, known: Mapping[str, Any]) -> UsageError:
 def _refusal(error: ValidationError, values: Any) -> UsageError:
     """Turn the first of pydantic's errors, or all of one value, into one of ours."""
     errors = error.errors(include_url=False)
-    first = _key(errors[0], values)
+    keys = [_key(one, values) for one in errors]
     # Of a union the kind that the value is of says more: that it goes wrong within the value.
-    key = max((key for one in errors if (key := _key(one, values)) == first or key.startswith((f"{first}[", f"{first}."))), key=len)
-    return UsageError(_what([one for one in errors if _key(one, values) == key]), where=key)
+    key = max((key for key in keys if key == keys[0] or key.startswith((f"{keys[0]}[", f"{keys[0]}."))), key=len)
+    return UsageError(_what([one for one, its in zip(errors, keys, strict=True) if its == key]), where=key)
 
 
 def _key(error: ErrorDetails, values: Any) -> str:

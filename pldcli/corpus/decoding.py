@@ -84,8 +84,6 @@ def check_text(head: bytes, path: Location, *, hint: str, option: str = "") -> N
     """
     if b"\0" not in head:
         return
-    if marked := encoding_of_mark(head):
-        raise DataError(f"is {marked.upper()}, as its mark says", where=str(path), hint=f"leave out {option}" if option else hint)
     if found := _utf16_without_mark(head):
         convert = f"add {option} {found} to `pld prepare-data`, or convert it" if option else _how_to_convert(path, found)
         raise DataError("is UTF-16 without its mark", where=str(path), hint=convert)

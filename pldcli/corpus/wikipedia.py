@@ -26,6 +26,8 @@ _USUAL_NAMES = ("file", "image", "category")
 """What these namespaces are called in every wiki, beside its own names for them."""
 _HIDDEN_TAGS = ("ref", "table", "gallery", "math", "chem", "timeline", "score", "graph", "imagemap", "templatedata")
 _LINE_TAGS = ("br", "hr", "p", "div", "center", "blockquote", "ul", "ol", "li", "dl", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "h6")
+_LINE_END = "\v"
+"""Where a tag begins or ends a line: a character that no XML holds, and the parser does not strip."""
 _SPACES = re.compile(r"[^\S\n]+")
 _SWITCH = re.compile(r"__[^\W\d_a-z]+__")
 """As in __NOTOC__, and not as in __init__."""
@@ -96,21 +98,20 @@ def _plain(wikitext: str, hidden: set[str]) -> str:
 
     code: Any = mwparserfromhell.parse(_VARIANTS.sub(_first_variant, _SWITCH.sub("", wikitext)))
     unseen = [link for link in code.filter_wikilinks() if _namespace(title := str(link.title)) in hidden or _MEDIA.search(title)]
-    unseen += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _HIDDEN_TAGS]
+    for tag in code.filter_tags():
+        name = str(tag.tag).strip().lower()
+        if name in _HIDDEN_TAGS:
+            unseen.append(tag)
+        elif name in _LINE_TAGS and not tag.wiki_markup:  # marks of wikitext stand on lines of their own already
+            if tag.contents is None:
+                tag.contents = ""
+            tag.contents.insert(0, _LINE_END)
+            tag.contents.append(_LINE_END)
     for node in unseen:
         with suppress(ValueError):  # it stood in one that is gone
             code.remove(node)
-    for tag in code.filter_tags(matches=_begins_a_line):
-        with suppress(ValueError):
-            code.insert_before(tag, "\n")
-            code.insert_after(tag, "\n")
-    lines = (_SPACES.sub(" ", line).strip() for line in code.strip_code(normalize=True, collapse=True).split("\n"))
+    lines = (_SPACES.sub(" ", line).strip() for line in code.strip_code(normalize=True, collapse=True).replace(_LINE_END, "\n").split("\n"))
     return "\n".join(line for line in lines if line)
-
-
-def _begins_a_line(tag: Any) -> bool:
-    """Return whether what stands in an HTML tag, and behind it, is on lines of its own; marks of wikitext stand on some already."""
-    return not tag.wiki_markup and str(tag.tag).strip().lower() in _LINE_TAGS
 
 
 def _first_variant(found: re.Match[str]) -> str:

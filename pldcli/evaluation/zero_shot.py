@@ -233,14 +233,14 @@ def _scored(subject: Subject, texts: Sequence[tuple[int, ...]], gates: Sequence[
 def _by_group(pairs: Sequence[Pair], scores: Sequence[PairScore]) -> dict[str, dict[str, GroupScore]]:
     members: dict[str, dict[str, list[PairScore]]] = {}
     values = Counter((pair.file, name, value) for pair in pairs for name, value in pair.fields.items())
-    numbered = {name for _, name, _ in values} - {name for (_, name, _), times in values.items() if times > 1}
+    repeated = {name for (_, name, _), times in values.items() if times > 1}  # others number the pairs of a file
     for pair, score in zip(pairs, scores, strict=True):
         for name, value in pair.fields.items():
             members.setdefault(name, {}).setdefault(value, []).append(score)
     return {
         name: _score_each(dict(sorted(kinds.items())))
         for name, kinds in members.items()
-        if name in _GROUPING or (len(kinds) <= _MAX_GROUPS and 2 * len(kinds) <= sum(map(len, kinds.values())) and name not in numbered)
+        if name in _GROUPING or (name in repeated and len(kinds) <= _MAX_GROUPS and 2 * len(kinds) <= sum(map(len, kinds.values())))
     }
 
 

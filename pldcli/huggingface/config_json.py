@@ -9,7 +9,7 @@ from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
 from pldcli.tokenization.tokenizer import SpecialTokens
 
-__all__ = ["ConfigJson", "expect", "note_on_dropout", "whole_number"]
+__all__ = ["ConfigJson", "expect", "fraction", "note_on_dropout", "whole_number"]
 
 
 class ConfigJson(Protocol):
@@ -49,6 +49,18 @@ def note_on_dropout(config: Mapping[str, Any], dropout: float) -> tuple[str, ...
     names = [name for name in config if "dropout" in name or name.endswith("_pdrop")]
     others = [f"{name} {config[name]:g}" for name in names if isinstance(config[name], int | float) and config[name] != dropout]
     return (f"its config.json has {', '.join(others)}; dropout=auto is {dropout:g} everywhere",) if others else ()
+
+
+def fraction(config: Mapping[str, Any], name: str, default: float) -> float:
+    """Read a number.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    value = config.get(name, default)
+    if type(value) not in (int, float):
+        raise ValueError(f"{name}: {value!r}")
+    return float(value)
 
 
 def whole_number(config: Mapping[str, Any], name: str, default: int | None = None) -> int:

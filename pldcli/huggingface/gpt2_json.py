@@ -7,7 +7,7 @@ from typing import Any
 
 from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
-from pldcli.huggingface.config_json import expect, whole_number
+from pldcli.huggingface.config_json import expect, fraction, whole_number
 from pldcli.tokenization.tokenizer import SpecialTokens
 
 __all__ = ["Gpt2Json"]
@@ -35,14 +35,10 @@ class Gpt2Json:
         expect(config, add_cross_attention=False, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
         values = {ours: whole_number(config, theirs) for ours, theirs in _NAMES.items()}
         inner = config.get("n_inner")
-        dropouts = {name: config.get(name, 0.1) for name in _DROPOUTS}
-        for name, value in dropouts.items():
-            if type(value) not in (int, float):
-                raise ValueError(f"{name}: {value!r}")
         return {
             **values,
             "intermediate_size": 4 * values["hidden_size"] if inner is None else inner,
-            "dropout": max(map(float, dropouts.values())),
+            "dropout": max(fraction(config, name, 0.1) for name in _DROPOUTS),
             "layer_norm_eps": config.get("layer_norm_epsilon", 1e-5),
             "initializer_range": config.get("initializer_range", 0.02),
             "type_vocab_size": 0,

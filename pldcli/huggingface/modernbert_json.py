@@ -8,7 +8,7 @@ from typing import Any
 
 from pldcli.choices import Pooling
 from pldcli.config import ModelConfig
-from pldcli.huggingface.config_json import expect, whole_number
+from pldcli.huggingface.config_json import expect, fraction, whole_number
 from pldcli.pretrained import global_layers_of, usual_pooling
 from pldcli.tokenization.tokenizer import SpecialTokens
 
@@ -56,7 +56,7 @@ class ModernBertJson:
         return {
             **values,
             "layer_norm_eps": config.get("norm_eps", 1e-5),
-            "dropout": max(_fraction(config, name) for name in _DROPOUTS),
+            "dropout": max(fraction(config, name, 0.0) for name in _DROPOUTS),
             "feed_forward": _GATED[activation],
             "mlp_bias": _flag(config, "mlp_bias") or _flag(config, "classifier_bias"),
             "global_layers": read_global_layers(config),
@@ -174,10 +174,3 @@ def _flag(config: Mapping[str, Any], name: str, *, default: bool = False) -> boo
     if type(value) is not bool:
         raise ValueError(f"{name}: {value!r}")
     return value
-
-
-def _fraction(config: Mapping[str, Any], name: str) -> float:
-    value = config.get(name, 0.0)
-    if type(value) not in (int, float):
-        raise ValueError(f"{name}: {value!r}")
-    return float(value)

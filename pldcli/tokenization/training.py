@@ -150,14 +150,17 @@ class TokenizerTraining:
                 )
             except (RuntimeError, ValueError) as error:
                 if found := _TOO_SMALL.search(str(error)):
-                    what = f"a vocabulary of {self.vocab_size:,} does not hold the characters of the corpus"
-                    raise UsageError(what, where="--vocab-size", hint=f"{int(found[1]):,} is the least") from error
+                    raise self._too_small(f"{int(found[1]):,} is the least") from error
                 found = _TOO_LARGE.search(str(error))
                 if found is None or not 5 < int(found[1]) < size:
                     raise _too_little_text() from error
                 size = int(found[1])
             else:
                 return parse_sentencepiece(model.getvalue(), where="the trained tokenizer", plain_spaces=not self._rule.startswith("nmt"))
+
+    def _too_small(self, hint: str) -> UsageError:
+        what = f"a vocabulary of {self.vocab_size:,} does not hold the characters of the corpus"
+        return UsageError(what, where="--vocab-size", hint=hint)
 
     def _byte_level(self, texts: Sequence[str]) -> Any:
         from tokenizers import Tokenizer as Fast
@@ -190,8 +193,7 @@ class TokenizerTraining:
         if not kept:
             raise _too_little_text()
         if sum(counts[one] for one in kept) < _LEAST_COVERED * sum(count for one, count in counts.items() if not one.isspace()):
-            what = f"a vocabulary of {self.vocab_size:,} does not hold the characters of the corpus"
-            raise UsageError(what, where="--vocab-size", hint="use a larger one")
+            raise self._too_small("use a larger one")
         named: dict[str, Any] = {
             "special_tokens": [*_SPECIAL, *kept, *(f"##{one}" for one in kept)],
             "initial_alphabet": kept,

@@ -147,7 +147,7 @@ def test_a_vocabulary_that_does_not_hold_the_characters(model_type: Any) -> None
     texts = ["a quick brown fox jumps over the lazy dog"] * 50
     with pytest.raises(UsageError, match=r"--vocab-size: a vocabulary of 12 does not hold the characters of the corpus"):
         train_tokenizer(texts, vocab_size=12, model_type=model_type)
-    assert "quick" in train_tokenizer(texts, vocab_size=200, model_type=model_type).fast.get_vocab() or model_type == "bpe"
+    assert train_tokenizer(texts, vocab_size=60, model_type=model_type).vocab_size > 12
 
 
 PERSIAN, HINDI, TURKISH, PLAIN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "हिन्दी में", "ISI ısı İl", "x² ﬁne"
